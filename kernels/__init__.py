@@ -1,0 +1,1 @@
+"""Kernels: each one a plain PyTorch reference, a Triton kernel, and one launcher that picks between them."""
