@@ -157,9 +157,7 @@ def augment_reference(
     return out.permute(0, 3, 1, 2)
 
 
-def _cutout_mask(
-    indices: Tensor, height: int, width: int, *, spec: AugmentSpec, seed: int, epoch: Tensor
-) -> Tensor:
+def _cutout_mask(indices: Tensor, height: int, width: int, *, spec: AugmentSpec, seed: int, epoch: Tensor) -> Tensor:
     """True where the square lies: bool [N, H, W]."""
     r0, r1, _, _ = sample_words(seed, epoch, indices, STREAM_CUTOUT)
     inside = []

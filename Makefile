@@ -1,0 +1,30 @@
+# make train   environment, data, a first training, pictures of the result
+# make test    environment, the whole test suite
+# make lint    ruff and mypy
+# Variables: PYTHON (interpreter), DATA, SOURCE, ARGS (see scripts/train.sh)
+
+export PYTHON DATA SOURCE ARGS
+VENV := .venv/bin
+
+.PHONY: train test lint format clean
+
+train: .venv/.installed
+	@scripts/train.sh
+
+test: .venv/.installed
+	$(VENV)/python -m pytest
+
+lint: .venv/.installed
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+
+format: .venv/.installed
+	$(VENV)/ruff check --fix .
+	$(VENV)/ruff format .
+
+clean:
+	rm -rf .venv .virtualenv build *.egg-info
+
+.venv/.installed: pyproject.toml scripts/setup.sh
+	@scripts/setup.sh

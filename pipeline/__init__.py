@@ -1,0 +1,1 @@
+"""Training: configuration, models, loaders, the step, the loop, evaluation and checkpoints."""

@@ -1,0 +1,140 @@
+"""The command `fast-train`: parse, build, run, close."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+PROGRAM = "fast-train"
+_EPILOG = """examples:
+  fast-train --arch resnet18 --amp                  train on data/cifar10
+  fast-train --recipe paper --arch resnet56         the setting of He et al. 2015
+  fast-train --arch resnet18 --amp --resume auto    go on with the last such run, or start it
+  fast-train --evaluate runs/cifar10-resnet18-fast  evaluate a run's checkpoint
+
+exit status: 0 done, 1 diverged or target accuracy not reached, 2 bad input, 130/143 stopped by a signal"""
+
+
+# Flags that name a setting: where it stands in the configuration, its help, argparse's options.
+_Settings = dict[str, tuple[str, str, dict[str, Any]]]
+_SWITCH = {"action": argparse.BooleanOptionalAction}
+_INT, _FLOAT, _NAME = {"type": int, "metavar": "N"}, {"type": float, "metavar": "X"}, {"metavar": "NAME"}
+_SETTINGS: dict[str, _Settings] = {
+    "data": {
+        "--data": ("data.path", "prepared set (default: data/cifar10)", {"metavar": "DIR"}),
+        "--loader": ("data.loader", "resident (default) or torch", _NAME),
+        "--batch-size": ("data.batch_size", "images a step", _INT),
+        "--workers": ("data.workers", "loading processes of --loader torch", _INT),
+    },
+    "model": {
+        "--arch": ("model.arch", "architecture: resnet18, preact-resnet18, resnet56, plain-20 ...", _NAME),
+        "--shortcut": (
+            "model.shortcut",
+            "A zero padding, B projection where shapes differ, C projection everywhere",
+            {"choices": ["A", "B", "C"]},
+        ),
+        "--activation": ("model.activation", "default: relu", {"choices": ["relu", "leaky_relu", "elu"]}),
+    },
+    "training": {
+        "--epochs": ("run.epochs", "length of the run", _INT),
+        "--lr": ("optimizer.lr", "peak learning rate", _FLOAT),
+        "--grad-clip": ("optimizer.grad_clip", "largest norm of the gradient", _FLOAT),
+        "--seed": ("run.seed", "of weights, order and augmentation (default: 0)", _INT),
+        "--target-accuracy": ("run.target_accuracy", "stop when the test accuracy reaches X, a fraction", _FLOAT),
+        "--tta": (
+            "run.tta",
+            "test-time augmentation: flip averages each image with its mirror image",
+            {"nargs": "?", "const": "flip", "choices": ["none", "flip"]},
+        ),
+    },
+    "speed": {
+        "--device": ("run.device", "cpu, cuda or cuda:N (default: a GPU if there is one)", _NAME),
+        "--amp": (
+            "run.amp",
+            "mixed precision; without a type: bf16",
+            {"nargs": "?", "const": "bf16", "choices": ["bf16", "fp16", "auto", "off"]},
+        ),
+        "--compile": ("run.compile", "torch.compile (default: on a GPU)", _SWITCH),
+        "--channels-last": ("run.channels_last", "memory format (default: on)", _SWITCH),
+        "--graph": ("run.graph", "the whole step as one CUDA graph (default: on a GPU)", _SWITCH),
+        "--deterministic": ("run.deterministic", "bit-reproducible algorithms, slower", {"action": "store_true"}),
+    },
+}
+# The other flags, with the defaults that `parse_flags` fills in.
+_ACTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "--recipe": (None, "defaults: fast (on a GPU), cpu-quick (without), notes, paper, or a TOML file", _NAME),
+    "--set": ([], "any other setting, such as optimizer.momentum=0.8", {"action": "append", "metavar": "SECTION.X=Y"}),
+    "--out": (None, "the run's folder (default: runs/<set>-<arch>-<recipe>)", {"metavar": "DIR"}),
+    "--resume": (None, "go on with the last such run, or with a checkpoint", {"metavar": "auto|PATH"}),
+    "--stop-after": (None, "save and stop behind epoch N; --resume goes on", _INT),
+    "--evaluate": (None, "evaluate a checkpoint (or a run's folder), do not train", {"metavar": "CKPT"}),
+    "--show-batch": (False, "write a picture of augmented training images, do not train", {"action": "store_true"}),
+    "--verify": (False, "check the prepared set's SHA-256 sums first", {"action": "store_true"}),
+    "--debug": (False, "show the trace of an error", {"action": "store_true"}),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags. None has a default here: a setting that is not given is left to the recipe."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Train an image classifier on a prepared set, fast.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    for title, settings in _SETTINGS.items():
+        group = parser.add_argument_group(title)
+        for flag, (place, text, options) in settings.items():
+            group.add_argument(flag, dest=place, help=text, **options)
+    group = parser.add_argument_group("run")
+    for flag, (_, text, options) in _ACTIONS.items():
+        group.add_argument(flag, help=text, **options)
+    return parser
+
+
+def parse_flags(arguments: list[str] | None = None) -> tuple[dict[str, Any], argparse.Namespace]:
+    """The settings that were given, nested by section, and the other arguments."""
+    namespace = build_parser().parse_args(arguments)
+    settings: dict[str, Any] = {}
+    defaults = {flag.removeprefix("--").replace("-", "_"): default for flag, (default, _, _) in _ACTIONS.items()}
+    others = argparse.Namespace(**defaults)
+    for name, value in vars(namespace).items():
+        section, dot, key = name.partition(".")
+        if dot:
+            settings.setdefault(section, {})[key] = value
+        else:
+            setattr(others, name, value)
+    return settings, others
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    settings, others = parse_flags(arguments)
+    # After parsing: torch takes seconds to import, and --help needs none of it.
+    from pipeline import commands
+    from pipeline.train import TrainingDiverged
+
+    try:
+        return commands.run(settings, others)
+    except (ValueError, OSError, TrainingDiverged) as error:
+        if others.debug:
+            traceback.print_exc()
+        message = str(error).replace("\n", " ")
+        print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+        return 1 if isinstance(error, TrainingDiverged) else 2
+
+
+def show_path(path: Path) -> str:
+    """A path as short as it can be typed here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

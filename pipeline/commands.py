@@ -1,0 +1,221 @@
+"""What `fast-train` does, one function per action; `pipeline.cli` parses and calls `run`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from data_prep.manifest import PreparedSet
+from pipeline.checkpoint import load_checkpoint
+from pipeline.cli import PROGRAM, show_path
+from pipeline.config import Config, ConfigError
+from pipeline.display import Display
+from pipeline.evaluate import Evaluation, evaluate
+from pipeline.logs import RunLog
+from pipeline.recipe import merge, resolve, tomllib, without_steps_if_epochs
+from pipeline.report import data_note, print_evaluation, write_batch_picture, write_pictures
+from pipeline.runs import (
+    check_classes,
+    checkpoint_path,
+    default_folder,
+    load_for_resume,
+    new_folder,
+    resume_folder,
+    write_config,
+)
+from pipeline.runtime import Runtime, apply_global_flags, device_name, resolve_runtime
+from pipeline.train import (
+    CHECKPOINT,
+    Outcome,
+    Trainer,
+    build_augmenter,
+    build_network,
+    build_split_loader,
+)
+
+
+def run(settings: dict[str, Any], others: argparse.Namespace) -> int:
+    """Train, evaluate or show a batch; returns the exit status."""
+    console = Console()
+    settings = merge(settings, _parse_sets(others.set))
+    if others.evaluate is not None:
+        return _evaluate(settings, others, console)
+    config, prepared, runtime = _configure(settings, others, console)
+    if others.show_batch:
+        return _show_batch(config, prepared, runtime, others, console)
+    return _train(config, prepared, runtime, others, console)
+
+
+def _parse_sets(assignments: list[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for text in assignments:
+        place, equals, value = text.partition("=")
+        section, dot, name = place.strip().partition(".")
+        if not (equals and dot and section and name):
+            raise ConfigError(f"--set {text} is no assignment; write it as SECTION.NAME=VALUE")
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value.strip()
+        settings.setdefault(section, {})[name] = parsed
+    return settings
+
+
+def _configure(
+    settings: dict[str, Any], others: argparse.Namespace, console: Console
+) -> tuple[Config, PreparedSet, Runtime]:
+    if others.resume not in (None, "auto"):
+        # The run's own settings take the place of a recipe.
+        saved = load_checkpoint(checkpoint_path(Path(others.resume)))["config"]
+        config = Config.from_dict(merge(saved, without_steps_if_epochs(settings)))
+    else:
+        config = resolve(others.recipe or _default_recipe(settings), settings)
+    prepared = PreparedSet.open(Path(config.data.path), verify=others.verify)
+    config = fit_to_data(config, prepared, console)
+    runtime = resolve_runtime(config.run)
+    apply_global_flags(config.run, runtime.device)
+    return config, prepared, runtime
+
+
+def _default_recipe(settings: dict[str, Any]) -> str:
+    """What suits the device that the run will use."""
+    run_config = dataclasses.replace(Config().run, device=settings.get("run", {}).get("device", "auto"))
+    return "fast" if resolve_runtime(run_config).device.type == "cuda" else "cpu-quick"
+
+
+def fit_to_data(config: Config, prepared: PreparedSet, console: Console) -> Config:
+    """Take the model's input and output from the data, and a batch size that a small split can fill."""
+    height, width, channels = prepared.manifest.image_shape
+    model = dataclasses.replace(
+        config.model,
+        num_classes=len(prepared.manifest.classes),
+        image_size=min(height, width),
+        in_channels=channels,
+    )
+    data, images = config.data, prepared.size("train")
+    if images < data.batch_size:
+        console.print(f"batch size {data.batch_size} -> {images}: the training split holds no more images")
+        data = dataclasses.replace(data, batch_size=max(images, 1))
+    return dataclasses.replace(config, model=model, data=data)
+
+
+def _show_batch(
+    config: Config, prepared: PreparedSet, runtime: Runtime, others: argparse.Namespace, console: Console
+) -> int:
+    folder = Path(others.out) if others.out else default_folder(config, prepared)
+    with build_split_loader(config, prepared, runtime, train=True) as loader:
+        augmenter = build_augmenter(config, prepared, runtime, train=True)
+        title = f"augmented training images, recipe {config.recipe}"
+        path = write_batch_picture(folder / "batch.png", loader, augmenter, title=title)
+    console.print(f"augmented training images: {show_path(path)}", soft_wrap=True)
+    return 0
+
+
+def _evaluate(settings: dict[str, Any], others: argparse.Namespace, console: Console) -> int:
+    path = checkpoint_path(Path(others.evaluate))
+    state = load_checkpoint(path)
+    config = Config.from_dict(merge(state["config"], settings))
+    prepared = PreparedSet.open(Path(config.data.path), verify=others.verify)
+    check_classes(state, prepared, path)
+    runtime = resolve_runtime(config.run)
+    apply_global_flags(config.run, runtime.device)
+    model = build_network(config, runtime)
+    model.load_state_dict(state["step"]["average"] or state["step"]["model"])
+    console.print(f"evaluating {show_path(path)} on {device_name(runtime.device)}", soft_wrap=True)
+    with build_split_loader(config, prepared, runtime, train=False) as loader:
+        augmenter = build_augmenter(config, prepared, runtime, train=False)
+        result = evaluate(model, loader, augmenter, amp=runtime.amp, tta=config.run.tta)
+    folder = Path(others.out) if others.out else path.parent / "evaluation"
+    _report(folder, result, [], config, prepared, console)
+    return 0
+
+
+def _train(
+    config: Config, prepared: PreparedSet, runtime: Runtime, others: argparse.Namespace, console: Console
+) -> int:
+    base = default_folder(config, prepared)
+    folder = None
+    if others.resume is not None:
+        folder = resume_folder(others.resume, others.out, base)
+    state = None
+    if folder is not None:
+        state = load_for_resume(folder / CHECKPOINT, config, prepared)
+    else:
+        folder = new_folder(others.out, base)
+    _announce(config, prepared, runtime, folder, console)
+    with Trainer(config, prepared, runtime) as trainer:
+        if state is not None:
+            trainer.load_state_dict(state)
+            if trainer.finished:
+                console.print(f"{show_path(folder)} is complete: {len(trainer.history)} epochs; nothing to do")
+                return 0
+            console.print(f"going on behind step {trainer.done_steps:,} of {trainer.total_steps:,}")
+        write_config(folder, config, prepared, runtime)
+        started = time.perf_counter()
+        seconds = trainer.prepare()
+        if runtime.compile or runtime.graph:
+            console.print(f"compiled in {seconds:.1f} s", highlight=False)
+        outcome = _fit(trainer, folder, others, console)
+        return _finish(trainer, outcome, folder, time.perf_counter() - started, console)
+
+
+def _announce(config: Config, prepared: PreparedSet, runtime: Runtime, folder: Path, console: Console) -> None:
+    source = prepared.manifest.source["kind"]
+    console.print(
+        f"{config.model.arch} by recipe {config.recipe} on {prepared.size('train'):,} images of {source}"
+        f"{data_note(prepared)}; loader {config.data.loader}, batch {config.data.batch_size}\n"
+        f"{runtime.describe()}\nrun folder: {show_path(folder)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _fit(trainer: Trainer, folder: Path, others: argparse.Namespace, console: Console) -> Outcome:
+    log = RunLog(folder, trainer.history)
+    display = Display(console, epochs=trainer.epochs, note=data_note(trainer.prepared))
+    try:
+        return trainer.fit(folder, log, display, stop_after=others.stop_after)
+    finally:
+        display.close()
+        log.close()
+
+
+def _finish(trainer: Trainer, outcome: Outcome, folder: Path, seconds: float, console: Console) -> int:
+    go_on = f"{PROGRAM} --resume {show_path(folder)}"
+    if outcome.interrupted is not None:
+        print(f"{PROGRAM}: stopped by a signal, saved; go on with: {go_on}", file=sys.stderr)
+        return 128 + outcome.interrupted
+    result = outcome.evaluation or trainer.evaluate()
+    _report(folder, result, trainer.history, trainer.config, trainer.prepared, console)
+    console.print(
+        f"trained for {outcome.train_seconds:.1f} s; {seconds:.1f} s with compilation, evaluation and saving",
+        highlight=False,
+    )
+    if not trainer.finished:
+        console.print(f"stopped behind epoch {len(trainer.history)}; go on with: {go_on}", soft_wrap=True)
+        return 0
+    if outcome.target_reached is False:
+        target = trainer.config.run.target_accuracy
+        print(f"{PROGRAM}: the target accuracy of {target:.2%} was not reached", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _report(
+    folder: Path,
+    result: Evaluation,
+    history: list[dict[str, Any]],
+    config: Config,
+    prepared: PreparedSet,
+    console: Console,
+) -> None:
+    print_evaluation(console, result, prepared)
+    title = f"{config.model.arch}, recipe {config.recipe}: {result.accuracy:.2%} test accuracy"
+    paths = write_pictures(folder, result, history, prepared, title=title)
+    console.print("pictures: " + ", ".join(show_path(p) for p in paths), highlight=False, soft_wrap=True)

@@ -1,0 +1,194 @@
+"""What a run is made of: one validated, frozen dataclass per component, apart from the objects built from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from kernels.augment import AugmentSpec
+from kernels.philox import check_seed
+from pipeline.models import ModelConfig
+
+SCHEDULES = ("constant", "multistep", "plateau", "onecycle", "triangular", "cosine")
+AMP_DTYPES = ("off", "auto", "bf16", "fp16")
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work: what is wrong, where, what to do."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a name that is not in a list, with the nearest name in it."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(names)}"
+    return ConfigError(f"unknown {what} '{name}'; {hint}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """path: the prepared set. loader: a name from `pipeline.loaders.LOADERS`. workers: loading processes of the
+    loaders that have them, None for 4 or the number of cores, whichever is less. normalise: ``set`` by the
+    training split's mean and standard deviation, ``half`` by 0.5 and 0.5."""
+
+    path: str = "data/cifar10"
+    loader: str = "resident"
+    batch_size: int = 512
+    workers: int | None = None
+    normalise: str = "set"
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, f"batch size {self.batch_size} is too small; give 1 or more")
+        _require(self.workers is None or self.workers >= 0, f"{self.workers} workers; give 0 or more")
+        if self.normalise not in ("set", "half"):
+            raise unknown_name("normalisation", self.normalise, ("set", "half"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """SGD with momentum. weight_decay applies to weights of convolutions and the classifier, and to
+    normalisation parameters and biases only with decay_all. grad_clip: largest norm of the whole gradient.
+    ema_decay: per step, of the averaged weights that evaluation uses; None for no averaging."""
+
+    lr: float = 0.4
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    decay_all: bool = False
+    label_smoothing: float = 0.0
+    grad_clip: float | None = None
+    ema_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(0 < self.lr < math.inf, f"learning rate {self.lr} must be above 0")
+        _require(0 <= self.momentum < 1, f"momentum {self.momentum} must be in [0, 1)")
+        _require(not self.nesterov or self.momentum > 0, "Nesterov needs a momentum above 0")
+        _require(0 <= self.weight_decay < math.inf, f"weight decay {self.weight_decay} must be 0 or more")
+        _require(0 <= self.label_smoothing < 1, f"label smoothing {self.label_smoothing} must be in [0, 1)")
+        _require(self.grad_clip is None or self.grad_clip > 0, f"grad clip {self.grad_clip} must be above 0")
+        _require(self.ema_decay is None or 0 < self.ema_decay < 1, f"EMA decay {self.ema_decay} must be in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How the learning rate moves; see `pipeline.schedules`. warmup and milestones are fractions of the whole
+    run, final is a fraction of the peak; gamma, threshold and patience (epochs) serve multistep and plateau."""
+
+    name: str = "triangular"
+    warmup: float = 0.0
+    final: float = 0.0
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    threshold: float = 0.1
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        if self.name not in SCHEDULES:
+            raise unknown_name("schedule", self.name, SCHEDULES)
+        _require(0 <= self.warmup < 1, f"warmup {self.warmup} must be a fraction of the run in [0, 1)")
+        _require(0 <= self.final <= 1, f"final {self.final} must be a fraction of the peak rate in [0, 1]")
+        rising = all(a < b for a, b in zip((0, *self.milestones), (*self.milestones, 1), strict=True))
+        _require(rising, f"milestones {self.milestones} must rise between 0 and 1, fractions of the run")
+        _require(0 < self.gamma <= 1, f"gamma {self.gamma} must be in (0, 1]")
+        _require(0 <= self.threshold < 1, f"threshold {self.threshold} must be in [0, 1)")
+        _require(self.patience >= 0, f"patience {self.patience} must be 0 epochs or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long and how to run. steps: the length in steps instead of epochs. amp: autocast type, ``auto`` for
+    bf16 where the processor computes in it. compile and graph: None for what is best on the device.
+    tta: ``flip`` averages the predictions for each test image and its mirror image."""
+
+    epochs: int = 16
+    steps: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    amp: str = "off"
+    compile: bool | None = None
+    channels_last: bool = True
+    graph: bool | None = None
+    deterministic: bool = False
+    eval_every: int = 1
+    target_accuracy: float | None = None
+    tta: str = "none"
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, f"{self.epochs} epochs; give 1 or more")
+        _require(self.steps is None or self.steps >= 1, f"{self.steps} steps; give 1 or more")
+        _require(self.eval_every >= 1, f"eval every {self.eval_every} epochs; give 1 or more")
+        check_seed(self.seed)
+        if self.amp not in AMP_DTYPES:
+            raise unknown_name("amp type", self.amp, AMP_DTYPES)
+        if self.tta not in ("none", "flip"):
+            raise unknown_name("test-time augmentation", self.tta, ("none", "flip"))
+        target = self.target_accuracy
+        _require(target is None or 0 < target <= 1, f"target accuracy {target} must be a fraction in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The whole of a run's settings, as saved with it."""
+
+    recipe: str = "custom"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists and numbers, for JSON and for checkpoints."""
+        plain = dataclasses.asdict(self)
+        plain["schedule"]["milestones"] = list(self.schedule.milestones)
+        return plain
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Config:
+        """The inverse of `to_dict`; raises ConfigError on unknown keys and on values of a wrong type."""
+        return _build(Config, values, "config")
+
+
+def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise unknown_name(f"setting in {where}", name, fields)
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}.{name} is {value!r}; it must be a table of settings")
+            arguments[name] = _build(hints[name], value, f"{where}.{name}")  # type: ignore[arg-type]
+        else:
+            arguments[name] = _convert(value, hints[name], f"{where}.{name}")
+    return cls(**arguments)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """Check a plain value against a field's type; whole numbers serve as floats, lists as tuples."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        origin = typing.get_origin(option) or option
+        if origin is tuple and isinstance(value, (list, tuple)):
+            return tuple(value)
+        if origin is typing.Literal and value in typing.get_args(option):
+            return value
+        if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(origin, type) and type(value) is origin:
+            return value
+    raise ConfigError(f"{where} is {value!r}; it must be {getattr(hint, '__name__', hint)}")

@@ -1,0 +1,108 @@
+"""What the terminal shows while a run goes on: a live bar, or plain lines where it is no terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from pipeline.step import Totals, totals
+
+_SECONDS_BETWEEN_LOOKS = 0.25
+
+
+class Glimpse:
+    """Reads a tensor of sums now and then without making the host wait for the device.
+
+    On CUDA a copy to pinned memory is queued behind the steps, and its values are looked at once it is done: what
+    is shown is what the device has finished, not what the host has queued.
+    """
+
+    def __init__(self, sums: Tensor) -> None:
+        self._sums = sums
+        self._event: torch.cuda.Event | None = None
+        self._pinned = torch.empty_like(sums, device="cpu", pin_memory=True) if sums.is_cuda else None
+        self._last_look = time.monotonic()
+
+    def take(self) -> Totals | None:
+        """The totals, at most a few times a second; None in between."""
+        now = time.monotonic()
+        if now - self._last_look < _SECONDS_BETWEEN_LOOKS:
+            return None
+        if self._pinned is None:
+            self._last_look = now
+            return totals(self._sums)
+        if self._event is None:
+            self._pinned.copy_(self._sums, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+            return None
+        if not self._event.query():
+            return None
+        self._event, self._last_look = None, now
+        return totals(self._pinned)
+
+
+class Display:
+    """Shows one epoch at a time: `begin`, `update` as often as one likes, `end` with the epoch's record."""
+
+    def __init__(self, console: Console, *, epochs: int, note: str = "") -> None:
+        self._console, self._epochs, self._note = console, epochs, note
+        self._progress = self._build() if console.is_terminal else None
+        self._task: Any = None
+        self._began, self._already = 0.0, 0
+        if self._progress:
+            self._progress.start()
+
+    def _build(self) -> Progress:
+        return Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[figures]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            transient=True,
+        )
+
+    def begin(self, epoch: int, images: int, already: int = 0, images_left: int = 0) -> None:
+        """epoch: 1-based. images: how many the epoch has. already: how many of them a resumed run has done.
+        images_left: of the whole run, this epoch included, for the time that is left."""
+        self._began, self._already = time.monotonic(), already
+        if self._progress is None:
+            return
+        if self._task is None:
+            self._task = self._progress.add_task("", total=images_left, figures="")
+            self._total = images_left
+        self._before = self._total - images_left
+        self._progress.update(self._task, description=f"epoch {epoch}/{self._epochs}")
+
+    def update(self, sums: Totals | None, rate: float) -> None:
+        """sums: of the epoch so far, None to leave the bar as it is. rate: the learning rate."""
+        if self._progress is None or sums is None or not sums.images:
+            return
+        speed = (sums.images - self._already) / max(time.monotonic() - self._began, 1e-9)
+        figures = (
+            f"{speed:,.0f} images/s  loss {sums.loss / sums.images:.3f}  "
+            f"acc {sums.correct / sums.images:.1%}  lr {rate:.4g}"
+        )
+        self._progress.update(self._task, completed=self._before + sums.images, figures=figures)
+
+    def end(self, record: dict[str, Any]) -> None:
+        """One line that stays."""
+        tested = record["test_accuracy"]
+        test = f"test {record['test_loss']:.3f} {tested:.2%}  " if tested is not None else ""
+        self._console.print(
+            f"epoch {record['epoch']:>3}/{self._epochs}  train {record['train_loss']:.3f} "
+            f"{record['train_accuracy']:.2%}  {test}lr {record['lr']:.4g}  "
+            f"{record['images_per_second']:,.0f} images/s  {record['seconds']:.1f} s{self._note}",
+            highlight=False,
+        )
+
+    def close(self) -> None:
+        if self._progress:
+            self._progress.stop()

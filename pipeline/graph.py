@@ -1,0 +1,55 @@
+"""A training step captured once as a CUDA graph and replayed: one launch in place of hundreds."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.loaders import Batch
+from pipeline.step import TrainStep
+
+_WARM_UP_STEPS = 3
+
+
+def warm_up(step: TrainStep, batch: Batch) -> None:
+    """Run a few steps and undo them: compilation, algorithm choice and allocations happen here, once."""
+    with step.unchanged():
+        for _ in range(_WARM_UP_STEPS):
+            step(batch)
+
+
+class CapturedStep:
+    """Call it as the step itself. Each batch is copied into the buffers that the graph reads.
+
+    batch: an example of the training shape. Of a loader that gathers, images and labels are the graph's own
+    inputs and must be the same tensors at every call; only the indices are copied.
+    """
+
+    def __init__(self, step: TrainStep, batch: Batch) -> None:
+        self._gathers = step.gathers
+        if step.gathers:
+            self._static = Batch(batch.images, batch.labels, batch.indices.clone())
+        else:
+            self._static = Batch(*(tensor.clone() for tensor in batch))
+        # Warm-up runs on a stream of its own, as capture does, so that no work is left over on the first one.
+        stream = torch.cuda.Stream(step.device)
+        stream.wait_stream(torch.cuda.current_stream(step.device))
+        with torch.cuda.stream(stream):
+            warm_up(step, self._static)
+        torch.cuda.current_stream(step.device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=stream):
+            step(self._static)
+
+    def __call__(self, batch: Batch) -> None:
+        for name, static, given in zip(Batch._fields, self._static, batch, strict=True):
+            if self._gathers and name != "indices":
+                if given.data_ptr() != static.data_ptr():
+                    raise ValueError(f"{name} moved since the step was captured; give the same tensor")
+                continue
+            if given.shape != static.shape or given.dtype != static.dtype or given.device != static.device:
+                raise ValueError(
+                    f"{name} is {given.dtype} {tuple(given.shape)} on {given.device}, but the step was captured "
+                    f"for {static.dtype} {tuple(static.shape)} on {static.device}"
+                )
+            static.copy_(given, non_blocking=True)
+        self._graph.replay()

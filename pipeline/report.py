@@ -1,0 +1,94 @@
+"""What a person looks at after a run: pictures, and a short table in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.manifest import PreparedSet
+from pipeline import plots
+from pipeline.augmentation import Augmenter
+from pipeline.evaluate import Evaluation
+from pipeline.loaders import Loader
+
+GRID_IMAGES = 32
+BATCH_IMAGES = 64
+_MOST_ROWS = 20
+
+
+def data_note(prepared: PreparedSet) -> str:
+    """What to write behind a figure that does not come from real images; empty if it does."""
+    return " (synthetic data)" if prepared.synthetic else ""
+
+
+def write_pictures(
+    folder: Path, evaluation: Evaluation, history: list[dict[str, Any]], prepared: PreparedSet, *, title: str
+) -> list[Path]:
+    """Learning curves (where there is a history), confusion matrix, accuracies and predictions as PNG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = list(prepared.manifest.classes)
+    title = title + data_note(prepared)
+    paths = []
+    if history:
+        paths.append(plots.learning_curves(history, folder / "learning-curves.png", title=title))
+    matrix = evaluation.confusion
+    paths.append(plots.confusion_matrix(matrix, classes, folder / "confusion-matrix.png", title=title))
+    paths.append(plots.per_class_accuracy(matrix, classes, folder / "class-accuracy.png", title=title))
+
+    packed = prepared.packed("test")
+    # Spread over the split: its file is in the order of the classes where it comes from class folders.
+    chosen = np.linspace(0, len(packed.labels) - 1, min(GRID_IMAGES, len(packed.labels))).astype(np.int64)
+    paths.append(
+        plots.prediction_grid(
+            packed.images[chosen],
+            packed.labels[chosen],
+            evaluation.predictions[chosen],
+            evaluation.confidences[chosen],
+            classes,
+            folder / "predictions.png",
+            title=title,
+            count=len(chosen),
+        )
+    )
+    return paths
+
+
+def write_batch_picture(path: Path, loader: Loader, augmenter: Augmenter, *, title: str) -> Path:
+    """The first images of the first training batch of epoch 0, augmented, as the model sees them."""
+    loader.set_epoch(0)
+    batch = next(iter(loader))
+    images = augmenter(batch, gather=False)[:BATCH_IMAGES].float().cpu()
+    pixels = images.permute(0, 2, 3, 1).numpy() * np.array(augmenter.std) + np.array(augmenter.mean)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    classes = list(loader.prepared.manifest.classes)
+    labels = batch.labels[:BATCH_IMAGES].cpu().numpy()
+    title = title + data_note(loader.prepared)
+    return plots.batch_grid(pixels.clip(0, 1).astype(np.float32), labels, classes, path, title=title)
+
+
+def print_evaluation(console: Console, evaluation: Evaluation, prepared: PreparedSet) -> None:
+    """Top-1 and the accuracy of each class; of many classes, the worst ones."""
+    classes, accuracies = prepared.manifest.classes, evaluation.per_class()
+    order: Any = range(len(classes))
+    title = "accuracy by class"
+    if len(classes) > _MOST_ROWS:
+        order = np.argsort(accuracies)[:_MOST_ROWS]
+        title = f"the {_MOST_ROWS} worst of {len(classes)} classes"
+    table = Table(title=title, title_justify="left")
+    table.add_column("class")
+    table.add_column("test images", justify="right")
+    table.add_column("accuracy", justify="right")
+    for k in order:
+        images = int(evaluation.confusion[k].sum())
+        table.add_row(classes[k], f"{images:,}", f"{accuracies[k]:.2%}" if images else "-")
+    console.print(table)
+    images = int(evaluation.confusion.sum())
+    console.print(
+        f"test accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.3f}, on {images:,} images"
+        f"{data_note(prepared)}",
+        highlight=False,
+    )

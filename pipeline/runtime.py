@@ -1,0 +1,105 @@
+"""How a run executes on this machine: device, autocast type, compilation, graph; settings left open are chosen."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.config import ConfigError, RunConfig
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """amp: the autocast type, None for float32. graph: the whole step as one CUDA graph."""
+
+    device: torch.device
+    amp: torch.dtype | None
+    compile: bool
+    graph: bool
+
+    @property
+    def image_dtype(self) -> torch.dtype:
+        """The type that augmentation writes: what the first convolution computes in."""
+        return self.amp or torch.float32
+
+    def describe(self) -> str:
+        """One line for the terminal."""
+        parts = [device_name(self.device), str(self.amp or torch.float32).removeprefix("torch.")]
+        parts += ["compiled"] if self.compile else []
+        parts += ["one CUDA graph a step"] if self.graph else []
+        return ", ".join(parts)
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a person would name it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU with {torch.get_num_threads()} threads"
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has bfloat16 arithmetic, rather than an emulation that is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def resolve_runtime(run: RunConfig) -> Runtime:
+    """Choose what ``run`` leaves open; ConfigError for what this machine can't do."""
+    device = _resolve_device(run.device)
+    cuda = device.type == "cuda"
+    if run.graph and not cuda:
+        raise ConfigError("--graph needs a CUDA device; leave it out on the CPU")
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    if run.compile and not compiler:
+        raise ConfigError("--compile needs a C++ compiler; install one (apt-get install g++) or add --no-compile")
+    return Runtime(
+        device=device,
+        amp=_resolve_amp(run.amp, device),
+        compile=bool(compiler) and cuda if run.compile is None else run.compile,
+        graph=cuda if run.graph is None else run.graph,
+    )
+
+
+def _resolve_device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device '{name}'; give cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device '{name}' is not supported; give cpu, cuda or cuda:N")
+    if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"no device '{name}' is visible here; leave --device out to use what there is")
+    return device
+
+
+def _resolve_amp(name: str, device: torch.device) -> torch.dtype | None:
+    if name == "off":
+        return None
+    if name == "auto":
+        if computes_bf16(device):
+            return torch.bfloat16
+        return torch.float16 if device.type == "cuda" else None
+    if name == "bf16" and device.type == "cuda" and not computes_bf16(device):
+        raise ConfigError(f"{device_name(device)} has no bfloat16 arithmetic; use --amp fp16")
+    return _DTYPES[name]
+
+
+def apply_global_flags(run: RunConfig, device: torch.device) -> None:
+    """Set torch's process-wide switches for this run; called once, by the command."""
+    if run.deterministic:
+        # Read by cuBLAS when it starts; without it, its deterministic mode refuses to run.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not run.deterministic

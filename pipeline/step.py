@@ -1,0 +1,162 @@
+"""One training step: augmentation, forward, backward, optimizer, metrics, without a host synchronisation.
+
+The same method runs eagerly on any device and, on CUDA, is captured whole by `pipeline.graph`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.augmentation import Augmenter
+from pipeline.config import OptimizerConfig
+from pipeline.loaders import Batch
+from pipeline.optimizer import WeightAverage, build_optimizer, optimizer_tensors
+
+
+class Totals(NamedTuple):
+    """Sums over the images of an epoch so far, on the host."""
+
+    loss: float
+    correct: int
+    images: int
+
+
+class Metrics:
+    """Sums that the step adds to on the device; reading them is the epoch's only synchronisation."""
+
+    def __init__(self, device: torch.device) -> None:
+        # float64: sums of 50,000 losses keep their digits. Rows: loss, correct, images.
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
+        """loss: 0-D mean over the batch. correct: 0-D count."""
+        row = torch.stack([loss.detach() * images, correct, torch.full_like(loss, images)])
+        self.sums += row
+
+    def reset(self) -> None:
+        self.sums.zero_()
+
+    def read(self) -> Totals:
+        """Wait for the device and return the sums."""
+        return totals(self.sums)
+
+
+def totals(sums: Tensor) -> Totals:
+    """The sums of `Metrics.sums`, float64 [3], as numbers."""
+    loss, correct, images = sums.tolist()
+    return Totals(loss, int(correct), int(images))
+
+
+class TrainStep:
+    """A model with all that one step of it needs.
+
+    model: on its device, in its memory format. amp: the autocast type, None for float32; float16 scales the loss
+    (torch.amp.GradScaler). compile: the forward pass, the loss and through it the backward pass by torch.compile.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        augmenter: Augmenter,
+        config: OptimizerConfig,
+        *,
+        device: torch.device,
+        gathers: bool,
+        amp: torch.dtype | None = None,
+        compile: bool = False,
+    ) -> None:
+        self.model, self.augmenter, self.config = model, augmenter, config
+        self.device, self.gathers, self.amp = device, gathers, amp
+        self.optimizer = build_optimizer(model, config, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
+        self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
+        self.metrics = Metrics(device)
+        self._forward_loss = torch.compile(self._plain_forward_loss) if compile else self._plain_forward_loss
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model that is worth evaluating: the averaged one where there is one."""
+        return self.average.model if self.average else self.model
+
+    def set_rate(self, rate: float) -> None:
+        """The learning rate of the steps to come; queued on the device like any other work."""
+        self.optimizer.param_groups[0]["lr"].fill_(rate)
+
+    def __call__(self, batch: Batch) -> None:
+        """Train on one batch of a loader's `feed`."""
+        images = self.augmenter(batch, gather=self.gathers)
+        labels = batch.labels[batch.indices] if self.gathers else batch.labels
+        # None, not zeros: the backward pass then writes gradients in place of adding to them.
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, correct = self._forward_loss(images, labels)
+        self.scaler.scale(loss).backward()
+        if self.config.grad_clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip, foreach=True)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            self.average.update()
+        self.metrics.add(loss, correct, len(labels))
+
+    def _plain_forward_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
+            logits = self.model(images)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        return loss, (logits.argmax(dim=1) == labels).sum()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor that a step changes, but the scaler's."""
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+        yield from optimizer_tensors(self.optimizer)
+        if self.average:
+            yield from self.average.model.parameters()
+            yield from self.average.model.buffers()
+        yield self.metrics.sums
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Undo, in place, whatever steps inside the block changed: weights, statistics, momentum, scale."""
+        with torch.no_grad():
+            saved = [(tensor, tensor.detach().clone()) for tensor in self.tensors()]
+        scaler = self.scaler.state_dict()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in saved:
+                    tensor.copy_(value)
+            self.scaler.load_state_dict(scaler)
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the continuation needs, as tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.model.state_dict() if self.average else None,
+            "scaler": self.scaler.state_dict(),
+            "metrics": self.metrics.sums,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`, written into the tensors that are in place."""
+        self.model.load_state_dict(state["model"])
+        if self.average:
+            self.average.model.load_state_dict(state["average"])
+        saved = state["optimizer"]["state"]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        with torch.no_grad():
+            for number, parameter in enumerate(parameters):
+                for name, value in saved.get(number, {}).items():
+                    self.optimizer.state[parameter][name].copy_(value)
+            self.metrics.sums.copy_(state["metrics"])
+        self.scaler.load_state_dict(state["scaler"])

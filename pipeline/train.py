@@ -1,0 +1,287 @@
+"""The training loop: epochs of steps, an evaluation after each, figures and checkpoints on the way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_prep.manifest import PreparedSet
+from kernels.augment import NO_AUGMENT
+from pipeline.augmentation import Augmenter
+from pipeline.checkpoint import save_checkpoint
+from pipeline.config import Config
+from pipeline.display import Display, Glimpse
+from pipeline.evaluate import Evaluation, evaluate
+from pipeline.graph import CapturedStep, warm_up
+from pipeline.interrupt import Interrupt
+from pipeline.loaders import Batch, Loader, build_loader
+from pipeline.logs import RunLog
+from pipeline.models import build_model
+from pipeline.runtime import Runtime
+from pipeline.schedules import build_schedule
+from pipeline.step import Totals, TrainStep
+
+CHECKPOINT = "last.pt"
+_EVALUATION_BATCH = 1000
+# A small model's epoch takes a second on a GPU: saving each one would cost as much as training it.
+_SECONDS_BETWEEN_SAVES = 10.0
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no finite number any more."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. evaluation: the last one. interrupted: the signal's number. target_reached: None where no
+    target was set. train_seconds: without start-up and evaluation."""
+
+    evaluation: Evaluation | None
+    interrupted: int | None
+    target_reached: bool | None
+    train_seconds: float
+
+
+def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool) -> Augmenter:
+    """The augmentation of the training split, or the plain normalisation of evaluation."""
+    return Augmenter(
+        prepared.manifest,
+        config.augment if train else NO_AUGMENT,
+        normalise=config.data.normalise,
+        dtype=runtime.image_dtype,
+        device=runtime.device,
+        seed=config.run.seed,
+        channels_last=config.run.channels_last,
+    )
+
+
+def build_split_loader(config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool) -> Loader:
+    """The loader of the training or of the test split."""
+    split = "train" if train else "test"
+    return build_loader(
+        config.data.loader,
+        prepared,
+        split,
+        batch_size=config.data.batch_size if train else min(_EVALUATION_BATCH, max(prepared.size(split), 1)),
+        seed=config.run.seed,
+        device=runtime.device,
+        train=train,
+        workers=config.data.workers,
+    )
+
+
+def build_network(config: Config, runtime: Runtime) -> torch.nn.Module:
+    """The model, initialised from the run's seed, on the device and in the memory format of the run."""
+    torch.manual_seed(config.run.seed)
+    model = build_model(config.model).to(runtime.device)
+    # Module.to has an overload for memory formats that type checkers don't see through.
+    return model.to(memory_format=torch.channels_last) if config.run.channels_last else model  # type: ignore[call-overload]
+
+
+class Trainer:
+    """One run. Builds everything that it needs; `fit` trains; a context manager, which closes the loaders."""
+
+    def __init__(self, config: Config, prepared: PreparedSet, runtime: Runtime) -> None:
+        self.config, self.prepared, self.runtime = config, prepared, runtime
+        self.loader = build_split_loader(config, prepared, runtime, train=True)
+        self.test_loader = build_split_loader(config, prepared, runtime, train=False)
+        self.augmenter = build_augmenter(config, prepared, runtime, train=True)
+        self.test_augmenter = build_augmenter(config, prepared, runtime, train=False)
+        self.step = TrainStep(
+            build_network(config, runtime),
+            self.augmenter,
+            config.optimizer,
+            device=runtime.device,
+            gathers=self.loader.gathers,
+            amp=runtime.amp,
+            compile=runtime.compile,
+        )
+        steps_per_epoch = len(self.loader)
+        self.total_steps = config.run.steps or config.run.epochs * steps_per_epoch
+        self.epochs = math.ceil(self.total_steps / steps_per_epoch)
+        self.schedule = build_schedule(config.schedule, peak=config.optimizer.lr, total_steps=self.total_steps)
+        self.done_steps = 0
+        self.train_seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+        self._run_step: Callable[[Batch], None] = self.step
+        self._rate: float | None = None
+        self._target_reached = False
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.loader.close()
+        self.test_loader.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch, with its evaluation, is behind us."""
+        complete = len(self.history) >= self.epochs and self.done_steps >= self.total_steps
+        return complete or self._target_reached
+
+    def prepare(self) -> float:
+        """Compile and capture the step, so that the first epoch is as fast as the others. Returns the seconds."""
+        started = time.perf_counter()
+        if self.runtime.graph:
+            self._run_step = CapturedStep(self.step, self._example_batch())
+        elif self.runtime.compile:
+            warm_up(self.step, self._example_batch())
+        return time.perf_counter() - started
+
+    def _example_batch(self) -> Batch:
+        indices = torch.arange(self.config.data.batch_size, device=self.runtime.device)
+        if self.loader.gathers:
+            return next(self.loader.feed())._replace(indices=indices)
+        shape = (len(indices), *self.prepared.manifest.image_shape)
+        images = torch.zeros(shape, dtype=torch.uint8, device=self.runtime.device)
+        return Batch(images, torch.zeros_like(indices), indices)
+
+    def fit(self, folder: Path, log: RunLog, display: Display, *, stop_after: int | None = None) -> Outcome:
+        """Train to the end, to the target accuracy, to a signal, or to the end of epoch ``stop_after`` (1-based).
+
+        Raises TrainingDiverged when the loss is no finite number; the last checkpoint is then left as it was.
+        """
+        evaluation = None
+        self._saved_at = time.monotonic()
+        with Interrupt() as interrupt:
+            while not self.finished:
+                epoch = len(self.history)
+                sums, seconds = self._train_epoch(epoch, display, interrupt)
+                if interrupt.signum is not None:
+                    break
+                evaluation = self._evaluate_epoch(epoch)
+                record = self._record(epoch, sums, seconds, evaluation)
+                self.schedule.epoch_end(record["train_loss"])
+                self.step.metrics.reset()
+                self.history.append(record)
+                log.add(record)
+                display.end(record)
+                if self.finished or epoch + 1 == stop_after:
+                    break
+                if time.monotonic() - self._saved_at > _SECONDS_BETWEEN_SAVES:
+                    self.save(folder)
+        self.save(folder)
+        target = self.config.run.target_accuracy
+        return Outcome(
+            evaluation=evaluation,
+            interrupted=None if self.finished else interrupt.signum,
+            target_reached=None if target is None else self._target_reached,
+            train_seconds=self.train_seconds,
+        )
+
+    def _train_epoch(self, epoch: int, display: Display, interrupt: Interrupt) -> tuple[Totals, float]:
+        """Train through what is left of an epoch; returns its sums and the seconds that it took just now."""
+        if self.loader.epoch != epoch:
+            self.loader.set_epoch(epoch)
+        self.augmenter.set_epoch(epoch)
+        self.step.model.train()
+        batch_size = self.config.data.batch_size
+        in_epoch = min(len(self.loader), self.total_steps - epoch * len(self.loader)) * batch_size
+        already = self.step.metrics.read().images
+        display.begin(epoch + 1, in_epoch, already, (self.total_steps - self.done_steps) * batch_size + already)
+        glimpse = Glimpse(self.step.metrics.sums)
+        started = time.perf_counter()
+        if self.done_steps < self.total_steps and interrupt.signum is None:
+            for batch in self.loader.feed():
+                rate = self._set_rate()
+                self._run_step(batch)
+                self.done_steps += 1
+                seen = glimpse.take()
+                if seen is not None:
+                    self._check_finite(seen, epoch)
+                    display.update(seen, rate)
+                if self.done_steps == self.total_steps or interrupt.signum is not None:
+                    break
+        sums = self.step.metrics.read()
+        seconds = time.perf_counter() - started
+        self.train_seconds += seconds
+        self._check_finite(sums, epoch)
+        self._images_now = sums.images - already
+        return sums, seconds
+
+    def _set_rate(self) -> float:
+        rate = self.schedule.rate(self.done_steps)
+        if rate != self._rate:
+            self.step.set_rate(rate)
+            self._rate = rate
+        return rate
+
+    def _check_finite(self, sums: Totals, epoch: int) -> None:
+        if not math.isfinite(sums.loss):
+            raise TrainingDiverged(
+                f"the loss became {sums.loss} in epoch {epoch + 1} at a learning rate of {self._rate:.4g}; lower "
+                "--lr or add --grad-clip 1"
+            )
+
+    def _evaluate_epoch(self, epoch: int) -> Evaluation | None:
+        last = self.done_steps >= self.total_steps
+        if not last and (epoch + 1) % self.config.run.eval_every:
+            return None
+        result = self.evaluate()
+        target = self.config.run.target_accuracy
+        self._target_reached = target is not None and result.accuracy >= target
+        return result
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate the present weights (the averaged ones where there are any) on the test split."""
+        return evaluate(
+            self.step.evaluated_model,
+            self.test_loader,
+            self.test_augmenter,
+            amp=self.runtime.amp,
+            tta=self.config.run.tta,
+        )
+
+    def _record(self, epoch: int, sums: Totals, seconds: float, evaluation: Evaluation | None) -> dict[str, Any]:
+        return {
+            "epoch": epoch + 1,
+            "step": self.done_steps,
+            "lr": self._rate,
+            "train_loss": sums.loss / max(sums.images, 1),
+            "train_accuracy": sums.correct / max(sums.images, 1),
+            "test_loss": evaluation.loss if evaluation else None,
+            "test_accuracy": evaluation.accuracy if evaluation else None,
+            "images_per_second": self._images_now / seconds,
+            "seconds": seconds,
+            "train_seconds": self.train_seconds,
+            "synthetic": self.prepared.synthetic,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write all that the continuation needs to the run's checkpoint."""
+        cuda = torch.cuda.get_rng_state(self.runtime.device) if self.runtime.device.type == "cuda" else None
+        state = {
+            "config": self.config.to_dict(),
+            "classes": list(self.prepared.manifest.classes),
+            "step": self.step.state_dict(),
+            "loader": self.loader.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "done_steps": self.done_steps,
+            "train_seconds": self.train_seconds,
+            "target_reached": self._target_reached,
+            "history": self.history,
+        }
+        save_checkpoint(folder / CHECKPOINT, state)
+        self._saved_at = time.monotonic()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where the state that `save` wrote left off."""
+        self.step.load_state_dict(state["step"])
+        self.loader.load_state_dict(state["loader"])
+        self.schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["rng"]["cpu"].cpu())
+        if state["rng"]["cuda"] is not None and self.runtime.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.runtime.device)
+        self.done_steps, self.train_seconds = state["done_steps"], state["train_seconds"]
+        self.history = state["history"]
+        # A target is judged anew: the resumed run may have been given another one.
+        target = self.config.run.target_accuracy
+        self._target_reached = target is not None and state["target_reached"]

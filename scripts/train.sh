@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Prepare data and train on them: `make train`.
+#   DATA    what to train on: cifar10 (default), cifar100, folder:DIR, synthetic
+#   SOURCE  where CIFAR comes from, if not from its own host: an archive, a folder of its batches, an address
+#   ARGS    more flags for fast-train
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PATH="$PWD/.venv/bin:$PATH"
+
+dataset=${DATA:-cifar10}
+case $dataset in
+    folder:*) name=$(basename "$(realpath -m "${dataset#folder:}")") ;;
+    *) name=$dataset ;;
+esac
+
+status=0
+prep-data --dataset "$dataset" --out "data/$name" ${SOURCE:+--source "$SOURCE"} || status=$?
+if [ "$status" = 3 ] && [ -z "${DATA:-}" ]; then
+    echo "CIFAR-10 can't be downloaded here: training on the built-in synthetic set instead (DATA=folder:DIR trains on your own images)"
+    name=synthetic
+    prep-data --dataset synthetic --out data/synthetic
+elif [ "$status" != 0 ]; then
+    exit "$status"
+fi
+# shellcheck disable=SC2086  # flags, to be split
+exec fast-train --data "data/$name" ${ARGS:-}

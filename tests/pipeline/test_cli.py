@@ -1,0 +1,68 @@
+"""What the command says to a newcomer and to bad input."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline import cli
+
+
+def test_help_needs_no_torch():
+    """Importing torch takes seconds; --help must not."""
+    code = (
+        "import sys\nfrom pipeline import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--arch" in done.stdout
+    assert "exit status" in done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--data", "nowhere"], "nowhere"),
+    (["--arch", "resnet17"], "did you mean 'resnet1"),
+    (["--loader", "residnet"], "did you mean 'resident'"),
+    (["--recipe", "nots"], "did you mean 'notes'"),
+    (["--batch-size", "0"], "batch size 0 is too small"),
+    (["--lr", "-1"], "learning rate -1.0 must be above 0"),
+    (["--epochs", "0"], "0 epochs; give 1 or more"),
+    (["--seed", "-4"], "seed -4 is out of range"),
+    (["--target-accuracy", "94"], "target accuracy 94.0 must be a fraction"),
+    (["--device", "tpu"], "device"),
+    (["--device", "cuda:99"], "cuda:99"),
+    (["--graph", "--device", "cpu"], "--graph needs a CUDA device"),
+    (["--set", "optimizer.momentumm=0.5"], "did you mean 'momentum'"),
+    (["--set", "momentum"], "write it as SECTION.NAME=VALUE"),
+    (["--set", "optimizer.momentum=high"], "must be float"),
+    (["--resume", "nowhere.pt"], "no checkpoint at nowhere.pt"),
+    (["--evaluate", "nowhere"], "no checkpoint at nowhere"),
+    (["--set", "augment.pad=9"], "pad 9 is out of range"),
+    (["--set", "augment.pad_mode=reflect", "--set", "augment.pad=8", "--set", "augment.cutout=-1"], "cutout -1"),
+])  # fmt: skip
+def test_bad_input_is_one_line_and_exit_2(prepared_path, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--data", str(prepared_path), "--recipe", "paper", "--device", "cpu", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("fast-train: error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_debug_shows_the_trace(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--data", "nowhere", "--debug", "--device", "cpu"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_another_architecture_cannot_resume(prepared_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", str(prepared_path), "--device", "cpu", "--batch-size", "40", "--out", "run"]
+    assert cli.main([*options, "--recipe", "paper", "--arch", "resnet8", "--epochs", "1"]) == 0
+    assert cli.main([*options, "--recipe", "paper", "--arch", "resnet14", "--epochs", "2", "--resume", "auto"]) == 2
+    assert "model.arch = resnet8" in capsys.readouterr().err
+    assert cli.main(["--resume", "run", "--lr", "0.7"]) == 2
+    assert "optimizer.lr = 0.1" in capsys.readouterr().err

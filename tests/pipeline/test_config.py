@@ -1,0 +1,96 @@
+import dataclasses
+import json
+
+import pytest
+
+from kernels.augment import AugmentSpec
+from pipeline.config import Config, ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from pipeline.recipe import merge, read_recipe, recipe_names, resolve
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_resolves_and_survives_json(name):
+    config = resolve(name, {})
+    assert config.recipe == name
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_the_notes_and_the_paper_are_what_they_say():
+    notes = resolve("notes", {})
+    assert (notes.optimizer.lr, notes.optimizer.momentum, notes.optimizer.weight_decay) == (0.1, 0.9, 5e-4)
+    assert (notes.data.batch_size, notes.data.normalise, notes.data.loader) == (128, "half", "torch")
+    assert (notes.schedule.name, notes.schedule.threshold, notes.schedule.patience) == ("plateau", 0.1, 3)
+    assert notes.augment == AugmentSpec(flip=True)
+    assert notes.run.epochs == 50
+
+    paper = resolve("paper", {})
+    assert (paper.run.steps, paper.data.batch_size, paper.optimizer.weight_decay) == (64_000, 128, 1e-4)
+    assert [m * 64_000 for m in paper.schedule.milestones] == [32_000, 48_000]
+    assert paper.augment == AugmentSpec(pad=4, flip=True)
+
+
+def test_a_flag_wins_over_the_recipe():
+    config = resolve("paper", {"run": {"epochs": 3}, "optimizer": {"lr": 1}})
+    assert config.run.steps is None
+    assert config.run.epochs == 3
+    assert config.optimizer.lr == 1.0
+    assert config.optimizer.weight_decay == 1e-4
+
+
+def test_a_recipe_file_of_ones_own(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('[model]\narch = "resnet20"\n[run]\nepochs = 7\n')
+    assert resolve(str(path), {}).run.epochs == 7
+
+
+@pytest.mark.parametrize(("recipe", "message"), [
+    ("fsat", "did you mean 'fast'"), ("missing.toml", "no recipe file"),
+])  # fmt: skip
+def test_unknown_recipe(recipe, message):
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(recipe)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("[run\n", "no valid TOML"),
+    ("[run]\nepoch = 3\n", "did you mean 'epochs'"),
+    ("[runs]\nepochs = 3\n", "did you mean 'run'"),
+    ('[run]\nepochs = "three"\n', r"run.epochs is 'three'; it must be int"),
+    ("[run]\ndeterministic = 1\n", "must be bool"),
+    ("run = 3\n", "must be a table"),
+    ("[augment]\npad = 12\n", "pad 12 is out of range"),
+])  # fmt: skip
+def test_a_bad_recipe_is_one_line(tmp_path, text, message):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        resolve(str(path), {})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("section", "values"), [
+    (DataConfig, {"batch_size": 0}), (DataConfig, {"workers": -1}), (DataConfig, {"normalise": "imagenet"}),
+    (OptimizerConfig, {"lr": 0.0}), (OptimizerConfig, {"lr": float("nan")}), (OptimizerConfig, {"momentum": 1.0}),
+    (OptimizerConfig, {"momentum": 0.0}), (OptimizerConfig, {"weight_decay": -1.0}),
+    (OptimizerConfig, {"label_smoothing": 1.0}), (OptimizerConfig, {"grad_clip": 0.0}),
+    (OptimizerConfig, {"ema_decay": 1.0}),
+    (ScheduleConfig, {"name": "steps"}), (ScheduleConfig, {"warmup": 1.0}),
+    (ScheduleConfig, {"milestones": (0.5, 0.25)}), (ScheduleConfig, {"milestones": (1.5,)}),
+    (RunConfig, {"epochs": 0}), (RunConfig, {"steps": 0}), (RunConfig, {"seed": -1}), (RunConfig, {"amp": "int8"}),
+    (RunConfig, {"target_accuracy": 94.0}), (RunConfig, {"tta": "crop"}),
+])  # fmt: skip
+def test_values_out_of_range(section, values):
+    with pytest.raises(ValueError, match=r"must|give|choose|needs|did you mean") as error:
+        section(**values)
+    assert "\n" not in str(error.value)
+
+
+def test_merge_keeps_what_the_second_does_not_name():
+    assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 9}}) == {"a": {"b": 9, "c": 2}, "d": 3}
+
+
+def test_every_section_is_frozen():
+    config = Config()
+    for field in dataclasses.fields(config):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config, field.name, None)

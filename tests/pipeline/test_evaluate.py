@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kernels.augment import NO_AUGMENT
+from pipeline.augmentation import Augmenter
+from pipeline.evaluate import evaluate
+from pipeline.loaders import LOADERS, build_loader
+from pipeline.models import ModelConfig, build_model
+
+
+class _LeftBright(nn.Module):
+    """Class 0 if the left half is the brighter one, else class 1: mirror images get the other class."""
+
+    def forward(self, x):
+        left, right = x[..., : x.shape[3] // 2].mean((1, 2, 3)), x[..., x.shape[3] // 2 :].mean((1, 2, 3))
+        return torch.stack([left, right, torch.full_like(left, -9.0)], dim=1)
+
+
+def _augmenter(prepared):
+    return Augmenter(prepared.manifest, NO_AUGMENT, normalise="set", dtype=torch.float32, device=torch.device("cpu"))
+
+
+def _plainly(model, prepared):
+    """All images in one batch, normalised by hand."""
+    packed = prepared.packed("test")
+    mean, std = np.array(prepared.manifest.mean), np.array(prepared.manifest.std)
+    images = torch.tensor((packed.images / 255 - mean) / std, dtype=torch.float32).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        return model.eval()(images).softmax(1), torch.tensor(packed.labels)
+
+
+@pytest.mark.parametrize("name", sorted(LOADERS))
+@pytest.mark.parametrize("batch_size", [5, 33, 100])
+def test_equals_one_big_batch(prepared, name, batch_size):
+    model = build_model(ModelConfig(arch="resnet8", num_classes=3))
+    probabilities, labels = _plainly(model, prepared)
+    model.train()
+    with build_loader(name, prepared, "test", batch_size=batch_size, train=False, workers=1) as loader:
+        result = evaluate(model, loader, _augmenter(prepared))
+    assert model.training
+    expected = probabilities.argmax(1)
+    assert np.array_equal(result.predictions, expected.numpy())
+    assert result.confidences == pytest.approx(probabilities.max(1).values.numpy(), abs=1e-5)
+    assert result.accuracy == pytest.approx(float((expected == labels).double().mean()))
+    assert result.loss == pytest.approx(float(-probabilities[range(33), labels].log().mean()), rel=1e-5)
+    assert result.confusion.sum() == 33
+    for true in range(3):
+        for predicted in range(3):
+            assert result.confusion[true, predicted] == int(((labels == true) & (expected == predicted)).sum())
+    assert result.per_class() == pytest.approx(np.diag(result.confusion) / 11)
+
+
+def test_flip_averages_an_image_with_its_mirror(prepared):
+    with build_loader("resident", prepared, "test", batch_size=10, train=False) as loader:
+        plain = evaluate(_LeftBright(), loader, _augmenter(prepared))
+        flipped = evaluate(_LeftBright(), loader, _augmenter(prepared), tta="flip")
+    assert len(set(plain.predictions)) == 2
+    # What the mirror image gains the image loses: both classes end with the same probability.
+    assert flipped.confidences == pytest.approx(np.full(33, 0.5), abs=1e-3)
+
+
+def test_a_class_without_images_has_no_accuracy(prepared):
+    with build_loader("resident", prepared, "test", batch_size=10, train=False) as loader:
+        result = evaluate(_LeftBright(), loader, _augmenter(prepared))
+    result.confusion[1] = 0
+    assert np.isnan(result.per_class()[1])

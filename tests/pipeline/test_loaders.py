@@ -1,0 +1,175 @@
+"""One suite over all loaders: each is one line in LOADERS and one more parameter here."""
+
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.order import epoch_order
+from pipeline.loaders import LOADERS, build_loader
+
+pytestmark = pytest.mark.parametrize("name", sorted(LOADERS))
+
+
+def _build(name, prepared, split="train", **options):
+    options = {"batch_size": 16, "seed": 3, "workers": 2, **options}
+    return build_loader(name, prepared, split, **options)
+
+
+def _collect(loader):
+    """All batches of an epoch, concatenated: (images, labels, indices)."""
+    return [torch.cat(parts) for parts in zip(*loader, strict=True)]
+
+
+def test_training_follows_the_permutation_in_batches_of_one_shape(name, prepared):
+    with _build(name, prepared) as loader:
+        for epoch in (0, 1, 5):
+            loader.set_epoch(epoch)
+            batches = list(loader)
+            assert len(batches) == len(loader) == 120 // 16
+            assert {tuple(b.images.shape) for b in batches} == {(16, 16, 16, 3)}
+            seen = torch.cat([b.indices for b in batches])
+            assert torch.equal(seen, epoch_order(120, seed=3, epoch=epoch)[: len(seen)])
+            for batch in batches:
+                assert batch.images.dtype == torch.uint8
+                assert batch.labels.dtype == batch.indices.dtype == torch.int64
+
+
+def test_each_index_comes_once_where_the_batches_fit(name, prepared):
+    with _build(name, prepared, batch_size=24) as loader:
+        _, _, indices = _collect(loader)
+        assert torch.equal(indices.sort().values, torch.arange(120))
+
+
+def test_pixels_labels_and_order_equal_the_file(name, prepared):
+    packed = prepared.packed("train")
+    with _build(name, prepared) as loader:
+        loader.set_epoch(2)
+        images, labels, indices = _collect(loader)
+    assert np.array_equal(images.numpy(), packed.images[indices.numpy()])
+    assert np.array_equal(labels.numpy(), packed.labels[indices.numpy()])
+
+
+def test_equals_the_resident_loader(name, prepared):
+    with _build(name, prepared) as loader, _build("resident", prepared) as resident:
+        for epoch in (0, 7):
+            loader.set_epoch(epoch)
+            resident.set_epoch(epoch)
+            for ours, theirs in zip(loader, resident, strict=True):
+                for field in ours._fields:
+                    assert torch.equal(getattr(ours, field), getattr(theirs, field))
+
+
+def test_workers_do_not_change_what_comes(name, prepared):
+    collected = []
+    for workers in (0, 1, 3):
+        with _build(name, prepared, workers=workers) as loader:
+            collected.append(_collect(loader))
+    for other in collected[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(collected[0], other, strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [1, 10, 33, 1000])
+def test_evaluation_sees_each_image_exactly_once_in_order(name, prepared, batch_size):
+    with _build(name, prepared, "test", train=False, batch_size=batch_size) as loader:
+        images, labels, indices = _collect(loader)
+        assert torch.equal(indices, torch.arange(33))
+        assert np.array_equal(images.numpy(), prepared.packed("test").images)
+        assert np.array_equal(labels.numpy(), prepared.packed("test").labels)
+        assert len(list(loader)) == len(loader) == -(-33 // batch_size)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 7])
+def test_restart_in_the_middle_of_an_epoch(name, prepared, stop):
+    with _build(name, prepared) as loader:
+        loader.set_epoch(4)
+        whole = list(loader)
+        loader.set_epoch(4)
+        batches = iter(loader)
+        for _ in range(stop):
+            next(batches)
+        state = loader.state_dict()
+    with _build(name, prepared) as resumed:
+        resumed.load_state_dict(state)
+        rest = list(resumed)
+        assert resumed.state_dict()["step"] == len(whole)
+        assert len(rest) == len(whole) - stop
+        for ours, theirs in zip(rest, whole[stop:], strict=True):
+            assert torch.equal(ours.indices, theirs.indices)
+            assert torch.equal(ours.images, theirs.images)
+        resumed.set_epoch(5)
+        assert len(list(resumed)) == len(whole)
+
+
+def test_the_feed_of_training_holds_the_same_batches(name, prepared):
+    with _build(name, prepared) as loader:
+        for fed, batch in zip(loader.feed(), _build("resident", prepared), strict=True):
+            chosen = fed.indices if loader.gathers else slice(None)
+            assert torch.equal(fed.images[chosen], batch.images)
+            assert torch.equal(fed.labels[chosen], batch.labels)
+            assert torch.equal(fed.indices, batch.indices)
+
+
+def test_seeds_and_epochs_differ(name, prepared):
+    orders = []
+    for seed, epoch in ((1, 0), (2, 0), (1, 1)):
+        with _build(name, prepared, seed=seed) as loader:
+            loader.set_epoch(epoch)
+            orders.append(_collect(loader)[2])
+    assert not torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])
+
+
+def test_early_break_then_a_whole_epoch(name, prepared):
+    with _build(name, prepared) as loader:
+        for _ in range(3):
+            for _batch in loader:
+                break
+        _, _, indices = _collect(loader)
+        assert len(indices) == len(loader) * 16
+
+
+def test_two_loaders_at_once(name, prepared):
+    with _build(name, prepared, seed=1) as first, _build(name, prepared, seed=2) as second:
+        for a, b in zip(first, second, strict=True):
+            assert not torch.equal(a.indices, b.indices)
+        assert torch.equal(_collect(first)[2], epoch_order(120, seed=1, epoch=0)[:112])
+
+
+def test_close_twice_leaves_no_process(name, prepared):
+    before = len(multiprocessing.active_children())
+    loader = _build(name, prepared)
+    next(iter(loader))
+    loader.close()
+    loader.close()
+    assert len(multiprocessing.active_children()) == before
+
+
+def test_a_split_smaller_than_one_batch(name, prepared):
+    with pytest.raises(ValueError, match="holds 120 images, fewer than one batch of 121"):
+        _build(name, prepared, batch_size=121)
+
+
+def test_state_of_another_run_is_refused(name, prepared):
+    with (
+        _build(name, prepared, seed=3) as loader,
+        _build(name, prepared, seed=4) as other,
+        pytest.raises(ValueError, match="seed 3"),
+    ):
+        other.load_state_dict(loader.state_dict())
+
+
+def test_unknown_name(name, prepared):
+    with pytest.raises(ValueError, match=f"did you mean '{name}'"):
+        build_loader(name + "x", prepared, "train", batch_size=16)
+
+
+@pytest.mark.gpu
+def test_gpu_batches_are_the_cpus(name, prepared):
+    with _build(name, prepared, device="cuda") as loader, _build("resident", prepared) as reference:
+        for ours, theirs in zip(loader, reference, strict=True):
+            assert ours.images.is_cuda
+            assert torch.equal(ours.images.cpu(), theirs.images)
+            assert torch.equal(ours.labels.cpu(), theirs.labels)
+            assert torch.equal(ours.indices.cpu(), theirs.indices)

@@ -1,0 +1,237 @@
+"""Whole runs through the command, on a small set of real files on the CPU."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from pipeline import cli
+from pipeline.checkpoint import load_checkpoint
+from pipeline.runs import default_folder
+from pipeline.train import Trainer
+
+# lr 0.1 on a 0.1-million-weight network: enough to learn three shapes in a few epochs.
+RECIPE = """
+[model]
+arch = "resnet8"
+[data]
+batch_size = 24
+[augment]
+pad = 2
+flip = true
+[optimizer]
+lr = 0.1
+label_smoothing = 0.1
+ema_decay = 0.8
+[schedule]
+name = "triangular"
+warmup = 0.2
+[run]
+epochs = 3
+"""
+
+
+@pytest.fixture
+def train(prepared_path, tmp_path, monkeypatch):
+    """Call fast-train with a small recipe from an empty folder; returns the exit status."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(RECIPE)
+
+    def call(*arguments):
+        return cli.main(["--data", str(prepared_path), "--recipe", "small.toml", "--device", "cpu", *arguments])
+
+    call.folder = tmp_path
+    return call
+
+
+def _flatten(value, place=""):
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from _flatten(child, f"{place}.{key}")
+    elif isinstance(value, list):
+        for number, child in enumerate(value):
+            yield from _flatten(child, f"{place}.{number}")
+    else:
+        yield place, value
+
+
+def assert_same_run(first, second):
+    """Two checkpoints hold the same bits, but for times."""
+    pairs = zip(_flatten(load_checkpoint(first)), _flatten(load_checkpoint(second)), strict=True)
+    compared = 0
+    for (place, a), (other_place, b) in pairs:
+        assert place == other_place
+        if place.endswith(("seconds", "images_per_second", ".rng.cpu")):
+            continue
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, place
+        compared += isinstance(a, torch.Tensor)
+    assert compared > 100
+
+
+@pytest.mark.parametrize("loader", ["resident", "torch"])
+def test_resuming_equals_a_straight_run_bit_for_bit(train, loader):
+    options = ["--loader", loader, "--workers", "1"]
+    assert train("--out", "straight", *options) == 0
+    assert train("--out", "parts", "--stop-after", "1", *options) == 0
+    assert len(load_checkpoint(train.folder / "parts" / "last.pt")["history"]) == 1
+    assert cli.main(["--resume", "parts"]) == 0
+    assert_same_run(train.folder / "straight" / "last.pt", train.folder / "parts" / "last.pt")
+    lines = [json.loads(line) for line in (train.folder / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert [line["step"] for line in lines] == [5, 10, 15]
+
+
+def test_both_loaders_train_to_the_same_weights(train):
+    assert train("--out", "a", "--loader", "resident") == 0
+    assert train("--out", "b", "--loader", "torch", "--workers", "2") == 0
+    a, b = (load_checkpoint(train.folder / name / "last.pt") for name in "ab")
+    for first, second in zip(a["step"]["model"].values(), b["step"]["model"].values(), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("at_step", [1, 7, 10])
+def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(train, monkeypatch, capsys, signum, status, at_step):
+    assert train("--out", "straight") == 0
+    prepare = Trainer.prepare
+
+    def interrupting(trainer):
+        seconds = prepare(trainer)
+        run = trainer._run_step
+
+        def step(batch):
+            run(batch)
+            if trainer.done_steps + 1 == at_step:
+                signal.raise_signal(signum)
+
+        trainer._run_step = step
+        return seconds
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "prepare", interrupting)
+        assert train("--out", "parts") == status
+    assert "go on with: fast-train --resume parts" in capsys.readouterr().err
+    assert load_checkpoint(train.folder / "parts" / "last.pt")["done_steps"] == at_step
+    assert signal.getsignal(signum) is not None
+    assert train("--out", "parts", "--resume", "auto") == 0
+    assert_same_run(train.folder / "straight" / "last.pt", train.folder / "parts" / "last.pt")
+
+
+def test_a_diverging_run_says_so_and_keeps_the_last_good_checkpoint(train, capsys):
+    assert train("--out", "run", "--stop-after", "1") == 0
+    good = (train.folder / "run" / "last.pt").read_bytes()
+    state = load_checkpoint(train.folder / "run" / "last.pt")
+    state["step"]["model"]["conv1.weight"].fill_(float("nan"))
+    from pipeline.checkpoint import save_checkpoint
+
+    save_checkpoint(train.folder / "run" / "last.pt", {k: v for k, v in state.items() if k != "format_version"})
+    poisoned = (train.folder / "run" / "last.pt").read_bytes()
+    capsys.readouterr()
+    assert train("--out", "run", "--resume", "auto") == 1
+    message = capsys.readouterr().err
+    assert "the loss became nan in epoch 2" in message
+    assert message.count("\n") == 1
+    assert (train.folder / "run" / "last.pt").read_bytes() == poisoned != good
+
+
+def test_it_learns(train):
+    assert train("--out", "run", "--epochs", "12") == 0
+    last = json.loads((train.folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["test_accuracy"] >= 0.8  # chance is 0.33
+
+
+def test_what_a_run_leaves(train):
+    assert train("--out", "run") == 0
+    names = {path.name for path in (train.folder / "run").iterdir()}
+    pictures = {"learning-curves.png", "confusion-matrix.png", "class-accuracy.png", "predictions.png"}
+    assert names == pictures | {"config.json", "metrics.jsonl", "tensorboard", "last.pt"}
+    saved = json.loads((train.folder / "run" / "config.json").read_text())
+    assert saved["config"]["optimizer"]["lr"] == 0.1
+    assert saved["config"]["model"]["num_classes"] == 3
+    assert saved["data"]["source"]["kind"] == "folder"
+    keys = load_checkpoint(train.folder / "run" / "last.pt")["step"]["model"].keys()
+    assert {"conv1.weight", "layer1.0.bn1.running_mean", "fc.bias"} <= set(keys)
+    assert not any(key.startswith("_orig_mod") for key in keys)
+
+
+def test_target_accuracy_ends_the_run(train, capsys):
+    assert train("--out", "easy", "--target-accuracy", "0.05") == 0
+    assert len(load_checkpoint(train.folder / "easy" / "last.pt")["history"]) == 1
+    assert train("--out", "hard", "--epochs", "1", "--target-accuracy", "1.0", "--lr", "0.0001") == 1
+    assert "100.00% was not reached" in capsys.readouterr().err
+
+
+def test_a_run_ends_at_its_number_of_steps(train):
+    assert train("--out", "run", "--set", "run.steps=7") == 0
+    state = load_checkpoint(train.folder / "run" / "last.pt")
+    assert state["done_steps"] == 7
+    assert [record["step"] for record in state["history"]] == [5, 7]
+
+
+def test_run_folders_and_resume_auto(train, prepared, capsys):
+    assert train("--epochs", "1") == 0
+    assert train("--epochs", "1") == 0
+    base = train.folder / "runs"
+    assert sorted(p.name for p in base.iterdir()) == ["shapes-resnet8-small", "shapes-resnet8-small-2"]
+    assert train("--epochs", "2", "--resume", "auto") == 0
+    assert len(load_checkpoint(base / "shapes-resnet8-small-2" / "last.pt")["history"]) == 2
+    capsys.readouterr()
+    assert train("--epochs", "2", "--resume", "auto") == 0
+    assert "is complete" in capsys.readouterr().out
+    assert train("--out", "runs/shapes-resnet8-small") == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert default_folder.__doc__
+
+
+def test_resume_auto_without_a_run_starts_one(train):
+    assert train("--out", "new", "--resume", "auto", "--epochs", "1") == 0
+    assert (train.folder / "new" / "last.pt").exists()
+
+
+def test_evaluate_gives_the_accuracy_of_the_run(train, capsys):
+    assert train("--out", "run") == 0
+    last = json.loads((train.folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    capsys.readouterr()
+    for given in ("run", "run/last.pt"):
+        assert cli.main(["--evaluate", given, "--device", "cpu"]) == 0
+        assert f"test accuracy {last['test_accuracy']:.2%}" in capsys.readouterr().out
+    assert (train.folder / "run" / "evaluation" / "confusion-matrix.png").exists()
+    assert cli.main(["--evaluate", "run", "--tta", "--device", "cpu", "--out", "mirrored"]) == 0
+    assert (train.folder / "mirrored" / "predictions.png").exists()
+
+
+def test_show_batch_writes_a_picture_and_does_not_train(train):
+    assert train("--show-batch", "--out", "look") == 0
+    assert [p.name for p in (train.folder / "look").iterdir()] == ["batch.png"]
+
+
+def test_a_small_split_lowers_the_batch_size(train, capsys):
+    assert train("--out", "run", "--batch-size", "4096", "--epochs", "1") == 0
+    assert "batch size 4096 -> 120" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--amp"], ["--amp", "fp16"], ["--no-channels-last"], ["--deterministic"],
+                                   ["--grad-clip", "1"], ["--activation", "elu"], ["--shortcut", "C"]])  # fmt: skip
+def test_flags_train(train, flags):
+    try:
+        assert train("--out", "run", "--epochs", "1", *flags) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.slow
+def test_compiled_training(train):
+    assert train("--out", "run", "--epochs", "2", "--compile") == 0
+    assert train("--out", "run", "--epochs", "2", "--compile", "--resume", "auto") == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("loader", ["resident", "torch"])
+def test_gpu_training_and_resuming(train, loader):
+    options = ["--device", "cuda", "--amp", "--loader", loader, "--out", "run"]
+    assert train(*options, "--stop-after", "1") == 0
+    assert train(*options, "--resume", "auto") == 0
+    history = load_checkpoint(train.folder / "run" / "last.pt")["history"]
+    assert len(history) == 3
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
