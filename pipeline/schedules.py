@@ -28,7 +28,7 @@ class Schedule:
         warmup = self.config.warmup
         if done < warmup:
             # Half a step ahead, so that the first step moves too.
-            return (done + 0.5 / self.total) / warmup
+            return min((done + 0.5 / self.total) / warmup, 1.0)
         return self._curve((done - warmup) / (1 - warmup))
 
     def _curve(self, done: float) -> float:

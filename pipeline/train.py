@@ -216,7 +216,8 @@ class Trainer:
     def _check_finite(self, sums: Totals, epoch: int) -> None:
         if not math.isfinite(sums.loss):
             raise TrainingDiverged(
-                f"the loss became {sums.loss} in epoch {epoch + 1} at a learning rate of {self._rate:.4g}; lower "
+                f"the loss became {sums.loss} in epoch {epoch + 1} at a learning rate of "
+                f"{self.schedule.rate(self.done_steps - 1):.4g}; lower "
                 "--lr or add --grad-clip 1"
             )
 
@@ -243,7 +244,7 @@ class Trainer:
         return {
             "epoch": epoch + 1,
             "step": self.done_steps,
-            "lr": self._rate,
+            "lr": self.schedule.rate(self.done_steps - 1),
             "train_loss": sums.loss / max(sums.images, 1),
             "train_accuracy": sums.correct / max(sums.images, 1),
             "test_loss": evaluation.loss if evaluation else None,

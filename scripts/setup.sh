@@ -56,9 +56,17 @@ make_virtual_environment() {
     fi
 }
 
+install_python_packages() {
+    say "installing the Python packages (torch is large: minutes on a first run)"
+    .venv/bin/python -m pip install -q -e '.[dev]'
+    # FFCV is built from source and nothing else depends on it, so a machine that can't build it goes without.
+    if pkg-config --exists opencv4 libturbojpeg 2>/dev/null; then
+        .venv/bin/python -m pip install -q -e '.[ffcv]' || say "FFCV could not be built; everything else works"
+    fi
+}
+
 install_system_packages
 make_virtual_environment
-say "installing the Python packages (torch is large: minutes on a first run)"
-.venv/bin/python -m pip install -q -e '.[dev]'
+install_python_packages
 touch .venv/.installed
 say "ready: .venv/bin holds prep-data and fast-train"

@@ -39,7 +39,8 @@ class ResidentLoader(Loader):
 
     def _index_batches(self, start: int) -> Iterator[Tensor]:
         order = self.order(self.device)
-        yield from order[start * self.batch_size :].split(self.batch_size)
+        for first in range(start * self.batch_size, len(order), self.batch_size):
+            yield order[first : first + self.batch_size]
 
     def _batches(self, start: int) -> Iterator[Batch]:
         for indices in self._index_batches(start):

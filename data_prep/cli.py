@@ -1,0 +1,143 @@
+"""The command ``prep-data``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from data_prep.errors import BadFilesError, one_line, show
+
+PROGRAM = "prep-data"
+_BAD_FILES_SHOWN = 10
+
+_EPILOG = """\
+examples:
+  prep-data                                       CIFAR-10, downloaded, into data/cifar10
+  prep-data --source cifar-10-python.tar.gz       the same from a file that is here
+  prep-data --dataset folder:photos --size 64     your images: photos/CLASS/*.jpg, or photos/train and photos/test
+  prep-data --out data/cifar10 --verify           is it still what was written?
+"""
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception, so that the way out cleans up."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Turn images into a prepared set: one folder with a manifest, ready for fast-train.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--dataset", default="cifar10", help="cifar10 (default), cifar100, folder:DIR or synthetic (made-up images)")
+    add("--out", type=Path, metavar="DIR", help="where the set goes (default: data/ and the data set's name)")
+    add("--formats", default="packed", metavar="LIST", help="file formats, with commas between (default: packed)")
+    add("--overwrite", action="store_true", help="replace another set that is there, once the new one is whole")
+    add("--verify", action="store_true", help="only check the set that is there, by the SHA-256 of every file")
+    add("--debug", action="store_true", help="on an error, the trace and all names")
+    group = parser.add_argument_group("cifar10, cifar100")
+    group.add_argument(
+        "--source", metavar="PLACE", help="a local archive, a folder of its batches, or a mirror's http(s) address"
+    )
+    group = parser.add_argument_group("folder:DIR")
+    group.add_argument(
+        "--size", type=int, metavar="N", help="store NxN pixels (default: as they are; 64 if they differ)"
+    )
+    group.add_argument(
+        "--test-fraction",
+        type=float,
+        metavar="F",
+        help="part kept for testing if DIR has no test/ or val/ (default: 0.2)",
+    )
+    group.add_argument("--split-seed", type=int, metavar="N", help="draws that part (default: 0)")
+    group.add_argument("--skip-bad", action="store_true", help="leave out files that are no readable images")
+    group.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: one per core)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    flags = build_parser().parse_args(arguments)
+    try:
+        with _termination_as_exception():
+            _run(flags)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; no set was left behind", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Terminated:
+        print(f"{PROGRAM}: terminated; no set was left behind", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    except (ValueError, OSError) as error:
+        if flags.debug:
+            traceback.print_exc()
+        if isinstance(error, BadFilesError):
+            _print_bad_files(error, everything=flags.debug)
+        print(f"{PROGRAM}: error: {_printable(one_line(error))}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(flags: argparse.Namespace) -> None:
+    # After parsing: --help needs none of it.
+    from data_prep.display import Display
+    from data_prep.prepare import Request, default_place, prepare, verify
+    from data_prep.sources import SourceOptions, build_source
+
+    display = Display()
+    options = SourceOptions(
+        source=flags.source,
+        size=flags.size,
+        test_fraction=flags.test_fraction,
+        split_seed=flags.split_seed,
+        skip_bad=flags.skip_bad,
+        workers=flags.workers,
+    )
+    if flags.verify:
+        verify(flags.out or default_place(build_source(flags.dataset, options, display)), display)
+        return
+    formats = tuple(dict.fromkeys(name.strip() for name in flags.formats.split(",")))
+    request = Request(dataset=flags.dataset, out=flags.out, formats=formats, overwrite=flags.overwrite, options=options)
+    prepare(request, display)
+
+
+@contextmanager
+def _termination_as_exception() -> Iterator[None]:
+    def raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _print_bad_files(error: BadFilesError, *, everything: bool) -> None:
+    shown = error.files if everything else error.files[:_BAD_FILES_SHOWN]
+    for name, reason in shown:
+        print(_printable(f"  {show(name)}: {reason}"), file=sys.stderr)
+    if len(shown) < len(error.files):
+        print(f"  ... and {len(error.files) - len(shown):,} more (--debug names them all)", file=sys.stderr)
+
+
+def _printable(text: str) -> str:
+    encoding = sys.stderr.encoding or "ascii"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

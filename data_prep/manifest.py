@@ -1,0 +1,258 @@
+"""A prepared set: a folder with a manifest and the data files it names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from data_prep.errors import ANEW, DownloadError, PreparedSetError, one_line, show
+from data_prep.packed import PackedSplit, open_packed, read_header
+
+__all__ = ["DownloadError", "FileEntry", "Manifest", "PreparedSet", "PreparedSetError"]
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+_HASH_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One data file: its path below the set's folder, what it holds, its size in bytes and SHA-256 in hex."""
+
+    path: str
+    split: str
+    format: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a prepared set holds.
+
+    ``image_shape`` is (H, W, C); ``counts`` gives, per split, the number of images of each class; ``mean`` and ``std``
+    are per channel, of the training split, in units of 1 = byte 255; ``source`` has ``kind`` (cifar10, cifar100,
+    folder, synthetic) and what else identifies where the images came from.
+    """
+
+    format_version: int
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    counts: dict[str, tuple[int, ...]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    files: tuple[FileEntry, ...]
+    source: dict[str, Any]
+
+    def to_json(self) -> str:
+        """The text of ``manifest.json``."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, where: str) -> Manifest:
+        """Read and check a manifest's text; PreparedSetError, naming ``where``, for anything out of order."""
+        try:
+            return _manifest_of(json.loads(text))
+        except (ValueError, OverflowError, RecursionError) as error:
+            if isinstance(error, _NewerVersionError):
+                raise PreparedSetError(f"{where} {one_line(error)}") from error
+            raise PreparedSetError(
+                f"{where} is no usable manifest: {one_line(error)}; move it away and prepare the set anew"
+            ) from error
+
+
+class _NewerVersionError(ValueError):
+    pass
+
+
+def _manifest_of(data: Any) -> Manifest:
+    """ValueError says what is wrong, without the place."""
+    _require(isinstance(data, dict), "it is not a JSON object")
+    version = _field(data, "format_version", int)
+    if version > FORMAT_VERSION:
+        raise _NewerVersionError(
+            f"has format version {version}, this program reads up to {FORMAT_VERSION}; upgrade fast-train"
+        )
+    _require(version == FORMAT_VERSION, f"format_version is {version}")
+    classes = _items(data, "classes", str)
+    _require(len(classes) == len(set(classes)) > 0 and all(classes), "classes are not distinct names")
+    shape = _items(data, "image_shape", int)
+    _require(len(shape) == 3 and min(shape) > 0, "image_shape is not (height, width, channels)")
+    mean, std = (tuple(map(float, _items(data, name, float))) for name in ("mean", "std"))
+    _require(len(mean) == len(std) == shape[2], "mean and std do not have one number per channel")
+    _require(all(map(math.isfinite, mean + std)) and min(std) >= 0, "mean and std are not usable numbers")
+    by_split = _field(data, "counts", dict)
+    counts = {split: _items(by_split, split, int) for split in by_split}
+    _require("train" in counts, "counts have no split 'train'")
+    for split, numbers in counts.items():
+        _require(len(numbers) == len(classes) and min(numbers) >= 0, f"counts of '{split}' do not fit the classes")
+    source = _field(data, "source", dict)
+    _field(source, "kind", str)
+    return Manifest(
+        format_version=version,
+        classes=classes,
+        image_shape=(shape[0], shape[1], shape[2]),
+        counts=counts,
+        mean=mean,
+        std=std,
+        files=_files_of(data, counts),
+        source=source,
+    )
+
+
+def _files_of(data: dict[str, Any], counts: dict[str, tuple[int, ...]]) -> tuple[FileEntry, ...]:
+    entries = []
+    for item in _items(data, "files", dict):
+        entry = FileEntry(
+            path=_field(item, "path", str),
+            split=_field(item, "split", str),
+            format=_field(item, "format", str),
+            bytes=_field(item, "bytes", int),
+            sha256=_field(item, "sha256", str),
+        )
+        path = PurePosixPath(entry.path)
+        inside = path.parts and not path.is_absolute() and ".." not in path.parts and path.as_posix() == entry.path
+        _require(inside and "\\" not in entry.path, f"the path {entry.path!r} leaves the set")
+        _require(entry.path.isprintable(), f"the path {entry.path!r} is no file name")
+        _require(entry.split in counts, f"file '{entry.path}' belongs to the unknown split '{entry.split}'")
+        _require(entry.bytes >= 0, f"file '{entry.path}' has {entry.bytes} bytes")
+        _require(re.fullmatch("[0-9a-f]{64}", entry.sha256), f"file '{entry.path}' has no SHA-256")
+        entries.append(entry)
+    _require(entries, "it names no files")
+    _require(len({entry.path for entry in entries}) == len(entries), "it names a file twice")
+    return tuple(entries)
+
+
+def _require(condition: object, what: str) -> None:
+    if not condition:
+        raise ValueError(what)
+
+
+def _field(data: dict[str, Any], name: str, kind: type) -> Any:
+    _require(name in data, f"'{name}' is missing")
+    value = data[name]
+    # A JSON `true` is an int to Python, but a number it is not; and 1 stands for 1.0.
+    fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    _require(fits, f"'{name}' is no {_KIND_NAMES[kind]}")
+    return value
+
+
+def _items(data: dict[str, Any], name: str, kind: type) -> tuple[Any, ...]:
+    values = _field(data, name, list)
+    return tuple(_field({name: value}, name, kind) for value in values)
+
+
+_KIND_NAMES = {int: "whole number", float: "number", str: "text", dict: "object", list: "list"}
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """A prepared set on the disk. Build it with `open`."""
+
+    root: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, root: str | Path, *, verify: bool = False) -> PreparedSet:
+        """Open a set: the manifest, and the size of every file, agree; with ``verify``, their SHA-256 too.
+
+        Raises PreparedSetError, which names the broken file.
+        """
+        root = Path(root)
+        prepared = cls(root, Manifest.from_json(_read_manifest(root), where=show(root / MANIFEST_NAME)))
+        for entry in prepared.manifest.files:
+            prepared._check_file(entry)
+            if verify:
+                prepared.check_hash(entry)
+        return prepared
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the images are made up."""
+        return self.manifest.source["kind"] == "synthetic"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits."""
+        return tuple(self.manifest.counts)
+
+    def size(self, split: str) -> int:
+        """The number of images in a split; PreparedSetError names the splits there are."""
+        if split not in self.manifest.counts:
+            there = ", ".join(self.splits)
+            raise PreparedSetError(f"{show(self.root)} has no split '{split}'; it has {there}")
+        return sum(self.manifest.counts[split])
+
+    def path(self, split: str, format: str) -> Path:
+        """The file that holds a split in a format; PreparedSetError names the formats there are."""
+        self.size(split)
+        paths = {entry.format: entry.path for entry in reversed(self.manifest.files) if entry.split == split}
+        if format not in paths:
+            raise PreparedSetError(
+                f"{show(self.root)} has no '{format}' file of split '{split}', only {', '.join(paths)}; "
+                f"prepare it with --formats {format} --overwrite"
+            )
+        return self.root / paths[format]
+
+    def packed(self, split: str) -> PackedSplit:
+        """The split's packed file, opened; PreparedSetError if its labels are not those that the manifest counts."""
+        path = self.path(split, "packed")
+        packed = open_packed(path)
+        classes = len(self.manifest.classes)
+        within = packed.labels.min() >= 0 and packed.labels.max() < classes
+        if not within or tuple(np.bincount(packed.labels, minlength=classes)) != self.manifest.counts[split]:
+            raise PreparedSetError(f"the labels in {show(path)} are not those its manifest counts; {ANEW}")
+        return packed
+
+    def check_hash(self, entry: FileEntry) -> None:
+        """PreparedSetError unless the file's SHA-256 is the manifest's."""
+        path = self.root / entry.path
+        try:
+            actual = sha256_of(path)
+        except OSError as error:
+            raise PreparedSetError(f"{show(path)} can't be read: {one_line(error)}; {ANEW}") from error
+        if actual != entry.sha256:
+            raise PreparedSetError(f"{show(path)} is broken: its SHA-256 is wrong; {ANEW}")
+
+    def _check_file(self, entry: FileEntry) -> None:
+        path = self.root / entry.path
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise PreparedSetError(f"{show(path)} can't be read: {one_line(error)}; {ANEW}") from error
+        if size != entry.bytes:
+            raise PreparedSetError(f"{show(path)} is broken: {size} bytes in place of {entry.bytes}; {ANEW}")
+        if entry.format == "packed":
+            expected = (self.size(entry.split), *self.manifest.image_shape)
+            shape = read_header(path).shape
+            if shape != expected:
+                raise PreparedSetError(
+                    f"{show(path)} holds images of shape {shape}, its manifest says {expected}; {ANEW}"
+                )
+
+
+def _read_manifest(root: Path) -> bytes:
+    try:
+        return (root / MANIFEST_NAME).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise PreparedSetError(
+            f"{show(root)} is not a prepared set; make one with prep-data --out {show(root)}"
+        ) from error
+    except OSError as error:
+        raise PreparedSetError(f"{show(root / MANIFEST_NAME)} can't be read: {one_line(error)}") from error
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

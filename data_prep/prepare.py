@@ -1,0 +1,244 @@
+"""From a source to a prepared set: plan, check the disk, write beside the place, hash, rename."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.display import Display, format_bytes
+from data_prep.errors import PreparedSetError, show
+from data_prep.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, PreparedSet, sha256_of
+from data_prep.sources import Plan, Source, SourceOptions, build_source
+from data_prep.staging import Stage, check_free_disk, staging
+from data_prep.stats import ChannelHistogram
+from data_prep.writers import WRITERS, Writer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to prepare, in which formats, and where (None: ``data/`` and the data set's name)."""
+
+    dataset: str = "cifar10"
+    out: Path | None = None
+    formats: tuple[str, ...] = ("packed",)
+    overwrite: bool = False
+    options: SourceOptions = field(default_factory=SourceOptions)
+
+    def __post_init__(self) -> None:
+        for name in self.formats:
+            if name not in WRITERS:
+                raise PreparedSetError(f"--formats {show(name)} is not known; choose from {', '.join(WRITERS)}")
+        for name in ("size", "workers"):
+            value = getattr(self.options, name)
+            if value is not None and value < 1:
+                raise PreparedSetError(f"--{name} {value} is not 1 or more")
+
+
+def prepare(request: Request, display: Display) -> PreparedSet:
+    """Prepare what is asked for, or find it there; the opened set.
+
+    Raises PreparedSetError for whatever can't be done; nothing that looks like a set is left behind then.
+    """
+    source = build_source(request.dataset, request.options, display)
+    with closing(source):
+        place = _place(request, source)
+        if _is_there(place, request, source):
+            prepared = PreparedSet.open(place)
+            display.say(f"{show(place)} is whole already: {summary(prepared)}")
+            return prepared
+        with staging(place.resolve()) as stage:
+            _make(stage, request, source, display)
+            stage.publish(replace=request.overwrite)
+    prepared = PreparedSet.open(place)
+    display.say(f"{show(place)} is ready: {summary(prepared)}")
+    return prepared
+
+
+def default_place(source: Source) -> Path:
+    """Where a source's set goes, unless the user says."""
+    if not source.default_name:
+        raise PreparedSetError("the folder has no name to call the set by; give --out")
+    return Path("data") / source.default_name
+
+
+def verify(place: Path, display: Display) -> PreparedSet:
+    """Open a set, compare the SHA-256 of every file and the labels; PreparedSetError names what is broken."""
+    prepared = PreparedSet.open(place)
+    entries = prepared.manifest.files
+    with display.progress("checking", sum(entry.bytes for entry in entries), in_bytes=True) as advance:
+        for entry in entries:
+            prepared.check_hash(entry)
+            advance(entry.bytes)
+    for entry in entries:
+        if entry.format == "packed":
+            prepared.packed(entry.split)
+    display.say(f"{show(place)} is ok: {summary(prepared)}")
+    return prepared
+
+
+def summary(prepared: PreparedSet) -> str:
+    """What a set holds, in a line."""
+    manifest = prepared.manifest
+    images = " and ".join(f"{prepared.size(split):,} {split}" for split in prepared.splits)
+    height, width, channels = manifest.image_shape
+    size = format_bytes(sum(entry.bytes for entry in manifest.files))
+    made_up = ", synthetic" if prepared.synthetic else ""
+    formats = ", ".join(dict.fromkeys(entry.format for entry in manifest.files))
+    return (
+        f"{len(manifest.classes)} classes, {images} images of {width}x{height}x{channels}{made_up}; {formats}, {size}"
+    )
+
+
+def _place(request: Request, source: Source) -> Path:
+    place = request.out or default_place(source)
+    if source.kind == "folder":
+        images = Path(source.argument).expanduser().resolve()
+        if place.resolve().is_relative_to(images):
+            raise PreparedSetError(f"--out {show(place)} lies in the image folder {show(images)}; name another place")
+    return place
+
+
+def _is_there(place: Path, request: Request, source: Source) -> bool:
+    """Whether the set that is asked for is at its place; PreparedSetError if something else is, and may not go."""
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return False
+    manifest = _recognise(place)
+    if not request.overwrite:
+        differences = _differences(manifest, request, source)
+        if differences:
+            what = "; ".join(differences)
+            raise PreparedSetError(f"{show(place)} holds another set ({what}); give another --out, or --overwrite")
+        return True
+    known = {MANIFEST_NAME, *(PurePosixPath(entry.path).parts[0] for entry in manifest.files)}
+    for path in place.iterdir():
+        if path.name not in known:
+            raise PreparedSetError(f"--overwrite would delete {show(path)}, which is no part of the set; move it away")
+    return False
+
+
+def _recognise(place: Path) -> Manifest:
+    """The manifest of the set at ``place``, which may be broken otherwise."""
+    path = place / MANIFEST_NAME
+    if not path.is_file():
+        raise PreparedSetError(f"{show(place)} is there and is no prepared set; give another --out or move it away")
+    return Manifest.from_json(path.read_bytes(), where=show(path))
+
+
+def _differences(manifest: Manifest, request: Request, source: Source) -> list[str]:
+    """How the set that is there differs from the one asked for, in words."""
+    there, asked = manifest.source, source.identity()
+    if there["kind"] != asked["kind"]:
+        return [f"of {there['kind']}, not {asked['kind']}"]
+    differences = [
+        "the files in the folder have changed"
+        if key == "listing"
+        else f"{key} {_text(there.get(key))}, not {_text(value)}"
+        for key, value in asked.items()
+        if there.get(key) != value
+    ]
+    missing = [name for name in request.formats if name not in {entry.format for entry in manifest.files}]
+    return differences + [f"without {name} files" for name in missing]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "not given" if value is None else str(value)
+
+
+def _make(stage: Stage, request: Request, source: Source, display: Display) -> None:
+    """Write the whole set, manifest included, into the stage."""
+    plan = source.plan(stage.scratch)
+    needed = sum(
+        WRITERS[name].estimate_bytes(count, plan.image_shape)
+        for name in request.formats
+        for count in plan.counts.values()
+    )
+    check_free_disk(stage.folder, needed, "the set")
+    histogram = ChannelHistogram(plan.image_shape[2])
+    files: list[tuple[str, str, str]] = []
+    counts = {}
+    for split in plan.counts:
+        counts[split], names = _write_split(
+            stage, split, plan, request.formats, source, histogram if split == "train" else None, display
+        )
+        files += names
+    outcome = source.outcome()
+    _check_counts(plan, counts)
+    mean, std = histogram.mean_std()
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        classes=plan.classes,
+        image_shape=plan.image_shape,
+        counts={split: tuple(numbers.tolist()) for split, numbers in counts.items()},
+        mean=mean,
+        std=std,
+        files=_entries(stage.new_set, files),
+        source={**source.identity(), **outcome},
+    )
+    with open(stage.new_set / MANIFEST_NAME, "x", encoding="utf-8") as file:
+        file.write(manifest.to_json())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_split(
+    stage: Stage,
+    split: str,
+    plan: Plan,
+    formats: Sequence[str],
+    source: Source,
+    histogram: ChannelHistogram | None,
+    display: Display,
+) -> tuple[NDArray[np.int64], list[tuple[str, str, str]]]:
+    """Read a split once into all formats. Images per class; the files as (name, split, format)."""
+    counts = np.zeros(len(plan.classes), dtype=np.int64)
+    writers: dict[str, Writer] = {}
+    files = []
+    try:
+        for name in formats:
+            writers[name] = WRITERS[name](stage.new_set, split, plan.counts[split], plan.image_shape)
+        with display.progress(split, plan.counts[split]) as advance:
+            for images, labels in source.read(split):
+                # Once in memory's order for all that follow; a source may yield a transposed view.
+                images = np.ascontiguousarray(images)
+                for writer in writers.values():
+                    writer.write(images, labels)
+                if histogram is not None:
+                    histogram.update(images)
+                counts += np.bincount(labels, minlength=len(counts))
+                advance(len(labels))
+        if counts.any():
+            for name, writer in writers.items():
+                files += [(file, split, name) for file in writer.close()]
+    finally:
+        for writer in writers.values():
+            writer.abort()
+    return counts, files
+
+
+def _check_counts(plan: Plan, counts: dict[str, NDArray[np.int64]]) -> None:
+    for split, numbers in counts.items():
+        if not numbers.any():
+            raise PreparedSetError(f"no image is left for the {split} split; add images")
+    for name, number in zip(plan.classes, counts["train"], strict=True):
+        if not number:
+            raise PreparedSetError(f"no image is left for training of class '{name}'; add images or remove the class")
+
+
+def _entries(folder: Path, files: list[tuple[str, str, str]]) -> tuple[FileEntry, ...]:
+    # Hashing leaves Python to itself, so threads do it side by side.
+    with ThreadPoolExecutor() as pool:
+        sums = pool.map(sha256_of, [folder / name for name, _, _ in files])
+        return tuple(
+            FileEntry(path=name, split=split, format=fmt, bytes=(folder / name).stat().st_size, sha256=digest)
+            for (name, split, fmt), digest in zip(files, sums, strict=True)
+        )

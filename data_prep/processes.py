@@ -1,0 +1,70 @@
+"""Work in a pool of processes that ends with its parent and never hangs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from data_prep.errors import PreparedSetError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class WorkerPool:
+    """Spawned processes: forking is not safe beside the threads of NumPy, torch or a progress bar."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._pool = ProcessPoolExecutor(
+            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+        )
+
+    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """The results in the order of the jobs, with few jobs on the way at a time.
+
+        Raises PreparedSetError within moments of a worker's death.
+        """
+        pending: deque[Future[Result]] = deque()
+        try:
+            for job in jobs:
+                pending.append(self._submit(function, job))
+                if len(pending) > 2 * self._workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise PreparedSetError(
+                "a process that decodes images was killed (out of memory?); try again, with fewer --workers"
+            ) from error
+
+    def _submit(self, function: Callable[[Job], Result], job: Job) -> Future[Result]:
+        # Submitting may start a process, which inherits the mask: Ctrl-C reaches the parent alone, and it cleans up.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self._pool.submit(function, job)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def close(self) -> None:
+        """End the processes once they are through with what they have in hand."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Without this, workers of a killed parent wait for jobs for ever: they hold the pipe open themselves."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

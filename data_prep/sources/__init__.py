@@ -1,0 +1,23 @@
+"""Every source by the name that ``--dataset`` takes."""
+
+from __future__ import annotations
+
+from data_prep.display import Display
+from data_prep.errors import PreparedSetError, show
+from data_prep.sources.base import Chunk, Plan, Source, SourceOptions
+from data_prep.sources.cifar import Cifar10, Cifar100
+from data_prep.sources.folder import ImageFolder
+from data_prep.sources.synthetic import Synthetic
+
+__all__ = ["SOURCES", "Chunk", "Plan", "Source", "SourceOptions", "build_source"]
+
+SOURCES: dict[str, type[Source]] = {source.kind: source for source in (Cifar10, Cifar100, ImageFolder, Synthetic)}
+
+
+def build_source(dataset: str, options: SourceOptions, display: Display) -> Source:
+    """The source of ``--dataset``: cifar10, cifar100, folder:DIR or synthetic. PreparedSetError for another name."""
+    kind, colon, argument = dataset.partition(":")
+    if kind not in SOURCES or bool(colon) != (kind == ImageFolder.kind) or (colon and not argument):
+        names = ", ".join(f"{name}:DIR" if name == ImageFolder.kind else name for name in SOURCES)
+        raise PreparedSetError(f"--dataset {show(dataset)} is not known; choose from {names}")
+    return SOURCES[kind](argument, options, display)

@@ -1,0 +1,87 @@
+"""What every source is: images and labels, read once, in an order that is always the same."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.display import Display
+from data_prep.errors import PreparedSetError
+
+#: images uint8 [n, H, W, C], labels int64 [n]
+Chunk = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What the command was told about the source; None: not told.
+
+    ``source``: an archive, a folder or an address. ``size``: side of the stored square, in pixels. ``test_fraction``,
+    ``split_seed``: how to part images that are not parted yet. ``skip_bad``: leave out files that are no images.
+    ``workers``: processes that decode.
+    """
+
+    source: str | None = None
+    size: int | None = None
+    test_fraction: float | None = None
+    split_seed: int | None = None
+    skip_bad: bool = False
+    workers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will come: class names, image shape (H, W, C), and the greatest number of images of each split."""
+
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    counts: dict[str, int]
+
+
+class Source(ABC):
+    """One source, from the options (``argument`` is what follows the colon in ``folder:DIR``).
+
+    The constructor only looks at the options; `plan` opens the source; `read` goes through one split once. Each raises
+    PreparedSetError for what it can't use.
+    """
+
+    kind: ClassVar[str]
+    #: Which of the options that a user may leave out mean something here.
+    accepts: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, argument: str, options: SourceOptions, display: Display) -> None:
+        self.argument, self.options, self.display = argument, options, display
+        for name in ("source", "size", "test_fraction", "split_seed"):
+            if getattr(options, name) is not None and name not in self.accepts:
+                flag = "--" + name.replace("_", "-")
+                raise PreparedSetError(f"{flag} means nothing to --dataset {self.kind}; leave it out")
+
+    @property
+    @abstractmethod
+    def default_name(self) -> str:
+        """The name of the folder that the set goes into, where the user gives none."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What the images follow from, in JSON's types: two sets with equal identities are equal."""
+
+    @abstractmethod
+    def plan(self, scratch: Path) -> Plan:
+        """Open the source; ``scratch`` is an empty folder that goes away once the set is made."""
+
+    @abstractmethod
+    def read(self, split: str) -> Iterator[Chunk]:
+        """The images of a split with their labels, in order."""
+
+    def outcome(self) -> dict[str, Any]:
+        """What the reading found, for the manifest. Raises PreparedSetError where that forbids the set."""
+        return {}
+
+    def close(self) -> None:  # noqa: B027  # most sources hold nothing
+        """Release processes and files."""

@@ -1,0 +1,140 @@
+"""A set is made beside its place and renamed into it as the last act."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.display import format_bytes
+from data_prep.errors import PreparedSetError, show
+
+_SPARE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The folder ``.<name>.partial-<pid>`` beside a set's place: the set to be, and room for intermediate files."""
+
+    place: Path
+    folder: Path
+
+    @property
+    def new_set(self) -> Path:
+        """Where the set is written."""
+        return self.folder / "set"
+
+    @property
+    def scratch(self) -> Path:
+        """Where a source may leave what only the preparation needs."""
+        return self.folder / "scratch"
+
+    def publish(self, *, replace: bool) -> None:
+        """Flush the new set to the disk and rename it into its place.
+
+        With ``replace`` a set that is there makes way first; without, PreparedSetError if something is.
+        """
+        _sync(self.new_set)
+        if replace and self.place.exists():
+            os.rename(self.place, self._old_set)
+        try:
+            os.rename(self.new_set, self.place)
+        except OSError as error:
+            self.put_back()
+            raise PreparedSetError(f"{show(self.place)} can't be put into place: {error.strerror}") from error
+        _sync(self.place.parent)
+
+    @property
+    def _old_set(self) -> Path:
+        return self.folder / "old"
+
+    def put_back(self) -> None:
+        """Undo the first half of a replacement whose second half did not come."""
+        if self._old_set.exists() and not self.place.exists():
+            os.rename(self._old_set, self.place)
+
+
+@contextmanager
+def staging(place: Path) -> Iterator[Stage]:
+    """A stage for the set at ``place``, removed at the end, however that comes; leftovers of killed runs go first."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(place)
+    stage = Stage(place, place.parent / f".{place.name}.partial-{os.getpid()}")
+    stage.folder.mkdir()
+    lock = _try_lock(stage.folder)
+    try:
+        stage.new_set.mkdir()
+        stage.scratch.mkdir()
+        yield stage
+    finally:
+        stage.put_back()
+        shutil.rmtree(stage.folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def check_free_disk(folder: Path, needed: int, what: str) -> None:
+    """PreparedSetError unless the disk of ``folder`` (or of its nearest parent there is) has ``needed`` bytes free."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    needed += _SPARE_BYTES
+    if free < needed:
+        raise PreparedSetError(
+            f"{what} needs {format_bytes(needed)} of disk, {show(folder)} has {format_bytes(free)} free; "
+            "make room or name another place"
+        )
+
+
+def _remove_leftovers(place: Path) -> None:
+    for folder in place.parent.iterdir():
+        match = re.fullmatch(rf"\.{re.escape(place.name)}\.partial-(\d+)", folder.name)
+        if match and folder.is_dir() and _is_dead(folder, int(match[1])):
+            Stage(place, folder).put_back()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_dead(folder: Path, pid: int) -> bool:
+    """Whether no run works in the folder.
+
+    A number alone does not tell: containers that share a disk have each their own process 7. So a run also locks its
+    folder; and a folder with the number of this very process, which has made none yet, is another one's.
+    """
+    if pid != os.getpid():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            pass
+        except OSError:
+            return False
+        else:
+            return False
+    lock = _try_lock(folder)
+    if lock is None:
+        return False
+    os.close(lock)
+    return True
+
+
+def _try_lock(folder: Path) -> int | None:
+    """The open descriptor that holds the folder's lock; None if another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,167 @@
+"""The architectures, by name, and the configuration that builds one.
+
+| name | what | depths |
+| --- | --- | --- |
+| ``resnetN`` | 64-512 channels in four stages, torchvision's | 18, 34, 50, 101, 152 |
+| ``resnetN`` | 16-32-64 channels in three stages, He et al. 2015, section 4.2 | 8, 14, 20, 32, 44, 56, 110 |
+| ``plain-N`` | the same without shortcuts, where blocks are basic | 8, 14, 18, 20, 32, 34, 44, 56, 110 |
+| ``preact-resnetN`` | the same in the order of He et al. 2016 | all |
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from pipeline.models.blocks import PlainBlock, PreActBasicBlock, PreActBottleneck
+from pipeline.models.resnet import ACTIVATIONS, PreActResNet, ResNet
+
+__all__ = [
+    "ACTIVATIONS",
+    "ARCHITECTURES",
+    "SHORTCUTS",
+    "STEMS",
+    "Architecture",
+    "ModelConfig",
+    "ResNet",
+    "architecture_names",
+    "build_model",
+]
+
+STEMS = ("auto", "cifar", "imagenet")
+SHORTCUTS = ("A", "B", "C")
+LARGEST_CIFAR_STEM = 64  # pixels; above, the stem "auto" is ImageNet's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What a name stands for: blocks and channels of each stage, and the option of the shortcuts if none is
+    asked for (None: the net has no shortcuts)."""
+
+    network: type[ResNet]
+    block: type[BasicBlock | Bottleneck]
+    layers: tuple[int, ...]
+    widths: tuple[int, ...]
+    shortcut: str | None
+
+
+def _architectures() -> dict[str, Architecture]:
+    four, three = (64, 128, 256, 512), (16, 32, 64)
+    sizes: list[tuple[int, bool, tuple[int, ...], tuple[int, ...]]] = [
+        (18, False, (2, 2, 2, 2), four),
+        (34, False, (3, 4, 6, 3), four),
+        (50, True, (3, 4, 6, 3), four),
+        (101, True, (3, 4, 23, 3), four),
+        (152, True, (3, 8, 36, 3), four),
+    ]
+    # 6n + 2 weighted layers: the stem, 2n convolutions in each of three stages, the classifier.
+    sizes += [(6 * n + 2, False, (n, n, n), three) for n in (1, 2, 3, 5, 7, 9, 18)]
+    found = {}
+    for depth, bottleneck, layers, widths in sizes:
+        shortcut = "B" if widths == four else "A"
+        found[f"resnet{depth}"] = Architecture(
+            network=ResNet,
+            block=Bottleneck if bottleneck else BasicBlock,
+            layers=layers,
+            widths=widths,
+            shortcut=shortcut,
+        )
+        found[f"preact-resnet{depth}"] = Architecture(
+            network=PreActResNet,
+            block=PreActBottleneck if bottleneck else PreActBasicBlock,
+            layers=layers,
+            widths=widths,
+            shortcut=shortcut,
+        )
+        if not bottleneck:
+            found[f"plain-{depth}"] = Architecture(
+                network=ResNet, block=PlainBlock, layers=layers, widths=widths, shortcut=None
+            )
+    return found
+
+
+ARCHITECTURES = _architectures()
+
+
+def architecture_names() -> list[str]:
+    """All names, by family and then by depth."""
+
+    def key(name: str) -> tuple[str, int]:
+        family = name.rstrip("0123456789")
+        return family, int(name[len(family) :])
+
+    return sorted(ARCHITECTURES, key=key)
+
+
+def _squeeze(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def _check_name(what: str, name: str, known: Iterable[str]) -> None:
+    """Raise a ValueError with the nearest name, whatever its case, hyphens and underscores, if it is not known."""
+    known = list(known)
+    if name in known:
+        return
+    squeezed = {_squeeze(k): k for k in known}
+    near = difflib.get_close_matches(_squeeze(name), squeezed, n=3)
+    if near:
+        hint = f"did you mean {' or '.join(repr(squeezed[n]) for n in near)}?"
+    else:
+        hint = f"choose from {', '.join(known)}"
+    raise ValueError(f"unknown {what} {name!r}; {hint}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """An architecture and its variations; raises ValueError on one that does not exist.
+
+    arch: a name from `architecture_names`. image_size: side in pixels; it only decides the stem ``auto``, which
+    is ``cifar`` (3x3 convolution) up to 64 pixels and ``imagenet`` (7x7 of stride 2, max-pool) above.
+    shortcut: option A, B or C of He et al. 2015, section 4.1; None for the architecture's own, B in torchvision's
+    nets and A in the 16-32-64 nets. zero_init_residual: start every block as its shortcut.
+    """
+
+    arch: str = "resnet18"
+    num_classes: int = 10
+    image_size: int = 32
+    in_channels: int = 3
+    stem: str = "auto"
+    shortcut: str | None = None
+    activation: str = "relu"
+    zero_init_residual: bool = False
+
+    def __post_init__(self) -> None:
+        _check_name("architecture", self.arch, architecture_names())
+        _check_name("stem", self.stem, STEMS)
+        _check_name("activation", self.activation, ACTIVATIONS)
+        for name in ("num_classes", "image_size", "in_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; give 1 or more")
+        if self.shortcut is not None:
+            _check_name("shortcut", self.shortcut, SHORTCUTS)
+        if ARCHITECTURES[self.arch].shortcut is None and (self.shortcut or self.zero_init_residual):
+            setting = "shortcut" if self.shortcut else "zero_init_residual"
+            twin = self.arch.replace("plain-", "resnet")
+            raise ValueError(f"{self.arch} has no shortcuts; leave out model.{setting}, or take {twin}")
+
+
+def build_model(config: ModelConfig) -> ResNet:
+    """A new network on the CPU, initialised from PyTorch's default generator."""
+    architecture = ARCHITECTURES[config.arch]
+    stem = config.stem
+    if stem == "auto":
+        stem = "cifar" if config.image_size <= LARGEST_CIFAR_STEM else "imagenet"
+    return architecture.network(
+        architecture.block,
+        architecture.layers,
+        architecture.widths,
+        num_classes=config.num_classes,
+        in_channels=config.in_channels,
+        stem=stem,
+        shortcut=config.shortcut or architecture.shortcut,
+        activation=config.activation,
+        zero_init_residual=config.zero_init_residual,
+    )

@@ -1,0 +1,118 @@
+"""Building blocks: shortcuts, and the blocks that torchvision does not have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+
+
+class ZeroPadShortcut(nn.Module):
+    """Option A of He et al. 2015, section 4.1: the identity, subsampled, with zeros for the new channels.
+
+    [N, C, H, W] to [N, channels, ceil(H / stride), ceil(W / stride)], in the memory format of its input. It has
+    no parameters.
+    """
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.channels, self.stride = channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = self.channels - x.shape[1]
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, new))
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, stride={self.stride}"
+
+
+def build_shortcut(
+    option: str | None, inputs: int, outputs: int, stride: int, *, norm: bool = True
+) -> nn.Module | None:
+    """What a block of ``inputs`` to ``outputs`` channels does to its input before adding it: None for nothing.
+
+    option: A, B or C of He et al. 2015, section 4.1 (zero padding, projection where shapes differ, projection
+    everywhere), or None where there is no shortcut. norm: whether BatchNorm follows a projection.
+    """
+    same_shape = stride == 1 and inputs == outputs
+    if option is None or (same_shape and option != "C"):
+        return None
+    if option == "A":
+        return ZeroPadShortcut(outputs, stride)
+    projection = conv1x1(inputs, outputs, stride)
+    return nn.Sequential(projection, nn.BatchNorm2d(outputs)) if norm else nn.Sequential(projection)
+
+
+class PlainBlock(BasicBlock):
+    """Two 3x3 convolutions without a shortcut: the plain nets of He et al. 2015, section 3.3."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(out)))
+
+
+class PreActBasicBlock(BasicBlock):
+    """BatchNorm, activation, convolution, twice: the full pre-activation of He et al. 2016, figure 4(e).
+
+    shares_activation: the shortcut starts behind the first activation rather than before it (see `PreActResNet`).
+    """
+
+    shares_activation = False
+
+    def __init__(self, inplanes: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(inplanes, *args, **kwargs)
+        self.bn1 = nn.BatchNorm2d(inplanes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(x))
+        identity = out if self.shares_activation else x
+        if self.downsample is not None:
+            identity = self.downsample(identity)
+        out = self.conv1(out)
+        out = self.conv2(self.relu(self.bn2(out)))
+        out += identity
+        return out
+
+
+class PreActBottleneck(Bottleneck):
+    """The bottleneck in the order of `PreActBasicBlock`."""
+
+    shares_activation = False
+
+    def __init__(self, inplanes: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(inplanes, *args, **kwargs)
+        self.bn1 = nn.BatchNorm2d(inplanes)
+        self.bn3 = nn.BatchNorm2d(self.conv2.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(x))
+        identity = out if self.shares_activation else x
+        if self.downsample is not None:
+            identity = self.downsample(identity)
+        out = self.conv1(out)
+        out = self.conv2(self.relu(self.bn2(out)))
+        out = self.conv3(self.relu(self.bn3(out)))
+        out += identity
+        return out
+
+
+def zero_residual_branch(block: nn.Module) -> None:
+    """Make the block's residual branch start at zero, so that the block starts as its shortcut.
+
+    By the last BatchNorm's scale as in torchvision (Goyal et al. 2017, section 5.1). Pre-activation blocks end in
+    a convolution, and their last BatchNorm feeds a ReLU whose gradient at zero is zero, so there it is the
+    convolution's weight.
+    """
+    if isinstance(block, PreActBottleneck):
+        last = block.conv3.weight
+    elif isinstance(block, PreActBasicBlock):
+        last = block.conv2.weight
+    elif isinstance(block, Bottleneck):
+        last = block.bn3.weight
+    elif isinstance(block, BasicBlock):
+        last = block.bn2.weight
+    else:
+        return
+    nn.init.zeros_(last)

@@ -1,0 +1,85 @@
+"""Small image folders, and batches of CIFAR's format whose MD5 sums torchvision is told to expect."""
+
+import hashlib
+import pickle
+import tarfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import cli
+
+CLASSES = ("ant", "bee", "cow")
+
+
+@pytest.fixture
+def make_folder(tmp_path):
+    """Builds an image folder: {"train/ant": 5, ...} gives so many PNGs, of ``size`` (width, height), of noise."""
+
+    def make(counts, *, size=(8, 6), name="images"):
+        root = tmp_path / name
+        generator = np.random.default_rng(1)
+        for folder, count in counts.items():
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / folder / f"{i:03}.png")
+        return root
+
+    return make
+
+
+@pytest.fixture
+def prep(capsys):
+    """Runs the command; its status, and what it printed."""
+
+    def run(*arguments):
+        status = cli.main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return SimpleNamespace(status=status, out=output.out, err=output.err)
+
+    return run
+
+
+@pytest.fixture
+def prepared(prep, make_folder, tmp_path):
+    """A small prepared set: 12 training and 6 test images of 8x6 in three classes."""
+    images = make_folder({f"{split}/{name}": count for split, count in (("train", 4), ("test", 2)) for name in CLASSES})
+    out = tmp_path / "set"
+    assert prep("--dataset", f"folder:{images}", "--out", out).status == 0
+    return out
+
+
+def _md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def fake_cifar(tmp_path, monkeypatch):
+    """CIFAR-10 in small: ``batches`` (folder), ``archive``, and what they hold, ``images`` and ``labels`` by split."""
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "source" / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(2)
+    images, labels = {}, {}
+    for split, names in (("train", [f"data_batch_{i}" for i in range(1, 6)]), ("test", ["test_batch"])):
+        images[split] = generator.integers(0, 256, (20 * len(names), 32, 32, 3), dtype=np.uint8)
+        labels[split] = np.arange(20 * len(names)) * 7 % 10
+        for i, name in enumerate(names):
+            part = slice(20 * i, 20 * i + 20)
+            data = images[split][part].transpose(0, 3, 1, 2).reshape(20, -1)
+            (folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels[split][part].tolist()}))
+        monkeypatch.setattr(CIFAR10, f"{split}_list", [[name, _md5(folder / name)] for name in names])
+    names = [f"class-{i}" for i in range(10)]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": _md5(folder / "batches.meta")})
+    archive = tmp_path / "archives" / CIFAR10.filename
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, CIFAR10.base_folder)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", _md5(archive))
+    return SimpleNamespace(batches=folder, archive=archive, images=images, labels=labels, classes=tuple(names))

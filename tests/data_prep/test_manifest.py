@@ -1,0 +1,153 @@
+import json
+
+import numpy as np
+import pytest
+
+from data_prep.manifest import MANIFEST_NAME, Manifest, PreparedSet, PreparedSetError
+
+
+def _edit(root, change):
+    path = root / MANIFEST_NAME
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_what_a_set_tells(prepared):
+    opened = PreparedSet.open(prepared, verify=True)
+    assert opened.splits == ("train", "test")
+    assert (opened.size("train"), opened.size("test")) == (12, 6)
+    assert opened.manifest.classes == ("ant", "bee", "cow")
+    assert opened.manifest.image_shape == (6, 8, 3)
+    assert opened.manifest.counts == {"train": (4, 4, 4), "test": (2, 2, 2)}
+    assert not opened.synthetic
+    assert opened.path("test", "packed").is_file()
+    pixels = opened.packed("train").images / 255
+    np.testing.assert_allclose(opened.manifest.mean, pixels.mean(axis=(0, 1, 2)))
+    np.testing.assert_allclose(opened.manifest.std, pixels.std(axis=(0, 1, 2)))
+
+
+def test_json_round_trip(prepared):
+    manifest = PreparedSet.open(prepared).manifest
+    assert Manifest.from_json(manifest.to_json(), where="here") == manifest
+
+
+def test_errors_name_what_there_is(prepared):
+    opened = PreparedSet.open(prepared)
+    with pytest.raises(PreparedSetError, match="no split 'val'; it has train, test"):
+        opened.size("val")
+    with pytest.raises(PreparedSetError, match=r"no 'ffcv' file .* only packed; prepare it with --formats ffcv"):
+        opened.path("train", "ffcv")
+
+
+def test_no_set_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in ("absent", "file", "."):
+        with pytest.raises(PreparedSetError, match="is not a prepared set; make one with prep-data"):
+            PreparedSet.open(tmp_path / place)
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "absent"])
+def test_opening_notices_a_file_of_another_size(prepared, change):
+    path = prepared / "test.safetensors"
+    data = path.read_bytes()
+    path.unlink()
+    if change != "absent":
+        path.write_bytes(data[:-1] if change == "shorter" else data + b"x")
+    with pytest.raises(PreparedSetError, match=r"test\.safetensors"):
+        PreparedSet.open(prepared)
+
+
+def test_only_verifying_notices_a_changed_pixel(prepared):
+    path = prepared / "train.safetensors"
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    PreparedSet.open(prepared)
+    with pytest.raises(PreparedSetError, match=r"train\.safetensors is broken: its SHA-256 is wrong"):
+        PreparedSet.open(prepared, verify=True)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 1])
+def test_labels_must_be_those_that_are_counted(prepared, label):
+    path = prepared / "train.safetensors"
+    data = path.read_bytes()
+    assert data[-8 * 12 :][:8] == bytes(8)
+    path.write_bytes(data[: -8 * 12] + int(label).to_bytes(8, "little", signed=True) + data[-8 * 11 :])
+    opened = PreparedSet.open(prepared)
+    with pytest.raises(PreparedSetError, match=r"the labels in .*train\.safetensors"):
+        opened.packed("train")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("classes"),
+        lambda m: m.pop("mean"),
+        lambda m: m.pop("files"),
+        lambda m: m.update(format_version=0),
+        lambda m: m.update(format_version=True),
+        lambda m: m.update(format_version="1"),
+        lambda m: m.update(classes=["ant", "ant", "cow"]),
+        lambda m: m.update(classes=["ant", "bee", 3]),
+        lambda m: m.update(classes="abc"),
+        lambda m: m.update(image_shape=[6, 8]),
+        lambda m: m.update(image_shape=[6, 8, 0]),
+        lambda m: m.update(mean=[0.5, 0.5]),
+        lambda m: m.update(mean=[0.5, 0.5, float("nan")]),
+        lambda m: m.update(mean=[0.5, 0.5, 10**400]),
+        lambda m: m.update(std=[0.5, 0.5, -1]),
+        lambda m: m.update(counts={}),
+        lambda m: m.update(counts=[1, 2]),
+        lambda m: m["counts"].pop("train"),
+        lambda m: m["counts"].update(train=[4, 4]),
+        lambda m: m["counts"].update(train=[4, 9, -1]),
+        lambda m: m.update(source={}),
+        lambda m: m.update(source="folder"),
+        lambda m: m.update(files=[]),
+        lambda m: m["files"].append(m["files"][0]),
+        lambda m: m["files"][0].update(path="../train.safetensors"),
+        lambda m: m["files"][0].update(path="/etc/passwd"),
+        lambda m: m["files"][0].update(path="a/../../b"),
+        lambda m: m["files"][0].update(path="a\0b"),
+        lambda m: m["files"][0].update(path="\ud800"),
+        lambda m: m["files"][0].update(path=""),
+        lambda m: m["files"][0].update(split="val"),
+        lambda m: m["files"][0].update(bytes="12"),
+        lambda m: m["files"][0].update(bytes=-1),
+        lambda m: m["files"][0].update(sha256="ABC"),
+        lambda m: m["files"][0].pop("format"),
+    ],
+)
+def test_a_manifest_out_of_order_is_one_line(prepared, change):
+    _edit(prepared, change)
+    with pytest.raises(PreparedSetError, match=r"manifest\.json is no usable manifest") as caught:
+        PreparedSet.open(prepared)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"format_version": 1}'])
+def test_a_manifest_that_is_no_json_is_one_line(prepared, text):
+    (prepared / MANIFEST_NAME).write_bytes(text)
+    with pytest.raises(PreparedSetError, match=r"manifest\.json is no usable manifest") as caught:
+        PreparedSet.open(prepared)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_newer_version_asks_for_an_upgrade(prepared):
+    _edit(prepared, lambda m: m.update(format_version=2, classes=None))
+    with pytest.raises(PreparedSetError, match="version 2, this program reads up to 1; upgrade"):
+        PreparedSet.open(prepared)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["counts"].update(train=[4, 4, 5]),
+        lambda m: m.update(image_shape=[8, 6, 3]),
+    ],
+)
+def test_counts_and_shape_must_be_the_files(prepared, change):
+    _edit(prepared, change)
+    with pytest.raises(PreparedSetError, match=r"train\.safetensors holds images of shape"):
+        PreparedSet.open(prepared)
