@@ -172,7 +172,7 @@ def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}.{name} is {value!r}; it must be a table of settings")
-            arguments[name] = _build(hints[name], value, f"{where}.{name}")  # type: ignore[arg-type]
+            arguments[name] = _build(hints[name], value, f"{where}.{name}")
         else:
             arguments[name] = _convert(value, hints[name], f"{where}.{name}")
     return cls(**arguments)

@@ -101,6 +101,7 @@ class Display:
             f"{record['train_accuracy']:.2%}  {test}lr {record['lr']:.4g}  "
             f"{record['images_per_second']:,.0f} images/s  {record['seconds']:.1f} s{self._note}",
             highlight=False,
+            soft_wrap=True,
         )
 
     def close(self) -> None:

@@ -17,7 +17,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.dev
     The momentum buffers exist from the start, as zeros: a captured step must not create them, and the first step
     is the same either way (0 * momentum + gradient).
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         # One dimension: normalisation scales and shifts, biases.
         (plain if parameter.dim() == 1 and not config.decay_all else decayed).append(parameter)

@@ -80,8 +80,7 @@ def build_network(config: Config, runtime: Runtime) -> torch.nn.Module:
     """The model, initialised from the run's seed, on the device and in the memory format of the run."""
     torch.manual_seed(config.run.seed)
     model = build_model(config.model).to(runtime.device)
-    # Module.to has an overload for memory formats that type checkers don't see through.
-    return model.to(memory_format=torch.channels_last) if config.run.channels_last else model  # type: ignore[call-overload]
+    return model.to(memory_format=torch.channels_last) if config.run.channels_last else model
 
 
 class Trainer:

@@ -23,7 +23,7 @@ class ResNet(torchvision.models.ResNet):
     """[N, in_channels, H, W] to logits [N, num_classes].
 
     layers, widths: the number of blocks and the channels (before expansion) of each stage, of three or four; the
-    image halves at each stage but the first. stem: ``cifar`` is a 3x3 convolution, ``imagenet`` a 7x7 one of
+    image halves at each stage but the first, which may have no blocks. stem: ``cifar`` is a 3x3 convolution, ``imagenet`` a 7x7 one of
     stride 2 and a max-pool. shortcut: A, B, C or None, see `build_shortcut`.
 
     Convolutions start from torchvision's normal distribution (He et al. 2015a, fan-out, gain of ReLU) whatever
@@ -70,6 +70,8 @@ class ResNet(torchvision.models.ResNet):
     def _make_layer(
         self, block: type[BasicBlock | Bottleneck], planes: int, blocks: int, stride: int = 1, dilate: bool = False
     ) -> nn.Sequential:
+        if not blocks:
+            return nn.Sequential()
         inputs, outputs = self.inplanes, planes * block.expansion
         stage = super()._make_layer(block, planes, blocks, stride, dilate)
         for unit in stage:

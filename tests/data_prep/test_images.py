@@ -89,7 +89,11 @@ def test_exif_orientation_is_applied(place, orientation, format):
         top, left = orientation == 8, orientation == 6
         top, left = not top, left
     corner = {1: "tl", 2: "tr", 3: "br", 4: "bl", 5: "tl", 6: "bl", 7: "br", 8: "tr"}[orientation]
-    stored.paste((255, 255, 255), (0 if "l" in corner else 32, 0 if "t" in corner else 16) + (16 if "l" in corner else 48, 16 if "t" in corner else 32))
+    stored.paste(
+        (255, 255, 255),
+        (0 if "l" in corner else 32, 0 if "t" in corner else 16)
+        + (16 if "l" in corner else 48, 16 if "t" in corner else 32),
+    )
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(place, format=format, exif=exif, quality=95)

@@ -1,0 +1,332 @@
+"""Pictures of a run: learning curves, confusion matrix, accuracies of the classes, grids of images.
+
+Each function takes arrays, writes one PNG file (whole or not at all) and returns its path. Wrong shapes raise a
+ValueError. Colours are Okabe and Ito's (2008), which the colour-blind can tell apart, and nothing is told by
+colour alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+DPI = 130
+_COLUMNS = 8
+_MOST_IMAGES = 64
+_MOST_BARS = 100
+_MOST_CELL_TEXTS = 20
+_MOST_TICKS = 40
+
+
+def learning_curves(history: Sequence[Mapping[str, Any]], path: Path | str, *, title: str) -> Path:
+    """Loss and accuracy side by side, the learning rate below.
+
+    history: one record an epoch, with ``epoch`` (from 1, rising), ``train_loss`` and ``train_accuracy``, and where
+    there was an evaluation ``test_loss`` and ``test_accuracy``; ``lr`` if known. Accuracies are fractions.
+    """
+    _require(len(history) > 0, "no epochs in the history; nothing to draw")
+    epochs = _column(history, "epoch")
+    _require(bool(np.isfinite(epochs).all() and (np.diff(epochs) > 0).all()), "the history's epochs must rise")
+    figure = _figure(10.5, 5.2)
+    rows = figure.add_gridspec(2, 2, height_ratios=[5, 1])
+    loss, accuracy, rate = (figure.add_subplot(place) for place in (rows[0, 0], rows[0, 1], rows[1, :]))
+    _lines(loss, epochs, history, "loss")
+    _lines(accuracy, epochs, history, "accuracy")
+    _mark_best(accuracy, epochs, _column(history, "test_accuracy"))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    rate.plot(epochs, _column(history, "lr"), color=GREY, marker="." if len(epochs) == 1 else "", linewidth=1.5)
+    rate.set_ylim(bottom=0)
+    rate.set_ylabel("learning\nrate", fontsize=9)
+    rate.yaxis.set_major_locator(MaxNLocator(2))
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+        margin = max(0.02 * (epochs[-1] - epochs[0]), 0.25)
+        axes.set_xlim(epochs[0] - margin, epochs[-1] + margin)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in (loss, accuracy):
+        axes.legend(frameon=False, fontsize=9)
+    _suptitle(figure, title)
+    return _save(figure, path)
+
+
+def _lines(axes: Axes, epochs: np.ndarray, history: Sequence[Mapping[str, Any]], what: str) -> None:
+    for split, colour, style, marker in (("train", BLUE, "-", "o"), ("test", ORANGE, "--", "s")):
+        values = _column(history, f"{split}_{what}")
+        # Epochs without a value are left out, so that the line joins its neighbours.
+        there = np.isfinite(values)
+        if there.any():
+            size = 3.5 if there.sum() <= 40 else 0
+            axes.plot(epochs[there], values[there], style, color=colour, marker=marker, markersize=size, label=split)
+    axes.set_title(what, fontsize=11)
+
+
+def _mark_best(axes: Axes, epochs: np.ndarray, accuracies: np.ndarray) -> None:
+    if np.isfinite(accuracies).any():
+        best = int(np.nanargmax(accuracies))
+        label = f"best test: {accuracies[best]:.2%} (epoch {epochs[best]:g})"
+        style = {"marker": "*", "markersize": 14, "color": RED, "markeredgecolor": "white", "linestyle": "none"}
+        axes.plot(epochs[best], accuracies[best], label=label, zorder=5, **style)
+
+
+def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path | str, *, title: str) -> Path:
+    """True classes down, predicted ones across; the colour is the share of the true class.
+
+    matrix: int64 [K, K], counts, a row for each true class. Up to 20 classes the counts are written in the cells;
+    of more than 40 classes every second, third ... is named.
+    """
+    matrix = _check_matrix(matrix, classes)
+    count = len(classes)
+    texts = count <= _MOST_CELL_TEXTS
+    side = float(np.clip(0.5 * count, 3.0, 9.0))
+    figure = _figure(side + 2.6, side + 2.1)
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    # The square root: a confusion of 2 % of the images shall be seen beside a diagonal of 90 %.
+    norm = PowerNorm(0.5, 0, 1)
+    image = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    bar.set_label("share of the true class")
+    ticks = np.arange(0, count, math.ceil(count / _MOST_TICKS))
+    names = [_short(classes[k], 16) for k in ticks]
+    size = 9 if texts else 7
+    axes.set_xticks(ticks, names, rotation=90 if count > 2 else 0, fontsize=size)
+    axes.set_yticks(ticks, names, fontsize=size)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if texts:
+        for row, column in np.ndindex(matrix.shape):
+            value = int(matrix[row, column])
+            colour = "white" if norm(shares[row, column]) > 0.6 else "black"
+            text_size = _cell_text_size(side / count, len(str(value)))
+            axes.text(column, row, str(value), ha="center", va="center", color=colour, fontsize=text_size)
+    _suptitle(figure, title)
+    return _save(figure, path)
+
+
+def _cell_text_size(cell_inches: float, digits: int) -> float:
+    """Points at which a number fits its cell: a digit is about 0.64 as wide as the font is high."""
+    return min(10.0, 0.85 * 72 * cell_inches / (0.64 * digits))
+
+
+def per_class_accuracy(matrix: np.ndarray, classes: Sequence[str], path: Path | str, *, title: str) -> Path:
+    """A bar for each class, the best on top, with the numbers; of more than 100 classes, the worst 100.
+
+    matrix: int64 [K, K], counts, a row for each true class. A class without images has no accuracy and stands
+    last.
+    """
+    matrix = _check_matrix(matrix, classes)
+    right, totals = np.diag(matrix), matrix.sum(1)
+    accuracies = np.where(totals > 0, right / np.maximum(totals, 1), -1.0)
+    order = np.argsort(-accuracies, kind="stable")[-_MOST_BARS:]
+    figure = _figure(8.0, 1.7 + len(order) * (0.34 if len(order) <= 30 else 0.18))
+    axes = figure.subplots()
+    places = np.arange(len(order))
+    axes.barh(places, np.maximum(accuracies[order], 0), color=BLUE, height=0.72)
+    size = 9.5 if len(order) <= 30 else 8
+    for place, k in zip(places, order, strict=True):
+        text = f"{accuracies[k]:.1%}  ({right[k]:,} of {totals[k]:,})" if totals[k] else "no images"
+        axes.text(max(accuracies[k], 0) + 0.01, place, text, va="center", fontsize=size)
+    axes.set_yticks(places, [_short(classes[k], 24) for k in order], fontsize=size)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    # Room behind a full bar for its numbers.
+    axes.set_xlim(0, 1.36)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.spines[["top", "right"]].set_visible(False)
+    label = "accuracy"
+    if len(order) < len(classes):
+        label += f" of the worst {len(order)} of {len(classes)} classes"
+    if totals.sum():
+        mean = right.sum() / totals.sum()
+        axes.axvline(mean, color=RED, linestyle="--", linewidth=1.3)
+        label += f" (dashed: all images, {mean:.2%})"
+    axes.set_xlabel(label)
+    _suptitle(figure, title)
+    return _save(figure, path)
+
+
+def prediction_grid(
+    images: np.ndarray,
+    true: np.ndarray,
+    predicted: np.ndarray,
+    confidence: np.ndarray | None,
+    classes: Sequence[str],
+    path: Path | str,
+    *,
+    title: str,
+    count: int = 32,
+) -> Path:
+    """The first ``count`` images with what they are and what they were taken for; wrong ones are marked.
+
+    images: uint8 [N, H, W, C], C 1 or 3. true, predicted: int [N], numbers of classes. confidence: the
+    prediction's probability, float [N], or None.
+    """
+    images = _check_images(images)[:count]
+    true = _check_labels("true classes", true, len(images), count, classes)
+    predicted = _check_labels("predicted classes", predicted, len(images), count, classes)
+    if confidence is not None:
+        confidence = np.asarray(confidence)[:count]
+        _require(
+            confidence.shape == (len(images),), f"confidences of shape {confidence.shape} for {len(images)} images"
+        )
+    wrong = int((true != predicted).sum())
+    note = f"✓ right: {len(images) - wrong}     ✗ wrong: {wrong}, marked, with true class → predicted class"
+    cells = _grid(images, title, note)
+    for i, axes in enumerate(cells):
+        share = "" if confidence is None else f"{confidence[i]:.0%}"
+        if true[i] == predicted[i]:
+            _caption(axes, f"✓ {_short(classes[true[i]], 17)}\n{share}", "black")
+        else:
+            name = _short(classes[predicted[i]], 11 if share else 17)
+            _caption(axes, f"✗ {_short(classes[true[i]], 17)}\n→ {name} {share}".rstrip(), "#A33E00")
+            _frame(axes, RED, 4.0)
+    return _save(cells[0].get_figure(root=True), path)
+
+
+def batch_grid(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: Path | str, *, title: str) -> Path:
+    """What the model sees: the first 64 images with their classes.
+
+    images: uint8 or float in 0..1 (denormalised; other values are clipped) [N, H, W, C], C 1 or 3. labels: int
+    [N], numbers of classes.
+    """
+    images = _check_images(images)[:_MOST_IMAGES]
+    labels = _check_labels("labels", labels, len(images), _MOST_IMAGES, classes)
+    cells = _grid(images, title, "")
+    for axes, label in zip(cells, labels, strict=True):
+        _caption(axes, _short(classes[label], 18), "black")
+    return _save(cells[0].get_figure(root=True), path)
+
+
+def _grid(images: np.ndarray, title: str, note: str) -> list[Axes]:
+    """A figure of eight images a row with room for two lines of text below each (one without a note).
+
+    Axes are placed by hand, in inches: the layout engine takes seconds for so many.
+    """
+    cell, gap, text, edge = 1.16, 0.22, 0.4 if note else 0.24, 0.25
+    height_of = cell * images.shape[1] / images.shape[2]
+    rows = math.ceil(len(images) / _COLUMNS)
+    width = 2 * edge + _COLUMNS * (cell + gap) - gap
+    lines = _wrap(title, width, 12)
+    header = 0.25 + 0.21 * len(lines) + (0.26 if note else 0)
+    height = header + rows * (height_of + text) + edge
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    figure.text(0.5, 1 - 0.14 / height, "\n".join(lines), ha="center", va="top", fontsize=12)
+    if note:
+        figure.text(0.5, 1 - (header - 0.12) / height, note, ha="center", va="bottom", fontsize=9.5, color=GREY)
+    cells = []
+    for i, image in enumerate(images):
+        row, column = divmod(i, _COLUMNS)
+        left, top = edge + column * (cell + gap), header + row * (height_of + text)
+        place = (left / width, 1 - (top + height_of) / height, cell / width, height_of / height)
+        axes = figure.add_axes(place, xticks=[], yticks=[])
+        axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1, aspect="auto")
+        _frame(axes, "#BBBBBB", 0.6)
+        cells.append(axes)
+    return cells
+
+
+def _frame(axes: Axes, colour: str, width: float) -> None:
+    axes.spines[:].set(color=colour, linewidth=width)
+
+
+def _caption(axes: Axes, text: str, colour: str) -> None:
+    axes.set_xlabel(text, fontsize=8, color=colour, labelpad=4, linespacing=1.15)
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+
+
+def _suptitle(figure: Figure, title: str) -> None:
+    figure.suptitle("\n".join(_wrap(title, figure.get_figwidth(), 12)), fontsize=12)
+
+
+def _wrap(text: str, inches: float, points: float) -> list[str]:
+    """Lines of a text that fit a width, taking a letter as 0.6 of the font's height."""
+    return textwrap.wrap(_plain(text), max(10, int(inches * 72 / (0.6 * points)))) or [""]
+
+
+def _plain(text: str) -> str:
+    """One line, without matplotlib's formulas: a class may well be called ``$5``."""
+    return " ".join(text.split()).replace("$", r"\$")
+
+
+def _short(name: str, length: int) -> str:
+    """At most ``length`` letters, the last of them … if there were more."""
+    name = " ".join(name.split())
+    return _plain(name if len(name) <= length else name[: length - 1].rstrip() + "…")
+
+
+def _column(history: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+    """One value of each record as float64 [epochs], NaN where there is none or no finite one."""
+    needed = key == "epoch" or key.startswith("train_")
+    for number, record in enumerate(history, start=1):
+        _require(not needed or key in record, f"record {number} of the history has no '{key}'")
+    values = np.array([math.nan if r.get(key) is None else r[key] for r in history], dtype=np.float64)
+    return np.where(np.isfinite(values), values, math.nan)
+
+
+def _check_matrix(matrix: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    matrix, count = np.asarray(matrix), len(classes)
+    _require(count > 0, "no classes; nothing to draw")
+    _require(
+        matrix.shape == (count, count), f"confusion matrix of shape {matrix.shape}; {count} classes need {count, count}"
+    )
+    counts = np.issubdtype(matrix.dtype, np.integer) and bool((matrix >= 0).all())
+    _require(counts, "the confusion matrix must hold whole numbers of 0 or more")
+    return matrix
+
+
+def _check_images(images: np.ndarray) -> np.ndarray:
+    """float [N, H, W, C] in 0..1."""
+    images = np.asarray(images)
+    _require(
+        images.ndim == 4 and images.shape[-1] in (1, 3) and images.size > 0,
+        f"images of shape {images.shape}; give [N, H, W, C] with at least one image and 1 or 3 channels",
+    )
+    if images.dtype == np.uint8:
+        return images / np.float32(255)
+    _require(np.issubdtype(images.dtype, np.floating), f"images of type {images.dtype}; give uint8 or float in 0..1")
+    return images.clip(0, 1)
+
+
+def _check_labels(what: str, labels: np.ndarray, images: int, most: int, classes: Sequence[str]) -> np.ndarray:
+    """The labels of the images that are drawn."""
+    labels = np.asarray(labels)[:most]
+    _require(labels.shape == (images,), f"{what} of shape {labels.shape} for {images} images")
+    _require(np.issubdtype(labels.dtype, np.integer), f"{what} of type {labels.dtype}; give whole numbers")
+    inside = bool(((labels >= 0) & (labels < len(classes))).all())
+    _require(inside, f"{what} outside 0..{len(classes) - 1}; there are {len(classes)} classes")
+    return labels
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _save(figure: Any, path: Path | str) -> Path:
+    """Write the figure beside its place and rename it into it."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        FigureCanvasAgg(figure).print_png(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
