@@ -13,9 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from data_prep.errors import BadFilesError, one_line, show
+from data_prep.errors import BadFilesError, DownloadError, one_line, show
 
 PROGRAM = "prep-data"
+EXIT_BAD_INPUT, EXIT_DOWNLOAD = 2, 3
 _BAD_FILES_SHOWN = 10
 
 _EPILOG = """\
@@ -24,6 +25,8 @@ examples:
   prep-data --source cifar-10-python.tar.gz       the same from a file that is here
   prep-data --dataset folder:photos --size 64     your images: photos/CLASS/*.jpg, or photos/train and photos/test
   prep-data --out data/cifar10 --verify           is it still what was written?
+
+exit status: 0 done, 2 bad input, 3 the data could not be downloaded, 130/143 stopped by a signal
 """
 
 
@@ -84,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(error, BadFilesError):
             _print_bad_files(error, everything=flags.debug)
         print(f"{PROGRAM}: error: {_printable(one_line(error))}", file=sys.stderr)
-        return 2
+        return EXIT_DOWNLOAD if isinstance(error, DownloadError) else EXIT_BAD_INPUT
     return 0
 
 

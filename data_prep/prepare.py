@@ -17,7 +17,7 @@ from data_prep.display import Display, format_bytes
 from data_prep.errors import PreparedSetError, show
 from data_prep.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, PreparedSet, sha256_of
 from data_prep.sources import Plan, Source, SourceOptions, build_source
-from data_prep.staging import Stage, check_free_disk, staging
+from data_prep.staging import Stage, check_free_disk, remove_leftovers, staging
 from data_prep.stats import ChannelHistogram
 from data_prep.writers import WRITERS, Writer
 
@@ -50,6 +50,7 @@ def prepare(request: Request, display: Display) -> PreparedSet:
     source = build_source(request.dataset, request.options, display)
     with closing(source):
         place = _place(request, source)
+        remove_leftovers(place.resolve())
         if _is_there(place, request, source):
             prepared = PreparedSet.open(place)
             display.say(f"{show(place)} is whole already: {summary(prepared)}")

@@ -61,9 +61,8 @@ class Stage:
 
 @contextmanager
 def staging(place: Path) -> Iterator[Stage]:
-    """A stage for the set at ``place``, removed at the end, however that comes; leftovers of killed runs go first."""
+    """A stage for the set at ``place``, removed at the end, however that comes."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(place)
     stage = Stage(place, place.parent / f".{place.name}.partial-{os.getpid()}")
     stage.folder.mkdir()
     lock = _try_lock(stage.folder)
@@ -91,7 +90,10 @@ def check_free_disk(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def _remove_leftovers(place: Path) -> None:
+def remove_leftovers(place: Path) -> None:
+    """Remove what killed runs left beside ``place``; an old set that one of them had moved aside comes back."""
+    if not place.parent.is_dir():
+        return
     for folder in place.parent.iterdir():
         match = re.fullmatch(rf"\.{re.escape(place.name)}\.partial-(\d+)", folder.name)
         if match and folder.is_dir() and _is_dead(folder, int(match[1])):

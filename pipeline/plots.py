@@ -12,7 +12,7 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 DPI = 130
-_COLUMNS = 8
+_FEWEST_COLUMNS, _MOST_COLUMNS = 4, 8
 _MOST_IMAGES = 64
 _MOST_BARS = 100
 _MOST_CELL_TEXTS = 20
@@ -39,28 +39,42 @@ def learning_curves(history: Sequence[Mapping[str, Any]], path: Path | str, *, t
     _require(len(history) > 0, "no epochs in the history; nothing to draw")
     epochs = _column(history, "epoch")
     _require(bool(np.isfinite(epochs).all() and (np.diff(epochs) > 0).all()), "the history's epochs must rise")
-    figure = _figure(10.5, 5.2)
-    rows = figure.add_gridspec(2, 2, height_ratios=[5, 1])
-    loss, accuracy, rate = (figure.add_subplot(place) for place in (rows[0, 0], rows[0, 1], rows[1, :]))
+    rates = _column(history, "lr")
+    known = bool(np.isfinite(rates).any())
+    figure = _figure(10.5, 5.4 if known else 4.4)
+    rows = figure.add_gridspec(2 if known else 1, 2, height_ratios=[5, 1] if known else None)
+    loss, accuracy = figure.add_subplot(rows[0, 0]), figure.add_subplot(rows[0, 1])
     _lines(loss, epochs, history, "loss")
     _lines(accuracy, epochs, history, "accuracy")
     _mark_best(accuracy, epochs, _column(history, "test_accuracy"))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    rate.plot(epochs, _column(history, "lr"), color=GREY, marker="." if len(epochs) == 1 else "", linewidth=1.5)
-    rate.set_ylim(bottom=0)
-    rate.set_ylabel("learning\nrate", fontsize=9)
-    rate.yaxis.set_major_locator(MaxNLocator(2))
-    for axes in (loss, accuracy, rate):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-        margin = max(0.02 * (epochs[-1] - epochs[0]), 0.25)
-        axes.set_xlim(epochs[0] - margin, epochs[-1] + margin)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
     for axes in (loss, accuracy):
-        axes.legend(frameon=False, fontsize=9)
+        _style_epochs(axes, epochs)
+        # Above the axes: inside, it would hide some point of some run.
+        axes.legend(frameon=False, fontsize=9.5, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    if known:
+        _draw_rate(figure.add_subplot(rows[1, :]), epochs, rates)
     _suptitle(figure, title)
     return _save(figure, path)
+
+
+def _style_epochs(axes: Axes, epochs: np.ndarray) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    margin = max(0.02 * (epochs[-1] - epochs[0]), 0.25)
+    axes.set_xlim(epochs[0] - margin, epochs[-1] + margin)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_rate(axes: Axes, epochs: np.ndarray, rates: np.ndarray) -> None:
+    axes.plot(epochs, rates, color=GREY, marker="." if len(epochs) == 1 else "", linewidth=1.5)
+    peak = float(np.nanmax(rates))
+    if peak > 0:
+        axes.set_ylim(0, 1.15 * peak)
+        axes.set_yticks([0, peak], ["0", f"{peak:.3g}"])
+    axes.set_ylabel("learning\nrate", fontsize=9)
+    _style_epochs(axes, epochs)
 
 
 def _lines(axes: Axes, epochs: np.ndarray, history: Sequence[Mapping[str, Any]], what: str) -> None:
@@ -71,15 +85,14 @@ def _lines(axes: Axes, epochs: np.ndarray, history: Sequence[Mapping[str, Any]],
         if there.any():
             size = 3.5 if there.sum() <= 40 else 0
             axes.plot(epochs[there], values[there], style, color=colour, marker=marker, markersize=size, label=split)
-    axes.set_title(what, fontsize=11)
+    axes.set_ylabel(what)
 
 
 def _mark_best(axes: Axes, epochs: np.ndarray, accuracies: np.ndarray) -> None:
     if np.isfinite(accuracies).any():
         best = int(np.nanargmax(accuracies))
         label = f"best test: {accuracies[best]:.2%} (epoch {epochs[best]:g})"
-        style = {"marker": "*", "markersize": 14, "color": RED, "markeredgecolor": "white", "linestyle": "none"}
-        axes.plot(epochs[best], accuracies[best], label=label, zorder=5, **style)
+        axes.plot(epochs[best], accuracies[best], "*", markersize=14, color=RED, mec="white", zorder=5, label=label)
 
 
 def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path | str, *, title: str) -> Path:
@@ -91,8 +104,13 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path | st
     matrix = _check_matrix(matrix, classes)
     count = len(classes)
     texts = count <= _MOST_CELL_TEXTS
+    ticks = range(0, count, math.ceil(count / _MOST_TICKS))
+    names = [_short(classes[k], 20) for k in ticks]
+    size = 9 if texts else 7
     side = float(np.clip(0.5 * count, 3.0, 9.0))
-    figure = _figure(side + 2.6, side + 2.1)
+    longest = 0.6 * size / 72 * max(map(len, names))
+    upright = count <= 2
+    figure = _figure(side + longest + 1.9, side + 1.2 + (0 if upright else longest), layout="compressed")
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     # The square root: a confusion of 2 % of the images shall be seen beside a diagonal of 90 %.
@@ -101,10 +119,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path | st
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     bar.set_label("share of the true class")
-    ticks = np.arange(0, count, math.ceil(count / _MOST_TICKS))
-    names = [_short(classes[k], 16) for k in ticks]
-    size = 9 if texts else 7
-    axes.set_xticks(ticks, names, rotation=90 if count > 2 else 0, fontsize=size)
+    axes.set_xticks(ticks, names, rotation=0 if upright else 90, fontsize=size)
     axes.set_yticks(ticks, names, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
@@ -135,17 +150,15 @@ def per_class_accuracy(matrix: np.ndarray, classes: Sequence[str], path: Path | 
     order = np.argsort(-accuracies, kind="stable")[-_MOST_BARS:]
     figure = _figure(8.0, 1.7 + len(order) * (0.34 if len(order) <= 30 else 0.18))
     axes = figure.subplots()
-    places = np.arange(len(order))
+    places = range(len(order))
     axes.barh(places, np.maximum(accuracies[order], 0), color=BLUE, height=0.72)
     size = 9.5 if len(order) <= 30 else 8
-    for place, k in zip(places, order, strict=True):
+    for place, k in enumerate(order):
         text = f"{accuracies[k]:.1%}  ({right[k]:,} of {totals[k]:,})" if totals[k] else "no images"
-        axes.text(max(accuracies[k], 0) + 0.01, place, text, va="center", fontsize=size)
+        axes.text(1.02, place, text, va="center", fontsize=size)
     axes.set_yticks(places, [_short(classes[k], 24) for k in order], fontsize=size)
     axes.set_ylim(len(order) - 0.4, -0.6)
-    # Room behind a full bar for its numbers.
-    axes.set_xlim(0, 1.36)
-    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)
     label = "accuracy"
@@ -213,24 +226,25 @@ def batch_grid(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], p
 
 
 def _grid(images: np.ndarray, title: str, note: str) -> list[Axes]:
-    """A figure of eight images a row with room for two lines of text below each (one without a note).
+    """A figure of up to eight images a row with room for two lines of text below each (one without a note).
 
     Axes are placed by hand, in inches: the layout engine takes seconds for so many.
     """
-    cell, gap, text, edge = 1.16, 0.22, 0.4 if note else 0.24, 0.25
+    cell, gap, text, edge = 1.16, 0.22, 0.42 if note else 0.26, 0.25
     height_of = cell * images.shape[1] / images.shape[2]
-    rows = math.ceil(len(images) / _COLUMNS)
-    width = 2 * edge + _COLUMNS * (cell + gap) - gap
+    columns = min(max(len(images), _FEWEST_COLUMNS), _MOST_COLUMNS)
+    rows = math.ceil(len(images) / columns)
+    width = 2 * edge + columns * (cell + gap) - gap
     lines = _wrap(title, width, 12)
     header = 0.25 + 0.21 * len(lines) + (0.26 if note else 0)
-    height = header + rows * (height_of + text) + edge
+    height = header + rows * (height_of + text) + 0.08
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     figure.text(0.5, 1 - 0.14 / height, "\n".join(lines), ha="center", va="top", fontsize=12)
     if note:
         figure.text(0.5, 1 - (header - 0.12) / height, note, ha="center", va="bottom", fontsize=9.5, color=GREY)
     cells = []
     for i, image in enumerate(images):
-        row, column = divmod(i, _COLUMNS)
+        row, column = divmod(i, columns)
         left, top = edge + column * (cell + gap), header + row * (height_of + text)
         place = (left / width, 1 - (top + height_of) / height, cell / width, height_of / height)
         axes = figure.add_axes(place, xticks=[], yticks=[])
@@ -248,8 +262,8 @@ def _caption(axes: Axes, text: str, colour: str) -> None:
     axes.set_xlabel(text, fontsize=8, color=colour, labelpad=4, linespacing=1.15)
 
 
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+def _figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
+    return Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
 
 
 def _suptitle(figure: Figure, title: str) -> None:

@@ -23,8 +23,8 @@ class ResNet(torchvision.models.ResNet):
     """[N, in_channels, H, W] to logits [N, num_classes].
 
     layers, widths: the number of blocks and the channels (before expansion) of each stage, of three or four; the
-    image halves at each stage but the first, which may have no blocks. stem: ``cifar`` is a 3x3 convolution, ``imagenet`` a 7x7 one of
-    stride 2 and a max-pool. shortcut: A, B, C or None, see `build_shortcut`.
+    image halves at each stage but the first, which may have no blocks. stem: ``cifar`` is a 3x3 convolution,
+    ``imagenet`` a 7x7 one of stride 2 and a max-pool. shortcut: A, B, C or None, see `build_shortcut`.
 
     Convolutions start from torchvision's normal distribution (He et al. 2015a, fan-out, gain of ReLU) whatever
     the activation: BatchNorm follows each, so the scale is no matter, and PyTorch has no gain for ELU.

@@ -9,6 +9,9 @@ from PIL import Image
 
 from data_prep.images import BadImageError, read_rgb, read_size
 
+# Pillow warns of damage that it then reads past or refuses.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+
 _SIDES = st.tuples(st.integers(1, 20), st.integers(1, 20))
 
 
@@ -79,21 +82,17 @@ def test_cmyk_becomes_the_colour_one_sees(place, format):
     assert np.abs(_read(place, red, format).astype(int) - [255, 0, 0]).max() <= 3
 
 
+# Which stored corner is seen at the top left: EXIF 2.3, section 4.6.4, tag Orientation.
+_TOP_LEFT = {1: "tl", 2: "tr", 3: "br", 4: "bl", 5: "tl", 6: "bl", 7: "br", 8: "tr"}
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation_is_applied(place, orientation, format):
-    # The corner that is seen at the top left is white, by the table in EXIF 2.3, section 4.6.4.
     stored = Image.new("RGB", (48, 32))
-    top, left = orientation in (1, 2, 5, 6), orientation in (1, 4, 5, 8)
-    if orientation in (6, 8):
-        top, left = orientation == 8, orientation == 6
-        top, left = not top, left
-    corner = {1: "tl", 2: "tr", 3: "br", 4: "bl", 5: "tl", 6: "bl", 7: "br", 8: "tr"}[orientation]
-    stored.paste(
-        (255, 255, 255),
-        (0 if "l" in corner else 32, 0 if "t" in corner else 16)
-        + (16 if "l" in corner else 48, 16 if "t" in corner else 32),
-    )
+    top, left = _TOP_LEFT[orientation]
+    x, y = (0 if left == "l" else 32), (0 if top == "t" else 16)
+    stored.paste((255, 255, 255), (x, y, x + 16, y + 16))
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(place, format=format, exif=exif, quality=95)
@@ -164,10 +163,11 @@ def test_damage_is_bad_or_harmless(place, format, data):
     try:
         pixels, _ = read_rgb(str(place), (8, 8))
     except BadImageError as error:
-        assert str(error)
-        assert "\n" not in str(error)
+        reason = str(error)
     else:
         assert pixels.shape == (8, 8, 3)
+        return
+    assert len(reason.splitlines()) == 1
 
 
 def test_what_is_no_image_is_bad(place, tmp_path, monkeypatch):

@@ -80,7 +80,7 @@ def test_writer_refuses_what_does_not_fit(tmp_path):
     writer.abort()
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_damaged_header_never_crashes(data):
     with tempfile.TemporaryDirectory() as folder:
@@ -92,11 +92,14 @@ def test_a_damaged_header_never_crashes(data):
             raw[data.draw(st.integers(0, text_end))] = data.draw(st.integers(0, 255))
         cut = data.draw(st.sampled_from([len(raw), 0, 5, 8, DATA_START]) | st.integers(0, len(raw)))
         path.write_bytes(raw[:cut])
+        message = ""
         try:
             packed = open_packed(path)
         except PreparedSetError as error:
-            assert str(path) in str(error)
-            assert "\n" not in str(error)
+            message = str(error)
+        if message:
+            assert str(path) in message
+            assert len(message.splitlines()) == 1
         else:
             assert packed.images.size == images.size
             assert len(packed.labels) == 6

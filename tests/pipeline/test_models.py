@@ -4,19 +4,30 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.resnet import Bottleneck
 
 from pipeline.models import ARCHITECTURES, ModelConfig, architecture_names, build_model
+from pipeline.models.blocks import PreActBottleneck
+from pipeline.models.resnet import PreActResNet, ResNet
 
 _BIG = ("50", "56", "101", "110", "152")
 _ALL = [pytest.param(a, marks=pytest.mark.slow) if a.endswith(_BIG) else a for a in architecture_names()]
-_RESNET50 = pytest.param("resnet50", marks=pytest.mark.slow)
-_PREACT50 = pytest.param("preact-resnet50", marks=pytest.mark.slow)
-_KINDS = ("resnet8", "resnet18", "plain-8", "preact-resnet8", _RESNET50, _PREACT50)
+# One small net of each kind of block.
+_KINDS = ("resnet14", "plain-14", "preact-resnet14", "bottleneck", "preact-bottleneck")
 
 
 def _model(arch, **settings):
     torch.manual_seed(0)
     return build_model(ModelConfig(arch=arch, **settings))
+
+
+def _small(kind, shortcut=None, **settings):
+    """A net of 14 layers or more, of basic blocks by its name, or of bottlenecks."""
+    if not kind.endswith("bottleneck"):
+        return _model(kind, shortcut=shortcut, **settings)
+    torch.manual_seed(0)
+    network, block = (PreActResNet, PreActBottleneck) if kind.startswith("preact") else (ResNet, Bottleneck)
+    return network(block, (2, 2, 2), (16, 32, 64), num_classes=10, shortcut=shortcut or "B", **settings)
 
 
 def _count(arch, **settings):
@@ -127,9 +138,9 @@ def test_plain_twin_has_the_depth_but_no_shortcut(depth):
         assert not plain.layer1[0](images).any()
 
 
-@pytest.mark.parametrize("arch", ["preact-resnet8", "preact-resnet50"])
-def test_preact_order(arch):
-    model = _model(arch)
+@pytest.mark.parametrize("kind", ["preact-resnet14", "preact-bottleneck"])
+def test_preact_order(kind):
+    model = _small(kind)
     calls = []
     for name, module in model.named_modules():
         # A block's own activation is called more than once, and the first block's children are enough to see all.
@@ -138,27 +149,25 @@ def test_preact_order(arch):
         elif name in ("conv1", "layer1", "bn1", "relu", "bn_final", "avgpool", "fc"):
             module.register_forward_hook(lambda *_, name=name: calls.append("net." + name))
     model(_images())
-    units = 3 if arch.endswith("50") else 2
+    units = 3 if kind.endswith("bottleneck") else 2
     block = [step for i in range(1, units + 1) for step in (f"bn{i}", "relu", f"conv{i}")]
     assert calls == ["net.conv1", *block, "net.layer1", "net.bn_final", "net.relu", "net.avgpool", "net.fc"]
 
 
-@pytest.mark.parametrize("arch", ["preact-resnet14", "preact-resnet50"])
-def test_preact_identity_stays_clear(arch):
+@pytest.mark.parametrize("kind", ["preact-resnet14", "preact-bottleneck"])
+def test_preact_identity_stays_clear(kind):
     """With dead branches, a block that has no projection passes on its very input, negative values too."""
-    block = _model(arch).layer2[1].eval()
-    nn.init.zeros_((block.conv3 if arch.endswith("50") else block.conv2).weight)
+    block = _small(kind).layer2[1].eval()
+    nn.init.zeros_((block.conv3 if kind.endswith("bottleneck") else block.conv2).weight)
     images = _images(channels=block.conv1.in_channels, size=8)
     with torch.no_grad():
         assert torch.equal(block(images.clone()), images)
 
 
 @pytest.mark.parametrize("option", "ABC")
-@pytest.mark.parametrize("arch", _KINDS)
-def test_channels_last_changes_neither_output_nor_format(arch, option):
-    if arch.startswith("plain"):
-        option = None
-    model = _model(arch, shortcut=option).eval()
+@pytest.mark.parametrize("kind", _KINDS)
+def test_channels_last_changes_neither_output_nor_format(kind, option):
+    model = _small(kind, shortcut=None if kind.startswith("plain") else option).eval()
     images = _images()
     formats = []
     with torch.no_grad():
@@ -176,10 +185,10 @@ def test_channels_last_changes_neither_output_nor_format(arch, option):
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu"])
-@pytest.mark.parametrize("arch", ["resnet8", "plain-8", "preact-resnet8"])
-def test_compiles_without_a_graph_break(arch, activation):
+@pytest.mark.parametrize("kind", _KINDS)
+def test_compiles_without_a_graph_break(kind, activation):
     torch._dynamo.reset()
-    model = _model(arch, activation=activation)
+    model = _small(kind, activation=activation)
     images = _images()
     expected = model(images)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -196,10 +205,10 @@ def test_every_architecture_compiles_without_a_graph_break(arch):
 
 
 @pytest.mark.parametrize("activation, module", [("leaky_relu", nn.LeakyReLU), ("elu", nn.ELU)])
-@pytest.mark.parametrize("arch", ["resnet8", "plain-8", "preact-resnet8", _RESNET50, _PREACT50])
-def test_activation_replaces_every_relu_and_has_right_gradients(arch, activation, module):
+@pytest.mark.parametrize("kind", _KINDS)
+def test_activation_replaces_every_relu_and_has_right_gradients(kind, activation, module):
     """In-place activations overwrite what a backward pass could need: compare with ones that are not in place."""
-    model = _model(arch, activation=activation)
+    model = _small(kind, activation=activation)
     assert not any(isinstance(m, nn.ReLU) for m in model.modules())
     images = _images()
     model(images).square().sum().backward()
@@ -214,9 +223,9 @@ def test_activation_replaces_every_relu_and_has_right_gradients(arch, activation
         assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("arch", ["resnet14", "preact-resnet14", _RESNET50, _PREACT50])
-def test_zero_init_starts_blocks_as_their_shortcuts_and_still_learns(arch):
-    model = _model(arch, zero_init_residual=True)
+@pytest.mark.parametrize("kind", [k for k in _KINDS if not k.startswith("plain")])
+def test_zero_init_starts_blocks_as_their_shortcuts_and_still_learns(kind):
+    model = _small(kind, zero_init_residual=True)
     block = model.layer2[1]
     images = _images(channels=block.conv1.in_channels, size=8).relu()
     with torch.no_grad():

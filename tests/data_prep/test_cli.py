@@ -1,0 +1,92 @@
+import subprocess
+import sys
+
+import pytest
+
+from data_prep import cli
+from data_prep.manifest import PreparedSet
+
+
+def _python(code, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_imports_nothing_heavy():
+    result = _python(
+        "import sys\nfrom data_prep import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n"
+        "    print(sorted({'torch', 'torchvision', 'numpy', 'PIL', 'rich'} & sys.modules.keys()))"
+    )
+    assert result.stdout.endswith("[]\n")
+    assert "--skip-bad" in result.stdout
+
+
+def test_a_folder_is_prepared_without_torch(make_folder, tmp_path):
+    result = _python(
+        "import sys\nfrom data_prep import cli\n"
+        "if __name__ == '__main__':\n    assert cli.main(sys.argv[1:]) == 0\n"
+        "    print({'torch', 'torchvision'} & sys.modules.keys())",
+        "--dataset",
+        f"folder:{make_folder({'a': 3, 'b': 3})}",
+        "--out",
+        tmp_path / "set",
+    )
+    assert result.stdout.endswith("set()\n"), result.stderr
+
+
+def test_verify(prep, prepared):
+    result = prep("--out", prepared, "--verify")
+    assert result.status == 0
+    assert "is ok" in result.out
+    path = prepared / "test.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"\x01")
+    result = prep("--out", prepared, "--verify")
+    assert result.status == 2
+    assert "test.safetensors is broken: its SHA-256 is wrong" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_verify_makes_no_set(prep, tmp_path):
+    result = prep("--dataset", "synthetic", "--out", tmp_path / "none", "--verify")
+    assert result.status == 2
+    assert "is not a prepared set" in result.err
+    assert not (tmp_path / "none").exists()
+
+
+def test_default_places(prep, make_folder, tmp_path, monkeypatch):
+    root = make_folder({"a": 3, "b": 3}, name="my photos")
+    monkeypatch.chdir(tmp_path)
+    assert prep("--dataset", f"folder:{root}").status == 0
+    assert PreparedSet.open(tmp_path / "data" / "my photos").size("train") == 4
+    monkeypatch.chdir(root)
+    assert "lies in the image folder" in prep("--dataset", "folder:.").err
+    assert prep("--dataset", "folder:.", "--out", tmp_path / "data" / "my photos").status == 0
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "folder", "folder:", "cifar10:x", ""])
+def test_unknown_data_sets(prep, dataset):
+    result = prep("--dataset", dataset)
+    assert result.status == 2
+    assert "choose from cifar10, cifar100, folder:DIR, synthetic" in result.err
+
+
+def test_a_trace_only_with_debug(prep):
+    assert "Traceback" not in prep("--dataset", "mnist").err
+    assert "Traceback" in prep("--dataset", "mnist", "--debug").err
+
+
+def test_a_place_that_can_not_be_written_is_one_line(prep, make_folder, tmp_path):
+    (tmp_path / "file").write_text("x")
+    result = prep("--dataset", f"folder:{make_folder({'a': 3, 'b': 3})}", "--out", tmp_path / "file" / "set")
+    assert result.status == 2
+    assert len(result.err.splitlines()) == 1
+
+
+def test_flags_that_do_not_exist_exit_with_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--nonsense"])
+    assert caught.value.code == 2
+    assert "prep-data: error:" in capsys.readouterr().err

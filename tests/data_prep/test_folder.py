@@ -1,0 +1,257 @@
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.manifest import PreparedSet
+from data_prep.sources import folder as folder_module
+
+
+@pytest.fixture
+def prepare(prep, tmp_path):
+    """Prepares an image folder that must come out well; the opened set and what was printed."""
+
+    def run(root, *arguments):
+        out = tmp_path / "out" / f"set{len(list((tmp_path / 'out').glob('*')))}"
+        result = prep("--dataset", f"folder:{root}", "--out", out, *arguments)
+        assert result.status == 0, result.err
+        return PreparedSet.open(out, verify=True), result.out
+
+    return run
+
+
+@pytest.fixture
+def refused(prep, tmp_path):
+    """Prepares an image folder that must be refused; what was printed as the error."""
+
+    def run(root, *arguments):
+        result = prep("--dataset", f"folder:{root}", "--out", tmp_path / "refused", *arguments)
+        assert result.status == 2
+        assert not list(tmp_path.glob("*refused*"))
+        return result.err
+
+    return run
+
+
+def _pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def test_splits_of_the_folder_are_kept(make_folder, prepare):
+    root = make_folder({"train/bee": 3, "train/ant": 2, "test/ant": 1, "val/ant": 4, "test/bee": 1})
+    opened, out = prepare(root)
+    assert opened.manifest.classes == ("ant", "bee")
+    assert opened.manifest.counts == {"train": (2, 3), "test": (1, 1)}
+    assert "ignored beside train and test: val" in out
+    train = opened.packed("train")
+    files = sorted((root / "train").rglob("*.png"))
+    assert train.labels.tolist() == [("ant", "bee").index(file.parent.name) for file in files]
+    for stored, file in zip(train.images, files, strict=True):
+        assert np.array_equal(stored, _pixels(file))
+
+
+def test_val_is_taken_where_there_is_no_test(make_folder, prepare):
+    opened, _ = prepare(make_folder({"train/a": 3, "train/b": 3, "val/a": 2}))
+    assert opened.manifest.counts == {"train": (3, 3), "test": (2, 0)}
+
+
+def test_files_below_a_class_count_at_any_depth(make_folder, prepare):
+    opened, _ = prepare(make_folder({"train/a": 1, "train/a/x/y": 2, "train/b": 1, "test/a": 1}))
+    assert opened.manifest.counts["train"] == (3, 1)
+
+
+@pytest.mark.parametrize("below", ["", "train/"])
+def test_an_unparted_folder_is_parted_by_class(make_folder, prepare, below):
+    root = make_folder({f"{below}a": 10, f"{below}b": 20, f"{below}c": 2, f"{below}d": 1})
+    opened, _ = prepare(root)
+    assert opened.manifest.counts == {"train": (8, 16, 1, 1), "test": (2, 4, 1, 0)}
+    stored = [image.tobytes() for split in ("train", "test") for image in opened.packed(split).images]
+    assert sorted(stored) == sorted(_pixels(file).tobytes() for file in root.rglob("*.png"))
+
+
+def test_the_part_depends_on_seed_and_names_alone(make_folder, prepare, tmp_path):
+    root = make_folder({"a": 20, "b": 20})
+    shutil.copytree(root, tmp_path / "copy")
+    first, second = prepare(root, "--split-seed", 5)[0], prepare(tmp_path / "copy", "--split-seed", 5)[0]
+    other = prepare(root, "--split-seed", 6)[0]
+    assert np.array_equal(first.packed("test").images, second.packed("test").images)
+    assert not np.array_equal(first.packed("test").images, other.packed("test").images)
+    half = prepare(root, "--test-fraction", "0.5")[0]
+    assert half.manifest.counts["test"] == (10, 10)
+
+
+def test_sizes_that_differ_become_64(make_folder, prepare):
+    root = make_folder({"train/a": 3, "train/b": 2, "test/a": 1})
+    Image.new("RGB", (64, 64), (9, 8, 7)).save(root / "train" / "b" / "own.png")
+    opened, out = prepare(root)
+    assert opened.manifest.image_shape == (64, 64, 3)
+    assert "resizing 6 of 7 images, 8x6 to 64x64, to 64x64" in out
+    assert (opened.packed("train").images[-1] == [9, 8, 7]).all()
+    assert opened.manifest.source["resized"] == 6
+
+
+def test_size_is_what_was_asked_for(make_folder, prepare):
+    root = make_folder({"train/a": 3, "train/b": 2, "test/a": 1})
+    opened, out = prepare(root, "--size", 16)
+    assert opened.manifest.image_shape == (16, 16, 3)
+    assert "resizing 6 of 6 images, 8x6, to 16x16" in out
+
+
+def test_modes_and_formats_mix(make_folder, prepare):
+    root = make_folder({"train/a": 1, "train/b": 1, "test/a": 1})
+    for number, (mode, ending) in enumerate(
+        [("L", "jpg"), ("RGBA", "webp"), ("P", "gif"), ("I;16", "png"), ("1", "bmp")]
+    ):
+        Image.new(mode, (8, 6)).save(root / "train" / "a" / f"{number + 1}.{ending}")
+    opened, _ = prepare(root)
+    assert opened.manifest.image_shape == (6, 8, 3)
+    assert opened.size("train") == 7
+    # All five are black; they come behind 000.png in the order of names.
+    assert not opened.packed("train").images[1:6].any()
+
+
+def _spoil(root):
+    """Three files that are no images, in train/a; their names."""
+    place = root / "train" / "a"
+    (place / "notes.txt").write_text("not an image")
+    (place / "empty.png").write_bytes(b"")
+    whole = (place / "000.png").read_bytes()
+    (place / "cut.png").write_bytes(whole[: len(whole) - 30])
+    return ["train/a/notes.txt", "train/a/empty.png", "train/a/cut.png"]
+
+
+def test_bad_files_are_named_counted_and_refused(make_folder, refused):
+    root = make_folder({"train/a": 3, "train/b": 2, "test/a": 1})
+    names = _spoil(root)
+    error = refused(root)
+    assert all(name in error for name in names)
+    assert "3 of 9 files" in error
+    assert error.splitlines()[-1].startswith("prep-data: error: ")
+    assert "--skip-bad" in error
+
+
+def test_bad_files_are_skipped_on_request(make_folder, prepare):
+    root = make_folder({"train/a": 3, "train/b": 2, "test/a": 1})
+    names = _spoil(root)
+    opened, out = prepare(root, "--skip-bad")
+    assert opened.manifest.counts == {"train": (3, 2), "test": (1, 0)}
+    assert "skipped 3 files" in out
+    assert all(name in out for name in names)
+    assert opened.manifest.source["skipped"] == 3
+    assert np.array_equal(opened.packed("train").images[0], _pixels(root / "train" / "a" / "000.png"))
+
+
+def test_ten_bad_files_are_shown_and_all_with_debug(make_folder, refused):
+    root = make_folder({"train/a": 3, "train/b": 2, "test/a": 1})
+    for i in range(14):
+        (root / "train" / "b" / f"bad{i:02}.jpg").write_text("x")
+    error = refused(root)
+    assert sum(f"bad{i:02}.jpg:" in error for i in range(14)) == 10
+    assert "4 more" in error
+    everything = refused(root, "--debug")
+    assert all(f"bad{i:02}.jpg:" in everything for i in range(14))
+
+
+def test_a_class_left_without_images_is_named(make_folder, refused):
+    root = make_folder({"train/a": 3, "train/b": 0, "test/a": 1})
+    (root / "train" / "b" / "bad.png").write_text("x")
+    assert "class 'b'" in refused(root, "--skip-bad")
+
+
+def test_only_bad_files(make_folder, refused):
+    root = make_folder({"train/a": 0, "train/b": 0})
+    for name in "ab":
+        (root / "train" / name / "bad.png").write_text("x")
+    assert "2 of 2 files" in refused(root, "--skip-bad")
+
+
+def test_what_a_desktop_leaves_is_ignored(make_folder, prepare):
+    root = make_folder({"train/a": 3, "train/b": 2, "test/a": 1})
+    for name in ("train/.DS_Store", "train/a/Thumbs.db", "train/b/._000.png", "README"):
+        (root / name).write_text("x")
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    opened, out = prepare(root)
+    assert opened.size("train") == 5
+    assert "ignored hidden entries: 4" in out
+
+
+def test_odd_names_are_no_obstacle(make_folder, prepare):
+    root = make_folder({"train/ä [b] 猫": 2, "train/-b": 2, "test/-b": 1})
+    for name in ("new\nline.png", "$(x) ; '\"\\.png", os.fsdecode(b"\xff\xfe.png"), "no ending"):
+        shutil.copy(root / "train" / "-b" / "000.png", root / "train" / "-b" / name)
+    opened, _ = prepare(root)
+    assert opened.manifest.classes == ("-b", "ä [b] 猫")
+    assert opened.manifest.counts["train"] == (6, 2)
+
+
+def test_bad_files_with_odd_names_stay_on_a_line(make_folder, refused):
+    root = make_folder({"train/a": 2, "train/b": 2, "test/a": 1})
+    (root / "train" / "a" / "new\nline.png").write_text("x")
+    assert [line.split(":")[0].strip() for line in refused(root).splitlines()] == [
+        "train/a/new\\nline.png",
+        "prep-data",
+    ]
+
+
+def test_links_pipes_and_loops(make_folder, prepare, refused, tmp_path):
+    root = make_folder({"train/a": 2, "other/b": 2, "test/a": 1})
+    (root / "train" / "b").symlink_to(root / "other" / "b")
+    (root / "train" / "a" / "loop").symlink_to(root / "train" / "a")
+    assert prepare(root)[0].manifest.counts["train"] == (2, 2)
+    (root / "train" / "a" / "nowhere.png").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(root / "train" / "a" / "pipe.png")
+    error = refused(root)
+    assert "nowhere.png: No such file" in error
+    assert "pipe.png: not a regular file" in error
+
+
+@pytest.mark.parametrize(
+    "folders, said",
+    [
+        ({"train/a": 2, "train/b": 2, "test/c": 1}, "class 'c' of"),
+        ({"train/a": 2, "train/b": 0, "test/a": 1}, "train/b is empty"),
+        ({"train/a": 2, "train/b": 2, "test/a": 0}, "test/a is empty"),
+        ({"train/a": 2, "test/a": 1}, "single class 'a'"),
+        ({"a": 5}, "single class 'a'"),
+        ({"test/a": 2, "test/b": 2}, "test/ but no train/"),
+        ({"train": 2, "test/a": 1}, "train holds no class folders"),
+        ({"": 2}, "holds no class folders"),
+        ({"a": 1, "b": 1}, "left for the test split"),
+    ],
+)
+def test_folders_that_make_no_set(make_folder, refused, folders, said):
+    error = refused(make_folder(folders))
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_file_in_no_class_is_named(make_folder, refused):
+    root = make_folder({"train/a": 2, "train/b": 2, "train": 1, "test/a": 1})
+    assert "train/000.png: in no class folder" in refused(root)
+
+
+def test_no_such_folder(refused, tmp_path):
+    assert "is not a folder" in refused(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "flags", [("--test-fraction", "0"), ("--test-fraction", "1.5"), ("--size", "0"), ("--workers", "0")]
+)
+def test_flags_out_of_range(make_folder, refused, flags):
+    assert flags[0] in refused(make_folder({"a": 2, "b": 2}), *flags)
+
+
+def test_a_killed_decoder_is_one_line(make_folder, refused, tmp_path, monkeypatch):
+    (tmp_path / "dying.py").write_text(
+        f"import os\ndef decode(job):\n    os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import dying
+
+    monkeypatch.setattr(folder_module, "decode", dying.decode)
+    error = refused(make_folder({"a": 5, "b": 5}))
+    assert "was killed" in error
+    assert len(error.splitlines()) == 1

@@ -1,0 +1,296 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+
+import numpy as np
+import pytest
+
+from data_prep import prepare as prepare_module
+from data_prep import staging as staging_module
+from data_prep.manifest import MANIFEST_NAME, PreparedSet
+from data_prep.packed import PackedWriter
+
+
+@pytest.fixture
+def images(make_folder):
+    return make_folder({"train/a": 4, "train/b": 4, "test/a": 2, "test/b": 2})
+
+
+@pytest.fixture
+def arguments(images, tmp_path):
+    return ["--dataset", f"folder:{images}", "--out", tmp_path / "sets" / "set"]
+
+
+def _everything(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_second_run_does_nothing(prep, arguments):
+    assert prep(*arguments).status == 0
+    place = arguments[-1]
+    before = {path: path.stat().st_mtime_ns for path in [place, *place.iterdir()]}
+    again = prep(*arguments)
+    assert again.status == 0
+    assert "whole already" in again.out
+    assert {path: path.stat().st_mtime_ns for path in [place, *place.iterdir()]} == before
+
+
+def test_the_same_request_gives_the_same_bytes(prep, arguments, tmp_path):
+    prep(*arguments, "--workers", 1)
+    prep(*arguments[:-1], tmp_path / "sets" / "other", "--workers", 3)
+    assert _everything(arguments[-1]) == _everything(tmp_path / "sets" / "other")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (["--size", 32], "size not given, not 32"),
+        (["--skip-bad"], "skip_bad off, not on"),
+        (["--dataset", "synthetic"], "of folder, not synthetic"),
+    ],
+)
+def test_another_set_in_the_way_is_an_error_until_it_may_be_replaced(prep, arguments, change, said):
+    prep(*arguments)
+    before = _everything(arguments[-1])
+    result = prep(*arguments, *change)
+    assert result.status == 2
+    assert said in result.err
+    assert "--overwrite" in result.err
+    assert _everything(arguments[-1]) == before
+    assert prep(*arguments, *change, "--overwrite").status == 0
+    PreparedSet.open(arguments[-1], verify=True)
+    assert _everything(arguments[-1]) != before
+    assert [path.name for path in arguments[-1].parent.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "changed", "renamed"])
+def test_a_changed_folder_is_noticed(prep, arguments, images, change):
+    prep(*arguments)
+    first, second = images / "train" / "a" / "000.png", images / "train" / "a" / "001.png"
+    if change == "added":
+        shutil.copy(first, first.with_name("new.png"))
+    elif change == "removed":
+        first.unlink()
+    elif change == "changed":
+        first.write_bytes(second.read_bytes())
+    else:
+        first.rename(first.with_name("new.png"))
+    result = prep(*arguments)
+    assert result.status == 2
+    assert "the files in the folder have changed" in result.err
+
+
+def test_a_set_whose_pixels_were_damaged_is_made_anew(prep, arguments):
+    prep(*arguments)
+    path = arguments[-1] / "train.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1])
+    result = prep(*arguments)
+    assert result.status == 2
+    assert "train.safetensors is broken" in result.err
+    path.write_bytes(good[:5000] + b"xxxx" + good[5004:])
+    assert prep("--out", arguments[-1], "--verify").status == 2
+    assert prep(*arguments, "--overwrite").status == 0
+    assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("extra", [[], ["--overwrite"]])
+def test_what_is_no_set_is_never_deleted(prep, arguments, extra):
+    place = arguments[-1]
+    place.mkdir(parents=True)
+    (place / "thesis.txt").write_text("all my work")
+    for manifest in (None, "{}", "not ours"):
+        if manifest is not None:
+            (place / MANIFEST_NAME).write_text(manifest)
+        result = prep(*arguments, *extra)
+        assert result.status == 2
+        assert len(result.err.splitlines()) == 1
+        assert (place / "thesis.txt").read_text() == "all my work"
+    shutil.rmtree(place)
+    place.write_text("a file")
+    assert prep(*arguments, *extra).status == 2
+    assert place.read_text() == "a file"
+
+
+def test_what_lies_in_a_set_is_never_deleted(prep, arguments):
+    prep(*arguments)
+    (arguments[-1] / "notes.txt").write_text("mine")
+    result = prep(*arguments, "--overwrite")
+    assert result.status == 2
+    assert "notes.txt" in result.err
+    assert (arguments[-1] / "notes.txt").exists()
+
+
+def test_an_empty_folder_may_be_filled(prep, arguments):
+    arguments[-1].mkdir(parents=True)
+    assert prep(*arguments).status == 0
+    PreparedSet.open(arguments[-1])
+
+
+def test_a_set_from_a_newer_program_stays(prep, arguments):
+    prep(*arguments)
+    path = arguments[-1] / MANIFEST_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 9}))
+    result = prep(*arguments, "--overwrite")
+    assert result.status == 2
+    assert "upgrade" in result.err
+
+
+def test_a_failed_replacement_keeps_the_old_set(prep, arguments, images):
+    prep(*arguments)
+    before = _everything(arguments[-1])
+    (images / "train" / "a" / "bad.png").write_text("x")
+    assert prep(*arguments, "--overwrite").status == 2
+    assert _everything(arguments[-1]) == before
+    assert [path.name for path in arguments[-1].parent.iterdir()] == ["set"]
+
+
+def test_the_set_may_not_lie_among_the_images(prep, images):
+    result = prep("--dataset", f"folder:{images}", "--out", images / "set")
+    assert result.status == 2
+    assert "lies in the image folder" in result.err
+
+
+def test_a_full_disk_is_told_first(prep, arguments, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(staging_module.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    result = prep(*arguments)
+    assert result.status == 2
+    assert "the set needs 16.8 MB of disk" in result.err
+    assert "has 1.0 kB free" in result.err
+    assert not any(arguments[-1].parent.iterdir())
+
+
+def test_one_reading_feeds_every_format(prep, arguments, monkeypatch):
+    class Raw:
+        """Another format: the pixels and nothing else, in two files."""
+
+        def __init__(self, folder, split, count, image_shape):
+            self.files = [open(folder / f"{split}.{ending}", "wb") for ending in ("raw", "labels")]  # noqa: SIM115
+
+        @staticmethod
+        def estimate_bytes(count, image_shape):
+            return count * int(np.prod(image_shape))
+
+        def write(self, images, labels):
+            self.files[0].write(images.tobytes())
+            self.files[1].write(labels.tobytes())
+
+        def close(self):
+            self.abort()
+            return tuple(os.path.basename(file.name) for file in self.files)
+
+        def abort(self):
+            for file in self.files:
+                file.close()
+
+    monkeypatch.setitem(prepare_module.WRITERS, "raw", Raw)
+    assert prep(*arguments, "--formats", "packed, raw").status == 0
+    opened = PreparedSet.open(arguments[-1], verify=True)
+    assert opened.path("test", "raw").name == "test.raw"
+    assert opened.path("test", "raw").read_bytes() == opened.packed("test").images.tobytes()
+    assert len(opened.manifest.files) == 6
+    assert "whole already" in prep(*arguments, "--formats", "raw").out
+
+
+def test_a_format_that_is_not_there_yet_asks_for_overwrite(prep, arguments, monkeypatch):
+    prep(*arguments)
+    monkeypatch.setitem(prepare_module.WRITERS, "other", PackedWriter)
+    result = prep(*arguments, "--formats", "packed,other")
+    assert result.status == 2
+    assert "without other files" in result.err
+
+
+def test_unknown_formats_are_refused(prep, arguments):
+    result = prep(*arguments, "--formats", "packed,webdataset")
+    assert result.status == 2
+    assert "choose from packed" in result.err
+
+
+# Stops right before the new set would get its name: the latest moment at which something could go wrong.
+_HELD = """
+import sys, time
+from data_prep import cli, staging
+def hold(stage, **options):
+    assert (stage.new_set / "manifest.json").exists()
+    print("holding", flush=True)
+    time.sleep(600)
+staging.Stage.publish = hold
+if __name__ == "__main__":
+    sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def stopped(tmp_path, arguments):
+    """Runs the command up to its last act, sends it a signal; its exit status and standard error."""
+
+    def run(signum, *more):
+        script = tmp_path / "held.py"
+        script.write_text(_HELD)
+        command = [sys.executable, script, *map(str, arguments), *more]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as process:
+            while process.stdout.readline() != "holding\n":
+                assert process.poll() is None, process.stderr.read()
+            if signum == signal.SIGKILL:
+                process.kill()
+            else:
+                # As a terminal does it: to the whole group, workers included.
+                os.killpg(process.pid, signum)
+            _, err = process.communicate(timeout=60)
+            return process.returncode, err
+
+    return run
+
+
+@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_nothing(stopped, arguments, signum, status):
+    returned, err = stopped(signum)
+    assert returned == status
+    assert len(err.splitlines()) == 1
+    assert not any(arguments[-1].parent.iterdir())
+
+
+def test_a_killed_run_leaves_nothing_that_looks_whole(stopped, arguments, prep):
+    stopped(signal.SIGKILL)
+    (left,) = arguments[-1].parent.iterdir()
+    assert left.name.startswith(".set.partial-")
+    assert prep("--out", arguments[-1], "--verify").status == 2
+    assert prep(*arguments).status == 0
+    assert [path.name for path in arguments[-1].parent.iterdir()] == ["set"]
+
+
+def test_a_killed_replacement_keeps_the_old_set(stopped, arguments, prep):
+    prep(*arguments)
+    before = _everything(arguments[-1])
+    stopped(signal.SIGKILL, "--overwrite")
+    assert _everything(arguments[-1]) == before
+
+
+def test_a_set_moved_aside_by_a_killed_run_comes_back(arguments, prep):
+    prep(*arguments)
+    place = arguments[-1]
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    left = place.parent / f".set.partial-{process.pid}"
+    left.mkdir()
+    place.rename(left / "old")
+    again = prep(*arguments)
+    assert again.status == 0
+    assert [path.name for path in place.parent.iterdir()] == ["set"]
+
+
+def test_the_folder_of_a_running_process_is_let_be(arguments, prep):
+    other = arguments[-1].parent / f".set.partial-{os.getppid()}"
+    foreign = arguments[-1].parent / ".set2.partial-1"
+    for folder in (other, foreign):
+        folder.mkdir(parents=True)
+    assert prep(*arguments).status == 0
+    assert other.is_dir()
+    assert foreign.is_dir()
