@@ -114,18 +114,32 @@ def parse_flags(arguments: list[str] | None = None) -> tuple[dict[str, Any], arg
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     settings, others = parse_flags(arguments)
-    # After parsing: torch takes seconds to import, and --help needs none of it.
-    from pipeline import commands
-    from pipeline.train import TrainingDiverged
-
     try:
-        return commands.run(settings, others)
-    except (ValueError, OSError, TrainingDiverged) as error:
-        if others.debug:
-            traceback.print_exc()
-        message = str(error).replace("\n", " ")
-        print(f"{PROGRAM}: error: {message}", file=sys.stderr)
-        return 1 if isinstance(error, TrainingDiverged) else 2
+        # After parsing: torch takes seconds to import, and --help needs none of it.
+        import torch
+
+        from pipeline import commands
+        from pipeline.train import TrainingDiverged
+
+        try:
+            return commands.run(settings, others)
+        except (ValueError, OSError) as error:
+            return _complain(error, 2, others.debug)
+        except TrainingDiverged as error:
+            return _complain(error, 1, others.debug)
+        except torch.OutOfMemoryError as error:
+            hint = ValueError("the GPU is out of memory; give a smaller --batch-size, or --loader torch")
+            return _complain(hint.with_traceback(error.__traceback__), 1, others.debug)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _complain(error: Exception, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
 
 
 def show_path(path: Path) -> str:

@@ -120,6 +120,8 @@ def _show_batch(
 def _evaluate(settings: dict[str, Any], others: argparse.Namespace, console: Console) -> int:
     path = checkpoint_path(Path(others.evaluate))
     state = load_checkpoint(path)
+    if "model" in settings:
+        raise ConfigError(f"the network comes from {show_path(path)}; leave out {', '.join(settings['model'])}")
     config = Config.from_dict(merge(state["config"], settings))
     prepared = PreparedSet.open(Path(config.data.path), verify=others.verify)
     check_classes(state, prepared, path)

@@ -129,18 +129,10 @@ class Trainer:
         """Compile and capture the step, so that the first epoch is as fast as the others. Returns the seconds."""
         started = time.perf_counter()
         if self.runtime.graph:
-            self._run_step = CapturedStep(self.step, self._example_batch())
+            self._run_step = CapturedStep(self.step, self.loader.example())
         elif self.runtime.compile:
-            warm_up(self.step, self._example_batch())
+            warm_up(self.step, self.loader.example())
         return time.perf_counter() - started
-
-    def _example_batch(self) -> Batch:
-        indices = torch.arange(self.config.data.batch_size, device=self.runtime.device)
-        if self.loader.gathers:
-            return next(self.loader.feed())._replace(indices=indices)
-        shape = (len(indices), *self.prepared.manifest.image_shape)
-        images = torch.zeros(shape, dtype=torch.uint8, device=self.runtime.device)
-        return Batch(images, torch.zeros_like(indices), indices)
 
     def fit(self, folder: Path, log: RunLog, display: Display, *, stop_after: int | None = None) -> Outcome:
         """Train to the end, to the target accuracy, to a signal, or to the end of epoch ``stop_after`` (1-based).
@@ -282,6 +274,10 @@ class Trainer:
             torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.runtime.device)
         self.done_steps, self.train_seconds = state["done_steps"], state["train_seconds"]
         self.history = state["history"]
+        # A run of so many steps that ended inside an epoch and is now made longer: that epoch is not over.
+        inside = self.done_steps % len(self.loader) and len(self.history) > self.loader.epoch
+        if inside and self.done_steps < self.total_steps:
+            self.history.pop()
         # A target is judged anew: the resumed run may have been given another one.
         target = self.config.run.target_accuracy
         self._target_reached = target is not None and state["target_reached"]

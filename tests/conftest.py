@@ -5,6 +5,9 @@ import os
 import pytest
 import torch
 
+# Tensors here are tiny: more threads would only wait for each other, long where the machine is busy.
+torch.set_num_threads(1)
+
 HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
     # Triton reads this when a kernel is defined, so it must be set before any kernel is imported.

@@ -90,6 +90,13 @@ class Loader(ABC):
         """As `__iter__`, but as cheap for the step as the loader can: see `gathers`."""
         return iter(self)
 
+    def example(self) -> Batch:
+        """A batch of the shapes that `feed` gives in training, to warm up with; it uses up nothing of the order."""
+        indices = torch.arange(self.batch_size, device=self.device)
+        shape = (self.batch_size, *self.prepared.manifest.image_shape)
+        images = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        return Batch(images, torch.zeros_like(indices), indices)
+
     def close(self) -> None:  # noqa: B027  # a loader that holds nothing inherits this
         """Release processes, threads and files; closing twice is fine."""
 

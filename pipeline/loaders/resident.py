@@ -52,6 +52,10 @@ class ResidentLoader(Loader):
         whole = (Batch(self.images, self.labels, indices) for indices in self._index_batches(start))
         return self._counted(whole, start)
 
+    def example(self) -> Batch:
+        """The whole split, as `feed` gives it, with the first indices of the file."""
+        return Batch(self.images, self.labels, torch.arange(self.batch_size, device=self.device))
+
 
 def _copy(array: Any, device: torch.device) -> Tensor:
     # torch.tensor copies: a mapped file must not back a tensor that outlives it or that someone writes to.

@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from pipeline import cli
+from pipeline import cli, commands
 
 
 def test_help_needs_no_torch():
@@ -58,6 +59,24 @@ def test_debug_shows_the_trace(tmp_path, monkeypatch, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_out_of_memory_and_ctrl_c_are_one_line(monkeypatch, capsys):
+    def fail(error):
+        def run(settings, others):
+            raise error
+
+        return run
+
+    for error, status, message in (
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), 1, "smaller --batch-size"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ):
+        monkeypatch.setattr(commands, "run", fail(error))
+        assert cli.main([]) == status
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert printed.count("\n") == 1
+
+
 def test_another_architecture_cannot_resume(prepared_path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = ["--data", str(prepared_path), "--device", "cpu", "--batch-size", "40", "--out", "run"]
@@ -66,3 +85,5 @@ def test_another_architecture_cannot_resume(prepared_path, tmp_path, monkeypatch
     assert "model.arch = resnet8" in capsys.readouterr().err
     assert cli.main(["--resume", "run", "--lr", "0.7"]) == 2
     assert "optimizer.lr = 0.1" in capsys.readouterr().err
+    assert cli.main(["--evaluate", "run", "--arch", "resnet14"]) == 2
+    assert "leave out arch" in capsys.readouterr().err

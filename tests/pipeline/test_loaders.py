@@ -111,6 +111,17 @@ def test_the_feed_of_training_holds_the_same_batches(name, prepared):
             assert torch.equal(fed.indices, batch.indices)
 
 
+def test_the_example_has_the_feeds_shapes_and_keeps_the_place(name, prepared):
+    with _build(name, prepared) as loader:
+        loader.load_state_dict({"epoch": 2, "step": 3, "seed": 3, "batch_size": 16})
+        example = loader.example()
+        assert loader.state_dict()["step"] == 3
+        rest = list(loader.feed())
+        assert len(rest) == len(loader) - 3
+        for ours, theirs in zip(example, rest[0], strict=True):
+            assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+
+
 def test_seeds_and_epochs_differ(name, prepared):
     orders = []
     for seed, epoch in ((1, 0), (2, 0), (1, 1)):

@@ -229,10 +229,18 @@ def test_grey_images_are_not_stretched(tmp_path):
     assert (abs(pixels.astype(int) - 128) <= 1).all(-1).mean() > 0.05
 
 
-def test_batch_grid_draws_64_and_clips(tmp_path, texts):
-    images = np.random.default_rng(0).normal(0.5, 1, size=(70, 8, 8, 3)).astype(np.float32)
-    _pixels(plots.batch_grid(images, np.zeros(70, np.int64), ANIMALS, tmp_path / "a.png", title="t"))
+def test_batch_grid_draws_64(tmp_path, texts):
+    _pixels(plots.batch_grid(_images(70), np.zeros(70, np.int64), ANIMALS, tmp_path / "a.png", title="t"))
     assert texts.count("bird") == 64
+
+
+def test_batch_grid_clips(tmp_path):
+    """Values outside 0..1 don't change the brightness of the others."""
+    images = np.random.default_rng(0).normal(0.5, 1, size=(4, 8, 8, 3)).astype(np.float32)
+    labels = np.zeros(4, np.int64)
+    raw = _pixels(plots.batch_grid(images, labels, ANIMALS, tmp_path / "a.png", title="t"))
+    clipped = _pixels(plots.batch_grid(images.clip(0, 1), labels, ANIMALS, tmp_path / "b.png", title="t"))
+    assert np.array_equal(raw, clipped)
 
 
 @pytest.mark.parametrize(

@@ -90,32 +90,61 @@ def test_both_loaders_train_to_the_same_weights(train):
         assert torch.equal(first, second)
 
 
+@pytest.fixture
+def interrupt_at(monkeypatch):
+    """Run something with a signal raised in the middle of a step."""
+
+    def call(at_step, signum, run):
+        prepare = Trainer.prepare
+
+        def interrupting(trainer):
+            seconds = prepare(trainer)
+            run_step = trainer._run_step
+
+            def step(batch):
+                run_step(batch)
+                if trainer.done_steps + 1 == at_step:
+                    signal.raise_signal(signum)
+
+            trainer._run_step = step
+            return seconds
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "prepare", interrupting)
+            return run()
+
+    return call
+
+
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("at_step", [1, 7, 10])
-def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(train, monkeypatch, capsys, signum, status, at_step):
+def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(train, interrupt_at, capsys, signum, status, at_step):
     assert train("--out", "straight") == 0
-    prepare = Trainer.prepare
-
-    def interrupting(trainer):
-        seconds = prepare(trainer)
-        run = trainer._run_step
-
-        def step(batch):
-            run(batch)
-            if trainer.done_steps + 1 == at_step:
-                signal.raise_signal(signum)
-
-        trainer._run_step = step
-        return seconds
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "prepare", interrupting)
-        assert train("--out", "parts") == status
+    assert interrupt_at(at_step, signum, lambda: train("--out", "parts")) == status
     assert "go on with: fast-train --resume parts" in capsys.readouterr().err
     assert load_checkpoint(train.folder / "parts" / "last.pt")["done_steps"] == at_step
-    assert signal.getsignal(signum) is not None
     assert train("--out", "parts", "--resume", "auto") == 0
     assert_same_run(train.folder / "straight" / "last.pt", train.folder / "parts" / "last.pt")
+
+
+@pytest.mark.slow
+def test_a_compiled_run_goes_on_inside_an_epoch(train, interrupt_at):
+    """Warming up, which compiles, must move neither the loader nor the weights."""
+    assert train("--out", "straight", "--compile") == 0
+    assert interrupt_at(7, signal.SIGINT, lambda: train("--out", "parts", "--compile")) == 130
+    assert train("--out", "parts", "--compile", "--resume", "auto") == 0
+    assert_same_run(train.folder / "straight" / "last.pt", train.folder / "parts" / "last.pt")
+
+
+def test_a_run_of_so_many_steps_can_be_made_longer(train):
+    constant = ["--set", "schedule.name=constant", "--set", "schedule.warmup=0.0"]
+    assert train("--out", "run", "--set", "run.steps=7", *constant) == 0
+    assert train("--out", "run", "--set", "run.steps=13", "--resume", "auto", *constant) == 0
+    assert train("--out", "straight", "--set", "run.steps=13", *constant) == 0
+    longer, straight = (load_checkpoint(train.folder / name / "last.pt") for name in ("run", "straight"))
+    for a, b in zip(longer["step"]["model"].values(), straight["step"]["model"].values(), strict=True):
+        assert torch.equal(a, b)
+    assert [record["step"] for record in longer["history"]] == [5, 10, 13]
 
 
 def test_a_diverging_run_says_so_and_keeps_the_last_good_checkpoint(train, capsys):
@@ -218,12 +247,6 @@ def test_flags_train(train, flags):
         assert train("--out", "run", "--epochs", "1", *flags) == 0
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.slow
-def test_compiled_training(train):
-    assert train("--out", "run", "--epochs", "2", "--compile") == 0
-    assert train("--out", "run", "--epochs", "2", "--compile", "--resume", "auto") == 0
 
 
 @pytest.mark.gpu
