@@ -37,7 +37,8 @@ class CapturedStep:
             warm_up(step, self._static)
         torch.cuda.current_stream(step.device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=stream):
+        # Only this thread's calls are recorded; a loader's thread may pin memory meanwhile.
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             step(self._static)
 
     def __call__(self, batch: Batch) -> None:
