@@ -44,6 +44,8 @@ def run(settings: dict[str, Any], others: argparse.Namespace) -> int:
     """Train, evaluate or show a batch; returns the exit status."""
     console = Console()
     settings = merge(settings, _parse_sets(others.set))
+    if others.stop_after is not None and others.stop_after < 1:
+        raise ConfigError(f"--stop-after {others.stop_after} is no epoch; give 1 or more")
     if others.evaluate is not None:
         return _evaluate(settings, others, console)
     config, prepared, runtime = _configure(settings, others, console)
@@ -179,7 +181,7 @@ def _announce(config: Config, prepared: PreparedSet, runtime: Runtime, folder: P
 
 
 def _fit(trainer: Trainer, folder: Path, others: argparse.Namespace, console: Console) -> Outcome:
-    log = RunLog(folder, trainer.history)
+    log = RunLog(folder, trainer.history, note=data_note(trainer.prepared))
     display = Display(console, epochs=trainer.epochs, note=data_note(trainer.prepared))
     try:
         return trainer.fit(folder, log, display, stop_after=others.stop_after)

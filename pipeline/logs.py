@@ -18,23 +18,18 @@ _CURVES = {
 }
 
 
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """The records of a run so far, one an epoch; an empty list where there is no file."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
 class RunLog:
     """Appends one record an epoch. ``history`` is what an earlier part of the run has recorded: records behind
-    it (an epoch that a crash left without a checkpoint) are dropped."""
+    it (an epoch that a crash left without a checkpoint) are dropped. note: what to say of the data, if anything."""
 
-    def __init__(self, folder: Path, history: list[dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, history: list[dict[str, Any]], *, note: str = "") -> None:
         self.history = list(history)
         self._path = folder / "metrics.jsonl"
         self._path.write_text("".join(json.dumps(r) + "\n" for r in self.history), encoding="utf-8")
         purge = self.history[-1]["step"] + 1 if self.history else 0
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        if note:
+            self._board.add_text("data", note.strip())
 
     def add(self, record: dict[str, Any]) -> None:
         """record: plain numbers, with ``step``; None where something was not measured."""

@@ -30,6 +30,7 @@ def test_help_needs_no_torch():
     (["--batch-size", "0"], "batch size 0 is too small"),
     (["--lr", "-1"], "learning rate -1.0 must be above 0"),
     (["--epochs", "0"], "0 epochs; give 1 or more"),
+    (["--stop-after", "0"], "--stop-after 0 is no epoch"),
     (["--seed", "-4"], "seed -4 is out of range"),
     (["--target-accuracy", "94"], "target accuracy 94.0 must be a fraction"),
     (["--device", "tpu"], "device"),

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from pipeline import runtime
+from pipeline.config import ConfigError, RunConfig
+from pipeline.runtime import resolve_runtime
+
+
+def _resolve(**run):
+    return resolve_runtime(RunConfig(device="cpu", **run))
+
+
+@pytest.mark.parametrize(("computes", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_auto_takes_bf16_only_where_the_processor_computes_in_it(monkeypatch, computes, expected):
+    """Emulated, bfloat16 is slower than float32 by far."""
+    monkeypatch.setattr(runtime, "computes_bf16", lambda device: computes)
+    assert _resolve(amp="auto").amp is expected
+
+
+def test_types_that_are_asked_for():
+    assert _resolve(amp="off").amp is None
+    assert _resolve(amp="bf16").amp is torch.bfloat16
+    assert _resolve(amp="fp16").amp is torch.float16
+    assert _resolve(amp="off").image_dtype is torch.float32
+    assert _resolve(amp="fp16").image_dtype is torch.float16
+
+
+def test_the_cpu_runs_eagerly_unless_asked():
+    chosen = _resolve()
+    assert (chosen.compile, chosen.graph) == (False, False)
+    assert _resolve(compile=True).compile
+
+
+def test_compiling_needs_a_compiler(monkeypatch):
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match="apt-get install g"):
+        _resolve(compile=True)
+
+
+def test_what_a_machine_without_a_gpu_says(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_runtime(RunConfig(device="auto")).device.type == "cpu"
+    with pytest.raises(ConfigError, match="no device 'cuda' is visible"):
+        resolve_runtime(RunConfig(device="cuda"))
+    with pytest.raises(ConfigError, match="needs a CUDA device"):
+        _resolve(graph=True)
+
+
+@pytest.mark.gpu
+def test_gpu_compiles_and_captures_by_default():
+    chosen = resolve_runtime(RunConfig(device="auto", amp="auto"))
+    assert chosen.device.type == "cuda"
+    assert chosen.compile
+    assert chosen.graph
+    assert chosen.amp in (torch.bfloat16, torch.float16)

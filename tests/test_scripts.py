@@ -1,0 +1,66 @@
+"""`make train`'s script, with stand-ins for the two commands that write down how they were called."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "train.sh"
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Run train.sh in a folder of its own; returns (exit status, the calls, what was printed)."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(SCRIPT, tmp_path / "scripts")
+    commands = tmp_path / ".venv" / "bin"
+    commands.mkdir(parents=True)
+
+    def call(download_status=0, **variables):
+        for name, status in (("prep-data", download_status), ("fast-train", 0)):
+            path = commands / name
+            # Only the first data set fails: the synthetic one needs no network.
+            path.write_text(
+                f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/calls\n'
+                f'case "$*" in *synthetic*) exit 0 ;; esac\nexit {status}\n'
+            )
+            path.chmod(0o755)
+        environment = {"PATH": "/usr/bin:/bin", **variables}
+        done = subprocess.run(
+            ["bash", str(tmp_path / "scripts" / "train.sh")],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.returncode, (tmp_path / "calls").read_text().splitlines(), done.stdout
+
+    return call
+
+
+def test_cifar10_by_default(train):
+    status, calls, _ = train()
+    assert status == 0
+    assert calls == ["prep-data --dataset cifar10 --out data/cifar10", "fast-train --data data/cifar10"]
+
+
+def test_a_folder_a_source_and_more_flags(train, tmp_path):
+    _, calls, _ = train(DATA=f"folder:{tmp_path}/my photos/", ARGS="--epochs 2", SOURCE="x.tar.gz")
+    assert calls == [
+        f"prep-data --dataset folder:{tmp_path}/my photos/ --out data/my photos --source x.tar.gz",
+        "fast-train --data data/my photos --epochs 2",
+    ]
+
+
+def test_without_a_network_it_says_so_and_trains_on_synthetic_images(train):
+    status, calls, printed = train(download_status=3)
+    assert status == 0
+    assert calls[1:] == ["prep-data --dataset synthetic --out data/synthetic", "fast-train --data data/synthetic"]
+    assert len(printed.splitlines()) == 1
+    assert "can't be downloaded" in printed
+    assert "synthetic" in printed
+
+
+@pytest.mark.parametrize(("status", "variables"), [(2, {}), (3, {"DATA": "cifar10"}), (130, {})])
+def test_other_failures_end_it(train, status, variables):
+    returned, calls, _ = train(download_status=status, **variables)
+    assert returned == status
+    assert len(calls) == 1
