@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torchvision
@@ -100,30 +101,8 @@ class PreActResNet(ResNet):
 
     projection_norm = False
 
-    def __init__(
-        self,
-        block: type[PreActBasicBlock | PreActBottleneck],
-        layers: Sequence[int],
-        widths: Sequence[int],
-        *,
-        num_classes: int,
-        in_channels: int = 3,
-        stem: str = "cifar",
-        shortcut: str | None = "B",
-        activation: str = "relu",
-        zero_init_residual: bool = False,
-    ) -> None:
-        super().__init__(
-            block,
-            layers,
-            widths,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            stem=stem,
-            shortcut=shortcut,
-            activation=activation,
-            zero_init_residual=zero_init_residual,
-        )
+    def __init__(self, block: type[PreActBasicBlock | PreActBottleneck], *args: Any, **options: Any) -> None:
+        super().__init__(block, *args, **options)
         self.bn1 = nn.Identity()
         self.bn_final = nn.BatchNorm2d(self.inplanes)
         units = [m for m in self.modules() if isinstance(m, (PreActBasicBlock, PreActBottleneck))]
