@@ -22,9 +22,9 @@ from pipeline.recipe import merge, resolve, tomllib, without_steps_if_epochs
 from pipeline.report import data_note, print_evaluation, write_batch_picture, write_pictures
 from pipeline.runs import (
     check_classes,
+    check_resumable,
     checkpoint_path,
     default_folder,
-    load_for_resume,
     new_folder,
     resume_folder,
     write_config,
@@ -48,10 +48,13 @@ def run(settings: dict[str, Any], others: argparse.Namespace) -> int:
         raise ConfigError(f"--stop-after {others.stop_after} is no epoch; give 1 or more")
     if others.evaluate is not None:
         return _evaluate(settings, others, console)
-    config, prepared, runtime = _configure(settings, others, console)
+    state = None
+    if others.resume not in (None, "auto"):
+        state = load_checkpoint(checkpoint_path(Path(others.resume)))
+    config, prepared, runtime = _configure(settings, others, state, console)
     if others.show_batch:
         return _show_batch(config, prepared, runtime, others, console)
-    return _train(config, prepared, runtime, others, console)
+    return _train(config, prepared, runtime, others, state, console)
 
 
 def _parse_sets(assignments: list[str]) -> dict[str, Any]:
@@ -70,12 +73,11 @@ def _parse_sets(assignments: list[str]) -> dict[str, Any]:
 
 
 def _configure(
-    settings: dict[str, Any], others: argparse.Namespace, console: Console
+    settings: dict[str, Any], others: argparse.Namespace, state: dict[str, Any] | None, console: Console
 ) -> tuple[Config, PreparedSet, Runtime]:
-    if others.resume not in (None, "auto"):
+    if state is not None:
         # The run's own settings take the place of a recipe.
-        saved = load_checkpoint(checkpoint_path(Path(others.resume)))["config"]
-        config = Config.from_dict(merge(saved, without_steps_if_epochs(settings)))
+        config = Config.from_dict(merge(state["config"], without_steps_if_epochs(settings)))
     else:
         config = resolve(others.recipe or _default_recipe(settings), settings)
     prepared = PreparedSet.open(Path(config.data.path), verify=others.verify)
@@ -141,17 +143,21 @@ def _evaluate(settings: dict[str, Any], others: argparse.Namespace, console: Con
 
 
 def _train(
-    config: Config, prepared: PreparedSet, runtime: Runtime, others: argparse.Namespace, console: Console
+    config: Config,
+    prepared: PreparedSet,
+    runtime: Runtime,
+    others: argparse.Namespace,
+    state: dict[str, Any] | None,
+    console: Console,
 ) -> int:
     base = default_folder(config, prepared)
-    folder = None
-    if others.resume is not None:
-        folder = resume_folder(others.resume, others.out, base)
-    state = None
-    if folder is not None:
-        state = load_for_resume(folder / CHECKPOINT, config, prepared)
-    else:
+    folder = None if others.resume is None else resume_folder(others.resume, others.out, base)
+    if folder is None:
         folder = new_folder(others.out, base)
+    elif state is None and (folder / CHECKPOINT).exists():
+        state = load_checkpoint(folder / CHECKPOINT)
+    if state is not None:
+        check_resumable(state, folder / CHECKPOINT, config, prepared)
     _announce(config, prepared, runtime, folder, console)
     with Trainer(config, prepared, runtime) as trainer:
         if state is not None:

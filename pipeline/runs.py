@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from data_prep.manifest import PreparedSet
-from pipeline.checkpoint import load_checkpoint
 from pipeline.config import Config, ConfigError
 from pipeline.runtime import Runtime
 from pipeline.train import CHECKPOINT
@@ -20,28 +19,21 @@ CONFIG = "config.json"
 
 
 def default_folder(config: Config, prepared: PreparedSet) -> Path:
-    """``runs/<set>-<architecture>-<recipe>``; `free_folder` adds a number where it is taken."""
+    """``runs/<set>-<architecture>-<recipe>``; `new_folder` adds a number where it is taken."""
     recipe = Path(config.recipe).stem
     return Path("runs") / f"{prepared.root.resolve().name}-{config.model.arch}-{recipe}"
 
 
-def free_folder(base: Path) -> Path:
-    """``base``, or the first of ``base-2``, ``base-3`` ... that holds no run."""
-    folder, number = base, 1
-    while (folder / CONFIG).exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return folder
+def _taken(base: Path) -> list[Path]:
+    """Those of ``base``, ``base-2``, ``base-3`` ... that hold a run, up to the first that does not."""
+    folders: list[Path] = []
+    while (_numbered(base, len(folders) + 1) / CONFIG).exists():
+        folders.append(_numbered(base, len(folders) + 1))
+    return folders
 
 
-def latest_folder(base: Path) -> Path | None:
-    """The last of ``base``, ``base-2`` ... that holds a run, None where there is none."""
-    taken = None
-    folder, number = base, 1
-    while (folder / CONFIG).exists():
-        taken, number = folder, number + 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return taken
+def _numbered(base: Path, number: int) -> Path:
+    return base if number == 1 else base.with_name(f"{base.name}-{number}")
 
 
 def checkpoint_path(given: Path) -> Path:
@@ -52,7 +44,7 @@ def checkpoint_path(given: Path) -> Path:
 def new_folder(out: str | None, base: Path) -> Path:
     """The folder of a new run: ``out``, or a free one beside ``base``. ConfigError if ``out`` is in use."""
     if out is None:
-        return free_folder(base)
+        return _numbered(base, len(_taken(base)) + 1)
     folder = Path(out)
     if (folder / CONFIG).exists():
         raise ConfigError(f"{folder} holds a run already; add --resume auto to go on with it, or give another --out")
@@ -62,16 +54,18 @@ def new_folder(out: str | None, base: Path) -> Path:
 
 
 def resume_folder(resume: str, out: str | None, base: Path) -> Path | None:
-    """The folder of the run that ``--resume`` continues; None if ``auto`` finds nothing to continue."""
+    """The folder of the run that ``--resume`` continues; None if ``auto`` finds no run.
+
+    It may lack a checkpoint: a run that was killed before its first one begins anew in its own folder.
+    """
     if resume != "auto":
         return checkpoint_path(Path(resume)).parent
-    folder = Path(out) if out is not None else latest_folder(base)
-    return folder if folder is not None and (folder / CHECKPOINT).exists() else None
+    candidates = _taken(base)[-1:] if out is None else [Path(out)]
+    return next((folder for folder in candidates if (folder / CONFIG).exists()), None)
 
 
-def load_for_resume(path: Path, config: Config, prepared: PreparedSet) -> dict[str, Any]:
-    """The checkpoint's state, checked to fit the configuration that continues it."""
-    state = load_checkpoint(path)
+def check_resumable(state: dict[str, Any], path: Path, config: Config, prepared: PreparedSet) -> None:
+    """ConfigError unless the state, read from ``path``, fits the configuration that continues it."""
     check_classes(state, prepared, path)
     saved = Config.from_dict(state["config"])
     for section in ("model", "augment", "optimizer", "schedule"):
@@ -82,7 +76,6 @@ def load_for_resume(path: Path, config: Config, prepared: PreparedSet) -> dict[s
                     f"{path} was trained with {section}.{name} = {getattr(before, name)}, this command says "
                     f"{getattr(now, name)}; leave that setting out to go on, or start a new run"
                 )
-    return state
 
 
 def check_classes(state: dict[str, Any], prepared: PreparedSet, path: Path) -> None:

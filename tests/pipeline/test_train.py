@@ -1,6 +1,7 @@
 """Whole runs through the command, on a small set of real files on the CPU."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -216,6 +217,29 @@ def test_run_folders_and_resume_auto(train, prepared, capsys):
 def test_resume_auto_without_a_run_starts_one(train):
     assert train("--out", "new", "--resume", "auto", "--epochs", "1") == 0
     assert (train.folder / "new" / "last.pt").exists()
+
+
+def test_resume_auto_begins_anew_where_a_run_was_killed_before_its_first_checkpoint(train):
+    for place in (["--out", "run"], []):
+        assert train(*place, "--epochs", "1") == 0
+    killed = [train.folder / "run", train.folder / "runs" / "shapes-resnet8-small"]
+    for folder in killed:
+        (folder / "last.pt").unlink()
+    for place in (["--out", "run"], []):
+        assert train(*place, "--epochs", "1", "--resume", "auto") == 0
+    assert all((folder / "last.pt").exists() for folder in killed)
+
+
+def test_resuming_reads_the_checkpoint_that_is_named(train):
+    """An earlier one, kept beside the last."""
+    assert train("--out", "run", "--stop-after", "1") == 0
+    shutil.copy(train.folder / "run" / "last.pt", train.folder / "run" / "kept.pt")
+    assert train("--out", "run", "--resume", "auto") == 0
+    shutil.copytree(train.folder / "run", train.folder / "straight")
+    assert cli.main(["--resume", "run/kept.pt"]) == 0
+    assert_same_run(train.folder / "straight" / "last.pt", train.folder / "run" / "last.pt")
+    lines = (train.folder / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
 def test_evaluate_gives_the_accuracy_of_the_run(train, capsys):
