@@ -14,8 +14,9 @@ from rich.console import Console
 from data_prep.manifest import PreparedSet
 from pipeline.checkpoint import load_checkpoint
 from pipeline.cli import PROGRAM, show_path
-from pipeline.config import Config, ConfigError
+from pipeline.config import Config
 from pipeline.display import Display
+from pipeline.errors import ConfigError
 from pipeline.evaluate import Evaluation, evaluate
 from pipeline.logs import RunLog
 from pipeline.recipe import merge, resolve, tomllib, without_steps_if_epochs

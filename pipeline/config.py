@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from kernels.augment import AugmentSpec
 from kernels.philox import check_seed
+from pipeline.errors import ConfigError, check_name
 from pipeline.models import ModelConfig
 
 SCHEDULES = ("constant", "multistep", "plateau", "onecycle", "triangular", "cosine")
 AMP_DTYPES = ("off", "auto", "bf16", "fp16")
 T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work: what is wrong, where, what to do."""
-
-
-def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigError:
-    """The error for a name that is not in a list, with the nearest name in it."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(names)}"
-    return ConfigError(f"unknown {what} '{name}'; {hint}")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -52,8 +40,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, f"batch size {self.batch_size} is too small; give 1 or more")
         _require(self.workers is None or self.workers >= 0, f"{self.workers} workers; give 0 or more")
-        if self.normalise not in ("set", "half"):
-            raise unknown_name("normalisation", self.normalise, ("set", "half"))
+        check_name("normalisation", self.normalise, ("set", "half"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +82,7 @@ class ScheduleConfig:
     patience: int = 3
 
     def __post_init__(self) -> None:
-        if self.name not in SCHEDULES:
-            raise unknown_name("schedule", self.name, SCHEDULES)
+        check_name("schedule", self.name, SCHEDULES)
         _require(0 <= self.warmup < 1, f"warmup {self.warmup} must be a fraction of the run in [0, 1)")
         _require(0 <= self.final <= 1, f"final {self.final} must be a fraction of the peak rate in [0, 1]")
         rising = all(a < b for a, b in zip((0, *self.milestones), (*self.milestones, 1), strict=True))
@@ -130,10 +116,8 @@ class RunConfig:
         _require(self.steps is None or self.steps >= 1, f"{self.steps} steps; give 1 or more")
         _require(self.eval_every >= 1, f"eval every {self.eval_every} epochs; give 1 or more")
         check_seed(self.seed)
-        if self.amp not in AMP_DTYPES:
-            raise unknown_name("amp type", self.amp, AMP_DTYPES)
-        if self.tta not in ("none", "flip"):
-            raise unknown_name("test-time augmentation", self.tta, ("none", "flip"))
+        check_name("amp type", self.amp, AMP_DTYPES)
+        check_name("test-time augmentation", self.tta, ("none", "flip"))
         target = self.target_accuracy
         _require(target is None or 0 < target <= 1, f"target accuracy {target} must be a fraction in (0, 1]")
 
@@ -164,11 +148,10 @@ class Config:
 
 def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     hints = typing.get_type_hints(cls)
-    fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     arguments = {}
     for name, value in values.items():
-        if name not in fields:
-            raise unknown_name(f"setting in {where}", name, fields)
+        check_name(f"setting in {where}", name, fields)
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}.{name} is {value!r}; it must be a table of settings")

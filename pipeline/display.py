@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from pipeline.step import Totals, totals
@@ -53,8 +53,9 @@ class Display:
     def __init__(self, console: Console, *, epochs: int, note: str = "") -> None:
         self._console, self._epochs, self._note = console, epochs, note
         self._progress = self._build() if console.is_terminal else None
-        self._task: Any = None
-        self._began, self._already = 0.0, 0
+        self._task: TaskID | None = None
+        self._total = self._before = self._already = 0
+        self._began = 0.0
         if self._progress:
             self._progress.start()
 
@@ -69,27 +70,28 @@ class Display:
             transient=True,
         )
 
-    def begin(self, epoch: int, images: int, already: int = 0, images_left: int = 0) -> None:
-        """epoch: 1-based. images: how many the epoch has. already: how many of them a resumed run has done.
-        images_left: of the whole run, this epoch included, for the time that is left."""
+    def begin(self, epoch: int, *, already: int, images_left: int) -> None:
+        """epoch: 1-based. already: how many of its images a resumed run has done. images_left: of the whole run, all
+        of this epoch included, for the time that is left."""
         self._began, self._already = time.monotonic(), already
         if self._progress is None:
             return
         if self._task is None:
-            self._task = self._progress.add_task("", total=images_left, figures="")
             self._total = images_left
+            self._task = self._progress.add_task("", total=images_left, figures="")
         self._before = self._total - images_left
         self._progress.update(self._task, description=f"epoch {epoch}/{self._epochs}")
 
-    def update(self, sums: Totals | None, rate: float) -> None:
-        """sums: of the epoch so far, None to leave the bar as it is. rate: the learning rate."""
-        if self._progress is None or sums is None or not sums.images:
+    def update(self, sums: Totals, rate: float) -> None:
+        """sums: of the epoch so far. rate: the learning rate."""
+        if self._progress is None or not sums.images:
             return
         speed = (sums.images - self._already) / max(time.monotonic() - self._began, 1e-9)
         figures = (
             f"{speed:,.0f} images/s  loss {sums.loss / sums.images:.3f}  "
             f"acc {sums.correct / sums.images:.1%}  lr {rate:.4g}"
         )
+        assert self._task is not None, "begin comes before update"
         self._progress.update(self._task, completed=self._before + sums.images, figures=figures)
 
     def end(self, record: dict[str, Any]) -> None:

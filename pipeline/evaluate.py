@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,4 +73,4 @@ def _predict(model: nn.Module, images: Tensor, amp: torch.dtype | None, tta: str
     with torch.autocast(images.device.type, dtype=amp, enabled=amp is not None):
         logits = [model(view) for view in views]
     logs = torch.stack([F.log_softmax(value.float(), dim=1) for value in logits])
-    return torch.logsumexp(logs, dim=0) - torch.log(torch.tensor(float(len(views))))
+    return torch.logsumexp(logs, dim=0) - math.log(len(views))

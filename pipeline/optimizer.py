@@ -56,16 +56,16 @@ class WeightAverage:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self._weight = 1 - decay
         pairs = list(zip(_values(self.model), _values(model), strict=True))
-        self._averaged = [(a, b) for a, b in pairs if a.is_floating_point()]
-        self._copied = [(a, b) for a, b in pairs if not a.is_floating_point()]
+        self._averages = [mine for mine, _ in pairs if mine.is_floating_point()]
+        self._values = [theirs for _, theirs in pairs if theirs.is_floating_point()]
+        self._counters = [(mine, theirs) for mine, theirs in pairs if not mine.is_floating_point()]
 
     @torch.no_grad()
     def update(self) -> None:
         """Move towards the trained model's present values by the share 1 - decay."""
-        averages, values = zip(*self._averaged, strict=True)
-        torch._foreach_lerp_(list(averages), [v.detach() for v in values], self._weight)
-        for copied, value in self._copied:
-            copied.copy_(value)
+        torch._foreach_lerp_(self._averages, self._values, self._weight)
+        for mine, theirs in self._counters:
+            mine.copy_(theirs)
 
 
 def _values(model: nn.Module) -> list[Tensor]:

@@ -8,7 +8,6 @@ colour alone.
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from pipeline.files import whole_file
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 DPI = 130
@@ -337,10 +338,6 @@ def _require(condition: bool, message: str) -> None:
 def _save(figure: Any, path: Path | str) -> Path:
     """Write the figure beside its place and rename it into it."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        FigureCanvasAgg(figure).print_png(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        FigureCanvasAgg(figure).print_png(file)
     return path

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, ConfigError, unknown_name
+from pipeline.config import Config
+from pipeline.errors import ConfigError, check_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,7 +29,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     if not path.is_file():
         if name.endswith(".toml"):
             raise ConfigError(f"no recipe file {name}; give a path that exists, or one of {', '.join(recipe_names())}")
-        raise unknown_name("recipe", name, recipe_names())
+        check_name("recipe", name, recipe_names())
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from data_prep.manifest import PreparedSet
-from pipeline.config import Config, ConfigError
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.files import whole_file
 from pipeline.runtime import Runtime
 from pipeline.train import CHECKPOINT
 
@@ -101,6 +103,5 @@ def write_config(folder: Path, config: Config, prepared: PreparedSet, runtime: R
         },
     }
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".{CONFIG}.partial"
-    beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, folder / CONFIG)
+    with whole_file(folder / CONFIG) as file:
+        file.write(json.dumps(record, indent=2).encode() + b"\n")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,6 +35,14 @@ _SECONDS_BETWEEN_SAVES = 10.0
 
 class TrainingDiverged(RuntimeError):
     """The loss is no finite number any more."""
+
+
+class EpochTotals(NamedTuple):
+    """sums: of the whole epoch. seconds, images_per_second: of the part of it that was trained just now."""
+
+    sums: Totals
+    seconds: float
+    images_per_second: float
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._run_step: Callable[[Batch], None] = self.step
         self._rate: float | None = None
+        self._saved_at = time.monotonic()
         self._target_reached = False
 
     def __enter__(self) -> Trainer:
@@ -144,11 +153,11 @@ class Trainer:
         with Interrupt() as interrupt:
             while not self.finished:
                 epoch = len(self.history)
-                sums, seconds = self._train_epoch(epoch, display, interrupt)
+                trained = self._train_epoch(epoch, display, interrupt)
                 if interrupt.signum is not None:
                     break
                 evaluation = self._evaluate_epoch(epoch)
-                record = self._record(epoch, sums, seconds, evaluation)
+                record = self._record(epoch, trained, evaluation)
                 self.schedule.epoch_end(record["train_loss"])
                 self.step.metrics.reset()
                 self.history.append(record)
@@ -167,16 +176,15 @@ class Trainer:
             train_seconds=self.train_seconds,
         )
 
-    def _train_epoch(self, epoch: int, display: Display, interrupt: Interrupt) -> tuple[Totals, float]:
-        """Train through what is left of an epoch; returns its sums and the seconds that it took just now."""
+    def _train_epoch(self, epoch: int, display: Display, interrupt: Interrupt) -> EpochTotals:
+        """Train through what is left of an epoch."""
         if self.loader.epoch != epoch:
             self.loader.set_epoch(epoch)
         self.augmenter.set_epoch(epoch)
         self.step.model.train()
-        batch_size = self.config.data.batch_size
-        in_epoch = min(len(self.loader), self.total_steps - epoch * len(self.loader)) * batch_size
         already = self.step.metrics.read().images
-        display.begin(epoch + 1, in_epoch, already, (self.total_steps - self.done_steps) * batch_size + already)
+        left = (self.total_steps - self.done_steps) * self.config.data.batch_size
+        display.begin(epoch + 1, already=already, images_left=left + already)
         glimpse = Glimpse(self.step.metrics.sums)
         started = time.perf_counter()
         if self.done_steps < self.total_steps and interrupt.signum is None:
@@ -194,8 +202,7 @@ class Trainer:
         seconds = time.perf_counter() - started
         self.train_seconds += seconds
         self._check_finite(sums, epoch)
-        self._images_now = sums.images - already
-        return sums, seconds
+        return EpochTotals(sums, seconds, (sums.images - already) / seconds)
 
     def _set_rate(self) -> float:
         rate = self.schedule.rate(self.done_steps)
@@ -208,8 +215,7 @@ class Trainer:
         if not math.isfinite(sums.loss):
             raise TrainingDiverged(
                 f"the loss became {sums.loss} in epoch {epoch + 1} at a learning rate of "
-                f"{self.schedule.rate(self.done_steps - 1):.4g}; lower "
-                "--lr or add --grad-clip 1"
+                f"{self.schedule.rate(self.done_steps - 1):.4g}; lower --lr or add --grad-clip 1"
             )
 
     def _evaluate_epoch(self, epoch: int) -> Evaluation | None:
@@ -231,7 +237,8 @@ class Trainer:
             tta=self.config.run.tta,
         )
 
-    def _record(self, epoch: int, sums: Totals, seconds: float, evaluation: Evaluation | None) -> dict[str, Any]:
+    def _record(self, epoch: int, trained: EpochTotals, evaluation: Evaluation | None) -> dict[str, Any]:
+        sums = trained.sums
         return {
             "epoch": epoch + 1,
             "step": self.done_steps,
@@ -240,8 +247,8 @@ class Trainer:
             "train_accuracy": sums.correct / max(sums.images, 1),
             "test_loss": evaluation.loss if evaluation else None,
             "test_accuracy": evaluation.accuracy if evaluation else None,
-            "images_per_second": self._images_now / seconds,
-            "seconds": seconds,
+            "images_per_second": trained.images_per_second,
+            "seconds": trained.seconds,
             "train_seconds": self.train_seconds,
             "synthetic": self.prepared.synthetic,
         }

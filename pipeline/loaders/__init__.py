@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from data_prep.manifest import PreparedSet
-from pipeline.config import unknown_name
+from pipeline.errors import check_name
 from pipeline.loaders.base import Batch, Loader
 from pipeline.loaders.resident import ResidentLoader
 from pipeline.loaders.torch_loader import TorchLoader
@@ -20,6 +20,5 @@ __all__ = ["LOADERS", "Batch", "Loader", "build_loader"]
 
 def build_loader(name: str, prepared: PreparedSet, split: str, **options: Any) -> Loader:
     """The loader ``name`` over a split; the options are `Loader`'s. ValueError for an unknown name."""
-    if name not in LOADERS:
-        raise unknown_name("loader", name, LOADERS)
+    check_name("loader", name, LOADERS)
     return LOADERS[name](prepared, split, **options)

@@ -11,12 +11,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from pipeline.errors import check_name
 from pipeline.models.blocks import PlainBlock, PreActBasicBlock, PreActBottleneck
 from pipeline.models.resnet import ACTIVATIONS, PreActResNet, ResNet
 
@@ -102,25 +101,6 @@ def architecture_names() -> list[str]:
     return sorted(ARCHITECTURES, key=key)
 
 
-def _squeeze(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
-
-
-def _check_name(what: str, name: str, known: Iterable[str]) -> None:
-    """Raise a ValueError with the nearest name, whatever its case, hyphens and underscores, if it is not known."""
-    known = list(known)
-    if name in known:
-        return
-    squeezed = {_squeeze(k): k for k in known}
-    wanted = _squeeze(name)
-    near = [wanted] if wanted in squeezed else difflib.get_close_matches(wanted, squeezed, n=3)
-    if near:
-        hint = f"did you mean {' or '.join(repr(squeezed[n]) for n in near)}?"
-    else:
-        hint = f"choose from {', '.join(known)}"
-    raise ValueError(f"unknown {what} {name!r}; {hint}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """An architecture and its variations; raises ValueError on one that does not exist.
@@ -141,14 +121,14 @@ class ModelConfig:
     zero_init_residual: bool = False
 
     def __post_init__(self) -> None:
-        _check_name("architecture", self.arch, architecture_names())
-        _check_name("stem", self.stem, STEMS)
-        _check_name("activation", self.activation, ACTIVATIONS)
+        check_name("architecture", self.arch, architecture_names())
+        check_name("stem", self.stem, STEMS)
+        check_name("activation", self.activation, ACTIVATIONS)
         for name in ("num_classes", "image_size", "in_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; give 1 or more")
         if self.shortcut is not None:
-            _check_name("shortcut", self.shortcut, SHORTCUTS)
+            check_name("shortcut", self.shortcut, SHORTCUTS)
         if ARCHITECTURES[self.arch].shortcut is None and (self.shortcut or self.zero_init_residual):
             setting = "shortcut" if self.shortcut else "zero_init_residual"
             twin = self.arch.replace("plain-", "resnet")

@@ -28,6 +28,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         save_checkpoint(path, {"epoch": 2})
     assert load_checkpoint(path)["epoch"] == 1
+    assert os.listdir(tmp_path) == ["a.pt"]
 
 
 class _Harmful:

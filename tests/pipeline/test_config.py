@@ -4,7 +4,8 @@ import json
 import pytest
 
 from kernels.augment import AugmentSpec
-from pipeline.config import Config, ConfigError, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from pipeline.config import Config, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from pipeline.errors import ConfigError
 from pipeline.recipe import merge, read_recipe, recipe_names, resolve
 
 

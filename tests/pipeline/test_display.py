@@ -22,7 +22,7 @@ def _console(terminal):
 def test_plain_lines_where_it_is_no_terminal():
     console = _console(terminal=False)
     shown = Display(console, epochs=4, note=" (synthetic data)")
-    shown.begin(2, 100, 0, 300)
+    shown.begin(2, already=0, images_left=300)
     shown.update(Totals(50.0, 20, 40), 0.05)
     shown.end(RECORD)
     shown.close()
@@ -35,7 +35,7 @@ def test_plain_lines_where_it_is_no_terminal():
 def test_a_live_bar_on_a_terminal(monkeypatch):
     console = _console(terminal=True)
     shown = Display(console, epochs=4)
-    shown.begin(2, 100, 0, 300)
+    shown.begin(2, already=0, images_left=300)
     shown.update(Totals(50.0, 20, 40), 0.05)
     shown._progress.refresh()
     shown.close()

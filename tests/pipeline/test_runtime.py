@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from pipeline import runtime
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.runtime import resolve_runtime
 
 

@@ -230,13 +230,14 @@ def test_resume_auto_begins_anew_where_a_run_was_killed_before_its_first_checkpo
     assert all((folder / "last.pt").exists() for folder in killed)
 
 
-def test_resuming_reads_the_checkpoint_that_is_named(train):
+def test_resuming_reads_the_checkpoint_that_is_named(train, capsys):
     """An earlier one, kept beside the last."""
     assert train("--out", "run", "--stop-after", "1") == 0
     shutil.copy(train.folder / "run" / "last.pt", train.folder / "run" / "kept.pt")
     assert train("--out", "run", "--resume", "auto") == 0
     shutil.copytree(train.folder / "run", train.folder / "straight")
     assert cli.main(["--resume", "run/kept.pt"]) == 0
+    assert "going on behind step 5 of 15" in capsys.readouterr().out
     assert_same_run(train.folder / "straight" / "last.pt", train.folder / "run" / "last.pt")
     lines = (train.folder / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]

@@ -1,0 +1,29 @@
+"""The error of a setting that cannot work, and the one of a name that is not known."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work: what is wrong, where, what to do."""
+
+
+def check_name(what: str, name: str, known: Iterable[str]) -> None:
+    """Raise ConfigError with the nearest names, whatever their case, hyphens and underscores, if it is not known."""
+    names = list(known)
+    if name in names:
+        return
+    squeezed = {_squeeze(k): k for k in names}
+    wanted = _squeeze(name)
+    near = [wanted] if wanted in squeezed else difflib.get_close_matches(wanted, squeezed, n=3)
+    if near:
+        hint = f"did you mean {' or '.join(repr(squeezed[n]) for n in near)}?"
+    else:
+        hint = f"choose from {', '.join(names)}"
+    raise ConfigError(f"unknown {what} '{name}'; {hint}")
+
+
+def _squeeze(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
