@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dataset", default="cifar10", help="cifar10 (default), cifar100, folder:DIR or synthetic (made-up images)")
     add("--out", type=Path, metavar="DIR", help="where the set goes (default: data/ and the data set's name)")
-    add("--formats", default="packed", metavar="LIST", help="file formats, with commas between (default: packed)")
+    add("--formats", default="packed", metavar="LIST", help="packed (default), ffcv, dali; with commas between")
     add("--overwrite", action="store_true", help="replace another set that is there, once the new one is whole")
     add("--verify", action="store_true", help="only check the set that is there, by the SHA-256 of every file")
     add("--debug", action="store_true", help="on an error, the trace and all names")
@@ -66,6 +66,11 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--split-seed", type=int, metavar="N", help="draws that part (default: 0)")
     group.add_argument("--skip-bad", action="store_true", help="leave out files that are no readable images")
     group.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: one per core)")
+    group = parser.add_argument_group("formats")
+    group.add_argument("--ffcv-mode", default="raw", metavar="MODE", help="raw (default), jpg, or proportion: a part")
+    group.add_argument("--dali-mode", default="raw", metavar="MODE", help="raw (default) or jpg (for large images)")
+    group.add_argument("--jpeg-quality", type=int, default=90, metavar="N", help="1 to 100 (default: 90)")
+    group.add_argument("--jpeg-share", type=float, default=0.5, metavar="F", help="of --ffcv-mode proportion")
     return parser
 
 
@@ -94,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(flags: argparse.Namespace) -> None:
     # After parsing: --help needs none of it.
     from data_prep.display import Display
+    from data_prep.formats import FormatOptions
     from data_prep.prepare import Request, default_place, prepare, verify
     from data_prep.sources import SourceOptions, build_source
 
@@ -110,7 +116,20 @@ def _run(flags: argparse.Namespace) -> None:
         verify(flags.out or default_place(build_source(flags.dataset, options, display)), display)
         return
     formats = tuple(dict.fromkeys(name.strip() for name in flags.formats.split(",")))
-    request = Request(dataset=flags.dataset, out=flags.out, formats=formats, overwrite=flags.overwrite, options=options)
+    encoding = FormatOptions(
+        ffcv_mode=flags.ffcv_mode,
+        dali_mode=flags.dali_mode,
+        jpeg_quality=flags.jpeg_quality,
+        jpeg_share=flags.jpeg_share,
+    )
+    request = Request(
+        dataset=flags.dataset,
+        out=flags.out,
+        formats=formats,
+        encoding=encoding,
+        overwrite=flags.overwrite,
+        options=options,
+    )
     prepare(request, display)
 
 

@@ -6,14 +6,19 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_prep.errors import ANEW, DownloadError, PreparedSetError, one_line, show
-from data_prep.packed import PackedSplit, open_packed, read_header
+from data_prep.formats.beton import beton_labels, check_beton
+from data_prep.formats.packed import PackedSplit, open_packed, read_header
+from data_prep.formats.tfrecord import TFRecordSplit, open_tfrecords
+from data_prep.whole import is_known_whole, remember_whole
 
 __all__ = ["DownloadError", "FileEntry", "Manifest", "PreparedSet", "PreparedSetError"]
 
@@ -39,7 +44,8 @@ class Manifest:
 
     ``image_shape`` is (H, W, C); ``counts`` gives, per split, the number of images of each class; ``mean`` and ``std``
     are per channel, of the training split, in units of 1 = byte 255; ``source`` has ``kind`` (cifar10, cifar100,
-    folder, synthetic) and what else identifies where the images came from.
+    folder, synthetic) and what else identifies where the images came from. ``encodings`` says, per format, how its
+    files store the images: ``mode`` is ``raw`` where they hold the bytes as they came.
     """
 
     format_version: int
@@ -50,6 +56,11 @@ class Manifest:
     std: tuple[float, ...]
     files: tuple[FileEntry, ...]
     source: dict[str, Any]
+    encodings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def encoding(self, format: str) -> Mapping[str, Any]:
+        """How the files of a format store the images; sets made before there was a choice are raw."""
+        return self.encodings.get(format, {"mode": "raw"})
 
     def to_json(self) -> str:
         """The text of ``manifest.json``."""
@@ -95,6 +106,9 @@ def _manifest_of(data: Any) -> Manifest:
         _require(len(numbers) == len(classes) and min(numbers) >= 0, f"counts of '{split}' do not fit the classes")
     source = _field(data, "source", dict)
     _field(source, "kind", str)
+    encodings = _field({"encodings": {}, **data}, "encodings", dict)
+    for name in encodings:
+        _field(_field(encodings, name, dict), "mode", str)
     return Manifest(
         format_version=version,
         classes=classes,
@@ -104,6 +118,7 @@ def _manifest_of(data: Any) -> Manifest:
         std=std,
         files=_files_of(data, counts),
         source=source,
+        encodings=encodings,
     )
 
 
@@ -190,26 +205,57 @@ class PreparedSet:
             raise PreparedSetError(f"{show(self.root)} has no split '{split}'; it has {there}")
         return sum(self.manifest.counts[split])
 
-    def path(self, split: str, format: str) -> Path:
-        """The file that holds a split in a format; PreparedSetError names the formats there are."""
+    def files(self, split: str, format: str) -> tuple[Path, ...]:
+        """The files that hold a split in a format, the main one first.
+
+        They are whole: their SHA-256 is compared, once, until something touches them. Raises PreparedSetError for a
+        file that is broken, and names the formats there are where this one is not.
+        """
         self.size(split)
-        paths = {entry.format: entry.path for entry in reversed(self.manifest.files) if entry.split == split}
-        if format not in paths:
+        entries = [entry for entry in self.manifest.files if (entry.split, entry.format) == (split, format)]
+        if not entries:
+            there = dict.fromkeys(entry.format for entry in self.manifest.files if entry.split == split)
             raise PreparedSetError(
-                f"{show(self.root)} has no '{format}' file of split '{split}', only {', '.join(paths)}; "
-                f"prepare it with --formats {format} --overwrite"
+                f"{show(self.root)} has no '{format}' files of split '{split}', only {', '.join(there)}; "
+                f"prepare it with --formats {','.join([*there, format])} --overwrite"
             )
-        return self.root / paths[format]
+        for entry in entries:
+            path = self.root / entry.path
+            if not is_known_whole(path, entry.sha256):
+                self.check_hash(entry)
+                remember_whole(path, entry.sha256)
+        return tuple(self.root / entry.path for entry in entries)
 
     def packed(self, split: str) -> PackedSplit:
-        """The split's packed file, opened; PreparedSetError if its labels are not those that the manifest counts."""
-        path = self.path(split, "packed")
+        """The split's packed file, opened; PreparedSetError if it is not whole."""
+        path = self.files(split, "packed")[0]
         packed = open_packed(path)
-        classes = len(self.manifest.classes)
-        within = packed.labels.min() >= 0 and packed.labels.max() < classes
-        if not within or tuple(np.bincount(packed.labels, minlength=classes)) != self.manifest.counts[split]:
-            raise PreparedSetError(f"the labels in {show(path)} are not those its manifest counts; {ANEW}")
+        self._check_labels(path, split, packed.labels)
         return packed
+
+    def beton(self, split: str) -> Path:
+        """The split's FFCV file, safe to be opened by FFCV; PreparedSetError if it is not whole."""
+        path = self.files(split, "ffcv")[0]
+        check_beton(path, self._shape(split))
+        self._check_labels(path, split, beton_labels(path, self.size(split)))
+        return path
+
+    def tfrecords(self, split: str) -> TFRecordSplit:
+        """The split's TFRecord shards, opened; PreparedSetError if one is not whole."""
+        paths = self.files(split, "dali")
+        raw = self.manifest.encoding("dali")["mode"] == "raw"
+        shards = open_tfrecords(paths, self._shape(split), raw=raw)
+        self._check_labels(paths[0], split, shards.labels)
+        return shards
+
+    def _shape(self, split: str) -> tuple[int, int, int, int]:
+        return (self.size(split), *self.manifest.image_shape)
+
+    def _check_labels(self, path: Path, split: str, labels: NDArray[np.int64]) -> None:
+        classes = len(self.manifest.classes)
+        within = labels.min() >= 0 and labels.max() < classes
+        if not within or tuple(np.bincount(labels, minlength=classes)) != self.manifest.counts[split]:
+            raise PreparedSetError(f"the labels in {show(path)} are not those its manifest counts; {ANEW}")
 
     def check_hash(self, entry: FileEntry) -> None:
         """PreparedSetError unless the file's SHA-256 is the manifest's."""
@@ -230,7 +276,7 @@ class PreparedSet:
         if size != entry.bytes:
             raise PreparedSetError(f"{show(path)} is broken: {size} bytes in place of {entry.bytes}; {ANEW}")
         if entry.format == "packed":
-            expected = (self.size(entry.split), *self.manifest.image_shape)
+            expected = self._shape(entry.split)
             shape = read_header(path).shape
             if shape != expected:
                 raise PreparedSetError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from data_prep.display import Display, format_bytes
 from data_prep.errors import PreparedSetError, show
+from data_prep.formats import WRITERS, FormatOptions, Writer
 from data_prep.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, PreparedSet, sha256_of
 from data_prep.sources import Plan, Source, SourceOptions, build_source
 from data_prep.staging import Stage, check_free_disk, remove_leftovers, staging
 from data_prep.stats import ChannelHistogram
-from data_prep.writers import WRITERS, Writer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class Request:
     dataset: str = "cifar10"
     out: Path | None = None
     formats: tuple[str, ...] = ("packed",)
+    encoding: FormatOptions = field(default_factory=FormatOptions)
     overwrite: bool = False
     options: SourceOptions = field(default_factory=SourceOptions)
 
@@ -70,6 +71,13 @@ def default_place(source: Source) -> Path:
     return Path("data") / source.default_name
 
 
+_OPENERS: dict[str, Callable[[PreparedSet, str], object]] = {
+    "packed": PreparedSet.packed,
+    "ffcv": PreparedSet.beton,
+    "dali": PreparedSet.tfrecords,
+}
+
+
 def verify(place: Path, display: Display) -> PreparedSet:
     """Open a set, compare the SHA-256 of every file and the labels; PreparedSetError names what is broken."""
     prepared = PreparedSet.open(place)
@@ -78,9 +86,9 @@ def verify(place: Path, display: Display) -> PreparedSet:
         for entry in entries:
             prepared.check_hash(entry)
             advance(entry.bytes)
-    for entry in entries:
-        if entry.format == "packed":
-            prepared.packed(entry.split)
+    for split, name in dict.fromkeys((entry.split, entry.format) for entry in entries):
+        if name in _OPENERS:
+            _OPENERS[name](prepared, split)
     display.say(f"{show(place)} is ok: {summary(prepared)}")
     return prepared
 
@@ -146,7 +154,12 @@ def _differences(manifest: Manifest, request: Request, source: Source) -> list[s
         if there.get(key) != value
     ]
     missing = [name for name in request.formats if name not in {entry.format for entry in manifest.files}]
-    return differences + [f"without {name} files" for name in missing]
+    others = [
+        f"{name} files {_text_of_encoding(manifest.encoding(name))}, not {_text_of_encoding(wanted)}"
+        for name in request.formats
+        if name not in missing and manifest.encoding(name) != (wanted := WRITERS[name].encoding(request.encoding))
+    ]
+    return differences + [f"without {name} files" for name in missing] + others
 
 
 def _text(value: Any) -> str:
@@ -155,11 +168,16 @@ def _text(value: Any) -> str:
     return "not given" if value is None else str(value)
 
 
+def _text_of_encoding(encoding: Mapping[str, Any]) -> str:
+    details = [f"{key} {value}" for key, value in encoding.items() if key != "mode"]
+    return " ".join([encoding["mode"], *details])
+
+
 def _make(stage: Stage, request: Request, source: Source, display: Display) -> None:
     """Write the whole set, manifest included, into the stage."""
     plan = source.plan(stage.scratch)
     needed = sum(
-        WRITERS[name].estimate_bytes(count, plan.image_shape)
+        WRITERS[name].estimate_bytes(count, plan.image_shape, request.encoding)
         for name in request.formats
         for count in plan.counts.values()
     )
@@ -169,7 +187,7 @@ def _make(stage: Stage, request: Request, source: Source, display: Display) -> N
     counts = {}
     for split in plan.counts:
         counts[split], names = _write_split(
-            stage, split, plan, request.formats, source, histogram if split == "train" else None, display
+            stage, split, plan, request, source, histogram if split == "train" else None, display
         )
         files += names
     outcome = source.outcome()
@@ -184,6 +202,7 @@ def _make(stage: Stage, request: Request, source: Source, display: Display) -> N
         std=std,
         files=_entries(stage.new_set, files),
         source={**source.identity(), **outcome},
+        encodings={name: WRITERS[name].encoding(request.encoding) for name in request.formats},
     )
     with open(stage.new_set / MANIFEST_NAME, "x", encoding="utf-8") as file:
         file.write(manifest.to_json())
@@ -195,7 +214,7 @@ def _write_split(
     stage: Stage,
     split: str,
     plan: Plan,
-    formats: Sequence[str],
+    request: Request,
     source: Source,
     histogram: ChannelHistogram | None,
     display: Display,
@@ -205,8 +224,9 @@ def _write_split(
     writers: dict[str, Writer] = {}
     files = []
     try:
-        for name in formats:
-            writers[name] = WRITERS[name](stage.new_set, split, plan.counts[split], plan.image_shape)
+        for name in request.formats:
+            writer = WRITERS[name](stage.new_set, split, plan.counts[split], plan.image_shape, request.encoding)
+            writers[name] = writer
         with display.progress(split, plan.counts[split]) as advance:
             for images, labels in source.read(split):
                 # Once in memory's order for all that follow; a source may yield a transposed view.

@@ -59,7 +59,8 @@ make_virtual_environment() {
 install_python_packages() {
     say "installing the Python packages (torch is large: minutes on a first run)"
     .venv/bin/python -m pip install -q -e '.[dev]'
-    # FFCV is built from source and nothing else depends on it, so a machine that can't build it goes without.
+    # Nothing else depends on DALI and FFCV, so a machine without a wheel, or that can't build FFCV, goes without.
+    .venv/bin/python -m pip install -q -e '.[dali]' || say "DALI could not be installed; everything else works"
     if pkg-config --exists opencv4 libturbojpeg 2>/dev/null; then
         .venv/bin/python -m pip install -q -e '.[ffcv]' || say "FFCV could not be built; everything else works"
     fi

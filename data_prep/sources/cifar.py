@@ -20,6 +20,7 @@ from data_prep.errors import DownloadError, PreparedSetError, show
 from data_prep.sources.base import Chunk, Plan, Source
 from data_prep.sources.download import download
 from data_prep.staging import check_free_disk
+from data_prep.whole import cache_folder
 
 _CHUNK = 2000
 _UNPACKED_BYTES = 190_000_000
@@ -127,13 +128,6 @@ class Cifar100(_Cifar):
 
     kind = "cifar100"
     dataset_name = "CIFAR100"
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: ``$XDG_CACHE_HOME/fast-train``, by default ``~/.cache/fast-train``."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification (https://specifications.freedesktop.org/basedir-spec) has relative paths ignored.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fast-train"
 
 
 def _torchvision_dataset(name: str) -> Any:

@@ -1,9 +1,14 @@
+import hashlib
 import json
+import os
+import time
 
 import numpy as np
 import pytest
 
-from data_prep.manifest import MANIFEST_NAME, Manifest, PreparedSet, PreparedSetError
+from data_prep import manifest as manifest_module
+from data_prep import whole
+from data_prep.manifest import MANIFEST_NAME, Manifest, PreparedSet, PreparedSetError, sha256_of
 
 
 def _edit(root, change):
@@ -21,7 +26,7 @@ def test_what_a_set_tells(prepared):
     assert opened.manifest.image_shape == (6, 8, 3)
     assert opened.manifest.counts == {"train": (4, 4, 4), "test": (2, 2, 2)}
     assert not opened.synthetic
-    assert opened.path("test", "packed").is_file()
+    assert opened.files("test", "packed")[0].is_file()
     pixels = opened.packed("train").images / 255
     np.testing.assert_allclose(opened.manifest.mean, pixels.mean(axis=(0, 1, 2)))
     np.testing.assert_allclose(opened.manifest.std, pixels.std(axis=(0, 1, 2)))
@@ -36,8 +41,8 @@ def test_errors_name_what_there_is(prepared):
     opened = PreparedSet.open(prepared)
     with pytest.raises(PreparedSetError, match="no split 'val'; it has train, test"):
         opened.size("val")
-    with pytest.raises(PreparedSetError, match=r"no 'ffcv' file .* only packed; prepare it with --formats ffcv"):
-        opened.path("train", "ffcv")
+    with pytest.raises(PreparedSetError, match=r"no 'ffcv' files .* only packed; .* --formats packed,ffcv --overwrite"):
+        opened.files("train", "ffcv")
 
 
 def test_no_set_is_named(tmp_path):
@@ -58,14 +63,64 @@ def test_opening_notices_a_file_of_another_size(prepared, change):
         PreparedSet.open(prepared)
 
 
-def test_only_verifying_notices_a_changed_pixel(prepared):
-    path = prepared / "train.safetensors"
+def _damage(path):
     data = bytearray(path.read_bytes())
     data[5000] ^= 1
     path.write_bytes(data)
-    PreparedSet.open(prepared)
+
+
+def test_a_changed_pixel_is_noticed_before_the_file_is_used(prepared):
+    _damage(prepared / "train.safetensors")
+    opened = PreparedSet.open(prepared)
+    opened.packed("test")
+    with pytest.raises(PreparedSetError, match=r"train\.safetensors is broken: its SHA-256 is wrong"):
+        opened.packed("train")
     with pytest.raises(PreparedSetError, match=r"train\.safetensors is broken: its SHA-256 is wrong"):
         PreparedSet.open(prepared, verify=True)
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The names of the files whose SHA-256 was computed."""
+    names = []
+    monkeypatch.setattr(manifest_module, "sha256_of", lambda path: names.append(path.name) or sha256_of(path))
+    return names
+
+
+def _grow_old(path):
+    """Let the file look as if it had been written an hour ago, as far as a program can: not its time of change."""
+    an_hour_ago = time.time() - 3600
+    os.utime(path, (an_hour_ago, an_hour_ago))
+
+
+def test_a_file_is_hashed_once_until_it_changes(prepared, hashed, monkeypatch):
+    monkeypatch.setattr(whole, "_SETTLED_NS", -1)
+    opened = PreparedSet.open(prepared)
+    for _ in range(3):
+        opened.packed("train")
+    assert hashed == ["train.safetensors"]
+    _damage(prepared / "train.safetensors")
+    _grow_old(prepared / "train.safetensors")
+    with pytest.raises(PreparedSetError, match="SHA-256"):
+        opened.packed("train")
+
+
+def test_a_file_that_was_just_written_is_hashed_again(prepared, hashed):
+    opened = PreparedSet.open(prepared)
+    (prepared / "train.safetensors").touch()
+    for _ in range(2):
+        opened.packed("train")
+    assert hashed == ["train.safetensors"] * 2
+
+
+def test_without_a_cache_folder_files_are_hashed_each_time(prepared, hashed, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(whole, "_SETTLED_NS", -1)
+    opened = PreparedSet.open(prepared)
+    for _ in range(2):
+        opened.packed("train")
+    assert hashed == ["train.safetensors"] * 2
 
 
 @pytest.mark.parametrize("label", [-1, 3, 1])
@@ -73,7 +128,11 @@ def test_labels_must_be_those_that_are_counted(prepared, label):
     path = prepared / "train.safetensors"
     data = path.read_bytes()
     assert data[-8 * 12 :][:8] == bytes(8)
-    path.write_bytes(data[: -8 * 12] + int(label).to_bytes(8, "little", signed=True) + data[-8 * 11 :])
+    changed = data[: -8 * 12] + int(label).to_bytes(8, "little", signed=True) + data[-8 * 11 :]
+    path.write_bytes(changed)
+    manifest = prepared / MANIFEST_NAME
+    sums = [hashlib.sha256(content).hexdigest() for content in (data, changed)]
+    manifest.write_text(manifest.read_text().replace(*sums))
     opened = PreparedSet.open(prepared)
     with pytest.raises(PreparedSetError, match=r"the labels in .*train\.safetensors"):
         opened.packed("train")

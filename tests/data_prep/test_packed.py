@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from data_prep.errors import PreparedSetError
-from data_prep.packed import DATA_START, PackedWriter, open_packed
+from data_prep.formats import FormatOptions
+from data_prep.formats.packed import DATA_START, PackedWriter, open_packed
 
 _SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 7), st.integers(1, 7), st.integers(1, 4))
 
 
 def _write(folder, images, labels, *, capacity=None, step=3):
-    writer = PackedWriter(Path(folder), "train", capacity or len(images), images.shape[1:])
+    writer = PackedWriter(Path(folder), "train", capacity or len(images), images.shape[1:], FormatOptions())
     for i in range(0, len(images), step):
         writer.write(images[i : i + step], labels[i : i + step])
     (name,) = writer.close()
@@ -38,7 +39,7 @@ def test_round_trip(images, spare, step, data):
         assert np.array_equal(packed.images, images)
         assert np.array_equal(packed.labels, labels)
         assert (packed.images.dtype, packed.labels.dtype) == (np.uint8, np.int64)
-        assert path.stat().st_size == PackedWriter.estimate_bytes(len(images), images.shape[1:])
+        assert path.stat().st_size == PackedWriter.estimate_bytes(len(images), images.shape[1:], FormatOptions())
         raw = path.read_bytes()
         begin, _ = json.loads(raw[8:DATA_START])["labels"]["data_offsets"]
         assert (DATA_START + begin) % 8 == 0
@@ -65,7 +66,7 @@ def test_pixels_are_read_only(packed_file):
 
 
 def test_writer_refuses_what_does_not_fit(tmp_path):
-    writer = PackedWriter(tmp_path, "train", 2, (4, 4, 3))
+    writer = PackedWriter(tmp_path, "train", 2, (4, 4, 3), FormatOptions())
     good = np.zeros((2, 4, 4, 3), dtype=np.uint8)
     for images, labels in (
         (good[:, :3], np.zeros(2)),

@@ -6,13 +6,11 @@ import subprocess
 import sys
 from collections import namedtuple
 
-import numpy as np
 import pytest
 
-from data_prep import prepare as prepare_module
 from data_prep import staging as staging_module
 from data_prep.manifest import MANIFEST_NAME, PreparedSet
-from data_prep.packed import PackedWriter
+from data_prep.sources.folder import ImageFolder
 
 
 @pytest.fixture
@@ -166,43 +164,51 @@ def test_a_full_disk_is_told_first(prep, arguments, monkeypatch):
 
 
 def test_one_reading_feeds_every_format(prep, arguments, monkeypatch):
-    class Raw:
-        """Another format: the pixels and nothing else, in two files."""
-
-        def __init__(self, folder, split, count, image_shape):
-            self.files = [open(folder / f"{split}.{ending}", "wb") for ending in ("raw", "labels")]  # noqa: SIM115
-
-        @staticmethod
-        def estimate_bytes(count, image_shape):
-            return count * int(np.prod(image_shape))
-
-        def write(self, images, labels):
-            self.files[0].write(images.tobytes())
-            self.files[1].write(labels.tobytes())
-
-        def close(self):
-            self.abort()
-            return tuple(os.path.basename(file.name) for file in self.files)
-
-        def abort(self):
-            for file in self.files:
-                file.close()
-
-    monkeypatch.setitem(prepare_module.WRITERS, "raw", Raw)
-    assert prep(*arguments, "--formats", "packed, raw").status == 0
+    read, once = [], ImageFolder.read
+    monkeypatch.setattr(ImageFolder, "read", lambda source, split: read.append(split) or once(source, split))
+    assert prep(*arguments, "--formats", "packed, ffcv,dali").status == 0
+    assert read == ["train", "test"]
     opened = PreparedSet.open(arguments[-1], verify=True)
-    assert opened.path("test", "raw").name == "test.raw"
-    assert opened.path("test", "raw").read_bytes() == opened.packed("test").images.tobytes()
-    assert len(opened.manifest.files) == 6
-    assert "whole already" in prep(*arguments, "--formats", "raw").out
+    assert {entry.path for entry in opened.manifest.files} == {
+        f"{split}{ending}"
+        for split in ("train", "test")
+        for ending in (".safetensors", ".beton", "-00000-of-00001.tfrecord", "-00000-of-00001.idx")
+    }
+    assert "whole already" in prep(*arguments, "--formats", "dali").out
+    assert prep("--out", arguments[-1], "--verify").status == 0
 
 
-def test_a_format_that_is_not_there_yet_asks_for_overwrite(prep, arguments, monkeypatch):
+def test_a_format_that_is_not_there_yet_asks_for_overwrite(prep, arguments):
     prep(*arguments)
-    monkeypatch.setitem(prepare_module.WRITERS, "other", PackedWriter)
-    result = prep(*arguments, "--formats", "packed,other")
+    result = prep(*arguments, "--formats", "packed,ffcv")
     assert result.status == 2
-    assert "without other files" in result.err
+    assert "without ffcv files" in result.err
+
+
+def test_another_way_to_store_the_images_is_another_set(prep, arguments):
+    assert prep(*arguments, "--formats", "ffcv,dali", "--ffcv-mode", "jpg", "--jpeg-quality", 80).status == 0
+    result = prep(*arguments, "--formats", "ffcv,dali", "--dali-mode", "jpg")
+    assert result.status == 2
+    assert "ffcv files jpg quality 80, not raw; dali files raw, not jpg quality 90" in result.err
+    assert prep(*arguments, "--formats", "dali").status == 0
+    assert prep(*arguments, "--formats", "dali", "--dali-mode", "jpg", "--overwrite").status == 0
+    assert PreparedSet.open(arguments[-1]).manifest.encoding("dali") == {"mode": "jpg", "quality": 90}
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--ffcv-mode", "png"], "--ffcv-mode png is not known; choose from raw, jpg, proportion"),
+        (["--dali-mode", "proportion"], "--dali-mode proportion is not known; choose from raw, jpg"),
+        (["--jpeg-quality", 101], "--jpeg-quality 101 is out of range"),
+        (["--jpeg-share", 1.5], "--jpeg-share 1.5 is out of range"),
+    ],
+)
+def test_bad_format_options_are_refused(prep, arguments, flags, said):
+    result = prep(*arguments, *flags)
+    assert result.status == 2
+    assert said in result.err
+    assert not arguments[-1].exists()
 
 
 def test_unknown_formats_are_refused(prep, arguments):

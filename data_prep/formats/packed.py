@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import ANEW, PreparedSetError, one_line, show
+from data_prep.formats.options import FormatOptions
 
 #: Where the images begin: a whole page, so that a mapping of them is aligned.
 DATA_START = 4096
@@ -121,9 +122,12 @@ def _broken(path: Path, what: str) -> PreparedSetError:
 
 
 class PackedWriter:
-    """Writes one split as it comes; see `data_prep.writers.Writer`."""
+    """Writes one split as it comes; see `data_prep.formats.Writer`."""
 
-    def __init__(self, folder: Path, split: str, count: int, image_shape: Sequence[int]) -> None:
+    def __init__(
+        self, folder: Path, split: str, count: int, image_shape: Sequence[int], options: FormatOptions
+    ) -> None:
+        del options
         self._name = f"{split}.safetensors"
         self._shape = tuple(image_shape)
         self._labels = np.empty(count, dtype=_LABEL)
@@ -132,9 +136,14 @@ class PackedWriter:
         self._file.seek(DATA_START)
 
     @staticmethod
-    def estimate_bytes(count: int, image_shape: Sequence[int]) -> int:
+    def encoding(options: FormatOptions) -> dict[str, Any]:
+        """What the manifest says of the files."""
+        return options.encoding("raw")
+
+    @staticmethod
+    def estimate_bytes(count: int, image_shape: Sequence[int], options: FormatOptions) -> int:
         """The file's size in bytes for ``count`` images of shape (H, W, C)."""
-        pixels = count * math.prod(image_shape)
+        pixels = count * options.stored_bytes("raw", image_shape)
         return DATA_START + pixels + -pixels % 8 + 8 * count
 
     def write(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:

@@ -1,0 +1,206 @@
+"""FFCV's format: one ``.beton`` file per split with the fields ``image`` (RGB), ``label`` and ``index``.
+
+Layout (ffcv 1.0.2, ``ffcv/types.py``, ``writer.py`` and ``memory_allocator.py``), little-endian: a header; a descriptor
+of each field; a row of metadata per sample, which points at its pixels; from the next multiple of the page size on, the
+pixels, no sample across the border of a page; last, a table of (sample, pointer, size). The format has no checksums,
+and its reader trusts every number in it: `check_beton` looks at them all first.
+
+FFCV's own writer starts processes and waits for ever for one that died, so this one writes the file by itself, as the
+images come. The tests read what it writes with FFCV, and compare it with what FFCV writes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import ANEW, PreparedSetError, one_line, show
+from data_prep.formats.options import FormatOptions, JpegEncoder
+
+_VERSION = 2
+_HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+_FIELD = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
+_ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+_IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+_SAMPLE = np.dtype([("", _IMAGE), ("", "<i8"), ("", "<i8")], align=True)
+#: Name of each field and FFCV's number for its type: 2 an RGB image, 1 a whole number.
+FIELDS = (("image", 2), ("label", 1), ("index", 1))
+_JPG, _RAW = 0, 1
+_METADATA_AT = _HEADER.itemsize + len(FIELDS) * _FIELD.itemsize
+_SMALLEST_PAGE = 2 << 20
+_LARGEST_SIDE = 65535
+_LARGEST_IMAGE = 1 << 30
+
+
+class BetonWriter:
+    """Writes one split as it comes; see `data_prep.formats.Writer`."""
+
+    def __init__(
+        self, folder: Path, split: str, count: int, image_shape: Sequence[int], options: FormatOptions
+    ) -> None:
+        height, width, channels = image_shape
+        if channels != 3 or max(height, width) > _LARGEST_SIDE or math.prod(image_shape) > _LARGEST_IMAGE:
+            raise PreparedSetError(f"FFCV can't hold images of {width}x{height}x{channels}; leave out --formats ffcv")
+        self._name = f"{split}.beton"
+        self._shape = tuple(image_shape)
+        self._mode, self._share = options.ffcv_mode, options.jpeg_share
+        self._encoder = JpegEncoder(options.jpeg_quality) if self._mode != "raw" else None
+        # Its own generator, used in the order of the images: the same request gives the same file.
+        self._coin = np.random.default_rng(0)
+        self._page = page_size(image_shape)
+        self._samples = np.zeros(count, dtype=_SAMPLE)
+        self._sizes = np.zeros(count, dtype=np.uint64)
+        self._written = 0
+        self._at = -(-(_METADATA_AT + self._samples.nbytes) // self._page) * self._page
+        self._file: BinaryIO = open(folder / self._name, "xb")  # noqa: SIM115  # open until `close` or `abort`
+
+    @staticmethod
+    def encoding(options: FormatOptions) -> dict[str, Any]:
+        """What the manifest says of the files."""
+        return options.encoding(options.ffcv_mode)
+
+    @staticmethod
+    def estimate_bytes(count: int, image_shape: Sequence[int], options: FormatOptions) -> int:
+        """The file's size in bytes, at most, for ``count`` images of shape (H, W, C)."""
+        page = page_size(image_shape)
+        pages = -(-count // (page // options.stored_bytes(options.ffcv_mode, image_shape)))
+        return _METADATA_AT + count * (_SAMPLE.itemsize + _ALLOCATION.itemsize) + (pages + 1) * page
+
+    def write(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        """Append images uint8 [n, H, W, 3] and labels int64 [n]; ValueError for other shapes or more than fit."""
+        first, end = self._written, self._written + len(labels)
+        if images.dtype != np.uint8 or images.shape != (len(labels), *self._shape) or end > len(self._samples):
+            raise ValueError(
+                f"{self._name} takes uint8 images of shape {self._shape}, {len(self._samples)} in all; got "
+                f"{len(labels)} labels and {images.dtype} {images.shape} at number {first}"
+            )
+        blobs = self._encode(images)
+        rows = self._samples[first:end]
+        rows["f0"]["height"], rows["f0"]["width"] = self._shape[:2]
+        rows["f0"]["mode"] = [_JPG if isinstance(blob, bytes) else _RAW for blob in blobs]
+        rows["f0"]["data_ptr"] = [self._append(blob) for blob in blobs]
+        rows["f1"], rows["f2"] = labels, np.arange(first, end)
+        self._sizes[first:end] = [len(blob) for blob in blobs]
+        self._written = end
+
+    def _encode(self, images: NDArray[np.uint8]) -> list[Any]:
+        """The bytes of each image: a JPEG file as ``bytes``, or its pixels as an array."""
+        blobs: list[Any] = list(images.reshape(len(images), -1))
+        if self._encoder is not None:
+            share = 1.0 if self._mode == "jpg" else self._share
+            chosen = np.flatnonzero(self._coin.random(len(images)) < share)
+            for i, blob in zip(chosen, self._encoder.encode(images[chosen]), strict=True):
+                blobs[i] = blob
+        return blobs
+
+    def _append(self, blob: Any) -> int:
+        """Write the bytes of a sample, in the next page where they don't fit this one; where they begin."""
+        left = self._page - self._at % self._page
+        if len(blob) > left:
+            self._at += left
+        self._file.seek(self._at)
+        self._file.write(blob)
+        begin = self._at
+        self._at += len(blob)
+        return begin
+
+    def close(self) -> tuple[str, ...]:
+        """Write header, metadata and table, flush. The file's name; ValueError where nothing was written."""
+        if not self._written:
+            raise ValueError(f"{self._name} would hold no image")
+        samples = self._samples[: self._written]
+        table = np.zeros(self._written, dtype=_ALLOCATION)
+        table["sample_id"], table["ptr"] = np.arange(self._written), samples["f0"]["data_ptr"]
+        table["size"] = self._sizes[: self._written]
+        self._file.seek(self._at)
+        self._file.write(table.data)
+        self._file.seek(0)
+        self._file.write(_head(self._written, self._page, self._at))
+        self._file.write(samples.tobytes())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.abort()
+        return (self._name,)
+
+    def abort(self) -> None:
+        """Let go of the file and the threads."""
+        self._file.close()
+        if self._encoder is not None:
+            self._encoder.close()
+
+
+def page_size(image_shape: Sequence[int]) -> int:
+    """A power of two that holds an image however badly JPEG compresses it, and for small ones FFCV's smallest."""
+    return max(_SMALLEST_PAGE, 1 << (2 * math.prod(image_shape)).bit_length())
+
+
+def _head(count: int, page: int, table_at: int) -> bytes:
+    """Header and field descriptors."""
+    fields = np.zeros(len(FIELDS), dtype=_FIELD)
+    for descriptor, (name, type_id) in zip(fields, FIELDS, strict=True):
+        descriptor["type_id"] = type_id
+        descriptor["name"][: len(name)] = np.frombuffer(name.encode(), dtype=np.uint8)
+    return np.array((_VERSION, len(FIELDS), page, count, table_at), dtype=_HEADER).tobytes() + fields.tobytes()
+
+
+def check_beton(path: Path, shape: Sequence[int]) -> None:
+    """PreparedSetError unless the file holds images of shape (N, H, W, 3) as `BetonWriter` leaves them.
+
+    Every number that FFCV takes on trust is compared: version, fields, sizes, pointers and the table.
+    """
+    count, height, width, _ = shape
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(_METADATA_AT)
+            raw = file.read(count * _SAMPLE.itemsize)
+            if len(raw) != count * _SAMPLE.itemsize:
+                raise _broken(path, "it ends within its metadata")
+            header = np.frombuffer(head, dtype=_HEADER, count=1)[0]
+            page, table_at = int(header["page_size"]), int(header["alloc_table_ptr"])
+            if page < _SMALLEST_PAGE or page & (page - 1) or head != _head(count, page, table_at):
+                raise _broken(path, f"its header is not that of {count} images with labels and indices")
+            if table_at + count * _ALLOCATION.itemsize != size:
+                raise _broken(path, "its table does not end with it")
+            file.seek(table_at)
+            table = np.frombuffer(file.read(), dtype=_ALLOCATION)
+    except OSError as error:
+        raise PreparedSetError(f"{show(path)} can't be read: {one_line(error)}") from error
+    samples = np.frombuffer(raw, dtype=_SAMPLE)
+    image = samples["f0"]
+    if not np.isin(image["mode"], (_JPG, _RAW)).all() or (image["height"] != height).any():
+        raise _broken(path, f"its images are not {width}x{height}")
+    if (image["width"] != width).any() or (samples["f2"] != np.arange(count)).any():
+        raise _broken(path, f"its images are not {width}x{height}, in the order of their indices")
+    pointers, sizes = table["ptr"], table["size"]
+    ends = pointers + sizes
+    first = -(-(_METADATA_AT + samples.nbytes) // page) * page
+    apart = pointers[0] >= first and (ends[:-1] <= pointers[1:]).all() and ends[-1] <= table_at
+    raw_size_fits = (sizes == math.prod(shape[1:])) | (image["mode"] == _JPG)
+    in_pages = (pointers // page == (ends - 1) // page) & (ends > pointers)
+    if not apart or (image["data_ptr"] != pointers).any() or not (raw_size_fits & in_pages).all():
+        raise _broken(path, "its pointers do not fit its pages")
+
+
+def beton_labels(path: Path, count: int) -> NDArray[np.int64]:
+    """The labels of a file that `check_beton` accepted: int64 [N]."""
+    return np.fromfile(path, dtype=_SAMPLE, count=count, offset=_METADATA_AT)["f1"].astype(np.int64)
+
+
+def _broken(path: Path, what: str) -> PreparedSetError:
+    return PreparedSetError(f"{show(path)} is not a whole FFCV file of this set: {what}; {ANEW}")

@@ -1,0 +1,78 @@
+"""How images are stored in the formats that leave a choice."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_prep.errors import PreparedSetError
+
+FFCV_MODES = ("raw", "jpg", "proportion")
+DALI_MODES = ("raw", "jpg")
+_JPEG_TABLES = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatOptions:
+    """Modes: ``raw`` keeps the bytes as they are; ``jpg`` encodes them, with loss; ``proportion`` encodes a part.
+
+    ``jpeg_quality``: 1 to 100. ``jpeg_share``: the part of the images that ``proportion`` encodes, 0 to 1.
+    """
+
+    ffcv_mode: str = "raw"
+    dali_mode: str = "raw"
+    jpeg_quality: int = 90
+    jpeg_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for flag, mode, modes in (
+            ("--ffcv-mode", self.ffcv_mode, FFCV_MODES),
+            ("--dali-mode", self.dali_mode, DALI_MODES),
+        ):
+            if mode not in modes:
+                raise PreparedSetError(f"{flag} {mode} is not known; choose from {', '.join(modes)}")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise PreparedSetError(f"--jpeg-quality {self.jpeg_quality} is out of range; give 1 to 100")
+        if not 0 <= self.jpeg_share <= 1:
+            raise PreparedSetError(f"--jpeg-share {self.jpeg_share} is out of range; give 0 to 1")
+
+    def encoding(self, mode: str) -> dict[str, Any]:
+        """What the manifest says of files written in a mode: the mode and what else it depends on."""
+        if mode == "raw":
+            return {"mode": mode}
+        if mode == "jpg":
+            return {"mode": mode, "quality": self.jpeg_quality}
+        return {"mode": mode, "quality": self.jpeg_quality, "share": self.jpeg_share}
+
+    def stored_bytes(self, mode: str, image_shape: Sequence[int]) -> int:
+        """Bytes of one stored image of shape (H, W, C), at most: as JPEG hardly more than raw, and its tables."""
+        return math.prod(image_shape) + (0 if mode == "raw" else _JPEG_TABLES)
+
+
+class JpegEncoder:
+    """Encodes batches on all cores; Pillow leaves Python to itself meanwhile, so threads do."""
+
+    def __init__(self, quality: int) -> None:
+        self._quality = quality
+        self._pool = ThreadPoolExecutor(thread_name_prefix="jpeg")
+
+    def encode(self, images: NDArray[np.uint8]) -> list[bytes]:
+        """A JPEG file for each of the images uint8 [n, H, W, 1 or 3]."""
+        return list(self._pool.map(self._encode_one, images))
+
+    def close(self) -> None:
+        """End the threads; closing twice is fine."""
+        self._pool.shutdown()
+
+    def _encode_one(self, image: NDArray[np.uint8]) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(file, "JPEG", quality=self._quality)
+        return file.getvalue()

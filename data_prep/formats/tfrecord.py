@@ -1,0 +1,295 @@
+"""TFRecord shards with index files, as DALI's and TensorFlow's readers take them.
+
+A shard is a row of records (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details): length
+uint64, masked CRC-32C of the length, data, masked CRC-32C of the data. The data is a serialized ``tf.train.Example``
+with the features ``label`` and ``index`` (int64), ``shape`` (int64, three: H, W, C) and ``image`` (bytes: the pixels
+[H, W, C], or a JPEG file). The index file beside it, which DALI's reader wants, has "offset size" of each record, a
+line each, as NVIDIA's ``tfrecord2idx`` writes it.
+
+Every number is a varint of five bytes, whether or not it needs them, and ``image`` comes last: protocol buffers allow
+both. So all that precedes the image has one length, and `open_tfrecords` finds every image without parsing: raw ones as
+one strided array over the whole shard.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import ANEW, PreparedSetError, one_line, show
+from data_prep.formats.options import FormatOptions, JpegEncoder
+
+#: Shards of about this size: large enough to read in one go, small enough to share out.
+SHARD_BYTES = 128 << 20
+_HEAD, _CRC = 12, 4
+_VARINT = 5
+# Types of field on the wire, as (field number << 3 | type): 2 is "length and bytes".
+_FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"
+
+
+def _varint(value: int) -> bytes:
+    """A number below 2**35 in five bytes of seven bits, all but the last marked as going on."""
+    return bytes(value >> 7 * i & 127 | (128 if i < _VARINT - 1 else 0) for i in range(_VARINT))
+
+
+def _sized(tag: bytes, content: bytes) -> bytes:
+    return tag + _varint(len(content)) + content
+
+
+def _feature(name: str, kind: bytes, values: bytes) -> bytes:
+    """An entry of the map Example.features.feature: the name, and a Feature that holds a list of ``kind``."""
+    return _sized(_FIELD_1, _sized(_FIELD_1, name.encode()) + _sized(_FIELD_2, _sized(kind, _sized(_FIELD_1, values))))
+
+
+def _example(label: int, index: int, shape: Sequence[int], image: bytes) -> bytes:
+    """The serialized Example; the bytes before the image are as many for every image."""
+    features = (
+        _feature("label", _FIELD_3, _varint(label))
+        + _feature("index", _FIELD_3, _varint(index))
+        + _feature("shape", _FIELD_3, b"".join(map(_varint, shape)))
+        + _feature("image", _FIELD_1, image)
+    )
+    return _sized(_FIELD_1, features)
+
+
+def _masked_crc(data: bytes) -> bytes:
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+_EMPTY = _example(0, 0, (0, 0, 0), b"")
+#: Bytes of an Example before the image, and of a record besides the image.
+_BEFORE_IMAGE = len(_EMPTY)
+_AROUND_IMAGE = _HEAD + _BEFORE_IMAGE + _CRC
+_NAMES = ("label", "index", "shape", "image")
+#: Behind its name, a feature's values follow three tags and lengths: Feature, list, values.
+_VALUES_BEHIND = 3 * (1 + _VARINT)
+
+
+class TFRecordWriter:
+    """Writes one split as it comes; see `data_prep.formats.Writer`."""
+
+    def __init__(
+        self, folder: Path, split: str, count: int, image_shape: Sequence[int], options: FormatOptions
+    ) -> None:
+        self._folder, self._split, self._count, self._shape = folder, split, count, tuple(image_shape)
+        if options.dali_mode == "jpg" and image_shape[2] not in (1, 3):
+            raise PreparedSetError(f"JPEG can't hold images of {image_shape[2]} channels; leave out --dali-mode jpg")
+        self._encoder = JpegEncoder(options.jpeg_quality) if options.dali_mode == "jpg" else None
+        self._shard: BinaryIO | None = None
+        self._lengths: list[list[int]] = []
+        self._written = self._room = 0
+
+    @staticmethod
+    def encoding(options: FormatOptions) -> dict[str, Any]:
+        """What the manifest says of the files."""
+        return options.encoding(options.dali_mode)
+
+    @staticmethod
+    def estimate_bytes(count: int, image_shape: Sequence[int], options: FormatOptions) -> int:
+        """The size of shards and indices in bytes, at most, for ``count`` images of shape (H, W, C)."""
+        index_line = 24
+        return count * (options.stored_bytes(options.dali_mode, image_shape) + _AROUND_IMAGE + index_line)
+
+    def write(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        """Append images uint8 [n, H, W, C] and labels int64 [n]; ValueError for other shapes or more than fit."""
+        end = self._written + len(labels)
+        if images.dtype != np.uint8 or images.shape != (len(labels), *self._shape) or end > self._count:
+            raise ValueError(
+                f"the shards of {self._split} take uint8 images of shape {self._shape}, {self._count} in all; got "
+                f"{len(labels)} labels and {images.dtype} {images.shape} at number {self._written}"
+            )
+        blobs = self._encoder.encode(images) if self._encoder is not None else [image.tobytes() for image in images]
+        for blob, label in zip(blobs, labels.tolist(), strict=True):
+            self._append(_example(label, self._written, self._shape, blob))
+
+    def _append(self, example: bytes) -> None:
+        size = len(example).to_bytes(8, "little")
+        if self._room < len(example):
+            self._next_shard()
+        assert self._shard is not None
+        self._shard.write(b"".join((size, _masked_crc(size), example, _masked_crc(example))))
+        self._lengths[-1].append(_HEAD + len(example) + _CRC)
+        self._room -= self._lengths[-1][-1]
+        self._written += 1
+
+    def _next_shard(self) -> None:
+        self._end_shard()
+        self._shard = open(self._folder / self._part(len(self._lengths)), "xb")  # noqa: SIM115  # until the next
+        self._lengths.append([])
+        self._room = SHARD_BYTES
+
+    def _end_shard(self) -> None:
+        if self._shard is not None:
+            self._shard.flush()
+            os.fsync(self._shard.fileno())
+            self._shard.close()
+
+    def _part(self, number: int) -> str:
+        """A shard's name until it is known how many there are."""
+        return f"{self._split}-{number:05}.tfrecord.part"
+
+    def close(self) -> tuple[str, ...]:
+        """Name the shards, write the indices, flush to the disk. The names; ValueError where nothing was written."""
+        if not self._written:
+            raise ValueError(f"the shards of {self._split} would hold no image")
+        self._end_shard()
+        self.abort()
+        shards, indices = [], []
+        for number, lengths in enumerate(self._lengths):
+            name = f"{self._split}-{number:05}-of-{len(self._lengths):05}"
+            shards.append(f"{name}.tfrecord")
+            indices.append(f"{name}.idx")
+            os.rename(self._folder / self._part(number), self._folder / shards[-1])
+            offsets = np.cumsum([0, *lengths[:-1]]).tolist()
+            with open(self._folder / indices[-1], "x", encoding="ascii") as file:
+                file.writelines(f"{offset} {size}\n" for offset, size in zip(offsets, lengths, strict=True))
+                file.flush()
+                os.fsync(file.fileno())
+        return (*shards, *indices)
+
+    def abort(self) -> None:
+        """Let go of the file and the threads."""
+        if self._shard is not None:
+            self._shard.close()
+        if self._encoder is not None:
+            self._encoder.close()
+
+
+@dataclass(frozen=True)
+class TFRecordSplit:
+    """The shards of one split. ``offsets`` and ``sizes``, int64 [N], give each image's bytes within its shard;
+    ``shard_of``, int64 [N], its shard in ``shards``, read-only memory maps; ``labels`` int64 [N]."""
+
+    shards: tuple[NDArray[np.uint8], ...]
+    shard_of: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    image_shape: tuple[int, int, int]
+
+    def blob(self, index: int) -> NDArray[np.uint8]:
+        """The bytes of one image as they are stored: uint8 [size], a view."""
+        begin = self.offsets[index]
+        return self.shards[self.shard_of[index]][begin : begin + self.sizes[index]]
+
+    def take(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The raw images of ``indices``, int64 [n]: uint8 [n, H, W, C]."""
+        images = np.empty((len(indices), *self.image_shape), dtype=np.uint8)
+        for number, view in enumerate(self._views()):
+            here = np.flatnonzero(self.shard_of[indices] == number)
+            first = int(np.searchsorted(self.shard_of, number))
+            images[here] = view[indices[here] - first]
+        return images
+
+    def _views(self) -> Iterator[NDArray[np.uint8]]:
+        """The raw images of each shard: uint8 [n, H, W, C], a strided view."""
+        pixels = math.prod(self.image_shape)
+        for shard in self.shards:
+            rows = shard.reshape(-1, _AROUND_IMAGE + pixels)
+            yield rows[:, _HEAD + _BEFORE_IMAGE : -_CRC].reshape(-1, *self.image_shape)
+
+
+def open_tfrecords(paths: Sequence[Path], shape: Sequence[int], *, raw: bool) -> TFRecordSplit:
+    """Map the shards of a split, which holds images of shape (N, H, W, C), into memory.
+
+    ``paths``: the shards, then their index files. Raises PreparedSetError for anything that `TFRecordWriter` would
+    not have written; the checksums are those of the manifest, not the records' own.
+    """
+    shards, indices = paths[: len(paths) // 2], paths[len(paths) // 2 :]
+    maps, shard_of, offsets, sizes, labels = [], [], [], [], []
+    first = 0
+    for number, (path, index_path) in enumerate(zip(shards, indices, strict=True)):
+        records = _map(path)
+        begins = _read_index(index_path, len(records))
+        ends = np.append(begins[1:], len(records))
+        heads = records[begins[:, None] + np.arange(_HEAD, _HEAD + _BEFORE_IMAGE)]
+        image_sizes = ends - begins - _AROUND_IMAGE
+        _check_heads(path, heads, np.arange(first, first + len(begins)), shape[1:], image_sizes)
+        if raw and (image_sizes != math.prod(shape[1:])).any():
+            raise _broken(path, f"its images are not {shape[2]}x{shape[1]}x{shape[3]}")
+        maps.append(records)
+        shard_of.append(np.full(len(begins), number))
+        offsets.append(begins + _HEAD + _BEFORE_IMAGE)
+        sizes.append(image_sizes)
+        labels.append(_number(heads, "label"))
+        first += len(begins)
+    if first != shape[0]:
+        raise _broken(paths[0], f"the shards hold {first} images, not {shape[0]}")
+    return TFRecordSplit(
+        shards=tuple(maps),
+        shard_of=np.concatenate(shard_of),
+        offsets=np.concatenate(offsets),
+        sizes=np.concatenate(sizes),
+        labels=np.concatenate(labels),
+        image_shape=(shape[1], shape[2], shape[3]),
+    )
+
+
+def _map(path: Path) -> NDArray[np.uint8]:
+    try:
+        return np.memmap(path, dtype=np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+        raise PreparedSetError(f"{show(path)} can't be mapped into memory: {one_line(error)}") from error
+
+
+def _read_index(path: Path, shard_bytes: int) -> NDArray[np.int64]:
+    """Where each record of a shard begins; the records must fill it, and each must have room for an Example."""
+    try:
+        lines = np.array(path.read_bytes().split(), dtype=np.int64).reshape(-1, 2)
+    except OSError as error:
+        raise PreparedSetError(f"{show(path)} can't be read: {one_line(error)}") from error
+    except (ValueError, OverflowError) as error:
+        raise _broken(path, "its lines are not offset and size") from error
+    begins, sizes = lines.T
+    ends = np.append(begins[1:], shard_bytes)
+    fills = len(begins) > 0 and begins[0] == 0 and (ends - begins == sizes).all() and sizes.min() > _AROUND_IMAGE
+    if not fills:
+        raise _broken(path, "its offsets and sizes are not those of the shard's records")
+    return np.ascontiguousarray(begins)
+
+
+def _check_heads(
+    path: Path,
+    heads: NDArray[np.uint8],
+    indices: NDArray[np.int64],
+    image_shape: Sequence[int],
+    image_sizes: NDArray[np.int64],
+) -> None:
+    """``heads``: the bytes of each Example before its image, uint8 [n, _BEFORE_IMAGE]."""
+    named = all(
+        (heads[:, _EMPTY.index(name.encode()) :][:, : len(name)] == np.frombuffer(name.encode(), np.uint8)).all()
+        for name in _NAMES
+    )
+    shapes = [_number(heads, "shape", place) for place in range(3)]
+    agree = (
+        named
+        and (_number(heads, "index") == indices).all()
+        and all((sides == side).all() for sides, side in zip(shapes, image_shape, strict=True))
+        and (_decode(heads[:, -_VARINT:]) == image_sizes).all()
+    )
+    if not agree:
+        raise _broken(path, "its records are not Examples of label, index, shape and image, in order")
+
+
+def _number(heads: NDArray[np.uint8], name: str, place: int = 0) -> NDArray[np.int64]:
+    """A feature's number in each Example, int64 [n]; ``place``: which of its numbers."""
+    begin = _EMPTY.index(name.encode()) + len(name) + _VALUES_BEHIND + place * _VARINT
+    return _decode(heads[:, begin : begin + _VARINT])
+
+
+def _decode(varints: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """uint8 [n, 5] to int64 [n]."""
+    return ((varints & 127).astype(np.int64) << 7 * np.arange(_VARINT)).sum(axis=1)
+
+
+def _broken(path: Path, what: str) -> PreparedSetError:
+    return PreparedSetError(f"{show(path)} is not a whole TFRecord file of this set: {what}; {ANEW}")
