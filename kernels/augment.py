@@ -157,12 +157,19 @@ def augment_reference(
     return out.permute(0, 3, 1, 2)
 
 
+def cutout_corners(
+    indices: Tensor, height: int, width: int, *, spec: AugmentSpec, seed: int, epoch: Tensor | int
+) -> tuple[Tensor, Tensor]:
+    """The upper left corner of each sample's square: (y, x), int64 [N]; it may lie outside of the image."""
+    r0, r1, _, _ = sample_words(seed, epoch, indices, STREAM_CUTOUT)
+    return below(r0, height) - spec.cutout // 2, below(r1, width) - spec.cutout // 2
+
+
 def _cutout_mask(indices: Tensor, height: int, width: int, *, spec: AugmentSpec, seed: int, epoch: Tensor) -> Tensor:
     """True where the square lies: bool [N, H, W]."""
-    r0, r1, _, _ = sample_words(seed, epoch, indices, STREAM_CUTOUT)
     inside = []
-    for words, size in ((r0, height), (r1, width)):
-        first = below(words, size) - spec.cutout // 2
+    corners = cutout_corners(indices, height, width, spec=spec, seed=seed, epoch=epoch)
+    for first, size in zip(corners, (height, width), strict=True):
         position = torch.arange(size, device=indices.device)[None, :] - first[:, None]
         inside.append((position >= 0) & (position < spec.cutout))
     return inside[0][:, :, None] & inside[1][:, None, :]

@@ -10,6 +10,14 @@ from kernels.augment import AugmentSpec, augment, normalisation_table
 from pipeline.loaders import Batch
 
 
+def normalisation(manifest: Manifest, how: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, as `DataConfig.normalise` says, in units where byte 255 is 1."""
+    if how == "half":
+        half = (0.5,) * manifest.image_shape[2]
+        return half, half
+    return tuple(manifest.mean), tuple(manifest.std)
+
+
 class Augmenter:
     """Batches of bytes in, normalised [N, C, H, W] out, in channels_last memory or, for a model that is not, plain.
 
@@ -27,11 +35,9 @@ class Augmenter:
         seed: int = 0,
         channels_last: bool = True,
     ) -> None:
-        channels = manifest.image_shape[2]
-        mean, std = (manifest.mean, manifest.std) if normalise == "set" else ([0.5] * channels,) * 2
         self.spec, self.seed, self._channels_last = spec, seed, channels_last
-        self.mean, self.std = tuple(mean), tuple(std)
-        self.table = normalisation_table(mean, std, dtype, device)
+        self.mean, self.std = normalisation(manifest, normalise)
+        self.table = normalisation_table(self.mean, self.std, dtype, device)
         self.epoch = torch.zeros((), dtype=torch.int64, device=device)
 
     def set_epoch(self, epoch: int) -> None:
@@ -49,4 +55,15 @@ class Augmenter:
             epoch=self.epoch,
             gather=gather,
         )
+        return images if self._channels_last else images.contiguous()
+
+
+class NativeAugmenter(Augmenter):
+    """For a loader that augments by itself (see `pipeline.loaders.native`): what is left is the type and the format."""
+
+    def __call__(self, batch: Batch, *, gather: bool) -> Tensor:
+        """images: [N, C, H, W], normalised, in channels_last memory."""
+        if gather:
+            raise ValueError("a loader that gathers does not augment; build the plain Augmenter")
+        images = batch.images.to(self.table.dtype)
         return images if self._channels_last else images.contiguous()

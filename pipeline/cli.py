@@ -25,9 +25,14 @@ _INT, _FLOAT, _NAME = {"type": int, "metavar": "N"}, {"type": float, "metavar": 
 _SETTINGS: dict[str, _Settings] = {
     "data": {
         "--data": ("data.path", "prepared set (default: data/cifar10)", {"metavar": "DIR"}),
-        "--loader": ("data.loader", "resident (default) or torch", _NAME),
+        "--loader": ("data.loader", "resident (default), ffcv, dali or torch; see --list-loaders", _NAME),
         "--batch-size": ("data.batch_size", "images a step", _INT),
-        "--workers": ("data.workers", "loading processes of --loader torch", _INT),
+        "--workers": ("data.workers", "loading processes (torch) or threads (ffcv, dali)", _INT),
+        "--dali-augment": (
+            "data.dali_augment",
+            "augment by our kernel (default), or native: inside DALI's graph",
+            {"choices": ["kernel", "native"]},
+        ),
     },
     "model": {
         "--arch": ("model.arch", "architecture: resnet18, preact-resnet18, resnet56, plain-20 ...", _NAME),
@@ -72,6 +77,7 @@ _ACTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "--stop-after": (None, "save and stop behind epoch N; --resume goes on", _INT),
     "--evaluate": (None, "evaluate a checkpoint (or a run's folder), do not train", {"metavar": "CKPT"}),
     "--show-batch": (False, "write a picture of augmented training images, do not train", {"action": "store_true"}),
+    "--list-loaders": (False, "which loaders can run here, and what the others lack", {"action": "store_true"}),
     "--verify": (False, "check the prepared set's SHA-256 sums first", {"action": "store_true"}),
     "--debug": (False, "show the trace of an error", {"action": "store_true"}),
 }

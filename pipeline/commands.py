@@ -18,6 +18,7 @@ from pipeline.config import Config
 from pipeline.display import Display
 from pipeline.errors import ConfigError
 from pipeline.evaluate import Evaluation, evaluate
+from pipeline.loaders import LOADERS
 from pipeline.logs import RunLog
 from pipeline.recipe import merge, resolve, tomllib, without_steps_if_epochs
 from pipeline.report import data_note, print_evaluation, write_batch_picture, write_pictures
@@ -44,6 +45,8 @@ from pipeline.train import (
 def run(settings: dict[str, Any], others: argparse.Namespace) -> int:
     """Train, evaluate or show a batch; returns the exit status."""
     console = Console()
+    if others.list_loaders:
+        return _list_loaders(console)
     settings = merge(settings, _parse_sets(others.set))
     if others.stop_after is not None and others.stop_after < 1:
         raise ConfigError(f"--stop-after {others.stop_after} is no epoch; give 1 or more")
@@ -56,6 +59,13 @@ def run(settings: dict[str, Any], others: argparse.Namespace) -> int:
     if others.show_batch:
         return _show_batch(config, prepared, runtime, others, console)
     return _train(config, prepared, runtime, others, state, console)
+
+
+def _list_loaders(console: Console) -> int:
+    for name, loader in LOADERS.items():
+        state = loader.missing() or f"ready; reads sets prepared with --formats {loader.format}"
+        console.print(f"{name:<9} {state}", highlight=False, markup=False, soft_wrap=True)
+    return 0
 
 
 def _parse_sets(assignments: list[str]) -> dict[str, Any]:

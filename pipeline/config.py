@@ -27,20 +27,24 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """path: the prepared set. loader: a name from `pipeline.loaders.LOADERS`. workers: loading processes of the
-    loaders that have them, None for 4 or the number of cores, whichever is less. normalise: ``set`` by the
-    training split's mean and standard deviation, ``half`` by 0.5 and 0.5."""
+    """path: the prepared set. loader: a name from `pipeline.loaders.LOADERS`. workers: loading processes or threads
+    of the loaders that have them, None for what suits the loader. normalise: ``set`` by the training split's mean and
+    standard deviation, ``half`` by 0.5 and 0.5. dali_augment: ``native`` augments inside DALI's graph."""
 
     path: str = "data/cifar10"
     loader: str = "resident"
     batch_size: int = 512
     workers: int | None = None
     normalise: str = "set"
+    dali_augment: str = "kernel"
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, f"batch size {self.batch_size} is too small; give 1 or more")
         _require(self.workers is None or self.workers >= 0, f"{self.workers} workers; give 0 or more")
         check_name("normalisation", self.normalise, ("set", "half"))
+        check_name("augmentation of DALI", self.dali_augment, ("kernel", "native"))
+        dali = self.loader == "dali" or self.dali_augment == "kernel"
+        _require(dali, f"--dali-augment native does not fit --loader {self.loader}; add --loader dali")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 
 from data_prep.manifest import PreparedSet
 from kernels.augment import NO_AUGMENT
-from pipeline.augmentation import Augmenter
+from pipeline.augmentation import Augmenter, NativeAugmenter, normalisation
 from pipeline.checkpoint import save_checkpoint
 from pipeline.config import Config
 from pipeline.display import Display, Glimpse
@@ -21,6 +21,7 @@ from pipeline.evaluate import Evaluation, evaluate
 from pipeline.graph import CapturedStep, warm_up
 from pipeline.interrupt import Interrupt
 from pipeline.loaders import Batch, Loader, build_loader
+from pipeline.loaders.native import NativeAugment
 from pipeline.logs import RunLog
 from pipeline.models import build_model
 from pipeline.runtime import Runtime
@@ -58,7 +59,8 @@ class Outcome:
 
 def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool) -> Augmenter:
     """The augmentation of the training split, or the plain normalisation of evaluation."""
-    return Augmenter(
+    kind = NativeAugmenter if train and config.data.dali_augment == "native" else Augmenter
+    return kind(
         prepared.manifest,
         config.augment if train else NO_AUGMENT,
         normalise=config.data.normalise,
@@ -72,6 +74,12 @@ def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, 
 def build_split_loader(config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool) -> Loader:
     """The loader of the training or of the test split."""
     split = "train" if train else "test"
+    options: dict[str, Any] = {}
+    if train and config.data.dali_augment == "native":
+        mean, std = normalisation(prepared.manifest, config.data.normalise)
+        options["native"] = NativeAugment(
+            spec=config.augment, mean=mean, std=std, dtype=runtime.image_dtype, seed=config.run.seed
+        )
     return build_loader(
         config.data.loader,
         prepared,
@@ -81,6 +89,7 @@ def build_split_loader(config: Config, prepared: PreparedSet, runtime: Runtime, 
         device=runtime.device,
         train=train,
         workers=config.data.workers,
+        **options,
     )
 
 

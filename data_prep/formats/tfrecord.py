@@ -7,15 +7,14 @@ with the features ``label`` and ``index`` (int64), ``shape`` (int64, three: H, W
 line each, as NVIDIA's ``tfrecord2idx`` writes it.
 
 Every number is a varint of five bytes, whether or not it needs them, and ``image`` comes last: protocol buffers allow
-both. So all that precedes the image has one length, and `open_tfrecords` finds every image without parsing: raw ones as
-one strided array over the whole shard.
+both. So all that precedes the image has one length, and `open_tfrecords` finds every image without parsing.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -182,20 +181,17 @@ class TFRecordSplit:
         return self.shards[self.shard_of[index]][begin : begin + self.sizes[index]]
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The raw images of ``indices``, int64 [n]: uint8 [n, H, W, C]."""
-        images = np.empty((len(indices), *self.image_shape), dtype=np.uint8)
-        for number, view in enumerate(self._views()):
-            here = np.flatnonzero(self.shard_of[indices] == number)
-            first = int(np.searchsorted(self.shard_of, number))
-            images[here] = view[indices[here] - first]
-        return images
-
-    def _views(self) -> Iterator[NDArray[np.uint8]]:
-        """The raw images of each shard: uint8 [n, H, W, C], a strided view."""
+        """The raw images of ``indices``, int64 [n]: uint8 [n, H, W, C], read-only."""
         pixels = math.prod(self.image_shape)
-        for shard in self.shards:
-            rows = shard.reshape(-1, _AROUND_IMAGE + pixels)
-            yield rows[:, _HEAD + _BEFORE_IMAGE : -_CRC].reshape(-1, *self.image_shape)
+        shards = [shard.data for shard in self.shards]
+        # One join copies them all, faster than NumPy gathers rows that lie apart.
+        rows = b"".join(
+            [
+                shards[shard][begin : begin + pixels]
+                for shard, begin in zip(self.shard_of[indices].tolist(), self.offsets[indices].tolist(), strict=True)
+            ]
+        )
+        return np.frombuffer(rows, dtype=np.uint8).reshape(-1, *self.image_shape)
 
 
 def open_tfrecords(paths: Sequence[Path], shape: Sequence[int], *, raw: bool) -> TFRecordSplit:

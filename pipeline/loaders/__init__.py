@@ -7,11 +7,15 @@ from typing import Any
 from data_prep.manifest import PreparedSet
 from pipeline.errors import check_name
 from pipeline.loaders.base import Batch, Loader
+from pipeline.loaders.dali_loader import DaliLoader
+from pipeline.loaders.ffcv_loader import FfcvLoader
 from pipeline.loaders.resident import ResidentLoader
 from pipeline.loaders.torch_loader import TorchLoader
 
 LOADERS: dict[str, type[Loader]] = {
     "resident": ResidentLoader,
+    "ffcv": FfcvLoader,
+    "dali": DaliLoader,
     "torch": TorchLoader,
 }
 

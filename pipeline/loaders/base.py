@@ -33,8 +33,12 @@ class Loader(ABC):
     training split smaller than one batch.
     """
 
+    #: The files it reads, as `prep-data --formats` calls them.
+    format: ClassVar[str] = "packed"
     #: True: a batch from `feed` holds the whole split, to be gathered by its indices on the device.
     gathers: ClassVar[bool] = False
+    #: True: a batch from `feed` is overwritten when the next one is asked for; iterating gives copies.
+    reuses_buffers: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -58,6 +62,18 @@ class Loader(ABC):
                 f"split '{split}' of {prepared.root} holds {self.count} images, fewer than one batch of "
                 f"{batch_size}; give a smaller batch size"
             )
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """What it lacks to run here and how to install that, in one line; None where it can run."""
+        return None
+
+    @classmethod
+    def require(cls) -> None:
+        """ValueError, with `missing`'s line, where the loader can't run."""
+        reason = cls.missing()
+        if reason is not None:
+            raise ValueError(f"--loader {cls.format} can't run here: {reason}")
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -83,12 +99,18 @@ class Loader(ABC):
         self._position = self._resume_at = state["step"]
 
     def __iter__(self) -> Iterator[Batch]:
-        start, self._resume_at = self._resume_at, 0
-        return self._counted(self._batches(start), start)
+        batches = self._next_batches()
+        if not self.reuses_buffers:
+            return batches
+        return (Batch(*(tensor.clone() for tensor in batch)) for batch in batches)
 
     def feed(self) -> Iterator[Batch]:
-        """As `__iter__`, but as cheap for the step as the loader can: see `gathers`."""
-        return iter(self)
+        """As `__iter__`, but as cheap for the step as the loader can: see `gathers` and `reuses_buffers`."""
+        return self._next_batches()
+
+    def _next_batches(self) -> Iterator[Batch]:
+        start, self._resume_at = self._resume_at, 0
+        return self._counted(self._batches(start), start)
 
     def example(self) -> Batch:
         """A batch of the shapes that `feed` gives in training, to warm up with; it uses up nothing of the order."""
@@ -114,6 +136,12 @@ class Loader(ABC):
             return torch.arange(self.count, device=device)
         order = epoch_order(self.count, seed=self.seed, epoch=self.epoch, device=device)
         return order[: len(self) * self.batch_size]
+
+    def index_batches(self, start: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+        """The indices of each batch from number ``start`` on, int64 [N]."""
+        order = self.order(device)
+        for first in range(start * self.batch_size, len(order), self.batch_size):
+            yield order[first : first + self.batch_size]
 
     def _counted(self, batches: Iterator[Batch], start: int) -> Iterator[Batch]:
         self._position = start

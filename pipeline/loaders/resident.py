@@ -37,19 +37,14 @@ class ResidentLoader(Loader):
                 f"{free / 1e9:.1f} GB free; use --loader torch"
             )
 
-    def _index_batches(self, start: int) -> Iterator[Tensor]:
-        order = self.order(self.device)
-        for first in range(start * self.batch_size, len(order), self.batch_size):
-            yield order[first : first + self.batch_size]
-
     def _batches(self, start: int) -> Iterator[Batch]:
-        for indices in self._index_batches(start):
+        for indices in self.index_batches(start, self.device):
             yield Batch(self.images[indices], self.labels[indices], indices)
 
     def feed(self) -> Iterator[Batch]:
         """Batches whose images and labels are the whole split's; only the indices differ."""
         start, self._resume_at = self._resume_at, 0
-        whole = (Batch(self.images, self.labels, indices) for indices in self._index_batches(start))
+        whole = (Batch(self.images, self.labels, indices) for indices in self.index_batches(start, self.device))
         return self._counted(whole, start)
 
     def example(self) -> Batch:

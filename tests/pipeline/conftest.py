@@ -6,6 +6,7 @@ from PIL import Image
 
 from data_prep import cli as prep_cli
 from data_prep.manifest import PreparedSet
+from pipeline.loaders import LOADERS
 
 CLASSES = ("circle", "cross", "stripes")
 TRAIN_PER_CLASS, TEST_PER_CLASS, SIZE = 40, 11, 16
@@ -23,6 +24,15 @@ def _draw(kind: str, generator: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
+@pytest.fixture(params=sorted(LOADERS))
+def name(request):
+    """Each loader in turn; one whose library is not here skips and says what installs it."""
+    missing = LOADERS[request.param].missing()
+    if missing:
+        pytest.skip(missing)
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("images")
@@ -38,7 +48,8 @@ def image_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def prepared_path(image_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("sets") / "shapes"
-    assert prep_cli.main(["--dataset", f"folder:{image_folder}", "--out", str(out)]) == 0
+    arguments = ["--dataset", f"folder:{image_folder}", "--out", str(out), "--formats", "packed,ffcv,dali"]
+    assert prep_cli.main(arguments) == 0
     return out
 
 

@@ -1,15 +1,15 @@
-"""One suite over all loaders: each is one line in LOADERS and one more parameter here."""
+"""One suite over all loaders: each is one line in LOADERS and one more value of the fixture `name`."""
 
 import multiprocessing
+import os
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 from kernels.order import epoch_order
-from pipeline.loaders import LOADERS, build_loader
-
-pytestmark = pytest.mark.parametrize("name", sorted(LOADERS))
+from pipeline.loaders import build_loader
 
 
 def _build(name, prepared, split="train", **options):
@@ -59,6 +59,25 @@ def test_equals_the_resident_loader(name, prepared):
             for ours, theirs in zip(loader, resident, strict=True):
                 for field in ours._fields:
                     assert torch.equal(getattr(ours, field), getattr(theirs, field))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 120])
+def test_all_loaders_give_the_same_batches_of_any_size(name, prepared, batch_size):
+    with _build(name, prepared, batch_size=batch_size) as loader:
+        loader.set_epoch(1)
+        images, labels, indices = _collect(loader)
+    packed = prepared.packed("train")
+    assert torch.equal(indices, epoch_order(120, seed=3, epoch=1)[: len(indices)])
+    assert np.array_equal(images.numpy(), packed.images[indices.numpy()])
+    assert np.array_equal(labels.numpy(), packed.labels[indices.numpy()])
+
+
+def test_batches_can_be_kept(name, prepared):
+    """Iterating gives tensors of their own, whatever buffers the loader reads into."""
+    with _build(name, prepared, batch_size=5) as loader:
+        kept = list(loader)
+        copies = [batch.images.clone() for batch in loader]
+    assert all(torch.equal(batch.images, copy) for batch, copy in zip(kept, copies, strict=True))
 
 
 def test_workers_do_not_change_what_comes(name, prepared):
@@ -141,6 +160,49 @@ def test_early_break_then_a_whole_epoch(name, prepared):
         assert len(indices) == len(loader) * 16
 
 
+def test_200_broken_epochs_leave_nothing_behind(name, prepared):
+    """Neither threads, nor processes, nor memory grow with the epochs that end early."""
+
+    def break_off(loader, epochs):
+        for epoch in range(epochs):
+            loader.set_epoch(epoch)
+            for number, _batch in enumerate(loader.feed()):
+                if number == epoch % 3:
+                    break
+
+    with _build(name, prepared, workers=1) as loader:
+        break_off(loader, 20)
+        before = _held()
+        break_off(loader, 200)
+        after = _held()
+        assert after[:3] == before[:3]
+        assert after[3] - before[3] < 16 << 20
+
+
+def _held():
+    """(threads of Python, threads of the process, child processes, bytes in memory)."""
+    with open("/proc/self/statm") as file:
+        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    children = len(multiprocessing.active_children())
+    return threading.active_count(), len(os.listdir("/proc/self/task")), children, resident
+
+
+def test_torchs_threads_stay_as_they_were(name, prepared):
+    threads = torch.get_num_threads()
+    with _build(name, prepared, workers=2) as loader:
+        _collect(loader)
+        assert torch.get_num_threads() == threads
+
+
+def test_close_in_the_middle_of_an_epoch(name, prepared):
+    loader = _build(name, prepared)
+    batches = iter(loader)
+    next(batches)
+    loader.close()
+    loader.close()
+    del batches
+
+
 def test_two_loaders_at_once(name, prepared):
     with _build(name, prepared, seed=1) as first, _build(name, prepared, seed=2) as second:
         for a, b in zip(first, second, strict=True):
@@ -155,6 +217,9 @@ def test_close_twice_leaves_no_process(name, prepared):
     loader.close()
     loader.close()
     assert len(multiprocessing.active_children()) == before
+    if name != "resident":
+        with pytest.raises(ValueError, match="closed; build a new one"):
+            next(iter(loader))
 
 
 def test_a_split_smaller_than_one_batch(name, prepared):

@@ -1,0 +1,105 @@
+"""The DALI graph behind the loader. Imports DALI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.pipeline import Pipeline
+
+from pipeline.loaders.native import NativeAugment
+
+#: Called before each batch for the arrays of the graph's inputs; raises StopIteration at the end of the epoch.
+Source = Callable[[], list[Any]]
+_PREFETCH = 2
+_TYPES: dict[type, Any] = {np.int32: types.INT32, np.float32: types.FLOAT}
+
+
+def build_graph(
+    source: Source,
+    image_shape: Sequence[int],
+    *,
+    batch_size: int,
+    encoded: bool,
+    native: NativeAugment | None,
+    threads: int,
+    device: torch.device,
+) -> Pipeline:
+    """A pipeline whose outputs are images, labels and indices on ``device``.
+
+    Raw images go through whole, a batch as one sample: DALI's work on a sample costs more than a small image's pixels.
+    Decoding and native augmentation take image by image.
+    """
+    by_image = encoded or native is not None
+    graph = _graph(
+        source,
+        tuple(image_shape),
+        encoded=encoded,
+        native=native,
+        by_image=by_image,
+        gpu=device.type == "cuda",
+        batch_size=batch_size if by_image else 1,
+        num_threads=threads,
+        device_id=(device.index or 0) if device.type == "cuda" else None,
+        prefetch_queue_depth=_PREFETCH,
+        # The dynamic executor leaves outputs alone for as long as a tensor refers to them.
+        exec_dynamic=True,
+    )
+    graph.build()
+    return graph
+
+
+@pipeline_def
+def _graph(
+    source: Source,
+    image_shape: tuple[int, ...],
+    *,
+    encoded: bool,
+    native: NativeAugment | None,
+    by_image: bool,
+    gpu: bool,
+) -> tuple[Any, ...]:
+    # One dimension fewer by image: the first one counts the samples. A file is a row of bytes.
+    image_dims = (1 if encoded else 3) if by_image else 4
+    label_dims = 0 if by_image else 1
+    draws = native.inputs if native is not None else []
+    images, labels, indices, *drawn = fn.external_source(
+        source=source,
+        num_outputs=3 + len(draws),
+        dtype=[types.UINT8, types.INT64, types.INT64] + [_TYPES[kind] for kind, _ in draws],
+        ndim=[image_dims, label_dims, label_dims] + [dims for _, dims in draws],
+        # The arrays are made for this batch and nobody else writes to them.
+        no_copy=not gpu,
+    )
+    if encoded:
+        kind = types.RGB if image_shape[2] == 3 else types.GRAY
+        images = fn.decoders.image(images, device="mixed" if gpu else "cpu", output_type=kind)
+    elif gpu:
+        images = images.gpu()
+    if native is not None:
+        images = _augment(fn.reshape(images, layout="HWC"), drawn, image_shape, native)
+    if gpu:
+        labels, indices = labels.gpu(), indices.gpu()
+    return images, labels, indices
+
+
+def _augment(images: Any, drawn: list[Any], image_shape: tuple[int, ...], native: NativeAugment) -> Any:
+    crops, mirrored, *square = drawn
+    images = fn.slice(
+        images, start=crops, shape=image_shape[:2], axis_names="HW", out_of_bounds_policy="pad", fill_values=0
+    )
+    images = fn.crop_mirror_normalize(
+        images,
+        mirror=mirrored,
+        mean=[255 * value for value in native.mean],
+        std=[255 * value for value in native.std],
+        dtype=types.FLOAT if native.output_dtype == torch.float32 else types.FLOAT16,
+        output_layout="HWC",
+    )
+    if square:
+        # Behind normalisation: the mean colour is zero there.
+        images = fn.erase(images, anchor=square[0], shape=square[1], axis_names="HW", fill_value=0)
+    return images

@@ -1,0 +1,59 @@
+"""Augmentation by a loader's library, in place of our kernel: what is asked of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kernels.augment import AugmentSpec, crop_offsets, cutout_corners
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeAugment:
+    """The crops, flips and cutouts that `kernels.augment` would draw, for operators of the DALI graph.
+
+    mean, std: per channel, in units where byte 255 is 1. dtype: what the model wants; DALI has no bfloat16, so
+    anything but float32 comes as float16. seed: the run's. Raises ConfigError for what DALI can't do.
+    """
+
+    spec: AugmentSpec
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: torch.dtype
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.spec.pad and self.spec.pad_mode == "reflect":
+            raise ConfigError("DALI pads with zeros only; use --dali-augment kernel, or --set augment.pad_mode=zero")
+
+    @property
+    def output_dtype(self) -> torch.dtype:
+        """The type of the images that come out."""
+        return torch.float32 if self.dtype == torch.float32 else torch.float16
+
+    @property
+    def inputs(self) -> list[tuple[type, int]]:
+        """The type, and the dimensions for one sample, of each array that `draw` gives."""
+        crop_and_flip: list[tuple[type, int]] = [(np.int32, 1), (np.int32, 0)]
+        return crop_and_flip + ([(np.float32, 1)] * 2 if self.spec.cutout else [])
+
+    def draw(self, indices: torch.Tensor, epoch: int, height: int, width: int) -> list[NDArray[Any]]:
+        """What samples ``indices``, int64 [n], get in an epoch.
+
+        Where the crop begins, int32 [n, 2]; whether it is mirrored, int32 [n]; with cutout, the corner and the sides of
+        the square's part inside the image, float32 [n, 2] each. Places are (y, x) in pixels.
+        """
+        dy, dx, flip = crop_offsets(indices, spec=self.spec, seed=self.seed, epoch=epoch)
+        arrays = [(torch.stack([dy, dx], dim=1) - self.spec.pad).int(), flip.int()]
+        if self.spec.cutout:
+            corners = cutout_corners(indices, height, width, spec=self.spec, seed=self.seed, epoch=epoch)
+            first = torch.stack(corners, dim=1)
+            inside = first.clamp(min=0)
+            end = (first + self.spec.cutout).minimum(torch.tensor([height, width]))
+            arrays += [inside.float(), (end - inside).float()]
+        return [array.numpy() for array in arrays]

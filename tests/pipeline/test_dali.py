@@ -1,0 +1,112 @@
+"""What only the DALI and FFCV loaders have: augmentation in DALI's graph, JPEG files, a library that may be missing."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep import cli as prep_cli
+from data_prep.manifest import PreparedSet
+from kernels.augment import AugmentSpec, augment, normalisation_table
+from pipeline import cli
+from pipeline.errors import ConfigError
+from pipeline.loaders import LOADERS, build_loader
+from pipeline.loaders.native import NativeAugment
+
+needs_dali = pytest.mark.skipif(LOADERS["dali"].missing() is not None, reason=str(LOADERS["dali"].missing()))
+
+
+@needs_dali
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        AugmentSpec(),
+        AugmentSpec(pad=4, flip=True),
+        AugmentSpec(pad=8, flip=True, cutout=8),
+        AugmentSpec(cutout=15),
+    ],
+)
+def test_native_augmentation_is_the_kernels(prepared, spec, dtype):
+    """The same crops, flips and cutouts; DALI's own arithmetic may round the last bit of float32 differently."""
+    mean, std = prepared.manifest.mean, prepared.manifest.std
+    native = NativeAugment(spec=spec, mean=mean, std=std, dtype=dtype, seed=5)
+    table = normalisation_table(mean, std, native.output_dtype)
+    options = {"batch_size": 32, "seed": 5}
+    with (
+        build_loader("dali", prepared, "train", native=native, **options) as ours,
+        build_loader("dali", prepared, "train", **options) as plain,
+    ):
+        for epoch in (0, 3):
+            ours.set_epoch(epoch)
+            plain.set_epoch(epoch)
+            for augmented, batch in zip(ours, plain, strict=True):
+                expected = augment(batch.images, batch.indices, table, spec=spec, seed=5, epoch=epoch)
+                assert augmented.images.dtype == native.output_dtype
+                assert augmented.images.is_contiguous(memory_format=torch.channels_last)
+                torch.testing.assert_close(augmented.images, expected, rtol=2e-6, atol=2e-6)
+                assert torch.equal(augmented.indices, batch.indices)
+                assert torch.equal(augmented.labels, batch.labels)
+
+
+@needs_dali
+def test_the_native_example_has_the_feeds_shape(prepared):
+    native = NativeAugment(spec=AugmentSpec(), mean=(0.5,) * 3, std=(0.5,) * 3, dtype=torch.bfloat16, seed=0)
+    with build_loader("dali", prepared, "train", batch_size=8, native=native) as loader:
+        for ours, theirs in zip(loader.example(), next(loader.feed()), strict=True):
+            assert (ours.shape, ours.dtype, ours.stride()) == (theirs.shape, theirs.dtype, theirs.stride())
+
+
+def test_dali_can_not_reflect():
+    with pytest.raises(ConfigError, match="pads with zeros only; use --dali-augment kernel"):
+        NativeAugment(spec=AugmentSpec(pad=2, pad_mode="reflect"), mean=(0.5,), std=(0.5,), dtype=torch.float32, seed=0)
+
+
+def test_native_needs_the_dali_loader(prepared_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--data", str(prepared_path), "--dali-augment", "native"]) == 2
+    assert "--dali-augment native does not fit --loader resident; add --loader dali" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["ffcv", "dali"])
+def test_jpeg_files_are_near_the_pixels_and_all_there(name, image_folder, prepared, tmp_path):
+    if LOADERS[name].missing():
+        pytest.skip(LOADERS[name].missing())
+    arguments = ["--dataset", f"folder:{image_folder}", "--out", str(tmp_path / "set"), "--formats", "ffcv,dali"]
+    assert prep_cli.main([*arguments, "--ffcv-mode", "jpg", "--dali-mode", "jpg", "--jpeg-quality", "97"]) == 0
+    pixels = prepared.packed("test")
+    encoded = PreparedSet.open(tmp_path / "set")
+    with build_loader(name, encoded, "test", batch_size=10, train=False) as loader:
+        images, labels, indices = (torch.cat(column) for column in zip(*loader, strict=True))
+    assert torch.equal(indices, torch.arange(33))
+    assert np.array_equal(labels.numpy(), pixels.labels)
+    assert images.shape == pixels.images.shape
+    assert abs(images.numpy().astype(int) - pixels.images).mean() < 12
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "module", "install"),
+    [
+        ("ffcv", "ffcv.loader", "pipeline.loaders.ffcv_reader", "then pip install ffcv"),
+        ("dali", "nvidia.dali", "pipeline.loaders.dali_graph", "pip install nvidia-dali-cuda120"),
+    ],
+)
+def test_a_missing_library_is_named_with_the_line_that_installs_it(
+    name, library, module, install, prepared, prepared_path, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ValueError, match=install):
+        build_loader(name, prepared, "train", batch_size=16)
+    assert cli.main(["--list-loaders"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert set(lines) == set(LOADERS)
+    assert install in lines[name]
+    assert lines["resident"].startswith("ready")
+    assert cli.main(["--data", str(prepared_path), "--loader", name]) == 2
+    error = capsys.readouterr().err
+    assert install in error
+    assert len(error.splitlines()) == 1
