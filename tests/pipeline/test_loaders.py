@@ -175,7 +175,8 @@ def test_200_broken_epochs_leave_nothing_behind(name, prepared):
         before = _held()
         break_off(loader, 200)
         after = _held()
-        assert after[:3] == before[:3]
+        # What an earlier test left may end meanwhile: fewer is fine.
+        assert all(now <= then for now, then in zip(after[:3], before[:3], strict=True)), (before, after)
         assert after[3] - before[3] < 16 << 20
 
 

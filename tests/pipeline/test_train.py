@@ -9,6 +9,7 @@ import torch
 
 from pipeline import cli
 from pipeline.checkpoint import load_checkpoint
+from pipeline.loaders import LOADERS
 from pipeline.runs import default_folder
 from pipeline.train import Trainer
 
@@ -70,9 +71,8 @@ def assert_same_run(first, second):
     assert compared > 100
 
 
-@pytest.mark.parametrize("loader", ["resident", "torch"])
-def test_resuming_equals_a_straight_run_bit_for_bit(train, loader):
-    options = ["--loader", loader, "--workers", "1"]
+def test_resuming_equals_a_straight_run_bit_for_bit(train, name):
+    options = ["--loader", name, "--workers", "1"]
     assert train("--out", "straight", *options) == 0
     assert train("--out", "parts", "--stop-after", "1", *options) == 0
     assert len(load_checkpoint(train.folder / "parts" / "last.pt")["history"]) == 1
@@ -83,12 +83,22 @@ def test_resuming_equals_a_straight_run_bit_for_bit(train, loader):
     assert [line["step"] for line in lines] == [5, 10, 15]
 
 
-def test_both_loaders_train_to_the_same_weights(train):
+def test_all_loaders_train_to_the_same_weights(train, name):
     assert train("--out", "a", "--loader", "resident") == 0
-    assert train("--out", "b", "--loader", "torch", "--workers", "2") == 0
+    assert train("--out", "b", "--loader", name, "--workers", "2") == 0
     a, b = (load_checkpoint(train.folder / name / "last.pt") for name in "ab")
     for first, second in zip(a["step"]["model"].values(), b["step"]["model"].values(), strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.mark.skipif(LOADERS["dali"].missing() is not None, reason=str(LOADERS["dali"].missing()))
+def test_augmentation_inside_dali_trains_to_nearly_the_same(train):
+    """Its float32 differs from the kernel's in the last bit."""
+    assert train("--out", "a", "--loader", "dali") == 0
+    assert train("--out", "b", "--loader", "dali", "--dali-augment", "native") == 0
+    a, b = (load_checkpoint(train.folder / name / "last.pt")["history"] for name in "ab")
+    for first, second in zip(a, b, strict=True):
+        assert second["train_loss"] == pytest.approx(first["train_loss"], rel=1e-3)
 
 
 @pytest.fixture
@@ -275,11 +285,22 @@ def test_flags_train(train, flags):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("loader", ["resident", "torch"])
-def test_gpu_training_and_resuming(train, loader):
-    options = ["--device", "cuda", "--amp", "--loader", loader, "--out", "run"]
+def test_gpu_training_and_resuming(train, name):
+    options = ["--device", "cuda", "--amp", "--loader", name, "--out", "run"]
     assert train(*options, "--stop-after", "1") == 0
     assert train(*options, "--resume", "auto") == 0
     history = load_checkpoint(train.folder / "run" / "last.pt")["history"]
     assert len(history) == 3
     assert history[-1]["train_loss"] < history[0]["train_loss"]
+
+
+@pytest.mark.gpu
+def test_gpu_losses_do_not_depend_on_the_loader(train, name):
+    options = ["--device", "cuda", "--amp", "--deterministic"]
+    try:
+        assert train(*options, "--out", "a", "--loader", "resident") == 0
+        assert train(*options, "--out", "b", "--loader", name) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    a, b = (load_checkpoint(train.folder / run / "last.pt")["history"] for run in "ab")
+    assert [epoch["train_loss"] for epoch in a] == [epoch["train_loss"] for epoch in b]
