@@ -23,6 +23,12 @@ __all__ = ["LOADERS", "Batch", "Loader", "build_loader"]
 
 
 def build_loader(name: str, prepared: PreparedSet, split: str, **options: Any) -> Loader:
-    """The loader ``name`` over a split; the options are `Loader`'s. ValueError for an unknown name."""
+    """The loader ``name`` over a split; the options are its constructor's.
+
+    ValueError for an unknown name, and for a loader whose library is not here.
+    """
     check_name("loader", name, LOADERS)
+    lacks = LOADERS[name].missing()
+    if lacks is not None:
+        raise ValueError(f"--loader {name} can't run here: {lacks}")
     return LOADERS[name](prepared, split, **options)

@@ -68,13 +68,6 @@ class Loader(ABC):
         """What it lacks to run here and how to install that, in one line; None where it can run."""
         return None
 
-    @classmethod
-    def require(cls) -> None:
-        """ValueError, with `missing`'s line, where the loader can't run."""
-        reason = cls.missing()
-        if reason is not None:
-            raise ValueError(f"--loader {cls.format} can't run here: {reason}")
-
     def __len__(self) -> int:
         """Batches in an epoch."""
         return self.count // self.batch_size if self.train else -(-self.count // self.batch_size)

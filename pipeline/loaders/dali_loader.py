@@ -29,7 +29,6 @@ class DaliLoader(Loader):
     def __init__(
         self, prepared: PreparedSet, split: str, *, native: NativeAugment | None = None, **options: Any
     ) -> None:
-        self.require()
         super().__init__(prepared, split, **options)
         self._shards = prepared.tfrecords(split)
         self._encoded = prepared.manifest.encoding("dali")["mode"] != "raw"

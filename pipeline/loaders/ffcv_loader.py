@@ -27,7 +27,6 @@ class FfcvLoader(Loader):
     reuses_buffers: ClassVar[bool] = True
 
     def __init__(self, prepared: PreparedSet, split: str, **options: Any) -> None:
-        self.require()
         super().__init__(prepared, split, **options)
         # Checked before FFCV sees it: FFCV trusts every number in the file.
         path = prepared.beton(split)
