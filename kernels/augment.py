@@ -2,7 +2,7 @@
 
 What a sample gets is a pure function of (seed, epoch, index of the sample), so it depends on neither the batch,
 the loader, the number of workers nor a restart. Bytes become numbers through a table of 256 x C output values:
-the PyTorch reference and the Triton kernel read the same table, so they agree to the last bit of any type.
+the reference, the CPU's code and the Triton kernel read the same table, so they agree to the last bit of any type.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def augment(
     ``images[i]`` (``images`` is the batch, M = N).
 
     Returns [N, C, H, W] in channels_last memory. Raises ValueError on shapes, dtypes or devices that don't fit.
-    Triton runs it on CUDA devices, PyTorch elsewhere.
+    Triton runs it on CUDA devices, PyTorch (`kernels.augment_cpu`) elsewhere.
     """
     check_seed(seed)
     _check_inputs(images, indices, table, spec, gather)
@@ -94,7 +94,9 @@ def augment(
         from kernels.augment_triton import augment_triton
 
         return augment_triton(images, indices, table, spec=spec, seed=seed, epoch=epoch, gather=gather)
-    return augment_reference(images, indices, table, spec=spec, seed=seed, epoch=epoch, gather=gather)
+    from kernels.augment_cpu import augment_cpu
+
+    return augment_cpu(images, indices, table, spec=spec, seed=seed, epoch=epoch, gather=gather)
 
 
 def _check_inputs(images: Tensor, indices: Tensor, table: Tensor, spec: AugmentSpec, gather: bool) -> None:
@@ -120,7 +122,7 @@ def crop_offsets(indices: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor
     return below(r0, positions), below(r1, positions), flip
 
 
-def _source_coordinates(size: int, offset: Tensor, spec: AugmentSpec, mirrored: Tensor | None) -> Tensor:
+def source_coordinates(size: int, offset: Tensor, spec: AugmentSpec, mirrored: Tensor | None) -> Tensor:
     """Where output pixel 0..size-1 of each sample comes from in the unpadded image: int64 [N, size]."""
     out = torch.arange(size, device=offset.device).expand(len(offset), size)
     if mirrored is not None:
@@ -135,11 +137,11 @@ def _source_coordinates(size: int, offset: Tensor, spec: AugmentSpec, mirrored: 
 def augment_reference(
     images: Tensor, indices: Tensor, table: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor, gather: bool
 ) -> Tensor:
-    """`augment` in plain PyTorch, on any device; the definition that the Triton kernel is held to."""
+    """`augment` in plain PyTorch, on any device; the definition that the CPU's code and the Triton kernel meet."""
     _, height, width, channels = images.shape
     dy, dx, flip = crop_offsets(indices, spec=spec, seed=seed, epoch=epoch)
-    ys = _source_coordinates(height, dy, spec, None)
-    xs = _source_coordinates(width, dx, spec, flip)
+    ys = source_coordinates(height, dy, spec, None)
+    xs = source_coordinates(width, dx, spec, flip)
 
     rows = indices if gather else torch.arange(len(indices), device=images.device)
     line = rows[:, None] * height + ys.clamp(0, height - 1)

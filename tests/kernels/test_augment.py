@@ -12,6 +12,7 @@ from kernels.augment import (
     crop_offsets,
     normalisation_table,
 )
+from kernels.augment_cpu import augment_cpu
 from kernels.philox import STREAM_CUTOUT, below, sample_words
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -23,6 +24,7 @@ specs = st.builds(
     flip=st.booleans(),
     cutout=st.integers(0, 12),
 )
+dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
 
 def _images(count, height, width, channels, seed=0):
@@ -59,16 +61,28 @@ def _plainly(image, index, table, spec, seed, epoch):
 def test_reference_equals_plain_numpy(spec, height, width, channels, seed, epoch):
     images, table = _images(5, height, width, channels, seed % 1000), _table(channels)
     indices = torch.tensor([3, 70_000, 0, 2**32 - 1, 3])
-    out = augment(images, indices, table, spec=spec, seed=seed, epoch=epoch)
+    arguments = dict(spec=spec, seed=seed, epoch=torch.tensor(epoch), gather=False)
+    out = augment_reference(images, indices, table, **arguments)
     for i, index in enumerate(indices.tolist()):
         assert torch.equal(out[i], _plainly(images[i].numpy(), index, table, spec, seed, epoch))
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    specs, st.tuples(st.integers(9, 20), st.integers(9, 20), st.sampled_from([1, 3, 4])), dtypes,
+    st.integers(0, 2**63 - 1),
+)  # fmt: skip
+def test_the_cpu_equals_the_reference_to_the_last_bit(spec, shape, dtype, seed):
+    _compare(augment_cpu, "cpu", spec, dtype, seed, count=40, shape=shape)
+
+
 @settings(max_examples=30, deadline=None)
-@given(specs, st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.integers(0, 2**63 - 1))
+@given(specs, dtypes, st.integers(0, 2**63 - 1))
 def test_triton_equals_reference_to_the_last_bit(spec, dtype, seed):
     """On the CPU the kernel runs in Triton's interpreter; the same test on the GPU is below."""
-    _compare_triton("cpu", spec, dtype, seed, count=7, shape=(9, 13, 3))
+    from kernels.augment_triton import augment_triton
+
+    _compare(augment_triton, "cpu", spec, dtype, seed, count=7, shape=(9, 13, 3))
 
 
 @pytest.mark.gpu
@@ -79,12 +93,12 @@ def test_triton_equals_reference_to_the_last_bit(spec, dtype, seed):
 ])  # fmt: skip
 @pytest.mark.parametrize("shape", [(32, 32, 3), (28, 31, 1), (64, 48, 4)])
 def test_gpu_triton_equals_reference_to_the_last_bit(shape, spec, dtype):
-    _compare_triton("cuda", spec, dtype, seed=2**40 + 17, count=1000, shape=shape)
-
-
-def _compare_triton(device, spec, dtype, seed, count, shape):
     from kernels.augment_triton import augment_triton
 
+    _compare(augment_triton, "cuda", spec, dtype, seed=2**40 + 17, count=1000, shape=shape)
+
+
+def _compare(implementation, device, spec, dtype, seed, count, shape):
     split = _images(2 * count, *shape, seed=seed % 1000).to(device)
     indices = torch.randperm(2 * count, generator=torch.Generator().manual_seed(seed % 1000))[:count].to(device)
     epoch = torch.tensor(seed % 977, device=device)
@@ -93,7 +107,7 @@ def _compare_triton(device, spec, dtype, seed, count, shape):
         images = split if gather else split[indices].contiguous()
         arguments = dict(spec=spec, seed=seed, epoch=epoch, gather=gather)
         expected = augment_reference(images, indices, table, **arguments)
-        out = augment_triton(images, indices, table, **arguments)
+        out = implementation(images, indices, table, **arguments)
         assert out.dtype == dtype
         assert out.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(out, expected)

@@ -1,0 +1,80 @@
+"""The fused augmentation on the CPU; see `kernels.augment` for what it computes.
+
+The reference moves single pixels. Here whole rows move: borders and mirror images are laid out once, in bytes, and
+each row of a crop is then one contiguous piece of that.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.augment import AugmentSpec, crop_offsets, cutout_corners, source_coordinates
+
+
+def augment_cpu(
+    images: Tensor, indices: Tensor, table: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor, gather: bool
+) -> Tensor:
+    """`kernels.augment.augment` on the CPU, with PyTorch's own threads (``torch.get_num_threads()``)."""
+    count, (height, width, channels) = len(indices), images.shape[1:]
+    batch = images.index_select(0, indices) if gather else images
+    if spec.pad or spec.flip:
+        batch = _crop_and_flip(batch, indices, spec=spec, seed=seed, epoch=epoch)
+
+    # The channels' tables one behind the other: byte b of channel c is entry 256 * c + b.
+    entries = batch.view(count * height, width * channels).int()
+    entries += torch.arange(0, 256 * channels, 256, dtype=torch.int32).repeat(width)
+    out = table.t().reshape(-1).index_select(0, entries.view(-1)).view(count, height, width, channels)
+    if spec.cutout:
+        _cut_out(out, indices, spec=spec, seed=seed, epoch=epoch)
+    return out.permute(0, 3, 1, 2)
+
+
+def _crop_and_flip(batch: Tensor, indices: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor) -> Tensor:
+    """uint8 [N, H, W, C] to the same."""
+    count, height, width, channels = batch.shape
+    dy, dx, flip = crop_offsets(indices, spec=spec, seed=seed, epoch=epoch)
+    lines = _padded_lines(batch, spec)
+    image = (torch.arange(count) + count * flip)[:, None]
+    y = source_coordinates(height, dy, spec, None)
+    black = len(lines) - 1
+    line = torch.where((y < 0) | (y >= height), black, image * height + y)
+    # The mirror image of a crop is the crop of the mirror image, as far from the other side.
+    x = torch.where(flip == 1, 2 * spec.pad - dx, dx)[:, None]
+    # Every window of a row's width over the pixels of `lines`, one behind the other: they overlap.
+    pixels = lines.shape[0] * lines.shape[1]
+    windows = lines.as_strided((pixels - width + 1, width * channels), (channels, 1))
+    return windows.index_select(0, (line * lines.shape[1] + x).view(-1)).view(batch.shape)
+
+
+def _padded_lines(batch: Tensor, spec: AugmentSpec) -> Tensor:
+    """The rows of the batch, with flip those of its mirror images behind them, and last a black one, all padded at
+    both ends: uint8 [N * H + 1 or 2 * N * H + 1, W + 2 * pad, C]."""
+    count, height, width, channels = batch.shape
+    pad, reflect = spec.pad, spec.pad_mode == "reflect"
+    views = [batch, batch.flip(2)] if spec.flip or reflect else [batch]
+    copies = 2 if spec.flip else 1
+    lines = torch.empty((copies * count * height + 1, width + 2 * pad, channels), dtype=torch.uint8)
+    lines[-1] = 0
+    for k, padded in enumerate(lines[:-1].view(copies, count, height, width + 2 * pad, channels)):
+        left, middle, right = padded.split([pad, width, pad], dim=2)
+        middle.copy_(views[k])
+        if reflect:
+            left.copy_(views[1 - k][:, :, width - 1 - pad : width - 1])
+            right.copy_(views[1 - k][:, :, 1 : 1 + pad])
+        else:
+            left.zero_()
+            right.zero_()
+    return lines
+
+
+def _cut_out(out: Tensor, indices: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor) -> None:
+    """Zero each sample's square in ``out``, [N, H, W, C], by way of the rows that it touches."""
+    count, height, width, channels = out.shape
+    top, left = cutout_corners(indices, height, width, spec=spec, seed=seed, epoch=epoch)
+    y = top[:, None] + torch.arange(spec.cutout)
+    touched = (torch.arange(0, count * height, height)[:, None] + y)[(y >= 0) & (y < height)]
+    x = torch.arange(width) - left[:, None]
+    inside = ((x >= 0) & (x < spec.cutout)).repeat_interleave(channels, dim=1).index_select(0, touched // height)
+    lines = out.view(-1, width * channels)
+    lines.index_copy_(0, touched, lines.index_select(0, touched).masked_fill_(inside, 0))
