@@ -132,6 +132,8 @@ def library_entries() -> list[Entry]:
 def _opener(changes: dict[str, Any]) -> Callable[[Bench, Config, Runtime, int, bool], Feed]:
     def open_feed(bench: Bench, config: Config, runtime: Runtime, workers: int, raw: bool) -> Feed:
         data = dataclasses.replace(config.data, workers=workers, **changes)
+        if raw and changes.get("dali_augment") == "native":
+            raise ValueError("it augments inside DALI's graph; its bytes are those of 'dali'")
         config = dataclasses.replace(config, data=data)
         loader = build_split_loader(config, bench.prepared, runtime, train=True)
         return LoaderFeed(loader, build_augmenter(config, bench.prepared, runtime, train=True), raw=raw)

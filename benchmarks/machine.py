@@ -28,7 +28,7 @@ _SLOW = {
 
 def fingerprint(device: torch.device) -> dict[str, Any]:
     """The machine, the versions and the commit, in JSON's types. It names no host and no user."""
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
             packages[name] = importlib.metadata.version(name)

@@ -49,7 +49,7 @@ class DaliStock(Peer):
 
         files = [str(path) for path in self.prepared.files("train", "dali")]
         shards, indices = files[: len(files) // 2], files[len(files) // 2 :]
-        height, width, channels = shape = self.prepared.manifest.image_shape
+        height, width, _ = shape = self.prepared.manifest.image_shape
         manifest, gpu = self.prepared.manifest, self.device.type == "cuda"
         dtypes = {torch.float32: types.FLOAT, torch.float16: types.FLOAT16}
         # DALI knows no bfloat16.
@@ -62,7 +62,7 @@ class DaliStock(Peer):
             seed=0,
         )
         def graph() -> Any:
-            read = fn.readers.tfrecord(
+            read: Any = fn.readers.tfrecord(
                 path=shards,
                 index_path=indices,
                 features={

@@ -29,6 +29,8 @@ class FfcvReadme(Peer):
         if importlib.util.find_spec("ffcv") is None:
             raise ValueError("ffcv is not installed; pip install 'fast-train[ffcv]'")
         path = self.prepared.beton("train")
+        # FFCV sets torch's threads for the whole process, when it is imported and when it begins to read.
+        self._threads = torch.get_num_threads()
         from ffcv.loader import Loader, OrderOption
 
         self._loader: Any = Loader(
@@ -41,6 +43,7 @@ class FfcvReadme(Peer):
             pipelines=self._pipelines(),
         )
         self._all = self._loader.traversal_order.indices
+        torch.set_num_threads(self._threads)
 
     def _pipelines(self) -> dict[str, Any]:
         import numpy as np
@@ -73,7 +76,10 @@ class FfcvReadme(Peer):
     def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         # A pass ends with what it was given: FFCV's threads outlive an iteration that is left early.
         self._loader.traversal_order.indices = self._all[torch.randperm(len(self._all))[: count * self.batch_size]]
-        yield from self._loader
+        for batch in self._loader:
+            if torch.get_num_threads() != self._threads:
+                torch.set_num_threads(self._threads)
+            yield batch
 
     def close(self) -> None:
         self._loader = None

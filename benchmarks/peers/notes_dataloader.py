@@ -1,7 +1,7 @@
 """The study notes' loading: a DataLoader of four workers, PIL images, torchvision's first transforms.
 
-The notes that this project grew out of train so: ``RandomHorizontalFlip``, ``ToTensor``, ``Normalize`` by a half, batches
-moved to the device in the loop. It follows PyTorch's tutorial "Training a classifier"
+The notes that this project grew out of train so: ``RandomHorizontalFlip``, ``ToTensor``, ``Normalize`` by a half,
+batches moved to the device in the loop. They follow PyTorch's tutorial "Training a classifier"
 (pytorch.org, tutorials/beginner/blitz/cifar10_tutorial).
 """
 

@@ -15,7 +15,7 @@ from benchmarks.suites.ladder import RATE
 from pipeline.config import Config
 from pipeline.loaders import Batch
 from pipeline.runtime import Runtime
-from pipeline.train import build_augmenter, build_step, ready_step
+from pipeline.train import build_step, ready_step
 
 SUITE = "end-to-end"
 _QUICK = ("resident", "torch", "notes' DataLoader")
@@ -71,14 +71,15 @@ class _Steps:
 
     def _build(self, feed: Feed) -> tuple[Callable[[Batch], None], str]:
         config, runtime = self._config, self._runtime
-        ours = build_augmenter(config, self._bench.prepared, runtime, train=True)
-        step = build_step(config, delivered() if feed.delivers else ours, runtime, gathers=feed.gathers)
+        augmenter = feed.augmenter if isinstance(feed, LoaderFeed) else delivered()
+        step = build_step(config, augmenter, runtime, gathers=feed.gathers)
         step.set_rate(RATE)
         ready = ready_step(step, feed.example(), runtime)
         # A batch of real images: zeros would draw less power, and a GPU would clock higher.
-        batch = next(batch for batch in feed.batches(1))
-        batch = Batch(batch.images, batch.labels, batch.indices.clone()) if feed.gathers else Batch(*map(_copy, batch))
-        what = f"{str(batch.images.dtype).removeprefix('torch.')} images" if feed.delivers else "bytes"
+        for given in feed.batches(1):
+            batch = given._replace(indices=given.indices.clone()) if feed.gathers else _copy(given)
+        finished = batch.images.is_floating_point()
+        what = f"finished {str(batch.images.dtype).removeprefix('torch.')} images" if finished else "bytes"
         name = f"step alone on {'the resident split' if feed.gathers else what}, {self._step_name}"
         rate = Rate(
             timed(lambda: ready(batch), self._bench.device),
@@ -90,8 +91,8 @@ class _Steps:
         return ready, name
 
 
-def _copy(tensor: Any) -> Any:
-    return tensor.clone()
+def _copy(batch: Batch) -> Batch:
+    return Batch(*(tensor.clone() for tensor in batch))
 
 
 def _case(
@@ -111,7 +112,7 @@ def _case(
         most=_MOST_EPOCHS * per_epoch,
     )
     alone_row = loaders.row_name(entry, loaders.AUGMENTED, feed.batch_size, bench.settings.workers)
-    if isinstance(feed, LoaderFeed) and not bench.settings.quick and not feed.gathers:
+    if isinstance(feed, LoaderFeed) and not feed.gathers and entry.augmentation is None:
         # What the step takes from it is bytes: the augmentation is the step's.
         alone_row = loaders.row_name(entry, loaders.RAW, feed.batch_size, bench.settings.workers)
     details = {
