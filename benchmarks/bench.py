@@ -13,8 +13,7 @@ import torch
 
 from benchmarks.machine import Watch
 from benchmarks.measure import Case, check_counts, interleave
-from benchmarks.result import Result, Row
-from benchmarks.result import Skipped as SkippedEntry
+from benchmarks.result import ImpossibleError, Result, Row, Skipped
 from data_prep.display import Display
 from data_prep.manifest import PreparedSet
 from pipeline.config import Config
@@ -73,6 +72,7 @@ class Bench:
     display: Display
     watch: Watch
     scratch: Path
+    impossible: list[str] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +80,7 @@ class Bench:
 
     def skip(self, suite: str, name: str, reason: str) -> None:
         """List what is not measured, and why."""
-        self.result.skipped.append(SkippedEntry(suite, name, reason))
+        self.result.skipped.append(Skipped(suite, name, reason))
         self.display.say(f"  not measured: {suite}, {name}: {reason}")
 
     def add(self, row: Row) -> Row:
@@ -88,11 +88,16 @@ class Bench:
         self.result.rows.append(row)
         return row
 
-    def amend(self, row: Row, **details: Any) -> Row:
-        """The row with more details, in its place."""
-        whole = dataclasses.replace(row, details={**row.details, **details})
-        self.result.rows[self.result.rows.index(row)] = whole
-        return whole
+    def amend(self, row: Row, **details: Any) -> None:
+        """Give a row more details. If they can't be true, the row goes, the reason is listed, and the command fails."""
+        place = self.result.rows.index(row)
+        try:
+            self.result.rows[place] = dataclasses.replace(row, details={**row.details, **details})
+        except ImpossibleError as error:
+            del self.result.rows[place]
+            self.impossible.append(str(error))
+            self.result.warnings.append(str(error))
+            self.skip(row.suite, row.name, str(error))
 
     def measure(self, suite: str, label: str, cases: Sequence[Measured], *, repeats: int | None = None) -> list[Row]:
         """Measure cases in turn, and add a row for each; one that fails is listed with its reason."""

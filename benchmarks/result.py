@@ -22,7 +22,11 @@ _STATISTICS, _BETTER = ("median", "mean"), ("higher", "lower")
 
 
 class ReportError(ValueError):
-    """A report that can't be read, or figures that can't be true."""
+    """A report that can't be read."""
+
+
+class ImpossibleError(ReportError):
+    """A figure that can't be true, such as more than the device's peak."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ class Row:
         for name in ("share_of_peak", "share_of_copy"):
             share = self.details.get(name)
             if share is not None and not 0 <= share <= 1:
-                raise ReportError(
+                raise ImpossibleError(
                     f"{where}: {share:.1%} of the {'peak' if name == 'share_of_peak' else 'copy bandwidth'} measured "
                     "here; more than 100 % can't be: something else used the machine while one of them was measured"
                 )

@@ -66,7 +66,7 @@ class DaliStock(Peer):
                 path=shards,
                 index_path=indices,
                 features={
-                    "image": tfrecord.FixedLenFeature((), tfrecord.string, ""),
+                    "image": tfrecord.FixedLenFeature([], tfrecord.string, ""),
                     "label": tfrecord.FixedLenFeature([1], tfrecord.int64, -1),
                 },
                 random_shuffle=True,

@@ -18,6 +18,8 @@ from pipeline.logs import RunLog
 from pipeline.train import Trainer, TrainingDiverged
 
 SUITE = "accuracy"
+#: The row of the accuracies behind the last epoch, whose details are the runs.
+FINAL = "test accuracy at the end"
 
 
 class _ClockedLog(RunLog):
@@ -53,7 +55,7 @@ def run(bench: Bench) -> None:
     details = {"runs": runs, "target": settings.target_accuracy, "epochs": _epochs(bench)}
     finals = tuple(float(run["accuracy"]) for run in runs)
     bench.add(
-        Row(suite=SUITE, name="test accuracy at the end", unit="accuracy", statistic="mean", repeats=finals,
+        Row(suite=SUITE, name=FINAL, unit="accuracy", statistic="mean", repeats=finals,
             details=details)
     )  # fmt: skip
     target = settings.target_accuracy

@@ -99,6 +99,7 @@ def _case(bench: Bench, entry: Entry, feed: Feed, name: str, kind: str, workers:
         "kind": kind,
         "batch_size": feed.batch_size,
         "workers": workers,
+        "fixed": entry.workers is not None,
         "augmentation": _augmentation(bench, entry) if kind == AUGMENTED else "none",
         "source": entry.source,
         "cores": os.cpu_count(),
