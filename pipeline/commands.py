@@ -90,7 +90,7 @@ def _configure(
         # The run's own settings take the place of a recipe.
         config = Config.from_dict(merge(state["config"], without_steps_if_epochs(settings)))
     else:
-        config = resolve(others.recipe or _default_recipe(settings), settings)
+        config = resolve(others.recipe or default_recipe(settings), settings)
     prepared = PreparedSet.open(Path(config.data.path), verify=others.verify)
     config = fit_to_data(config, prepared, console)
     runtime = resolve_runtime(config.run)
@@ -98,7 +98,7 @@ def _configure(
     return config, prepared, runtime
 
 
-def _default_recipe(settings: dict[str, Any]) -> str:
+def default_recipe(settings: dict[str, Any]) -> str:
     """What suits the device that the run will use."""
     run_config = dataclasses.replace(Config().run, device=settings.get("run", {}).get("device", "auto"))
     return "fast" if resolve_runtime(run_config).device.type == "cuda" else "cpu-quick"

@@ -106,7 +106,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path | st
     count = len(classes)
     texts = count <= _MOST_CELL_TEXTS
     ticks = range(0, count, math.ceil(count / _MOST_TICKS))
-    names = [_short(classes[k], 20) for k in ticks]
+    names = [short_text(classes[k], 20) for k in ticks]
     size = 9 if texts else 7
     side = float(np.clip(0.5 * count, 3.0, 9.0))
     longest = 0.6 * size / 72 * max(map(len, names))
@@ -157,7 +157,7 @@ def per_class_accuracy(matrix: np.ndarray, classes: Sequence[str], path: Path | 
     for place, k in enumerate(order):
         text = f"{accuracies[k]:.1%}  ({right[k]:,} of {totals[k]:,})" if totals[k] else "no images"
         axes.text(1.02, place, text, va="center", fontsize=size)
-    axes.set_yticks(places, [_short(classes[k], 24) for k in order], fontsize=size)
+    axes.set_yticks(places, [short_text(classes[k], 24) for k in order], fontsize=size)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -204,10 +204,10 @@ def prediction_grid(
     for i, axes in enumerate(cells):
         share = "" if confidence is None else f"{confidence[i]:.0%}"
         if true[i] == predicted[i]:
-            _caption(axes, f"✓ {_short(classes[true[i]], 17)}\n{share}", "black")
+            _caption(axes, f"✓ {short_text(classes[true[i]], 17)}\n{share}", "black")
         else:
-            name = _short(classes[predicted[i]], 11 if share else 17)
-            _caption(axes, f"✗ {_short(classes[true[i]], 17)}\n→ {name} {share}".rstrip(), "#A33E00")
+            name = short_text(classes[predicted[i]], 11 if share else 17)
+            _caption(axes, f"✗ {short_text(classes[true[i]], 17)}\n→ {name} {share}".rstrip(), "#A33E00")
             _frame(axes, RED, 4.0)
     return _save(cells[0].get_figure(root=True), path)
 
@@ -222,7 +222,7 @@ def batch_grid(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], p
     labels = _check_labels("labels", labels, len(images), _MOST_IMAGES, classes)
     cells = _grid(images, title, "")
     for axes, label in zip(cells, labels, strict=True):
-        _caption(axes, _short(classes[label], 18), "black")
+        _caption(axes, short_text(classes[label], 18), "black")
     return _save(cells[0].get_figure(root=True), path)
 
 
@@ -236,7 +236,7 @@ def _grid(images: np.ndarray, title: str, note: str) -> list[Axes]:
     columns = min(max(len(images), _FEWEST_COLUMNS), _MOST_COLUMNS)
     rows = math.ceil(len(images) / columns)
     width = 2 * edge + columns * (cell + gap) - gap
-    lines = _wrap(title, width, 12)
+    lines = wrap_text(title, width, 12)
     header = 0.25 + 0.21 * len(lines) + (0.26 if note else 0)
     height = header + rows * (height_of + text) + 0.08
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
@@ -268,23 +268,23 @@ def _figure(width: float, height: float, layout: Literal["constrained", "compres
 
 
 def _suptitle(figure: Figure, title: str) -> None:
-    figure.suptitle("\n".join(_wrap(title, figure.get_figwidth(), 12)), fontsize=12)
+    figure.suptitle("\n".join(wrap_text(title, figure.get_figwidth(), 12)), fontsize=12)
 
 
-def _wrap(text: str, inches: float, points: float) -> list[str]:
+def wrap_text(text: str, inches: float, points: float) -> list[str]:
     """Lines of a text that fit a width, taking a letter as 0.6 of the font's height."""
-    return textwrap.wrap(_plain(text), max(10, int(inches * 72 / (0.6 * points)))) or [""]
+    return textwrap.wrap(plain_text(text), max(10, int(inches * 72 / (0.6 * points)))) or [""]
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """One line, without matplotlib's formulas: a class may well be called ``$5``."""
     return " ".join(text.split()).replace("$", r"\$")
 
 
-def _short(name: str, length: int) -> str:
+def short_text(name: str, length: int) -> str:
     """At most ``length`` letters, the last of them … if there were more."""
     name = " ".join(name.split())
-    return _plain(name if len(name) <= length else name[: length - 1].rstrip() + "…")
+    return plain_text(name if len(name) <= length else name[: length - 1].rstrip() + "…")
 
 
 def _column(history: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:

@@ -100,6 +100,31 @@ def build_network(config: Config, runtime: Runtime) -> torch.nn.Module:
     return model.to(memory_format=torch.channels_last) if config.run.channels_last else model
 
 
+def build_step(config: Config, augmenter: Augmenter, runtime: Runtime, *, gathers: bool) -> TrainStep:
+    """The step of a run, not compiled or captured yet. gathers: of the loader that will feed it."""
+    return TrainStep(
+        build_network(config, runtime),
+        augmenter,
+        config.optimizer,
+        device=runtime.device,
+        gathers=gathers,
+        amp=runtime.amp,
+        compile=runtime.compile,
+    )
+
+
+def ready_step(step: TrainStep, example: Batch, runtime: Runtime) -> Callable[[Batch], None]:
+    """The step as the run calls it: captured, or compiled, or as it is. example: a batch as the loader feeds it.
+
+    Compilation and capture happen here; the state of the step is as before.
+    """
+    if runtime.graph:
+        return CapturedStep(step, example)
+    if runtime.compile:
+        warm_up(step, example)
+    return step
+
+
 class Trainer:
     """One run. Builds everything that it needs; `fit` trains; a context manager, which closes the loaders."""
 
@@ -109,15 +134,7 @@ class Trainer:
         self.test_loader = build_split_loader(config, prepared, runtime, train=False)
         self.augmenter = build_augmenter(config, prepared, runtime, train=True)
         self.test_augmenter = build_augmenter(config, prepared, runtime, train=False)
-        self.step = TrainStep(
-            build_network(config, runtime),
-            self.augmenter,
-            config.optimizer,
-            device=runtime.device,
-            gathers=self.loader.gathers,
-            amp=runtime.amp,
-            compile=runtime.compile,
-        )
+        self.step = build_step(config, self.augmenter, runtime, gathers=self.loader.gathers)
         steps_per_epoch = len(self.loader)
         self.total_steps = config.run.steps or config.run.epochs * steps_per_epoch
         self.epochs = math.ceil(self.total_steps / steps_per_epoch)
@@ -146,10 +163,7 @@ class Trainer:
     def prepare(self) -> float:
         """Compile and capture the step, so that the first epoch is as fast as the others. Returns the seconds."""
         started = time.perf_counter()
-        if self.runtime.graph:
-            self._run_step = CapturedStep(self.step, self.loader.example())
-        elif self.runtime.compile:
-            warm_up(self.step, self.loader.example())
+        self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
         return time.perf_counter() - started
 
     def fit(self, folder: Path, log: RunLog, display: Display, *, stop_after: int | None = None) -> Outcome:

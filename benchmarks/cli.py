@@ -1,0 +1,87 @@
+"""The command `bench-throughput`: parse, measure, report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+
+PROGRAM = "bench-throughput"
+_EPILOG = """examples:
+  bench-throughput                                     data/cifar10, this machine, a full report
+  bench-throughput --quick                             a look in a minute
+  bench-throughput --only loaders,end-to-end           some suites alone
+  bench-throughput --target-accuracy 0.94 --runs 5     with time to accuracy over five seeds
+  bench-throughput --compare old.json new.json --max-loss 0.05
+
+suites: roofline, augmentation, loaders, ladder, end-to-end, accuracy, startup, preparation
+
+Ctrl-C ends the measuring; the report then holds the suites that were finished and says that it is not complete.
+
+exit status: 0 done, 1 a loss (--compare) or figures that can't be true, 2 bad input, 130/143 stopped by a signal"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags, with a newcomer's defaults."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Measure loaders, the training step and both together; write a report with pictures.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", default="data/cifar10", metavar="DIR", help="prepared set (default: data/cifar10)")
+    add("--arch", metavar="NAME", help="network (default: the recipe's)")
+    add("--recipe", metavar="NAME", help="whose step is measured (default: fast on a GPU, cpu-quick without)")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    add("--out", type=Path, metavar="DIR", help="where the report goes (default: reports/ and the device's name)")
+    add("--quick", action="store_true", help="fewer cases and repeats: a look, not a measurement")
+    group = parser.add_argument_group("what to measure")
+    group.add_argument("--only", default="", metavar="SUITES", help="these suites alone; with commas between")
+    group.add_argument("--skip", default="", metavar="SUITES", help="all suites but these")
+    group.add_argument("--target-accuracy", type=float, metavar="X", help="of time to accuracy, a fraction")
+    group.add_argument("--runs", type=int, metavar="N", help="seeds of time to accuracy (default: 5; 3 on a CPU)")
+    group.add_argument(
+        "--epochs", type=int, metavar="N", help="of time to accuracy (default: the recipe's; 2 on a CPU)"
+    )
+    group.add_argument(
+        "--prep-dataset", default="synthetic", metavar="NAME", help="what `preparation` prepares, as prep-data takes it"
+    )
+    group = parser.add_argument_group("how")
+    group.add_argument("--repeats", type=int, metavar="N", help="of each case (default: 5; 2 with --quick)")
+    group.add_argument("--warm-up", type=int, default=1, metavar="N", help="repeats before that (default: 1)")
+    group.add_argument("--workers", type=int, metavar="N", help="of loaders that have them (default: cores)")
+    group = parser.add_argument_group("results")
+    group.add_argument("--mllog", action="store_true", help="also as MLPerf's :::MLLOG lines, in mllog.txt")
+    group.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="compare two reports, do not measure"
+    )
+    group.add_argument(
+        "--max-loss", type=float, default=0.1, metavar="X", help="of --compare, a fraction (default: 0.1)"
+    )
+    group.add_argument("--debug", action="store_true", help="show the trace of an error")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    flags = build_parser().parse_args(arguments)
+    try:
+        # After parsing: torch takes seconds to import, and --help needs none of it.
+        from benchmarks import commands
+
+        command = [PROGRAM, *(sys.argv[1:] if arguments is None else arguments)]
+        return commands.compare_reports(flags) if flags.compare else commands.measure(flags, command)
+    except (ValueError, OSError) as error:
+        if flags.debug:
+            traceback.print_exception(error)
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted before anything was measured; no report", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

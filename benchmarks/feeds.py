@@ -1,0 +1,197 @@
+"""Where a benchmark's batches come from: any of the library's loaders, or a peer's own recipe, in passes of any length.
+
+A pass ends where its loader has nothing left to do, so that nothing goes on in the background while another case is
+measured. It begins with a ramp that is not counted: as many batches as there are workers, which each begin with an
+empty queue.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from benchmarks.bench import Bench
+from benchmarks.measure import synchronise
+from data_prep.manifest import PreparedSet
+from pipeline.augmentation import Augmenter
+from pipeline.config import Config, DataConfig
+from pipeline.loaders import LOADERS, Batch, Loader
+from pipeline.runtime import Runtime
+from pipeline.train import build_augmenter, build_split_loader
+
+
+class Feed(ABC):
+    """Batches on the device. ``gathers``: as `Loader.gathers`. ``delivers``: images come augmented and normalised,
+    [N, C, H, W], rather than as bytes."""
+
+    gathers: bool = False
+    delivers: bool = False
+    batch_size: int
+    device: torch.device
+    ramp: int
+
+    @abstractmethod
+    def batches(self, count: int) -> Iterator[Batch]:
+        """``count`` training batches."""
+
+    @abstractmethod
+    def example(self) -> Batch:
+        """A batch as `batches` gives them, to warm up with."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release processes, threads and files."""
+
+    def seconds(self, count: int, consume: Callable[[Batch], object] = lambda batch: None) -> float:
+        """How long ``count`` batches take from the ramp's end until the device has consumed the last one."""
+        batches = self.batches(self.ramp + count)
+        for _ in range(self.ramp):
+            consume(next(batches))
+        synchronise(self.device)
+        started = time.perf_counter()
+        for batch in batches:
+            consume(batch)
+        synchronise(self.device)
+        return time.perf_counter() - started
+
+
+class LoaderFeed(Feed):
+    """One of the library's loaders. raw: bytes of the batch alone, even of a loader that gathers in the step."""
+
+    def __init__(self, loader: Loader, augmenter: Augmenter, *, raw: bool) -> None:
+        self.loader, self.augmenter, self._raw = loader, augmenter, raw
+        self.gathers = loader.gathers and not raw
+        self.batch_size, self.device = loader.batch_size, loader.device
+        self.ramp = max(loader.workers or 1, 1)
+        self._epoch = 0
+
+    def batches(self, count: int) -> Iterator[Batch]:
+        loader = self.loader
+        while count:
+            part = count % len(loader) or len(loader)
+            count -= part
+            # The last batches of an epoch: a pass ends with the epoch.
+            state = {"epoch": self._epoch, "step": len(loader) - part}
+            loader.load_state_dict({**loader.state_dict(), **state})
+            self.augmenter.set_epoch(self._epoch)
+            self._epoch += 1
+            yield from iter(loader) if self._raw else loader.feed()
+
+    def example(self) -> Batch:
+        return self.loader.example()
+
+    def close(self) -> None:
+        self.loader.close()
+
+
+class Delivered:
+    """Takes an augmenter's place in the step where a peer has augmented already."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing depends on it."""
+
+    def __call__(self, batch: Batch, *, gather: bool) -> Tensor:
+        return batch.images
+
+
+def delivered() -> Augmenter:
+    """`Delivered`, as what the step takes it for."""
+    return cast(Augmenter, Delivered())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A line of the comparison: who loads, and how a feed of it is made. augmentation: what is done to each image;
+    None for the recipe's, by our kernel. source: of a recipe that is not ours. workers: their number where the recipe
+    fixes it; 0 where there are none."""
+
+    name: str
+    open: Callable[[Bench, Config, Runtime, int, bool], Feed]
+    augmentation: str | None = None
+    source: str = "this project"
+    workers: int | None = None
+
+
+def library_entries() -> list[Entry]:
+    """Every loader in the registry, and the ways in which one can be configured to augment by itself."""
+    entries = []
+    for name in LOADERS:
+        entries.append(Entry(name=name, open=_opener({"loader": name}), workers=0 if name == "resident" else None))
+    if "dali" in LOADERS and "dali_augment" in {f.name for f in dataclasses.fields(DataConfig)}:
+        native = _opener({"loader": "dali", "dali_augment": "native"})
+        entries.append(Entry(name="dali, native", open=native, augmentation="the same, by DALI's operators"))
+    return entries
+
+
+def _opener(changes: dict[str, Any]) -> Callable[[Bench, Config, Runtime, int, bool], Feed]:
+    def open_feed(bench: Bench, config: Config, runtime: Runtime, workers: int, raw: bool) -> Feed:
+        data = dataclasses.replace(config.data, workers=workers, **changes)
+        if raw and changes.get("dali_augment") == "native":
+            raise ValueError("it augments inside DALI's graph; its bytes are those of 'dali'")
+        config = dataclasses.replace(config, data=data)
+        loader = build_split_loader(config, bench.prepared, runtime, train=True)
+        return LoaderFeed(loader, build_augmenter(config, bench.prepared, runtime, train=True), raw=raw)
+
+    return open_feed
+
+
+class Peer(Feed):
+    """A recipe that is not ours. It delivers augmented images; ``augment=False``: the bytes it reads, where it can.
+
+    dtype: of the images that it delivers. ValueError where its library is missing, where the set lacks its format,
+    or where it has no way to give bytes.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    #: What it does to each image.
+    augmentation: ClassVar[str]
+    #: Loading processes or threads, where the recipe fixes their number.
+    fixed_workers: ClassVar[int | None] = None
+
+    def __init__(
+        self,
+        prepared: PreparedSet,
+        *,
+        batch_size: int,
+        workers: int,
+        device: torch.device,
+        augment: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        self.prepared, self.batch_size, self.workers = prepared, batch_size, workers
+        self.device, self.augment, self.dtype = device, augment, dtype
+        self.delivers = augment
+        self.ramp = max(workers, 3)
+        if prepared.size("train") < batch_size:
+            raise ValueError(f"{prepared.size('train')} training images are fewer than one batch of {batch_size}")
+        self.per_epoch = prepared.size("train") // batch_size
+
+    def example(self) -> Batch:
+        height, width, channels = self.prepared.manifest.image_shape
+        shape = (channels, height, width) if self.augment else (height, width, channels)
+        dtype = self.dtype if self.augment else torch.uint8
+        images = torch.zeros(self.batch_size, *shape, dtype=dtype, device=self.device)
+        indices = torch.arange(self.batch_size, device=self.device)
+        return Batch(images, torch.zeros_like(indices), indices)
+
+    def batches(self, count: int) -> Iterator[Batch]:
+        indices = torch.arange(self.batch_size, device=self.device)
+        while count:
+            part = min(count, self.per_epoch)
+            count -= part
+            for images, labels in self.epoch(part):
+                yield Batch(images, labels, indices)
+
+    @abstractmethod
+    def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """``count`` batches, at most an epoch, shuffled: images and labels int64 [N] on the device."""
+
+    def close(self) -> None:
+        """Release processes, threads and files."""

@@ -1,0 +1,171 @@
+"""Repeats in turn, and what they say: medians and means with bootstrap intervals.
+
+Cases that are compared run interleaved: a round runs each case once, and each round begins with another case. So
+whatever drifts on the machine (clocks, temperature, other programs) meets all of them alike. Rounds of warm-up come
+first, at least one; they are kept, but count for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data_prep.errors import one_line
+
+CONFIDENCE = 0.95
+_RESAMPLES = 10_000
+# A trial shorter than this part of a repeat is too short to size the repeat by.
+_SHORTEST_TRIAL = 0.25
+
+
+@dataclass(frozen=True)
+class Case:
+    """name: unique among those that run in turn. run: does one repeat and returns what it measured."""
+
+    name: str
+    run: Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a case's runs returned, in order."""
+
+    warm_up: tuple[float, ...]
+    repeats: tuple[float, ...]
+
+
+def interleave(
+    cases: Sequence[Case],
+    *,
+    repeats: int,
+    warm_up: int,
+    after_each: Callable[[], None] = lambda: None,
+    on_failure: Callable[[str, str], None],
+) -> dict[str, Samples]:
+    """Run all cases in turn, round by round; the samples of those that did not fail, by name.
+
+    A case that raises ValueError or RuntimeError (torch's of any kind, out of memory included) takes no further
+    part, and ``on_failure`` gets its name and the reason. Raises ValueError without warm-up or repeats.
+    """
+    check_counts(repeats, warm_up)
+    taken: dict[str, list[float]] = {case.name: [] for case in cases}
+    if len(taken) != len(cases):
+        raise ValueError("two cases that run in turn have one name")
+    for number in range(warm_up + repeats):
+        start = number % len(cases) if cases else 0
+        for case in [*cases[start:], *cases[:start]]:
+            if case.name in taken:
+                try:
+                    taken[case.name].append(case.run())
+                except (ValueError, RuntimeError) as error:
+                    del taken[case.name]
+                    on_failure(case.name, one_line(error))
+            after_each()
+    return {name: Samples(tuple(all_[:warm_up]), tuple(all_[warm_up:])) for name, all_ in taken.items()}
+
+
+def check_counts(repeats: int, warm_up: int) -> None:
+    """ValueError without at least one repeat of each kind."""
+    if warm_up < 1:
+        raise ValueError(
+            f"--warm-up {warm_up} is too few; give 1 or more: first runs compile, allocate and fill caches"
+        )
+    if repeats < 1:
+        raise ValueError(f"--repeats {repeats} is too few; give 1 or more")
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Rate:
+    """A repeat that measures items a second, long enough to be measured well.
+
+    work: does ``n`` iterations, to the end on the device, and returns the seconds. items: of one iteration. seconds:
+    how long a repeat takes; the first call finds out how many iterations that is, after one trial that it discards.
+    most: iterations at most.
+    """
+
+    def __init__(
+        self, work: Callable[[int], float], *, items: float, seconds: float, least: int = 1, most: int = 1 << 20
+    ) -> None:
+        self._work, self._items, self._seconds = work, items, seconds
+        self._least, self._most = least, max(most, least)
+        self.iterations = 0
+
+    def __call__(self) -> float:
+        if not self.iterations:
+            self._work(self._least)
+            count = self._least
+            while (taken := self._work(count)) < _SHORTEST_TRIAL * self._seconds and count < self._most:
+                count = min(4 * count, self._most)
+            wanted = math.ceil(count * self._seconds / max(taken, 1e-9))
+            self.iterations = min(max(wanted, self._least), self._most)
+        return self._items * self.iterations / self._work(self.iterations)
+
+
+def timed(call: Callable[[], object], device: torch.device) -> Callable[[int], float]:
+    """Work for `Rate`: the seconds of ``n`` calls."""
+
+    def work(count: int) -> float:
+        synchronise(device)
+        started = time.perf_counter()
+        for _ in range(count):
+            call()
+        synchronise(device)
+        return time.perf_counter() - started
+
+    return work
+
+
+def bootstrap(
+    values: Sequence[float], statistic: str = "median", confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """The percentile bootstrap's interval (Efron and Tibshirani 1993, chapter 13) of the median or the mean; None for
+    fewer than two values. The same values always give the same interval."""
+    if len(values) < 2:
+        return None
+    return _percentiles(_resampled(values, statistic, seed=0), confidence)
+
+
+def bootstrap_ratio(
+    over: Sequence[float], under: Sequence[float], statistic: str = "median", confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """The interval of statistic(over) / statistic(under), both resampled; None where either has but one value."""
+    if min(len(over), len(under)) < 2:
+        return None
+    return _percentiles(_resampled(over, statistic, seed=0) / _resampled(under, statistic, seed=1), confidence)
+
+
+def estimate(values: Sequence[float], statistic: str = "median") -> float:
+    """The median or the mean."""
+    return float(_STATISTICS[statistic](np.asarray(values, dtype=np.float64)))
+
+
+def spread(values: Sequence[float]) -> float:
+    """Largest minus smallest, as a part of the median; 0 for one value."""
+    middle = estimate(values)
+    return (max(values) - min(values)) / middle if middle else 0.0
+
+
+_STATISTICS: dict[str, Callable[..., np.ndarray]] = {"median": np.median, "mean": np.mean}
+
+
+def _resampled(values: Sequence[float], statistic: str, *, seed: int) -> np.ndarray:
+    """The statistic of each of many samples drawn with replacement: float64 [_RESAMPLES]."""
+    array = np.asarray(values, dtype=np.float64)
+    chosen = np.random.default_rng(seed).integers(0, len(array), size=(_RESAMPLES, len(array)))
+    return np.asarray(_STATISTICS[statistic](array[chosen], axis=1))
+
+
+def _percentiles(estimates: np.ndarray, confidence: float) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(estimates, [tail, 1 - tail])
+    return float(low), float(high)

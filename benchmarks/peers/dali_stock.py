@@ -1,0 +1,111 @@
+"""DALI's stock reader and its own augmentation, an operator a step, a sample a time.
+
+By NVIDIA's documentation of ``fn.readers.tfrecord`` and of ``fn.crop_mirror_normalize`` and its examples for PyTorch
+(docs.nvidia.com/deeplearning/dali), over our TFRecord shards: read and shuffle, crop out of a padded image, flip,
+normalise; on the GPU where there is one, on the CPU otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.feeds import Peer
+
+_PAD = 4
+
+
+class DaliStock(Peer):
+    """Shuffles within DALI's buffer of 4,096 images, not the whole split."""
+
+    name = "DALI's reader"
+    source = "docs.nvidia.com/deeplearning/dali, fn.readers.tfrecord and fn.crop_mirror_normalize"
+    augmentation = "crop 4, flip, normalisation by DALI"
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if importlib.util.find_spec("nvidia.dali") is None:
+            raise ValueError("DALI is not installed; pip install 'fast-train[dali]'")
+        self.prepared.tfrecords("train")
+        if self.prepared.manifest.encoding("dali")["mode"] != "raw":
+            raise ValueError("its TFRecord files hold JPEG; prepare the set with --dali-mode raw")
+        from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
+
+        self._pipeline = self._build()
+        self._batches: Any = DALIGenericIterator(
+            [self._pipeline],
+            ["images", "labels"],
+            reader_name="reader",
+            last_batch_policy=LastBatchPolicy.DROP,
+            auto_reset=True,
+        )
+
+    def _build(self) -> Any:
+        from nvidia.dali import fn, pipeline_def, tfrecord, types
+
+        files = [str(path) for path in self.prepared.files("train", "dali")]
+        shards, indices = files[: len(files) // 2], files[len(files) // 2 :]
+        height, width, _ = shape = self.prepared.manifest.image_shape
+        manifest, gpu = self.prepared.manifest, self.device.type == "cuda"
+        dtypes = {torch.float32: types.FLOAT, torch.float16: types.FLOAT16}
+        # DALI knows no bfloat16.
+        self.dtype = self.dtype if self.dtype in dtypes else torch.float16
+
+        @pipeline_def(
+            batch_size=self.batch_size,
+            num_threads=max(self.workers, 1),
+            device_id=(self.device.index or 0) if gpu else None,
+            seed=0,
+        )
+        def graph() -> Any:
+            read: Any = fn.readers.tfrecord(
+                path=shards,
+                index_path=indices,
+                features={
+                    "image": tfrecord.FixedLenFeature([], tfrecord.string, ""),
+                    "label": tfrecord.FixedLenFeature([1], tfrecord.int64, -1),
+                },
+                random_shuffle=True,
+                initial_fill=4096,
+                name="reader",
+            )
+            images = fn.reinterpret(read["image"], shape=list(shape), layout="HWC")
+            labels = read["label"]
+            if gpu:
+                images, labels = images.gpu(), labels.gpu()
+            if self.augment:
+                start = fn.random.uniform(values=list(range(-_PAD, _PAD + 1)), shape=(2,))
+                images = fn.slice(
+                    images,
+                    fn.cast(start, dtype=types.INT32),
+                    (height, width),
+                    axes=(0, 1),
+                    out_of_bounds_policy="pad",
+                )
+                images = fn.crop_mirror_normalize(
+                    images,
+                    mirror=fn.random.coin_flip(),
+                    mean=[255 * value for value in manifest.mean],
+                    std=[255 * value for value in manifest.std],
+                    dtype=dtypes[self.dtype],
+                    output_layout="CHW",
+                )
+            return images, labels
+
+        return graph()
+
+    def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(count):
+            try:
+                outputs = next(self._batches)
+            except StopIteration:
+                # The end of DALI's epoch; `auto_reset` has begun the next one.
+                outputs = next(self._batches)
+            yield outputs[0]["images"], outputs[0]["labels"].squeeze(1)
+
+    def close(self) -> None:
+        self._batches = self._pipeline = None

@@ -1,0 +1,85 @@
+"""FFCV's own CIFAR-10 pipeline: its augmentation, compiled by Numba, on the CPU.
+
+The pipelines of FFCV's example "Training CIFAR-10" (docs.ffcv.io, ffcv_examples/cifar10; libffcv/ffcv,
+examples/cifar), over our ``.beton`` file: flip, translation by 2 pixels, cutout of 4, random order, then the
+conversion and the normalisation on the device.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.feeds import Peer
+
+
+class FfcvReadme(Peer):
+    """Half precision where the step computes in it, as in the example; float32 for a float32 step."""
+
+    name = "FFCV's example"
+    source = "docs.ffcv.io, 'Training CIFAR-10'"
+    augmentation = "flip, translate 2, cutout 4, by FFCV on the CPU"
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if importlib.util.find_spec("ffcv") is None:
+            raise ValueError("ffcv is not installed; pip install 'fast-train[ffcv]'")
+        path = self.prepared.beton("train")
+        # FFCV sets torch's threads for the whole process, when it is imported and when it begins to read.
+        self._threads = torch.get_num_threads()
+        from ffcv.loader import Loader, OrderOption
+
+        self._loader: Any = Loader(
+            str(path),
+            batch_size=self.batch_size,
+            num_workers=self.workers,
+            order=OrderOption.RANDOM,
+            os_cache=True,
+            drop_last=True,
+            pipelines=self._pipelines(),
+        )
+        self._all = self._loader.traversal_order.indices
+        torch.set_num_threads(self._threads)
+
+    def _pipelines(self) -> dict[str, Any]:
+        import numpy as np
+        import torchvision
+        from ffcv.fields.basics import IntDecoder
+        from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+        from ffcv.transforms import (
+            Convert,
+            Cutout,
+            RandomHorizontalFlip,
+            RandomTranslate,
+            Squeeze,
+            ToDevice,
+            ToTensor,
+            ToTorchImage,
+        )
+
+        mean = np.array(self.prepared.manifest.mean) * 255
+        std = np.array(self.prepared.manifest.std) * 255
+        fill = tuple(map(int, mean))
+        image: list[Any] = [SimpleRGBImageDecoder()]
+        if self.augment:
+            image += [RandomHorizontalFlip(), RandomTranslate(padding=2, fill=fill), Cutout(4, fill)]
+        image += [ToTensor(), ToDevice(self.device, non_blocking=True)]
+        if self.augment:
+            image += [ToTorchImage(), Convert(self.dtype), torchvision.transforms.Normalize(mean, std)]
+        label = [IntDecoder(), ToTensor(), ToDevice(self.device, non_blocking=True), Squeeze(1)]
+        return {"image": image, "label": label, "index": None}
+
+    def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        # A pass ends with what it was given: FFCV's threads outlive an iteration that is left early.
+        self._loader.traversal_order.indices = self._all[torch.randperm(len(self._all))[: count * self.batch_size]]
+        for batch in self._loader:
+            if torch.get_num_threads() != self._threads:
+                torch.set_num_threads(self._threads)
+            yield batch
+
+    def close(self) -> None:
+        self._loader = None

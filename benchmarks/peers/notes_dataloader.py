@@ -1,0 +1,66 @@
+"""The study notes' loading: a DataLoader of four workers, PIL images, torchvision's first transforms.
+
+The notes that this project grew out of train so: ``RandomHorizontalFlip``, ``ToTensor``, ``Normalize`` by a half,
+batches moved to the device in the loop. They follow PyTorch's tutorial "Training a classifier"
+(pytorch.org, tutorials/beginner/blitz/cifar10_tutorial).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
+from torchvision import transforms
+
+from benchmarks.feeds import Peer
+
+
+class PilDataset(Dataset[tuple[Any, int]]):
+    """torchvision's CIFAR10 in small: arrays in memory, an image a call."""
+
+    def __init__(self, images: Any, labels: Any, transform: Any) -> None:
+        self._images, self._labels, self._transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self._transform(Image.fromarray(self._images[index])), int(self._labels[index])
+
+
+class NotesDataLoader(Peer):
+    """Float32 batches, whatever the step computes in. New workers each epoch, as in the notes: ramp."""
+
+    name = "notes' DataLoader"
+    source = "PyTorch's tutorial 'Training a classifier', with four workers"
+    augmentation = "flip on PIL images"
+    fixed_workers = 4
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if not self.augment:
+            raise ValueError("its transforms make normalised floats on the CPU; it has no way to give bytes")
+        self.dtype = torch.float32
+        packed = self.prepared.packed("train")
+        if packed.images.shape[3] != 3:
+            raise ValueError(f"its transforms take RGB images, these have {packed.images.shape[3]} channels")
+        half = (0.5,) * 3
+        transform = transforms.Compose(
+            [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(half, half)]
+        )
+        self._dataset = PilDataset(packed.images, packed.labels, transform)
+
+    def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        chosen = torch.randperm(len(self._dataset))[: count * self.batch_size].tolist()
+        loader = DataLoader(
+            self._dataset,
+            batch_size=self.batch_size,
+            sampler=SubsetRandomSampler(chosen),
+            num_workers=self.workers,
+        )
+        for images, labels in loader:
+            yield images.to(self.device), labels.to(self.device)

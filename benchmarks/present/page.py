@@ -1,0 +1,178 @@
+"""A report: sections of text, tables and pictures, written as markdown and as one HTML file that opens offline.
+
+The HTML loads nothing: styles stand in it, pictures are inlined as SVG, once for the light and once for the dark
+scheme, and the reader's system chooses.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.present.picture import Picture
+from benchmarks.present.tables import Table, inline_html
+from benchmarks.present.theme import DARK, LIGHT, Theme
+from pipeline.files import whole_file
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A box that stands out. kind: ``warning`` or ``note``. lines: one statement each."""
+
+    kind: str
+    lines: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if self.kind not in _NOTICES:
+            raise ValueError(f"unknown kind '{self.kind}' of a notice; give {' or '.join(_NOTICES)}")
+
+
+#: A paragraph of plain text (with ``code`` between backticks), a table, a picture or a box.
+Block = str | Table | Picture | Notice
+_NOTICES = {"warning": "Warning", "note": "Note"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole report. lead: a sentence below the title, that says what was found."""
+
+    title: str
+    lead: str
+    sections: Sequence[Section]
+
+    def pictures(self) -> list[Picture]:
+        """Its pictures, in order."""
+        return [block for section in self.sections for block in section.blocks if isinstance(block, Picture)]
+
+    def to_markdown(self) -> str:
+        """Markdown that refers to the pictures' PNG files beside it."""
+        parts = [f"# {self.title}", self.lead]
+        for section in self.sections:
+            parts.append(f"## {section.title}")
+            parts += [_markdown_block(block) for block in section.blocks]
+        return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+    def to_html(self) -> str:
+        """One HTML file with all that it shows inside."""
+        body = "\n".join(
+            f'<section id="{_anchor(s.title)}">\n<h2>{html.escape(s.title)}</h2>\n'
+            + "\n".join(_html_block(block) for block in s.blocks)
+            + "\n</section>"
+            for s in self.sections
+        )
+        links = " ".join(f'<a href="#{_anchor(s.title)}">{html.escape(s.title)}</a>' for s in self.sections)
+        title = html.escape(self.title)
+        return (
+            f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f'<meta name="color-scheme" content="light dark">\n<style>\n{_css()}</style>\n</head>\n<body>\n<main>\n'
+            f"<header>\n<h1>{title}</h1>\n<p>{inline_html(self.lead)}</p>\n<nav>{links}</nav>\n</header>\n"
+            f"{body}\n</main>\n</body>\n</html>\n"
+        )
+
+
+def document_files(document: Document, name: str = "report") -> dict[str, bytes]:
+    """Every file of a report by its name: NAME.md, NAME.html, and each picture as PNG and SVG."""
+    files = {}
+    for picture in document.pictures():
+        files[f"{picture.name}.png"] = picture.render(LIGHT, "png")
+        files[f"{picture.name}.svg"] = picture.render(LIGHT, "svg")
+    return {
+        **files,
+        f"{name}.md": document.to_markdown().encode(),
+        f"{name}.html": document.to_html().encode(),
+    }
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Write files into a folder, which is made if it is not there; each is whole or not there. Their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        with whole_file(folder / name) as file:
+            file.write(content)
+    return [folder / name for name in files]
+
+
+def _markdown_block(block: Block) -> str:
+    if isinstance(block, Table):
+        return block.to_markdown()
+    if isinstance(block, Picture):
+        return f"![{block.title}]({block.name}.png)\n\n{block.caption}"
+    if isinstance(block, Notice):
+        return "\n".join(f"> {line}  " for line in [f"**{_NOTICES[block.kind]}**", *block.lines])
+    return block
+
+
+def _html_block(block: Block) -> str:
+    if isinstance(block, Table):
+        return block.to_html()
+    if isinstance(block, Picture):
+        return (
+            f'<figure>\n<picture>\n<source media="(prefers-color-scheme: dark)" srcset="{_inline(block, DARK)}">\n'
+            f'<img src="{_inline(block, LIGHT)}" alt="{html.escape(block.title)}. {html.escape(block.caption)}" '
+            f'width="{block.size[0] * 96:.0f}">\n</picture>\n<figcaption>{inline_html(block.caption)}</figcaption>\n'
+            "</figure>"
+        )
+    if isinstance(block, Notice):
+        items = "".join(f"<li>{inline_html(line)}</li>" for line in block.lines)
+        return f'<aside class="{block.kind}"><strong>{_NOTICES[block.kind]}</strong><ul>{items}</ul></aside>'
+    return f"<p>{inline_html(block)}</p>"
+
+
+def _inline(picture: Picture, theme: Theme) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.render(theme, "svg")).decode()
+
+
+def _anchor(title: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
+
+
+def _css() -> str:
+    return _STYLE.replace("LIGHT", _variables(LIGHT)).replace("DARK", _variables(DARK))
+
+
+def _variables(theme: Theme) -> str:
+    names = ("background", "surface", "text", "muted", "grid", "highlight")
+    return " ".join(f"--{name}: {getattr(theme, name)};" for name in names)
+
+
+_STYLE = """\
+:root { LIGHT --link: #0059A0; }
+@media (prefers-color-scheme: dark) { :root { DARK --link: #7CC4F5; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--background); color: var(--text);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+main { max-width: 66rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; }
+h2 { font-size: 1.35rem; margin: 2.75rem 0 .75rem; padding-top: .75rem; border-top: 1px solid var(--grid); }
+header p { font-size: 1.1rem; color: var(--muted); max-width: 50rem; }
+nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .92rem; }
+a { color: var(--link); }
+p { max-width: 50rem; }
+code { font-family: ui-monospace, "SFMono-Regular", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: .88em;
+  background: var(--surface); border-radius: 3px; padding: .1em .3em; overflow-wrap: anywhere; }
+.table { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--muted); padding-bottom: .4rem; }
+th, td { text-align: left; padding: .35rem .8rem; border-bottom: 1px solid var(--grid); vertical-align: top; }
+th { border-bottom: 2px solid var(--muted); font-weight: 600; }
+th.number, td.number { text-align: right; white-space: nowrap; }
+tr.strong td { font-weight: 650; background: var(--surface); }
+figure { margin: 1.25rem 0; }
+figure img { max-width: 100%; height: auto; display: block; }
+figcaption { color: var(--muted); font-size: .92rem; max-width: 50rem; margin-top: .4rem; }
+aside { background: var(--surface); border-left: 4px solid var(--muted); padding: .7rem 1rem; margin: 1rem 0; }
+aside.warning { border-left-color: var(--highlight); }
+aside ul { margin: .3rem 0 0; padding-left: 1.2rem; }
+"""

@@ -1,0 +1,82 @@
+"""Tables: the same rows as markdown and as HTML, and numbers written as people read them."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """columns: the headings. rows: texts, one a column; ``code`` between backticks is set as such. numeric: the
+    columns (0-based) that are aligned to the right; by default all but the first. strong: rows to point out."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    numeric: Sequence[int] | None = None
+    strong: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(f"row {number} of the table has {len(row)} cells for {len(self.columns)} columns")
+
+    def right_aligned(self, column: int) -> bool:
+        """Whether the column holds numbers."""
+        return column in self.numeric if self.numeric is not None else column > 0
+
+    def to_markdown(self) -> str:
+        """GitHub's table syntax."""
+        rule = ["---:" if self.right_aligned(k) else "---" for k in range(len(self.columns))]
+        rows = [[f"**{cell}**" if i in self.strong and cell else cell for cell in r] for i, r in enumerate(self.rows)]
+        lines = [f"| {' | '.join(map(_markdown_cell, row))} |" for row in [self.columns, rule, *rows]]
+        return "\n".join(([f"*{self.caption}*", ""] if self.caption else []) + lines) + "\n"
+
+    def to_html(self) -> str:
+        """A ``<table>`` in a box that scrolls by itself where the page is narrow."""
+        head = "".join(self._cell("th", k, title) for k, title in enumerate(self.columns))
+        body = []
+        for i, row in enumerate(self.rows):
+            cells = "".join(self._cell("td", k, cell) for k, cell in enumerate(row))
+            body.append(f'<tr class="strong">{cells}</tr>' if i in self.strong else f"<tr>{cells}</tr>")
+        caption = f"<caption>{inline_html(self.caption)}</caption>" if self.caption else ""
+        lines = [f'<div class="table"><table>{caption}<thead><tr>{head}</tr></thead>', "<tbody>", *body]
+        return "\n".join([*lines, "</tbody></table></div>", ""])
+
+    def _cell(self, tag: str, column: int, text: str) -> str:
+        kind = ' class="number"' if self.right_aligned(column) else ""
+        return f"<{tag}{kind}>{inline_html(text)}</{tag}>"
+
+
+def inline_html(text: str) -> str:
+    """Text as HTML; what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
+def _markdown_cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with thousands separators and at least ``digits`` significant digits; - for None and what is not
+    finite."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def interval(low: float | None, high: float | None, digits: int = 3) -> str:
+    """``low to high``; empty where there is none."""
+    return "" if low is None or high is None else f"{number(low, digits)} to {number(high, digits)}"
+
+
+def percent(share: float | None, decimals: int = 1) -> str:
+    """A fraction as percent; - for None."""
+    return "-" if share is None or not math.isfinite(share) else f"{share:.{decimals}%}"

@@ -1,0 +1,96 @@
+"""The augmentation alone: batches gathered out of the split in device memory, against the copy bandwidth."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.bench import Bench, Measured
+from benchmarks.measure import Rate, timed
+from benchmarks.result import Row
+from benchmarks.suites.roofline import copy_bandwidth
+from pipeline.loaders import Batch, build_loader
+from pipeline.train import build_augmenter
+
+SUITE = "augmentation"
+BATCHES = (512, 1024, 2048, 4096, 8192, 16384)
+# More than any cache: what one call wrote must not lie there still when the next one comes.
+_RING_BYTES = 256 << 20
+_MOST_CALLS = 64
+
+
+def run(bench: Bench) -> None:
+    """Images a second for each size of batch; ``share_of_copy`` compares its traffic with a copy's."""
+    size = bench.prepared.size("train")
+    batches = [batch for batch in BATCHES if batch <= size][:: 3 if bench.settings.quick else 1]
+    for batch in BATCHES:
+        if batch > size:
+            bench.skip(SUITE, _name(batch), f"the training split holds only {size:,} images")
+    if not batches:
+        return
+    with build_loader("resident", bench.prepared, "train", batch_size=1, device=bench.device) as loader:
+        whole = loader.example()
+        cases = [_case(bench, whole, batch) for batch in batches]
+        rows = bench.measure(SUITE, "augmentation", cases)
+    for row in rows:
+        _compare_with_copy(bench, row)
+
+
+def _name(batch: int) -> str:
+    return f"batch {batch:,}"
+
+
+def _case(bench: Bench, whole: Batch, batch: int) -> Measured:
+    augmenter = build_augmenter(bench.config, bench.prepared, bench.runtime, train=True)
+    pixels = whole.images[0].numel()
+    image_bytes = pixels * (1 + augmenter.table.element_size())
+    calls = min(max(_RING_BYTES // (batch * pixels * augmenter.table.element_size()), 2), _MOST_CALLS)
+    permutation = torch.randperm(len(whole.images), device=bench.device)
+    parts = [permutation.roll(-k * batch)[:batch].contiguous() for k in range(calls)]
+
+    def augment(indices: Tensor) -> Tensor:
+        return augmenter(Batch(whole.images, whole.labels, indices), gather=True)
+
+    call, images = _repeated(augment, parts, bench.device)
+    # The kernel reads the bytes of each image and writes its pixels in the output's type; indices are nothing to it.
+    details = {"batch": batch, "bytes_per_image": image_bytes, "spec": dataclasses.asdict(bench.config.augment)}
+    rate = Rate(timed(call, bench.device), items=images, seconds=bench.settings.seconds)
+    return Measured(name=_name(batch), run=rate, details=details)
+
+
+def _repeated(
+    augment: Callable[[Tensor], Tensor], parts: list[Tensor], device: torch.device
+) -> tuple[Callable[[], object], int]:
+    """(a call, how many images it augments). On CUDA one graph of a call on each part, so that the kernel is measured
+    and not Python; elsewhere a call on one part after the other."""
+    if device.type == "cuda":
+        outputs = [augment(parts[0])]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = [augment(part) for part in parts]
+
+        def replay() -> list[Tensor]:
+            graph.replay()
+            return outputs
+
+        return replay, sum(map(len, parts))
+    kept: deque[Tensor] = deque(maxlen=len(parts) - 1)
+    place = 0
+
+    def call() -> None:
+        nonlocal place
+        kept.append(augment(parts[place]))
+        place = (place + 1) % len(parts)
+
+    return call, len(parts[0])
+
+
+def _compare_with_copy(bench: Bench, row: Row) -> None:
+    copy = copy_bandwidth(bench.result)
+    if copy is not None:
+        moved = row.value * row.details["bytes_per_image"]
+        bench.amend(row, bytes_per_second=moved, share_of_copy=moved / copy)
