@@ -126,10 +126,6 @@ def build_bench(flags: argparse.Namespace, command: Sequence[str], display: Disp
     )
 
 
-def _on_resident(config: Config) -> Config:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, loader="resident"))
-
-
 def build_settings(flags: argparse.Namespace, config: Config, *, cuda: bool) -> Settings:
     """How much to measure: on a CPU less of it, so that two cores end within ten minutes."""
     cores, quick, main = os.cpu_count() or 1, flags.quick, config.data.batch_size
