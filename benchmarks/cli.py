@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--only", default="", metavar="SUITES", help="these suites alone; with commas between")
     group.add_argument("--skip", default="", metavar="SUITES", help="all suites but these")
     group.add_argument("--target-accuracy", type=float, metavar="X", help="of time to accuracy, a fraction")
-    group.add_argument("--runs", type=int, metavar="N", help="seeds of time to accuracy (default: 5; 3 on a CPU)")
+    group.add_argument("--runs", type=int, metavar="N", help="seeds of time to accuracy (default: 5; 2 on a CPU)")
     group.add_argument(
         "--epochs", type=int, metavar="N", help="of time to accuracy (default: the recipe's; 2 on a CPU)"
     )
@@ -49,7 +49,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--prep-dataset", default="synthetic", metavar="NAME", help="what `preparation` prepares, as prep-data takes it"
     )
     group = parser.add_argument_group("how")
-    group.add_argument("--repeats", type=int, metavar="N", help="of each case (default: 5; 2 with --quick)")
+    group.add_argument(
+        "--repeats",
+        type=int,
+        metavar="N",
+        help="of each case (default: 5; 2 with --quick and, on a CPU, of what takes long)",
+    )
     group.add_argument("--warm-up", type=int, default=1, metavar="N", help="repeats before that (default: 1)")
     group.add_argument("--workers", type=int, metavar="N", help="of loaders that have them (default: cores)")
     group = parser.add_argument_group("results")

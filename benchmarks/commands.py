@@ -29,6 +29,7 @@ from benchmarks.report import JSON, device_of, write_report
 from benchmarks.result import Result, read_result
 from benchmarks.suites import NEEDS, SUITES
 from data_prep.display import Display
+from data_prep.errors import one_line
 from data_prep.manifest import PreparedSet
 from pipeline.cli import show_path
 from pipeline.commands import default_recipe, fit_to_data
@@ -130,7 +131,7 @@ def build_settings(flags: argparse.Namespace, config: Config, *, cuda: bool) -> 
     """How much to measure: on a CPU less of it, so that two cores end within ten minutes."""
     cores, quick, main = os.cpu_count() or 1, flags.quick, config.data.batch_size
     repeats = flags.repeats if flags.repeats is not None else (2 if quick else 5)
-    runs = flags.runs if flags.runs is not None else (5 if cuda else 3)
+    runs = flags.runs if flags.runs is not None else (5 if cuda else 2)
     workers = cores if flags.workers is None else flags.workers
     if workers < 1:
         raise ValueError(f"--workers {workers} is too few; give 1 or more")
@@ -140,10 +141,10 @@ def build_settings(flags: argparse.Namespace, config: Config, *, cuda: bool) -> 
         seconds=0.1 if quick else 0.5 if cuda else 0.3,
         quick=quick,
         scaling=not quick,
-        batch_sizes=tuple(sorted({128, main, 2048} if cuda else {128, main, 1024})),
+        batch_sizes=tuple(sorted({128, main, 2048} if cuda else {main, 1024})),
         worker_counts=tuple(sorted({*(1 << k for k in range(workers.bit_length())), workers})),
         workers=workers,
-        slow_repeats=repeats if cuda else min(repeats, 3),
+        slow_repeats=repeats if cuda else min(repeats, 2),
         target_accuracy=flags.target_accuracy,
         runs=runs,
         epochs=flags.epochs if flags.epochs is not None else (None if cuda else 2),
@@ -196,6 +197,12 @@ def _run_suites(bench: Bench, chosen: Sequence[str]) -> bool:
             for left in chosen[place:]:
                 bench.skip(left, "the suite", "interrupted before it was finished")
             return True
+        except (ValueError, RuntimeError) as error:
+            # The figures of half an hour must not be lost with one suite.
+            reason = f"failed: {one_line(error)}"
+            bench.impossible.append(reason)
+            bench.result.warnings.append(f"{name} {reason}")
+            bench.skip(name, "the rest of the suite", reason)
         finally:
             _clean_up(bench.device)
         bench.display.say(f"{name}: {len(bench.result.rows) - done} rows in {time.monotonic() - started:.0f} s")

@@ -78,9 +78,7 @@ class _Steps:
         # A batch of real images: zeros would draw less power, and a GPU would clock higher.
         for given in feed.batches(1):
             batch = given._replace(indices=given.indices.clone()) if feed.gathers else _copy(given)
-        finished = batch.images.is_floating_point()
-        what = f"finished {str(batch.images.dtype).removeprefix('torch.')} images" if finished else "bytes"
-        name = f"step alone on {'the resident split' if feed.gathers else what}, {self._step_name}"
+        name = f"step alone on {_what(feed, batch)}, {self._step_name}"
         rate = Rate(
             timed(lambda: ready(batch), self._bench.device),
             items=feed.batch_size,
@@ -89,6 +87,16 @@ class _Steps:
         details = {"step": self._step_name, "batch_size": feed.batch_size}
         self.cases.append(Measured(name=name, run=rate, details=details))
         return ready, name
+
+
+def _what(feed: Feed, batch: Batch) -> str:
+    """What a step is given, in words."""
+    if feed.gathers:
+        return "the resident split"
+    if not batch.images.is_floating_point():
+        return "bytes"
+    by = "by the loader" if isinstance(feed, LoaderFeed) else "elsewhere"
+    return f"{str(batch.images.dtype).removeprefix('torch.')} images augmented {by}"
 
 
 def _copy(batch: Batch) -> Batch:
