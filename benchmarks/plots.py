@@ -65,6 +65,8 @@ def _lollipops(axes: Axes, theme: Theme, rows: Sequence[Row], names: Sequence[st
     styles = {loaders.RAW: ("o", theme.series[0], "bytes"), loaders.AUGMENTED: ("s", theme.series[1], "augmented")}
     for kind, (marker, colour, label) in styles.items():
         chosen = [row for row in rows if row.details["kind"] == kind]
+        if not chosen:
+            continue
         places = [names.index(row.details["entry"]) for row in chosen]
         values = [row.value for row in chosen]
         axes.errorbar(
@@ -220,7 +222,8 @@ def end_to_end_bars(result: Result) -> Picture | None:
                 alone, range(len(group)), "|", color=theme.highlight, markersize=15, mew=2.5, label="the step alone"
             )
             axes.set_title(f"with {step}", loc="left")
-            axes.set_xlim(0, 1.05 * max(*alone, *(row.value for row in group)))
+            ends = [row.interval[1] if row.interval else row.value for row in group]
+            axes.set_xlim(0, 1.05 * max(*alone, *ends))
         all_axes[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
         all_axes[-1].set_xlabel("training images/s")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import plots
@@ -60,7 +61,20 @@ def headline(result: Result) -> str:
     notes = result.find(end_to_end.SUITE, "notes' DataLoader, the notes' step")
     if notes is not None and notes is not best:
         text += f", {best.value / notes.value:.1f} times the notes' {number(notes.value)}"
-    return f"{text}, on {device_of(result)}.{made_up}{stopped}"
+    return f"{text}, on {device_of(result)}.{_equals(best, rows)}{made_up}{stopped}"
+
+
+def _equals(best: Row, rows: Sequence[Row]) -> str:
+    """A sentence on the loaders whose intervals overlap with the best one's, with the same step."""
+    low = best.interval[0] if best.interval else best.value
+    close = [
+        row.details["entry"]
+        for row in rows
+        if row is not best
+        and row.details["step"] == best.details["step"]
+        and (row.interval[1] if row.interval else row.value) >= low
+    ]
+    return f" Within the noise of it: {', '.join(close)}." if close else ""
 
 
 def device_of(result: Result) -> str:

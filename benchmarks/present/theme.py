@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.plots import BLUE, DPI, GREEN, ORANGE, RED
 
 SKY, PURPLE, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo")
 
