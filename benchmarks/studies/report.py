@@ -1,0 +1,250 @@
+"""A study's report: what was found, the curves, the tables, and how far the setting is from the paper's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from benchmarks.measure import bootstrap
+from benchmarks.present.page import Block, Document, Notice, Section, document_files, write_files
+from benchmarks.present.picture import Picture
+from benchmarks.present.tables import Table, percent
+from benchmarks.present.theme import LINES, Theme
+from benchmarks.studies.base import (
+    PAPER_BATCH,
+    PAPER_IMAGES,
+    PAPER_STEPS,
+    Comparison,
+    CurvePlot,
+    Panel,
+    Study,
+)
+from benchmarks.studies.train import DIVERGED, DONE, Run, last_errors
+
+SCHEMA, VERSION = "fast-train.bench-study", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that a report says. data, machine, settings: in JSON's types. wanted: how many runs there were to be."""
+
+    study: Study
+    runs: Sequence[Run]
+    wanted: int
+    data: dict[str, Any]
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+
+    def to_json(self) -> str:
+        """The text of report.json."""
+        record = {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "study": self.study.name,
+            "complete": len(self.runs) == self.wanted,
+            "settings": self.settings,
+            "data": self.data,
+            "machine": self.machine,
+            "runs": [run.to_dict() for run in self.runs],
+        }
+        return json.dumps(record, indent=1, allow_nan=False) + "\n"
+
+    @property
+    def seeds(self) -> int:
+        """The most seeds that any variant has."""
+        return max((sum(run.variant == v.name for run in self.runs) for v in self.study.variants), default=0)
+
+
+def write_report(folder: Path, findings: Findings) -> None:
+    """Write report.md, report.html, the pictures, and at last report.json."""
+    files = document_files(build_document(findings))
+    write_files(folder, {**files, "report.json": findings.to_json().encode()})
+
+
+def build_document(findings: Findings) -> Document:
+    """The report's sections."""
+    study = findings.study
+    pictures: list[Block] = [p for plot in study.plots if (p := curve_picture(plot, findings)) is not None]
+    sections = [
+        Section("What was found", _comparisons(findings)),
+        Section("Curves", pictures),
+        Section("Errors behind the last epoch", [_errors(findings)]),
+        Section("What the papers report", [_reported(study)]),
+        Section("How far this is from the paper's setting", [Notice("note", distance(findings))]),
+        Section("Machine and settings", [_machine(findings)]),
+    ]
+    warnings = _warnings(findings)
+    if warnings:
+        sections.insert(0, Section("Read this first", [Notice("warning", warnings)]))
+    return Document(study.title, study.question, [section for section in sections if section.blocks])
+
+
+def _warnings(findings: Findings) -> list[str]:
+    found = []
+    if findings.data["synthetic"]:
+        found.append("The images are synthetic: these figures say nothing of photographs.")
+    if len(findings.runs) < findings.wanted:
+        found.append(f"Only {len(findings.runs)} of {findings.wanted} trainings are done; the same command goes on.")
+    found += [
+        f"{run.variant}, seed {run.seed}, diverged and counts for nothing."
+        for run in findings.runs
+        if run.status == DIVERGED
+    ]
+    return found
+
+
+def distance(findings: Findings) -> list[str]:
+    """How the trainings differ from the paper's, a sentence each."""
+    settings, data = findings.settings, findings.data
+    steps = max((run.history[-1]["step"] for run in findings.runs if run.history), default=0)
+    batch, images = settings["batch_size"], data["train_images"]
+    sentences = [
+        f"Length: {steps:,} steps of {batch:,} images, {steps * batch / images:.1f} epochs. The paper trains "
+        f"{PAPER_STEPS:,} steps of {PAPER_BATCH}, {PAPER_STEPS * PAPER_BATCH / PAPER_IMAGES:.0f} epochs of its "
+        f"{PAPER_IMAGES:,} images. The rate falls to a tenth at 1/2 and 3/4 of the run, as there.",
+        f"Data: {images:,} training images of {data['source']}; the paper's are CIFAR-10's.",
+        f"Seeds: {findings.seeds}. The paper trains most nets once.",
+    ]
+    if steps * batch < PAPER_STEPS * PAPER_BATCH:
+        sentences.append(
+            "Training this short ends before the nets converge: what stands above says how fast they learn, not what "
+            "they reach."
+        )
+    return [*sentences, *findings.study.differences]
+
+
+def _comparisons(findings: Findings) -> list[Block]:
+    sentences = [
+        text
+        for comparison in findings.study.comparisons
+        for error in comparison.errors
+        if (text := compare(findings.runs, comparison, error)) is not None
+    ]
+    return [Notice("note", sentences)] if sentences else []
+
+
+def compare(runs: Sequence[Run], comparison: Comparison, error: str) -> str | None:
+    """One comparison in words; None where a variant is missing. No conclusion where the seeds allow none."""
+    first, second = (last_errors(runs, name, error) for name in (comparison.first, comparison.second))
+    if not first or not second:
+        return None
+    low, high = np.mean(first), np.mean(second)
+    difference = 100 * (high - low)
+    text = (
+        f"The {error} error of {comparison.second} ({high:.2%}) is {abs(difference):.2f} points "
+        f"{'higher' if difference > 0 else 'lower'} than that of {comparison.first} ({low:.2%})"
+    )
+    if min(len(first), len(second)) < 2:
+        return f"{text}; with one seed there is no telling it from chance."
+    # All pairs of seeds: whichever were drawn, the sign must be the same.
+    signs = {np.sign(b - a) for a in first for b in second}
+    clear = "for every pair of seeds" if len(signs) == 1 else "but not for every pair of seeds: no difference is shown"
+    return f"{text}, {clear} ({len(first)} and {len(second)} seeds)."
+
+
+def _errors(findings: Findings) -> Table:
+    rows = []
+    for variant in findings.study.variants:
+        cells = [variant.name]
+        for error in ("train", "test"):
+            values = last_errors(findings.runs, variant.name, error)
+            cells += [percent(float(np.mean(values)), 2) if values else "-", _interval(values)]
+        seeds = sum(run.variant == variant.name and run.status == DONE for run in findings.runs)
+        if seeds:
+            rows.append([*cells, str(seeds), percent(variant.paper_error, 2)])
+    columns = ["variant", "training error", "95% interval", "test error", "95% interval", "seeds", "paper's test error"]
+    return Table(
+        columns, rows, caption="Training errors are of augmented images, while the net changes; means over seeds"
+    )
+
+
+def _interval(values: Sequence[float]) -> str:
+    ends = bootstrap(values, "mean")
+    return f"{ends[0]:.2%} to {ends[1]:.2%}" if ends else ""
+
+
+def _reported(study: Study) -> Table:
+    rows = [[r.what, r.error, r.setting, r.place] for r in study.reported]
+    return Table(["what", "error", "setting", "place"], rows, numeric=(1,))
+
+
+def _machine(findings: Findings) -> Table:
+    machine = findings.machine
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
+    gpu = machine.get("gpu")
+    rows = [
+        ["device", gpu["name"] if gpu else f"{machine['usable_cores']} cores of {machine['cpu']}"],
+        ["software", f"Python {machine['python']}, {packages}"],
+        ["commit", machine["commit"] or "unknown: not a checkout"],
+        ["command", f"`{findings.settings['command']}`"],
+    ]
+    return Table(["what", "value"], rows, numeric=())
+
+
+def curve_picture(plot: CurvePlot, findings: Findings) -> Picture | None:
+    """The errors of a plot's variants over epochs; None where none of them was trained."""
+    trained = {run.variant for run in findings.runs if run.status == DONE and len(run.history) > 0}
+    names = list(dict.fromkeys(name for panel in plot.panels for name in panel.variants if name in trained))
+    if not names:
+        return None
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        all_axes = np.atleast_1d(figure.subplots(1, len(plot.panels), sharex=True, sharey=True))
+        for axes, panel in zip(all_axes, plot.panels, strict=True):
+            _draw_panel(axes, panel, [name for name in panel.variants if name in trained], findings.runs, theme)
+        all_axes[0].set_ylabel("error")
+
+    follows = f" It follows {plot.source} of He et al. 2015." if plot.source else ""
+    return Picture(
+        name=plot.name,
+        title=plot.title,
+        caption=f"{plot.title}: error over epochs. Bold lines: test error; thin dashed lines: training error, of augmented "
+        f"images. Means over seeds.{follows}",
+        size=(4.6 * len(plot.panels) + 0.8, 4.0),
+        draw=draw,
+    )
+
+
+def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], runs: Sequence[Run], theme: Theme) -> None:
+    for place, name in enumerate(names):
+        colour = theme.series[place % len(theme.series)]
+        for error in panel.errors:
+            epochs, errors = _mean_curve(runs, name, f"{error}_error")
+            if not epochs:
+                continue
+            tested = error == "test"
+            axes.plot(
+                epochs,
+                errors,
+                color=colour,
+                linewidth=2.2 if tested else 1.0,
+                linestyle=LINES[place % len(LINES)] if tested or len(panel.errors) == 1 else (0, (2, 1.5)),
+                marker="o" if len(epochs) < 15 and (tested or len(panel.errors) == 1) else None,
+                label=name if tested or len(panel.errors) == 1 else None,
+            )
+    axes.set_title(panel.title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(True)
+    if names:
+        axes.legend(loc="upper right")
+
+
+def _mean_curve(runs: Sequence[Run], variant: str, key: str) -> tuple[list[int], list[float]]:
+    """Epochs at which every seed has a value, and the means."""
+    curves = [
+        {record["epoch"]: record[key] for record in run.history if record[key] is not None}
+        for run in runs
+        if run.variant == variant and run.status == DONE
+    ]
+    epochs = sorted(set.intersection(*map(set, curves))) if curves else []
+    return epochs, [float(np.mean([curve[epoch] for curve in curves])) for epoch in epochs]

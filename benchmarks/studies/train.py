@@ -1,0 +1,164 @@
+"""A study's trainings: each one a run of `fast-train` in a folder of its own, kept when the study is called again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.studies.base import RECIPE, Variant
+from pipeline import cli
+from pipeline.config import Config
+from pipeline.recipe import resolve
+
+DONE, DIVERGED = "done", "diverged"
+_RUN_CONFIG, _METRICS = "config.json", "metrics.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all trainings of a study share. epochs, steps: the length, at most one of them; neither for the paper's
+    64,000 steps. device, amp, loader: as `fast-train` takes them, None for its choice."""
+
+    data: str
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    device: str | None = None
+    amp: str | None = None
+    loader: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """As flags that are given over a recipe, nested by section."""
+        data = {"path": self.data, "batch_size": self.batch_size, "loader": self.loader}
+        run = {"epochs": self.epochs, "steps": self.steps, "device": self.device, "amp": self.amp}
+        return {"data": _given(data), "run": _given(run)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training. status: ``done`` or ``diverged``. history: per epoch ``epoch``, ``step``, and the fractions
+    ``train_error`` (of augmented images) and ``test_error``."""
+
+    variant: str
+    arch: str
+    option: str
+    seed: int
+    status: str
+    history: tuple[dict[str, Any], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """In JSON's types."""
+        return {**asdict(self), "history": list(self.history)}
+
+
+class Interrupted(Exception):
+    """A training was stopped by a signal and saved; ``status`` is the exit status that says which."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"stopped by a signal ({status - 128})")
+        self.status = status
+
+
+def variant_config(variant: Variant, options: Options, seed: int) -> Config:
+    """What the training is configured as, before the data's own shape is known. ConfigError for what can't be."""
+    return resolve(RECIPE, _settings(variant, options, seed))
+
+
+def train_variant(variant: Variant, options: Options, seed: int, folder: Path) -> Run:
+    """Train, or go on, or find the finished training in ``folder``.
+
+    Raises Interrupted after a signal, and ValueError where `fast-train` refuses its input (which it has printed).
+    """
+    wanted = variant_config(variant, options, seed)
+    if not _is_finished(folder, wanted):
+        status = cli.main([*_flags(variant, options, seed), "--out", str(folder), "--resume", "auto"])
+        if status > 128:
+            raise Interrupted(status)
+        if status == 1:
+            return _run(variant, seed, folder, DIVERGED)
+        if status:
+            raise ValueError(f"training {variant.name} with seed {seed} failed; see the line above")
+    return _run(variant, seed, folder, DONE)
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _settings(variant: Variant, options: Options, seed: int) -> dict[str, Any]:
+    settings = options.settings()
+    settings["run"]["seed"] = seed
+    settings["model"] = {"arch": variant.arch}
+    for section, values in variant.settings.items():
+        settings[section] = {**settings.get(section, {}), **values}
+    return settings
+
+
+def _flags(variant: Variant, options: Options, seed: int) -> list[str]:
+    """The command line that stands for `_settings`."""
+    flags = ["--recipe", RECIPE]
+    for section, values in _settings(variant, options, seed).items():
+        for name, value in values.items():
+            # --epochs also takes back the recipe's length in steps, which --set does not.
+            if (section, name) == ("run", "epochs"):
+                flags += ["--epochs", str(value)]
+            else:
+                flags += ["--set", f"{section}.{name}={json.dumps(value)}"]
+    return flags
+
+
+def _is_finished(folder: Path, wanted: Config) -> bool:
+    """Whether the folder holds a training of these settings that came to its end."""
+    try:
+        saved = json.loads((folder / _RUN_CONFIG).read_text(encoding="utf-8"))["config"]
+        history = _history(folder)
+    except (OSError, ValueError, KeyError):
+        return False
+    if not history or not _same(saved, wanted.to_dict()):
+        return False
+    length: int | None = saved["run"]["steps"]
+    return bool(history[-1]["step"] >= length if length else history[-1]["epoch"] >= saved["run"]["epochs"])
+
+
+def _same(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether two configurations are one, but for what the data decide: the network's input and output."""
+    fitted = {"num_classes", "image_size", "in_channels"}
+    for section, values in wanted.items():
+        if not isinstance(values, Mapping):
+            continue
+        for name, value in values.items():
+            if not (section == "model" and name in fitted) and saved[section].get(name) != value:
+                return False
+    return True
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / _METRICS).read_text(encoding="utf-8").splitlines()]
+
+
+def _run(variant: Variant, seed: int, folder: Path, status: str) -> Run:
+    history = tuple(
+        {
+            "epoch": record["epoch"],
+            "step": record["step"],
+            "train_error": 1 - record["train_accuracy"],
+            "test_error": None if record["test_accuracy"] is None else 1 - record["test_accuracy"],
+        }
+        for record in _history(folder)
+    )
+    return Run(
+        variant=variant.name, arch=variant.arch, option=variant.option, seed=seed, status=status, history=history
+    )
+
+
+def last_errors(runs: Sequence[Run], variant: str, error: str) -> list[float]:
+    """The errors ``train`` or ``test`` of a variant behind the last epoch, one for each seed that came to its end."""
+    values = [
+        run.history[-1][f"{error}_error"]
+        for run in runs
+        if run.variant == variant and run.status == DONE and run.history
+    ]
+    return [value for value in values if value is not None]
