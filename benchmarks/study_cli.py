@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import statistics
 import sys
 import time
 import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.studies import STUDIES
+from benchmarks.studies.base import Study, Variant
+
+if TYPE_CHECKING:
+    # torch takes seconds to import, and --help needs none of it.
+    import torch
+
+    from benchmarks.studies.train import Options
+    from data_prep.manifest import PreparedSet
 
 PROGRAM = "bench-study"
 
@@ -51,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     flags = build_parser().parse_args(given)
     command = shlex.join([PROGRAM, *given])
-    # After parsing: torch takes seconds to import, and --help needs none of it.
+    # Behind the parser, as in all functions below: it imports torch.
     from benchmarks.studies.train import Interrupted
 
     try:
@@ -73,15 +85,63 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(flags: argparse.Namespace, command: str) -> None:
     from benchmarks.machine import fingerprint
     from benchmarks.studies.report import Findings, write_report
-    from benchmarks.studies.train import Options, train_variant, variant_config
+    from benchmarks.studies.train import train_variant
     from data_prep.display import Display
-    from data_prep.manifest import PreparedSet
     from pipeline.cli import show_path
+
+    plan, display = _plan(flags), Display()
+    wanted = [(variant, seed) for seed in range(flags.seeds) for variant in plan.variants]
+    machine, clock, runs = fingerprint(plan.device), Clock(len(wanted)), []
+    for number, (variant, seed) in enumerate(wanted):
+        display.say(f"training {number + 1} of {len(wanted)}: {variant.name}, seed {seed}{clock.left(number)}")
+        started = time.monotonic()
+        run, trained = train_variant(variant, plan.options, seed, plan.folder / "runs" / f"{variant.name}-seed{seed}")
+        runs.append(run)
+        if trained:
+            clock.add(time.monotonic() - started)
+        # After each training: what an interruption leaves is a report that says how far it is.
+        findings = Findings(
+            study=plan.study,
+            runs=runs,
+            wanted=len(wanted),
+            data=plan.data(),
+            machine=machine,
+            settings={"command": command, "batch_size": plan.batch_size, "seeds": flags.seeds},
+        )
+        write_report(plan.folder, findings)
+    display.say(f"report: {show_path(plan.folder / 'report.html')}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that is known before the first training. batch_size: images a step, no more than there are."""
+
+    study: Study
+    variants: Sequence[Variant]
+    options: Options
+    prepared: PreparedSet
+    device: torch.device
+    batch_size: int
+    folder: Path
+
+    def data(self) -> dict[str, Any]:
+        """What the report says of the images."""
+        return {
+            "source": self.prepared.manifest.source["kind"],
+            "synthetic": self.prepared.synthetic,
+            "train_images": self.prepared.size("train"),
+        }
+
+
+def _plan(flags: argparse.Namespace) -> Plan:
+    """Check everything that can be checked before a training; ValueError for what does not fit."""
+    from benchmarks.studies.train import Options, variant_config
+    from data_prep.manifest import PreparedSet
     from pipeline.errors import ConfigError, check_name
     from pipeline.runtime import resolve_runtime
 
     check_name("study", flags.name, STUDIES)
-    study, display = STUDIES[flags.name], Display()
+    study = STUDIES[flags.name]
     if flags.seeds < 1:
         raise ConfigError(f"--seeds {flags.seeds} is too few; give 1 or more")
     if flags.epochs is not None and flags.steps is not None:
@@ -95,49 +155,46 @@ def _run(flags: argparse.Namespace, command: str) -> None:
         amp=flags.amp or "auto",
         loader=flags.loader,
     )
-    device = resolve_runtime(variant_config(study.variants[0], options, 0).run).device
-    names = _names(flags.variants)
-    archs = _names(flags.archs)
+    config = variant_config(study.variants[0], options, 0)
+    device = resolve_runtime(config.run).device
+    archs, names = _names(flags.archs), _names(flags.variants)
     if device.type == "cpu":
         # The paper's length takes days there: less of it, unless asked for.
-        names = study.cpu_variants if names is None and archs is None else names
+        if archs is None and names is None:
+            names = list(study.cpu_variants)
         if options.epochs is None and options.steps is None:
-            options = Options(**{**vars(options), "epochs": study.cpu_epochs})
-    variants = study.select(archs, names)
-    configs = [variant_config(variant, options, 0) for variant in variants]
+            options = replace(options, epochs=study.cpu_epochs)
     prepared = PreparedSet.open(flags.data)
-    folder = flags.out or Path("studies") / study.name
-    wanted = [(variant, seed) for seed in range(flags.seeds) for variant in variants]
-    settings = {"command": command, "batch_size": configs[0].data.batch_size, "seeds": flags.seeds}
-    runs = []
-    for place, (variant, seed) in enumerate(wanted):
-        display.say(f"training {place + 1} of {len(wanted)}: {variant.name}, seed {seed}{_left(place, len(wanted))}")
-        runs.append(train_variant(variant, options, seed, folder / "runs" / f"{variant.name}-seed{seed}"))
-        findings = Findings(
-            study=study,
-            runs=runs,
-            wanted=len(wanted),
-            data={
-                "source": prepared.manifest.source["kind"],
-                "synthetic": prepared.synthetic,
-                "train_images": prepared.size("train"),
-            },
-            machine=fingerprint(device),
-            settings=settings,
-        )
-        # After each training: what an interruption leaves is a report that says how far it is.
-        write_report(folder, findings)
-    display.say(f"report: {show_path(folder / 'report.html')}")
+    # As fast-train does where a split fills no batch.
+    batch_size = min(config.data.batch_size, prepared.size("train"))
+    return Plan(
+        study=study,
+        variants=study.select(archs, names),
+        options=replace(options, batch_size=batch_size),
+        prepared=prepared,
+        device=device,
+        batch_size=batch_size,
+        folder=flags.out or Path("studies") / study.name,
+    )
 
 
-_STARTED = time.monotonic()
+class Clock:
+    """How long the rest takes, if the trainings to come are like those that were trained just now."""
 
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._seconds: list[float] = []
 
-def _left(done: int, total: int) -> str:
-    """How long the rest takes, if the trainings to come are like those behind."""
-    if not done:
-        return ""
-    return f"; about {(time.monotonic() - _STARTED) / done * (total - done) / 60:.0f} min left"
+    def add(self, seconds: float) -> None:
+        """A training took so long."""
+        self._seconds.append(seconds)
+
+    def left(self, done: int) -> str:
+        """As the end of a line; empty while nothing is known."""
+        if not self._seconds:
+            return ""
+        minutes = statistics.mean(self._seconds) * (self._total - done) / 60
+        return f"; about {max(minutes, 1):.0f} min left"
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -77,6 +77,7 @@ _ACTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "--stop-after": (None, "save and stop behind epoch N; --resume goes on", _INT),
     "--evaluate": (None, "evaluate a checkpoint (or a run's folder), do not train", {"metavar": "CKPT"}),
     "--show-batch": (False, "write a picture of augmented training images, do not train", {"action": "store_true"}),
+    "--brief": (False, "end with one line in place of a table of classes and pictures", {"action": "store_true"}),
     "--list-loaders": (False, "which loaders can run here, and what the others lack", {"action": "store_true"}),
     "--verify": (False, "check the prepared set's SHA-256 sums first", {"action": "store_true"}),
     "--debug": (False, "show the trace of an error", {"action": "store_true"}),

@@ -21,7 +21,7 @@ from pipeline.evaluate import Evaluation, evaluate
 from pipeline.loaders import LOADERS
 from pipeline.logs import RunLog
 from pipeline.recipe import merge, resolve, tomllib, without_steps_if_epochs
-from pipeline.report import data_note, print_evaluation, write_batch_picture, write_pictures
+from pipeline.report import data_note, print_accuracy, print_evaluation, write_batch_picture, write_pictures
 from pipeline.runs import (
     check_classes,
     check_resumable,
@@ -149,7 +149,10 @@ def _evaluate(settings: dict[str, Any], others: argparse.Namespace, console: Con
         augmenter = build_augmenter(config, prepared, runtime, train=False)
         result = evaluate(model, loader, augmenter, amp=runtime.amp, tta=config.run.tta)
     folder = Path(others.out) if others.out else path.parent / "evaluation"
-    _report(folder, result, [], config, prepared, console)
+    if others.brief:
+        print_accuracy(console, result, prepared)
+    else:
+        _report(folder, result, [], config, prepared, console)
     return 0
 
 
@@ -183,7 +186,7 @@ def _train(
         if runtime.compile or runtime.graph:
             console.print(f"compiled in {seconds:.1f} s", highlight=False)
         outcome = _fit(trainer, folder, others, console)
-        return _finish(trainer, outcome, folder, time.perf_counter() - started, console)
+        return _finish(trainer, outcome, folder, time.perf_counter() - started, others, console)
 
 
 def _announce(config: Config, prepared: PreparedSet, runtime: Runtime, folder: Path, console: Console) -> None:
@@ -207,13 +210,18 @@ def _fit(trainer: Trainer, folder: Path, others: argparse.Namespace, console: Co
         log.close()
 
 
-def _finish(trainer: Trainer, outcome: Outcome, folder: Path, seconds: float, console: Console) -> int:
+def _finish(
+    trainer: Trainer, outcome: Outcome, folder: Path, seconds: float, others: argparse.Namespace, console: Console
+) -> int:
     go_on = f"{PROGRAM} --resume {show_path(folder)}"
     if outcome.interrupted is not None:
         print(f"{PROGRAM}: stopped by a signal, saved; go on with: {go_on}", file=sys.stderr)
         return 128 + outcome.interrupted
     result = outcome.evaluation or trainer.evaluate()
-    _report(folder, result, trainer.history, trainer.config, trainer.prepared, console)
+    if others.brief:
+        print_accuracy(console, result, trainer.prepared)
+    else:
+        _report(folder, result, trainer.history, trainer.config, trainer.prepared, console)
     console.print(
         f"trained for {outcome.train_seconds:.1f} s; {seconds:.1f} s with compilation, evaluation and saving",
         highlight=False,

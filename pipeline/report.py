@@ -86,6 +86,11 @@ def print_evaluation(console: Console, evaluation: Evaluation, prepared: Prepare
         images = int(evaluation.confusion[k].sum())
         table.add_row(classes[k], f"{images:,}", f"{accuracies[k]:.2%}" if images else "-")
     console.print(table)
+    print_accuracy(console, evaluation, prepared)
+
+
+def print_accuracy(console: Console, evaluation: Evaluation, prepared: PreparedSet) -> None:
+    """Top-1 and loss in a line."""
     images = int(evaluation.confusion.sum())
     console.print(
         f"test accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.3f}, on {images:,} images"

@@ -30,6 +30,7 @@ from benchmarks.studies.base import (
 from benchmarks.studies.train import DIVERGED, DONE, Run, last_errors
 
 SCHEMA, VERSION = "fast-train.bench-study", 1
+_ERRORS = {"train": "training error", "test": "test error"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ def compare(runs: Sequence[Run], comparison: Comparison, error: str) -> str | No
     low, high = np.mean(first), np.mean(second)
     difference = 100 * (high - low)
     text = (
-        f"The {error} error of {comparison.second} ({high:.2%}) is {abs(difference):.2f} points "
+        f"The {_ERRORS[error]} of {comparison.second} ({high:.2%}) is {abs(difference):.2f} points "
         f"{'higher' if difference > 0 else 'lower'} than that of {comparison.first} ({low:.2%})"
     )
     if min(len(first), len(second)) < 2:
@@ -190,10 +191,9 @@ def _machine(findings: Findings) -> Table:
 
 
 def curve_picture(plot: CurvePlot, findings: Findings) -> Picture | None:
-    """The errors of a plot's variants over epochs; None where none of them was trained."""
-    trained = {run.variant for run in findings.runs if run.status == DONE and len(run.history) > 0}
-    names = list(dict.fromkeys(name for panel in plot.panels for name in panel.variants if name in trained))
-    if not names:
+    """The errors of a plot's variants over epochs; None where fewer than two of them were trained."""
+    trained = {run.variant for run in findings.runs if run.status == DONE and run.history}
+    if len(trained.intersection(name for panel in plot.panels for name in panel.variants)) < 2:
         return None
 
     def draw(figure: Figure, theme: Theme) -> None:
@@ -202,12 +202,14 @@ def curve_picture(plot: CurvePlot, findings: Findings) -> Picture | None:
             _draw_panel(axes, panel, [name for name in panel.variants if name in trained], findings.runs, theme)
         all_axes[0].set_ylabel("error")
 
-    follows = f" It follows {plot.source} of He et al. 2015." if plot.source else ""
+    follows = f" After {plot.source} of He et al. 2015." if plot.source else ""
+    both = any(len(panel.errors) == 2 for panel in plot.panels)
+    lines = "Bold: test error; thin and dashed: training error. " if both else ""
     return Picture(
         name=plot.name,
         title=plot.title,
-        caption=f"{plot.title}: error over epochs. Bold lines: test error; thin dashed lines: training error, of augmented "
-        f"images. Means over seeds.{follows}",
+        caption=f"{plot.title}, error over epochs. {lines}Training errors are of augmented images. Means over "
+        f"seeds.{follows}",
         size=(4.6 * len(plot.panels) + 0.8, 4.0),
         draw=draw,
     )
@@ -232,7 +234,8 @@ def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], runs: Sequence[R
             )
     axes.set_title(panel.title)
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # Also where there is but one epoch: no ticks between epochs.
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(True)
     if names:

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.studies.base import RECIPE, Variant
 from pipeline import cli
 from pipeline.config import Config
+from pipeline.errors import ConfigError
 from pipeline.recipe import resolve
 
 DONE, DIVERGED = "done", "diverged"
@@ -67,21 +68,20 @@ def variant_config(variant: Variant, options: Options, seed: int) -> Config:
     return resolve(RECIPE, _settings(variant, options, seed))
 
 
-def train_variant(variant: Variant, options: Options, seed: int, folder: Path) -> Run:
-    """Train, or go on, or find the finished training in ``folder``.
+def train_variant(variant: Variant, options: Options, seed: int, folder: Path) -> tuple[Run, bool]:
+    """Train, or go on, or find the finished training in ``folder``. The run, and whether anything was trained.
 
-    Raises Interrupted after a signal, and ValueError where `fast-train` refuses its input (which it has printed).
+    Raises Interrupted after a signal, ConfigError where the folder holds a training with other settings, and
+    ValueError where `fast-train` refuses its input (which it has printed).
     """
-    wanted = variant_config(variant, options, seed)
-    if not _is_finished(folder, wanted):
-        status = cli.main([*_flags(variant, options, seed), "--out", str(folder), "--resume", "auto"])
-        if status > 128:
-            raise Interrupted(status)
-        if status == 1:
-            return _run(variant, seed, folder, DIVERGED)
-        if status:
-            raise ValueError(f"training {variant.name} with seed {seed} failed; see the line above")
-    return _run(variant, seed, folder, DONE)
+    if _is_finished(folder, variant_config(variant, options, seed)):
+        return _run(variant, seed, folder, DONE), False
+    status = cli.main([*_flags(variant, options, seed), "--brief", "--out", str(folder), "--resume", "auto"])
+    if status > 128:
+        raise Interrupted(status)
+    if status not in (0, 1):
+        raise ValueError(f"training {variant.name} with seed {seed} failed; see the line above")
+    return _run(variant, seed, folder, DIVERGED if status else DONE), True
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,28 +111,36 @@ def _flags(variant: Variant, options: Options, seed: int) -> list[str]:
 
 
 def _is_finished(folder: Path, wanted: Config) -> bool:
-    """Whether the folder holds a training of these settings that came to its end."""
+    """Whether the folder holds a training of these settings that came to its end. ConfigError if of others."""
     try:
         saved = json.loads((folder / _RUN_CONFIG).read_text(encoding="utf-8"))["config"]
-        history = _history(folder)
     except (OSError, ValueError, KeyError):
         return False
-    if not history or not _same(saved, wanted.to_dict()):
+    _check_same(saved, wanted, folder)
+    try:
+        history = _history(folder)
+    except (OSError, ValueError):
+        return False
+    if not history:
         return False
     length: int | None = saved["run"]["steps"]
     return bool(history[-1]["step"] >= length if length else history[-1]["epoch"] >= saved["run"]["epochs"])
 
 
-def _same(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether two configurations are one, but for what the data decide: the network's input and output."""
+def _check_same(saved: Mapping[str, Any], wanted: Config, folder: Path) -> None:
+    """ConfigError unless two configurations are one, but for what the data decide: the network's input and output.
+
+    A longer training does not go on from a shorter one: its learning rate would have fallen too soon.
+    """
     fitted = {"num_classes", "image_size", "in_channels"}
-    for section, values in wanted.items():
-        if not isinstance(values, Mapping):
-            continue
-        for name, value in values.items():
-            if not (section == "model" and name in fitted) and saved[section].get(name) != value:
-                return False
-    return True
+    for section, values in wanted.to_dict().items():
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            before = saved[section].get(name)
+            if before != value and not (section == "model" and name in fitted):
+                raise ConfigError(
+                    f"{folder} holds a training with {section}.{name} = {before}, this command says {value}; "
+                    "give another --out"
+                )
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

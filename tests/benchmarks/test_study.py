@@ -1,0 +1,179 @@
+"""Studies: what is compared and said, and the command end to end on a tiny set."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks import study_cli
+from benchmarks.studies import STUDIES
+from benchmarks.studies.base import Comparison
+from benchmarks.studies.report import Findings, compare, distance
+from benchmarks.studies.train import DIVERGED, DONE, Options, Run, last_errors, variant_config
+from pipeline.errors import ConfigError
+
+QUICK = ["--device", "cpu", "--amp", "off", "--steps", "2", "--batch-size", "16"]
+
+
+def finished(variant, seed, *errors, status=DONE):
+    history = tuple(
+        {"epoch": n + 1, "step": 10 * (n + 1), "train_error": error + 0.1, "test_error": error}
+        for n, error in enumerate(errors)
+    )
+    return Run(variant=variant, arch=variant, option="", seed=seed, status=status, history=history)
+
+
+def findings(runs, *, batch_size=128, images=50_000, synthetic=False):
+    return Findings(
+        study=STUDIES["degradation"],
+        runs=runs,
+        wanted=len(runs),
+        data={"source": "cifar10", "synthetic": synthetic, "train_images": images},
+        machine={},
+        settings={"command": "bench-study degradation", "batch_size": batch_size, "seeds": 1},
+    )
+
+
+@pytest.fixture
+def study(prepared_path, tmp_path):
+    """Runs the augmentation study's first two variants; returns the exit status."""
+
+    def run(*flags, out=tmp_path / "study"):
+        arguments = ["augmentation", "--variants", "resnet20-none,resnet20-flip", *QUICK, *flags]
+        return study_cli.main(["--data", str(prepared_path), "--out", str(out), *arguments])
+
+    return run
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_every_variant_is_a_valid_training_and_every_name_is_one_of_them(study):
+    names = [variant.name for variant in study.variants]
+    assert len(set(names)) == len(names)
+    for variant in study.variants:
+        config = variant_config(variant, Options(data="set"), 3)
+        assert (config.model.arch, config.run.seed, config.run.steps) == (variant.arch, 3, 64_000)
+        for section, values in variant.settings.items():
+            for name, value in values.items():
+                assert getattr(getattr(config, section), name) == value
+    used = {name for c in study.comparisons for name in (c.first, c.second)}
+    used |= {name for plot in study.plots for panel in plot.panels for name in panel.variants}
+    assert used | set(study.cpu_variants) <= set(names)
+
+
+def test_variants_of_a_study_differ():
+    for study in STUDIES.values():
+        configs = [variant_config(variant, Options(data="set"), 0) for variant in study.variants]
+        assert len({json.dumps(config.to_dict()) for config in configs}) == len(configs)
+
+
+def test_a_length_in_epochs_replaces_the_papers_steps():
+    config = variant_config(STUDIES["degradation"].variants[0], Options(data="set", epochs=3), 0)
+    assert (config.run.epochs, config.run.steps) == (3, None)
+
+
+def test_selecting_by_architecture_and_option():
+    shortcuts = STUDIES["shortcuts"]
+    assert [v.name for v in shortcuts.select(["resnet20"], ["A", "B"])] == ["resnet20-A", "resnet20-B"]
+    assert [v.name for v in shortcuts.select(None, ["resnet18-C"])] == ["resnet18-C"]
+    with pytest.raises(ConfigError, match="fits both --archs and --variants"):
+        shortcuts.select(["resnet20"], ["resnet18-C"])
+
+
+def test_a_difference_is_claimed_only_where_every_pair_of_seeds_shows_it():
+    question = Comparison("plain-20", "plain-56", ("train", "test"))
+    clear = [finished("plain-20", s, 0.9, 0.2 + s / 100) for s in (0, 1)]
+    clear += [finished("plain-56", s, 0.9, 0.3 + s / 100) for s in (0, 1)]
+    assert "10.00 points higher" in compare(clear, question, "test")
+    assert "for every pair of seeds (2 and 2 seeds)" in compare(clear, question, "train")
+    overlapping = [*clear[:2], finished("plain-56", 0, 0.19), finished("plain-56", 1, 0.9)]
+    assert "no difference is shown" in compare(overlapping, question, "test")
+    assert "with one seed" in compare([clear[0], clear[2]], question, "test")
+    assert compare(clear[:2], question, "test") is None
+
+
+def test_a_diverged_training_counts_for_nothing():
+    runs = [finished("plain-20", 0, 0.5), finished("plain-20", 1, 0.1, status=DIVERGED)]
+    assert last_errors(runs, "plain-20", "test") == [0.5]
+
+
+def test_the_distance_from_the_papers_setting_is_said():
+    short = " ".join(distance(findings([finished("plain-20", 0, 0.5)])))
+    assert "10 steps of 128 images, 0.0 epochs. The paper trains 64,000 steps of 128, 164 epochs" in short
+    assert "ends before the nets converge" in short
+    full = finished("plain-20", 0, 0.5)
+    full.history[0]["step"] = 64_000
+    assert "converge" not in " ".join(distance(findings([full])))
+
+
+def test_a_report_of_a_study(study, tmp_path):
+    assert study("--seeds", "2") == 0
+    folder = tmp_path / "study"
+    record = json.loads((folder / "report.json").read_text())
+    assert (record["schema"], record["version"]) == ("fast-train.bench-study", 1)
+    assert record["complete"]
+    assert [(run["variant"], run["seed"]) for run in record["runs"]] == [
+        (name, seed) for seed in (0, 1) for name in ("resnet20-none", "resnet20-flip")
+    ]
+    for run in record["runs"]:
+        assert 0 <= run["history"][-1]["test_error"] <= 1
+        assert run["history"][-1]["step"] == 2
+    text = (folder / "report.md").read_text()
+    assert "How far this is from the paper's setting" in text
+    assert "resnet20-flip" in text
+    assert (folder / "augmentation-resnet20.png").exists()
+    assert not list((folder / "runs").rglob("*.png"))
+    page = (folder / "report.html").read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:|//|[\w-]+\.(png|svg|css|js))""", page)
+
+
+def test_finished_trainings_are_kept_and_others_refused(study, tmp_path, capsys):
+    assert study() == 0
+    metrics = tmp_path / "study" / "runs" / "resnet20-flip-seed0" / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns
+    assert study() == 0
+    assert metrics.stat().st_mtime_ns == before
+    capsys.readouterr()
+    assert study("--steps", "4") == 2
+    error = capsys.readouterr().err
+    assert "run.steps = 2, this command says 4; give another --out" in error
+    assert metrics.stat().st_mtime_ns == before
+
+
+def test_an_interrupted_study_says_how_to_go_on_and_does(study, tmp_path, capsys, monkeypatch):
+    from benchmarks.studies import train
+
+    real, calls = train.cli.main, []
+
+    def stop_second(arguments):
+        calls.append(arguments)
+        return 130 if len(calls) == 2 else real(arguments)
+
+    monkeypatch.setattr(train.cli, "main", stop_second)
+    assert study() == 130
+    assert "go on with: bench-study --data" in capsys.readouterr().err
+    record = json.loads((tmp_path / "study" / "report.json").read_text())
+    assert not record["complete"]
+    assert "Only 1 of 2 trainings are done" in (tmp_path / "study" / "report.md").read_text()
+    assert study() == 0
+    assert json.loads((tmp_path / "study" / "report.json").read_text())["complete"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["degradatoin"], "did you mean 'degradation'"),
+        (["degradation", "--archs", "resnet18", "--variants", "plain-20"], "fits both --archs and --variants"),
+        (["degradation", "--archs", "resnet21"], "unknown architecture of study degradation"),
+        (["degradation", "--seeds", "0"], "--seeds 0 is too few"),
+        (["degradation", "--epochs", "0"], "0 epochs"),
+        (["degradation", "--epochs", "1", "--steps", "1"], "give one of them"),
+        (["degradation", "--data", "nowhere"], "is not a prepared set"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(flags, message, prepared_path, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert study_cli.main(["--data", str(prepared_path), "--device", "cpu", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
