@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.manifest import PreparedSet
-from pipeline import plots
 from pipeline.augmentation import Augmenter
 from pipeline.evaluate import Evaluation
 from pipeline.loaders import Loader
@@ -29,6 +28,9 @@ def write_pictures(
     folder: Path, evaluation: Evaluation, history: list[dict[str, Any]], prepared: PreparedSet, *, title: str
 ) -> list[Path]:
     """Learning curves (where there is a history), confusion matrix, accuracies and predictions as PNG files."""
+    # Here, not above: matplotlib takes a third of a second to import, which no training should wait for.
+    from pipeline import plots
+
     folder.mkdir(parents=True, exist_ok=True)
     classes = list(prepared.manifest.classes)
     title = title + data_note(prepared)
@@ -59,6 +61,8 @@ def write_pictures(
 
 def write_batch_picture(path: Path, loader: Loader, augmenter: Augmenter, *, title: str) -> Path:
     """The first images of the first training batch of epoch 0, augmented, as the model sees them."""
+    from pipeline import plots
+
     loader.set_epoch(0)
     batch = next(iter(loader))
     images = augmenter(batch, gather=False)[:BATCH_IMAGES].float().cpu()

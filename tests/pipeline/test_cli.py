@@ -22,6 +22,13 @@ def test_help_needs_no_torch():
     assert "exit status" in done.stdout
 
 
+def test_no_training_waits_for_pictures():
+    """matplotlib is imported when the first picture is drawn."""
+    code = "import sys\nfrom pipeline import commands\nassert 'matplotlib' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--data", "nowhere"], "nowhere"),
     (["--arch", "resnet17"], "did you mean 'resnet1"),

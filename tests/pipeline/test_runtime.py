@@ -1,10 +1,12 @@
+import os
+
 import pytest
 import torch
 
 from pipeline import runtime
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.runtime import resolve_runtime
+from pipeline.runtime import apply_global_flags, resolve_runtime
 
 
 def _resolve(**run):
@@ -45,6 +47,32 @@ def test_what_a_machine_without_a_gpu_says(monkeypatch):
         resolve_runtime(RunConfig(device="cuda"))
     with pytest.raises(ConfigError, match="needs a CUDA device"):
         _resolve(graph=True)
+
+
+@pytest.fixture
+def compiler_places(monkeypatch):
+    """The environment's two variables, unset; put back afterwards."""
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    for name in names:
+        # Set first: undoing it then also undoes what the code under test sets.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return names
+
+
+def test_compiled_code_is_kept_in_the_users_cache(compiler_places, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", "chosen")
+    apply_global_flags(RunConfig(), torch.device("cpu"))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "fast-train" / "compiled" / "inductor")
+    assert os.environ["TRITON_CACHE_DIR"] == "chosen"
+
+
+def test_a_cache_that_cannot_be_made_leaves_torchs_own(compiler_places, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    apply_global_flags(RunConfig(), torch.device("cpu"))
+    assert not set(compiler_places) & set(os.environ)
 
 
 @pytest.mark.gpu
