@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("name", metavar="NAME", help="which study, see below")
     add("--data", default="data/cifar10", metavar="DIR", help="prepared set (default: data/cifar10)")
     add("--out", type=Path, metavar="DIR", help="where it goes (default: studies/NAME)")
-    add("--archs", metavar="LIST", help="only these architectures; with commas between")
+    add("--archs", metavar="LIST", help="only these architectures, with commas between")
     add("--variants", metavar="LIST", help="only these variants, such as resnet20-A, or options, such as A,B")
     add(
         "--epochs",
