@@ -154,14 +154,24 @@ def compare(runs: Sequence[Run], comparison: Comparison, error: str) -> str | No
 def _errors(findings: Findings) -> Table:
     rows = []
     for variant in findings.study.variants:
-        cells = [variant.name]
+        done = [run for run in findings.runs if run.variant == variant.name and run.status == DONE]
+        if not done:
+            continue
+        cells = [variant.name, f"{done[0].parameters:,}"]
         for error in ("train", "test"):
             values = last_errors(findings.runs, variant.name, error)
             cells += [percent(float(np.mean(values)), 2) if values else "-", _interval(values)]
-        seeds = sum(run.variant == variant.name and run.status == DONE for run in findings.runs)
-        if seeds:
-            rows.append([*cells, str(seeds), percent(variant.paper_error, 2)])
-    columns = ["variant", "training error", "95% interval", "test error", "95% interval", "seeds", "paper's test error"]
+        rows.append([*cells, str(len(done)), percent(variant.paper_error, 2)])
+    columns = [
+        "variant",
+        "parameters",
+        "training error",
+        "95% interval",
+        "test error",
+        "95% interval",
+        "seeds",
+        "paper's test error",
+    ]
     return Table(
         columns, rows, caption="Training errors are of augmented images, while the net changes; means over seeds"
     )

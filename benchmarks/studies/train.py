@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.studies.base import RECIPE, Variant
 from pipeline import cli
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.models import build_model
 from pipeline.recipe import resolve
 
 DONE, DIVERGED = "done", "diverged"
@@ -40,13 +43,14 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training. status: ``done`` or ``diverged``. history: per epoch ``epoch``, ``step``, and the fractions
-    ``train_error`` (of augmented images) and ``test_error``."""
+    """One training. parameters: of the network. status: ``done`` or ``diverged``. history: per epoch ``epoch``,
+    ``step``, and the fractions ``train_error`` (of augmented images) and ``test_error``."""
 
     variant: str
     arch: str
     option: str
     seed: int
+    parameters: int
     status: str
     history: tuple[dict[str, Any], ...]
 
@@ -157,8 +161,17 @@ def _run(variant: Variant, seed: int, folder: Path, status: str) -> Run:
         }
         for record in _history(folder)
     )
+    saved = Config.from_dict(json.loads((folder / _RUN_CONFIG).read_text(encoding="utf-8"))["config"])
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in build_model(saved.model).parameters())
     return Run(
-        variant=variant.name, arch=variant.arch, option=variant.option, seed=seed, status=status, history=history
+        variant=variant.name,
+        arch=variant.arch,
+        option=variant.option,
+        seed=seed,
+        parameters=parameters,
+        status=status,
+        history=history,
     )
 
 
