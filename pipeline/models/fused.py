@@ -54,30 +54,39 @@ def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
     return x if block.downsample is None else block.downsample(x)
 
 
-class FusedBasicBlock(BasicBlock):
-    """`BasicBlock`; from and to a `Twice`."""
+def _twice(x: Tensor | Twice) -> Twice:
+    return x if isinstance(x, Twice) else Twice(x, x)
 
-    def forward(self, x: Twice) -> Twice:
-        out = self.bn1(self.conv1(x.branch), relu=True)
-        return self.bn2(self.conv2(out), _shortcut(self, x.shortcut), relu=True, twice=True)
+
+class FusedBasicBlock(BasicBlock):
+    """`BasicBlock`. last: no block comes behind it, so that its result needs no second name."""
+
+    last = False
+
+    def forward(self, x: Tensor | Twice) -> Tensor | Twice:
+        branch, shortcut = _twice(x)
+        out = self.bn1(self.conv1(branch), relu=True)
+        return self.bn2(self.conv2(out), _shortcut(self, shortcut), relu=True, twice=not self.last)
 
 
 class FusedBottleneck(Bottleneck):
-    """`Bottleneck`; from and to a `Twice`."""
+    """`Bottleneck`. last: as in `FusedBasicBlock`."""
 
-    def forward(self, x: Twice) -> Twice:
-        out = self.bn1(self.conv1(x.branch), relu=True)
+    last = False
+
+    def forward(self, x: Tensor | Twice) -> Tensor | Twice:
+        branch, shortcut = _twice(x)
+        out = self.bn1(self.conv1(branch), relu=True)
         out = self.bn2(self.conv2(out), relu=True)
-        return self.bn3(self.conv3(out), _shortcut(self, x.shortcut), relu=True, twice=True)
+        return self.bn3(self.conv3(out), _shortcut(self, shortcut), relu=True, twice=not self.last)
 
 
-class FusedPlainBlock(BasicBlock):
-    """`PlainBlock`; from and to a `Twice`, the same tensor twice."""
+class FusedPlainBlock(PlainBlock):
+    """`PlainBlock`."""
 
-    def forward(self, x: Twice) -> Twice:
-        out = self.bn1(self.conv1(x.branch), relu=True)
-        out = self.bn2(self.conv2(out), relu=True)
-        return Twice(out, out)
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn1(self.conv1(x), relu=True)
+        return self.bn2(self.conv2(out), relu=True)
 
 
 def _activate(block: PreActBasicBlock | PreActBottleneck, x: Tensor) -> Twice:
@@ -115,13 +124,18 @@ class FusedResNet(ResNet):
 
     norm_layer = FusedNorm
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        blocks = [m for m in self.modules() if isinstance(m, (FusedBasicBlock, FusedBottleneck))]
+        for block in blocks[-1:]:
+            block.last = True
+        # A pool between stem and blocks has but one input.
+        self._stem_twice = bool(blocks) and isinstance(self.maxpool, nn.Identity)
+
     def _forward_impl(self, x: Tensor) -> Tensor:
-        both = self.bn1(self.conv1(x), relu=True, twice=True)
-        if not isinstance(self.maxpool, nn.Identity):
-            pooled = self.maxpool(both.branch)
-            both = Twice(pooled, pooled)
-        both = self.layer4(self.layer3(self.layer2(self.layer1(both))))
-        return self.fc(torch.flatten(self.avgpool(both.branch), 1))
+        x = self.maxpool(self.bn1(self.conv1(x), relu=True, twice=self._stem_twice))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
 class FusedPreActResNet(PreActResNet):
