@@ -23,7 +23,7 @@ _EPILOG = """points: floors, augmentation, losses, kernels, step, end-to-end
 
 With --copy-bandwidth and --matrix-rate, `--only floors` computes the floors for another machine.
 
-exit status: 0 done, 1 a point failed or figures that can't be true, 2 bad input"""
+exit status: 0 done, 1 a point failed or figures that can't be true, 2 bad input, 130 interrupted"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,7 +79,13 @@ def measure(flags: argparse.Namespace, command: list[str]) -> int:
             matrix=_positive(flags.matrix_rate, "--matrix-rate"),
         )
         display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
-        run(lab)
+        try:
+            run(lab)
+        except KeyboardInterrupt:
+            if not bench.result.rows:
+                raise
+            bench.result.complete = False
+            bench.result.warnings.append("interrupted: what came later was not measured")
     bench.result.machine["watch"] = bench.watch.record()
     bench.result.warnings += [*bench.watch.warnings(), *spread_warnings(bench.result)]
     display.say("\n" + report.write(flags.out, lab))
@@ -87,6 +93,8 @@ def measure(flags: argparse.Namespace, command: list[str]) -> int:
         display.say(f"warning: {warning}")
     display.say(f"{flags.out / report.JSON}: {len(bench.result.rows)} rows in {time.monotonic() - started:.0f} s")
     display.say(json.dumps(report.aims(lab)))
+    if not bench.result.complete:
+        return 130
     return 1 if bench.impossible else 0
 
 
@@ -127,6 +135,9 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exception(error)
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted before anything was measured", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
