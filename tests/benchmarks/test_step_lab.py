@@ -1,6 +1,10 @@
 """The command on a tiny set, the floors against numbers worked out by hand, kernels by their names."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +14,9 @@ from benchmarks.lab.losses import compare
 from benchmarks.lab.options import OPTIONS
 from benchmarks.lab.run import POINTS
 from pipeline.models import ModelConfig
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def _run(path, out, *flags):
@@ -196,6 +203,20 @@ def test_the_verdict_on_losses():
     assert found["noise"] == pytest.approx(0.3)
     assert found["difference"] == pytest.approx({"near": 0.2, "far": 0.5})
     assert found["within_noise"] == {"near": True, "far": False}
+
+
+def test_the_kernels_compile_for_an_h100_without_one(tmp_path):
+    """And spill no register, read activations 16 bytes at a time, and leave room for several programs a processor."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.lab.registers"]
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    said = subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    records = json.loads(said.splitlines()[-1])
+    assert len({record["kernel"] for record in records}) == 6
+    for record in records:
+        assert record["spilled_bytes"] == 0
+        assert record["programs_a_processor"] >= 4
+        assert record["wide_loads"] > 0 or record["kernel"] in ("_statistics_kernel", "_join_sums_kernel")
 
 
 @pytest.mark.gpu
