@@ -151,7 +151,6 @@ def _losses(lab: Lab, built: Sequence[Built]) -> None:
 
 
 def _kernels(bench: Bench, built: Sequence[Built]) -> None:
-    """A row for each group of kernels of each option, and one for all kernels together."""
     if bench.device.type != "cuda":
         bench.skip(KERNELS, "all options", "kernels are what a CUDA device runs; there is none here")
         return
@@ -159,16 +158,21 @@ def _kernels(bench: Bench, built: Sequence[Built]) -> None:
         one.step.set_rate(RATE)
         one.once()
         taken = [profile.kernel_seconds(one.once, _STEPS_A_PROFILE) for _ in range(bench.settings.repeats)]
-        grouped = [profile.by_group(kernels) for kernels in taken]
-        size = len(one.batch.indices)
-        longest = sorted(taken[-1].items(), key=lambda item: -item[1])[:_NAMED_KERNELS]
-        named = [{"kernel": name, "ms": 1e3 * s, "group": profile.classify(name)} for name, s in longest]
-        whole = [sum(groups.values()) for groups in grouped]
-        _milliseconds(bench, f"{_name(one.option, size)}: all", whole, {"longest": named})
-        for group in profile.GROUPS:
-            values = [groups[group] for groups in grouped]
-            share = sum(values) / sum(whole) if sum(whole) else 0.0
-            _milliseconds(bench, f"{_name(one.option, size)}: {group}", values, {"group": group, "share": share})
+        kernel_rows(bench, _name(one.option, len(one.batch.indices)), taken)
+
+
+def kernel_rows(bench: Bench, name: str, taken: Sequence[dict[str, float]]) -> None:
+    """A row for each group of kernels, and one for all together. taken: seconds by kernel, of each repeat."""
+    grouped = [profile.by_group(kernels) for kernels in taken]
+    whole = [sum(groups.values()) for groups in grouped]
+    if not sum(whole):
+        raise RuntimeError("torch.profiler saw no kernel; another profiler may be attached to the device")
+    longest = sorted(taken[-1].items(), key=lambda item: -item[1])[:_NAMED_KERNELS]
+    named = [{"kernel": kernel, "ms": 1e3 * s, "group": profile.classify(kernel)} for kernel, s in longest]
+    _milliseconds(bench, f"{name}: all", whole, {"longest": named})
+    for group in profile.GROUPS:
+        values = [groups[group] for groups in grouped]
+        _milliseconds(bench, f"{name}: {group}", values, {"group": group, "share": sum(values) / sum(whole)})
 
 
 def _milliseconds(bench: Bench, name: str, seconds: Sequence[float], details: dict[str, Any]) -> None:

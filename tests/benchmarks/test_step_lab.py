@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,9 +13,8 @@ from benchmarks import step_lab
 from benchmarks.lab import floors, profile
 from benchmarks.lab.losses import compare
 from benchmarks.lab.options import OPTIONS
-from benchmarks.lab.run import POINTS
+from benchmarks.lab.run import POINTS, kernel_rows
 from pipeline.models import ModelConfig
-
 
 ROOT = Path(__file__).parents[2]
 
@@ -194,6 +194,22 @@ def test_groups_add_up():
     assert sums[profile.NORM] == 5.0
     assert (sums[profile.AUGMENTATION], sums[profile.REST], sums[profile.OPTIMIZER]) == (1.0, 4.0, 0.0)
     assert set(sums) == set(profile.GROUPS)
+
+
+def test_rows_of_kernels():
+    """Two repeats; the augmentation takes 0.1 of 10 ms in the first and 0.3 of 10 ms in the second."""
+    rows = []
+    taken = [{"_augment_kernel": 1e-4, "sm80_xmma_fprop": 9.9e-3}, {"_augment_kernel": 3e-4, "sm80_xmma_fprop": 9.7e-3}]
+    kernel_rows(SimpleNamespace(add=rows.append), "plain, batch 8", taken)
+    by_name = {row.name.removeprefix("plain, batch 8: "): row for row in rows}
+    assert set(by_name) == {"all", *profile.GROUPS}
+    assert by_name["all"].repeats == pytest.approx((10.0, 10.0))
+    assert by_name["all"].details["longest"][0]["kernel"] == "sm80_xmma_fprop"
+    assert by_name[profile.AUGMENTATION].repeats == pytest.approx((0.1, 0.3))
+    assert by_name[profile.AUGMENTATION].details["share"] == pytest.approx(0.02)
+    assert by_name[profile.NORM].value == 0
+    with pytest.raises(RuntimeError, match="saw no kernel"):
+        kernel_rows(SimpleNamespace(add=rows.append), "plain, batch 8", [{}])
 
 
 def test_the_verdict_on_losses():
