@@ -126,8 +126,6 @@ class RunConfig:
         check_seed(self.seed)
         check_name("amp type", self.amp, AMP_DTYPES)
         check_name("compile mode", self.compile_mode, COMPILE_MODES)
-        default_mode = self.compile_mode == "default"
-        _require(default_mode or self.compile is not False, "--compile-mode needs --compile; leave one of them out")
         plain = self.fused_norm and not self.channels_last
         _require(not plain, "--fused-norm needs channels_last memory; leave out --no-channels-last")
         check_name("test-time augmentation", self.tta, ("none", "flip"))

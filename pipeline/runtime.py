@@ -77,10 +77,13 @@ def resolve_runtime(run: RunConfig) -> Runtime:
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if run.compile and not compiler:
         raise ConfigError("--compile needs a C++ compiler; install one (apt-get install g++) or add --no-compile")
+    compiled = bool(compiler) and cuda if run.compile is None else run.compile
+    if run.compile_mode != "default" and not compiled:
+        raise ConfigError(f"--compile-mode {run.compile_mode} needs a compiled step; add --compile, or leave it out")
     return Runtime(
         device=device,
         amp=_resolve_amp(run.amp, device),
-        compile=bool(compiler) and cuda if run.compile is None else run.compile,
+        compile=compiled,
         graph=cuda if run.graph is None else run.graph,
         compile_mode=run.compile_mode,
         fused_norm=bool(run.fused_norm),

@@ -174,8 +174,8 @@ def test_compile_mode_reaches_the_compiler(prepared, prepared_path, monkeypatch)
     assert "max-autotune" in runtime.describe()
     with pytest.raises(ConfigError, match="did you mean"):
         RunConfig(compile_mode="max-autotune-no-cudagraph")
-    with pytest.raises(ConfigError, match="needs --compile"):
-        RunConfig(compile=False, compile_mode="max-autotune-no-cudagraphs")
+    with pytest.raises(ConfigError, match="add --compile"):
+        resolve_runtime(RunConfig(device="cpu", compile_mode="max-autotune-no-cudagraphs"))
 
 
 @pytest.mark.gpu
