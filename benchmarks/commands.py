@@ -204,12 +204,12 @@ def _run_suites(bench: Bench, chosen: Sequence[str]) -> bool:
             bench.result.warnings.append(f"{name} {reason}")
             bench.skip(name, "the rest of the suite", reason)
         finally:
-            _clean_up(bench.device)
+            clean_up(bench.device)
         bench.display.say(f"{name}: {len(bench.result.rows) - done} rows in {time.monotonic() - started:.0f} s")
     return False
 
 
-def _clean_up(device: torch.device) -> None:
+def clean_up(device: torch.device) -> None:
     """Compiled code and device memory of a suite do not weigh on the next one."""
     torch.compiler.reset()
     gc.collect()

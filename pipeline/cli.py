@@ -63,6 +63,12 @@ _SETTINGS: dict[str, _Settings] = {
             {"nargs": "?", "const": "bf16", "choices": ["bf16", "fp16", "auto", "off"]},
         ),
         "--compile": ("run.compile", "torch.compile (default: on a GPU)", _SWITCH),
+        "--compile-mode": (
+            "run.compile_mode",
+            "of torch.compile (default: default); max-autotune times more kernels before the first step",
+            {"choices": ["default", "max-autotune-no-cudagraphs"]},
+        ),
+        "--fused-norm": ("run.fused_norm", "BatchNorm, addition and ReLU in one kernel (default: off)", _SWITCH),
         "--channels-last": ("run.channels_last", "memory format (default: on)", _SWITCH),
         "--graph": ("run.graph", "the whole step as one CUDA graph (default: on a GPU)", _SWITCH),
         "--deterministic": ("run.deterministic", "bit-reproducible algorithms, slower", {"action": "store_true"}),

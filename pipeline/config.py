@@ -17,6 +17,7 @@ from pipeline.models import ModelConfig
 
 SCHEDULES = ("constant", "multistep", "plateau", "onecycle", "triangular", "cosine")
 AMP_DTYPES = ("off", "auto", "bf16", "fp16")
+COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
 T = TypeVar("T")
 
 
@@ -99,7 +100,8 @@ class ScheduleConfig:
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """How long and how to run. steps: the length in steps instead of epochs. amp: autocast type, ``auto`` for
-    bf16 where the processor computes in it. compile and graph: None for what is best on the device.
+    bf16 where the processor computes in it. compile and graph: None for what is best on the device. compile_mode: of
+    torch.compile. fused_norm: BatchNorm, addition and ReLU in one kernel; None leaves it off.
     tta: ``flip`` averages the predictions for each test image and its mirror image."""
 
     epochs: int = 16
@@ -108,6 +110,8 @@ class RunConfig:
     device: str = "auto"
     amp: str = "off"
     compile: bool | None = None
+    compile_mode: str = "default"
+    fused_norm: bool | None = None
     channels_last: bool = True
     graph: bool | None = None
     deterministic: bool = False
@@ -121,6 +125,9 @@ class RunConfig:
         _require(self.eval_every >= 1, f"eval every {self.eval_every} epochs; give 1 or more")
         check_seed(self.seed)
         check_name("amp type", self.amp, AMP_DTYPES)
+        check_name("compile mode", self.compile_mode, COMPILE_MODES)
+        plain = self.fused_norm and not self.channels_last
+        _require(not plain, "--fused-norm needs channels_last memory; leave out --no-channels-last")
         check_name("test-time augmentation", self.tta, ("none", "flip"))
         target = self.target_accuracy
         _require(target is None or 0 < target <= 1, f"target accuracy {target} must be a fraction in (0, 1]")

@@ -19,12 +19,15 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """amp: the autocast type, None for float32. graph: the whole step as one CUDA graph."""
+    """amp: the autocast type, None for float32. graph: the whole step as one CUDA graph. compile_mode: of
+    torch.compile. fused_norm: see `pipeline.models.build_model`."""
 
     device: torch.device
     amp: torch.dtype | None
     compile: bool
     graph: bool
+    compile_mode: str
+    fused_norm: bool
 
     @property
     def image_dtype(self) -> torch.dtype:
@@ -34,7 +37,9 @@ class Runtime:
     def describe(self) -> str:
         """One line for the terminal."""
         parts = [device_name(self.device), str(self.amp or torch.float32).removeprefix("torch.")]
-        parts += ["compiled"] if self.compile else []
+        mode = "" if self.compile_mode == "default" else f" ({self.compile_mode})"
+        parts += [f"compiled{mode}"] if self.compile else []
+        parts += ["fused BatchNorm"] if self.fused_norm else []
         parts += ["one CUDA graph a step"] if self.graph else []
         return ", ".join(parts)
 
@@ -73,11 +78,16 @@ def resolve_runtime(run: RunConfig) -> Runtime:
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if run.compile and not compiler:
         raise ConfigError("--compile needs a C++ compiler; install one (apt-get install g++) or add --no-compile")
+    compiled = bool(compiler) and cuda if run.compile is None else run.compile
+    if run.compile_mode != "default" and not compiled:
+        raise ConfigError(f"--compile-mode {run.compile_mode} needs a compiled step; add --compile, or leave it out")
     return Runtime(
         device=device,
         amp=_resolve_amp(run.amp, device),
-        compile=bool(compiler) and cuda if run.compile is None else run.compile,
+        compile=compiled,
         graph=cuda if run.graph is None else run.graph,
+        compile_mode=run.compile_mode,
+        fused_norm=bool(run.fused_norm),
     )
 
 

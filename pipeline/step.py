@@ -57,7 +57,8 @@ class TrainStep:
     """A model with all that one step of it needs.
 
     model: on its device, in its memory format. amp: the autocast type, None for float32; float16 scales the loss
-    (torch.amp.GradScaler). compile: the forward pass, the loss and through it the backward pass by torch.compile.
+    (torch.amp.GradScaler). compile: the forward pass, the loss and through it the backward pass by torch.compile, in
+    its mode compile_mode.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class TrainStep:
         gathers: bool,
         amp: torch.dtype | None = None,
         compile: bool = False,
+        compile_mode: str = "default",
     ) -> None:
         self.model, self.augmenter, self.config = model, augmenter, config
         self.device, self.gathers, self.amp = device, gathers, amp
@@ -77,7 +79,9 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
         self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
         self.metrics = Metrics(device)
-        self._forward_loss = torch.compile(self._plain_forward_loss) if compile else self._plain_forward_loss
+        self._forward_loss = self._plain_forward_loss
+        if compile:
+            self._forward_loss = torch.compile(self._plain_forward_loss, mode=compile_mode)
 
     @property
     def evaluated_model(self) -> nn.Module:

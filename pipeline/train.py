@@ -96,7 +96,7 @@ def build_split_loader(config: Config, prepared: PreparedSet, runtime: Runtime, 
 def build_network(config: Config, runtime: Runtime) -> torch.nn.Module:
     """The model, initialised from the run's seed, on the device and in the memory format of the run."""
     torch.manual_seed(config.run.seed)
-    model = build_model(config.model).to(runtime.device)
+    model = build_model(config.model, fused_norm=runtime.fused_norm).to(runtime.device)
     return model.to(memory_format=torch.channels_last) if config.run.channels_last else model
 
 
@@ -110,6 +110,7 @@ def build_step(config: Config, augmenter: Augmenter, runtime: Runtime, *, gather
         gathers=gathers,
         amp=runtime.amp,
         compile=runtime.compile,
+        compile_mode=runtime.compile_mode,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,9 +25,14 @@ _MOST_CALLS = 64
 
 def run(bench: Bench) -> None:
     """Images a second for each size of batch; ``share_of_copy`` compares its traffic with a copy's."""
+    measure(bench, BATCHES, every=3 if bench.settings.quick else 1)
+
+
+def measure(bench: Bench, sizes: Sequence[int], *, every: int = 1) -> None:
+    """`run` for these sizes; every: only the first of so many that the split allows."""
     size = bench.prepared.size("train")
-    batches = [batch for batch in BATCHES if batch <= size][:: 3 if bench.settings.quick else 1]
-    for batch in BATCHES:
+    batches = [batch for batch in sizes if batch <= size][::every]
+    for batch in sizes:
         if batch > size:
             bench.skip(SUITE, _name(batch), f"the training split holds only {size:,} images")
     if not batches:

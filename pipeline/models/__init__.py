@@ -17,6 +17,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from pipeline.errors import check_name
 from pipeline.models.blocks import PlainBlock, PreActBasicBlock, PreActBottleneck
+from pipeline.models.fused import FUSED_BLOCKS, FUSED_NETWORKS
 from pipeline.models.resnet import ACTIVATIONS, PreActResNet, ResNet
 
 __all__ = [
@@ -135,14 +136,23 @@ class ModelConfig:
             raise ValueError(f"{self.arch} has no shortcuts; leave out model.{setting}, or take {twin}")
 
 
-def build_model(config: ModelConfig) -> ResNet:
-    """A new network on the CPU, initialised from PyTorch's default generator."""
+def build_model(config: ModelConfig, *, fused_norm: bool = False) -> ResNet:
+    """A new network on the CPU, initialised from PyTorch's default generator.
+
+    fused_norm: BatchNorm, addition and ReLU in one kernel (`pipeline.models.fused`); weights, names and results are
+    the same. Raises ValueError for another activation than ReLU.
+    """
     architecture = ARCHITECTURES[config.arch]
+    network, block = architecture.network, architecture.block
+    if fused_norm:
+        if config.activation != "relu":
+            raise ValueError(f"--fused-norm goes with ReLU alone; leave it out, or --activation {config.activation}")
+        network, block = FUSED_NETWORKS[network], FUSED_BLOCKS[block]
     stem = config.stem
     if stem == "auto":
         stem = "cifar" if config.image_size <= LARGEST_CIFAR_STEM else "imagenet"
-    return architecture.network(
-        architecture.block,
+    return network(
+        block,
         architecture.layers,
         architecture.widths,
         num_classes=config.num_classes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -29,12 +30,17 @@ class ZeroPadShortcut(nn.Module):
 
 
 def build_shortcut(
-    option: str | None, inputs: int, outputs: int, stride: int, *, norm: bool = True
+    option: str | None,
+    inputs: int,
+    outputs: int,
+    stride: int,
+    *,
+    norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
 ) -> nn.Module | None:
     """What a block of ``inputs`` to ``outputs`` channels does to its input before adding it: None for nothing.
 
     option: A, B or C of He et al. 2015, section 4.1 (zero padding, projection where shapes differ, projection
-    everywhere), or None where there is no shortcut. norm: whether BatchNorm follows a projection.
+    everywhere), or None where there is no shortcut. norm: the normalisation behind a projection, None for none.
     """
     same_shape = stride == 1 and inputs == outputs
     if option is None or (same_shape and option != "C"):
@@ -42,7 +48,7 @@ def build_shortcut(
     if option == "A":
         return ZeroPadShortcut(outputs, stride)
     projection = conv1x1(inputs, outputs, stride)
-    return nn.Sequential(projection, nn.BatchNorm2d(outputs)) if norm else nn.Sequential(projection)
+    return nn.Sequential(projection, norm(outputs)) if norm else nn.Sequential(projection)
 
 
 class PlainBlock(BasicBlock):
@@ -63,7 +69,7 @@ class PreActBasicBlock(BasicBlock):
 
     def __init__(self, inplanes: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(inplanes, *args, **kwargs)
-        self.bn1 = nn.BatchNorm2d(inplanes)
+        self.bn1 = type(self.bn2)(inplanes)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(x))
@@ -83,8 +89,8 @@ class PreActBottleneck(Bottleneck):
 
     def __init__(self, inplanes: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(inplanes, *args, **kwargs)
-        self.bn1 = nn.BatchNorm2d(inplanes)
-        self.bn3 = nn.BatchNorm2d(self.conv2.out_channels)
+        self.bn1 = type(self.bn2)(inplanes)
+        self.bn3 = type(self.bn2)(self.conv2.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(x))

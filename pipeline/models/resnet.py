@@ -31,6 +31,7 @@ class ResNet(torchvision.models.ResNet):
     the activation: BatchNorm follows each, so the scale is no matter, and PyTorch has no gain for ELU.
     """
 
+    norm_layer: type[nn.BatchNorm2d] = nn.BatchNorm2d
     projection_norm = True
 
     def __init__(
@@ -48,7 +49,7 @@ class ResNet(torchvision.models.ResNet):
     ) -> None:
         # Not torchvision's own __init__, which builds other stages; its _make_layer reads these five.
         nn.Module.__init__(self)
-        self._norm_layer = nn.BatchNorm2d
+        self._norm_layer = self.norm_layer
         self.inplanes, self.dilation, self.groups, self.base_width = widths[0], 1, 1, 64
         self.shortcut = shortcut
 
@@ -56,7 +57,7 @@ class ResNet(torchvision.models.ResNet):
             self.conv1 = nn.Conv2d(in_channels, widths[0], kernel_size=7, stride=2, padding=3, bias=False)
         else:
             self.conv1 = conv3x3(in_channels, widths[0])
-        self.bn1: nn.Module = nn.BatchNorm2d(widths[0])
+        self.bn1: nn.Module = self.norm_layer(widths[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
         self.layer1 = self._make_layer(block, widths[0], layers[0])
@@ -76,7 +77,7 @@ class ResNet(torchvision.models.ResNet):
         inputs, outputs = self.inplanes, planes * block.expansion
         stage = super()._make_layer(block, planes, blocks, stride, dilate)
         for unit in stage:
-            norm = self.projection_norm
+            norm = self.norm_layer if self.projection_norm else None
             unit.downsample = build_shortcut(self.shortcut, inputs, outputs, unit.stride, norm=norm)
             inputs = outputs
         return stage
@@ -104,7 +105,7 @@ class PreActResNet(ResNet):
     def __init__(self, block: type[PreActBasicBlock | PreActBottleneck], *args: Any, **options: Any) -> None:
         super().__init__(block, *args, **options)
         self.bn1 = nn.Identity()
-        self.bn_final = nn.BatchNorm2d(self.inplanes)
+        self.bn_final = self.norm_layer(self.inplanes)
         units = [m for m in self.modules() if isinstance(m, (PreActBasicBlock, PreActBottleneck))]
         for number, unit in enumerate(units):
             unit.shares_activation = number == 0 or isinstance(unit.downsample, nn.Sequential)

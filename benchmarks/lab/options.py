@@ -1,0 +1,80 @@
+"""The ways to a faster step that are compared, and the step of each, built as `fast-train` builds it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.bench import Bench
+from benchmarks.feeds import LoaderFeed
+from pipeline.config import Config
+from pipeline.loaders import Batch, Loader
+from pipeline.runtime import Runtime, resolve_runtime
+from pipeline.step import TrainStep
+from pipeline.train import build_augmenter, build_step, ready_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """run: the settings of `RunConfig` that it changes. build_seconds: how long compiling and capturing it may take on
+    a GPU, a guess on the safe side: it is not begun with less time left."""
+
+    name: str
+    run: Mapping[str, Any] = field(default_factory=dict)
+    build_seconds: float = 50.0
+
+
+PLAIN = Option(name="plain")
+# The slowest to build comes last.
+OPTIONS = (
+    PLAIN,
+    Option(name="fused norm", run={"fused_norm": True}),
+    Option(name="fp16", run={"amp": "fp16"}),
+    Option(name="max-autotune", run={"compile_mode": "max-autotune-no-cudagraphs"}, build_seconds=180.0),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """ready: the step as a run calls it. batch: a fixed one. feed: batches in the run's order."""
+
+    option: Option
+    config: Config
+    runtime: Runtime
+    step: TrainStep
+    ready: Callable[[Batch], None]
+    batch: Batch
+    feed: LoaderFeed
+
+    def once(self) -> None:
+        """One step on the fixed batch."""
+        self.ready(self.batch)
+
+
+def why_not(option: Option, runtime: Runtime) -> str | None:
+    """Why an option is of no use on this device; None where it is. runtime: of the plain step."""
+    if runtime.device.type == "cuda":
+        return None
+    if option.run.get("amp") == "fp16":
+        return "float16 is a type of tensor cores; a CPU emulates it"
+    if "compile_mode" in option.run:
+        return "the step is not compiled on a CPU"
+    return None
+
+
+def build(bench: Bench, option: Option, loader: Loader) -> Built:
+    """The step of an option. loader: the resident one of this batch size. ValueError or RuntimeError where it fails."""
+    run = dataclasses.replace(bench.config.run, **option.run)
+    data = dataclasses.replace(bench.config.data, batch_size=loader.batch_size)
+    config = dataclasses.replace(bench.config, run=run, data=data)
+    runtime = resolve_runtime(run)
+    augmenter = build_augmenter(config, bench.prepared, runtime, train=True)
+    step = build_step(config, augmenter, runtime, gathers=loader.gathers)
+    ready = ready_step(step, loader.example(), runtime)
+    feed = LoaderFeed(loader, augmenter, raw=False)
+    (given,) = feed.batches(1)
+    # Indices of its own: the loader's belong to an epoch.
+    batch = given._replace(indices=given.indices.clone())
+    return Built(option=option, config=config, runtime=runtime, step=step, ready=ready, batch=batch, feed=feed)

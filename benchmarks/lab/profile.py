@@ -1,0 +1,62 @@
+"""Where a step's time goes on the device: seconds of each group of kernels, by torch.profiler."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+CONVOLUTION_FORWARD = "convolution, forward"
+CONVOLUTION_DATA = "convolution, data gradient"
+CONVOLUTION_WEIGHT = "convolution, weight gradient"
+CONVOLUTION_GRADIENT = "convolution, a gradient"
+NORM = "norm, elementwise"
+AUGMENTATION = "augmentation"
+OPTIMIZER = "optimizer"
+REST = "rest"
+
+# The first that is found in a kernel's name counts. cuDNN and CUTLASS name the direction of a convolution in each
+# kernel; Inductor names the operations that a kernel joins, and kernels from a template begin with triton_tem.
+_PATTERNS = (
+    (AUGMENTATION, r"_augment_kernel"),
+    (CONVOLUTION_DATA, r"dgrad|bwd_?data|backward_?data"),
+    (CONVOLUTION_WEIGHT, r"wgrad|bwd_?filter|backward_?filter"),
+    (CONVOLUTION_FORWARD, r"fprop|implicit_convolve|conv2d_grouped_direct"),
+    (CONVOLUTION_GRADIENT, r"triton_tem_\w*convolution_backward"),
+    (CONVOLUTION_FORWARD, r"triton_tem_\w*convolution"),
+    (OPTIMIZER, r"multi_tensor_apply|[Ff]used_?[Ss]gd|foreach"),
+    (NORM, r"_moments_kernel|_statistics_kernel|_apply_kernel|_gradient_sums_kernel|_join_sums_kernel"),
+    (NORM, r"_input_gradient_kernel|triton_(poi|red|per|for)_|batch_?norm|bn_(fw|bw)|elementwise_kernel"),
+)
+GROUPS = (*dict.fromkeys(group for group, _ in _PATTERNS), REST)
+
+
+def classify(kernel: str) -> str:
+    """The group of a kernel, by its name."""
+    return next((group for group, pattern in _PATTERNS if re.search(pattern, kernel)), REST)
+
+
+def kernel_seconds(call: Callable[[], object], count: int) -> dict[str, float]:
+    """Seconds on the device of each kernel, by name, in one of ``count`` calls of a captured or plain step."""
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(count):
+            call()
+        torch.cuda.synchronize()
+    return {
+        event.key: event.self_device_time_total / 1e6 / count
+        for event in profiler.key_averages()
+        if event.device_type == DeviceType.CUDA and event.self_device_time_total > 0
+    }
+
+
+def by_group(kernels: dict[str, float]) -> dict[str, float]:
+    """The seconds of each group, zero for one that has no kernel."""
+    sums: dict[str, float] = defaultdict(float, dict.fromkeys(GROUPS, 0.0))
+    for name, seconds in kernels.items():
+        sums[classify(name)] += seconds
+    return dict(sums)

@@ -1,0 +1,215 @@
+"""Measure the points of `benchmarks.step_lab`, one after the other, as long as there is time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from benchmarks.bench import Bench, Measured
+from benchmarks.commands import clean_up
+from benchmarks.lab import floors, losses, options, profile
+from benchmarks.lab.options import Built, Option
+from benchmarks.measure import Rate, bootstrap_ratio, timed
+from benchmarks.result import Row
+from benchmarks.suites import augmentation, roofline
+from benchmarks.suites.ladder import RATE
+from data_prep.errors import one_line
+from pipeline.loaders import Loader, build_loader
+
+STEP, END_TO_END, AUGMENTATION, KERNELS, LOSSES, FLOORS = (
+    "step", "end-to-end", "augmentation", "kernels", "losses", "floors",
+)  # fmt: skip
+POINTS = (FLOORS, AUGMENTATION, LOSSES, KERNELS, STEP, END_TO_END)
+_ON_STEPS = (LOSSES, KERNELS, STEP, END_TO_END)
+AUGMENTATION_BATCHES = (8_192, 32_768)
+_MOST_EPOCHS = 20
+_STEPS_A_PROFILE = 10
+_NAMED_KERNELS = 40
+
+
+@dataclass(kw_only=True)
+class Lab:
+    """points: which to measure. until: of time.monotonic(), where no further step is built. copy, matrix: bytes and
+    operations a second for the floors, None for what is measured. steps, seeds: of the losses."""
+
+    bench: Bench
+    points: Sequence[str]
+    batch_sizes: Sequence[int]
+    until: float
+    steps: int
+    seeds: Sequence[int]
+    copy: float | None = None
+    matrix: float | None = None
+    floors: dict[str, Any] | None = None
+    losses: dict[str, Any] | None = None
+
+
+def run(lab: Lab) -> None:
+    """All points; what can't be measured is listed with its reason."""
+    bench = lab.bench
+    for point in POINTS:
+        if point not in lab.points:
+            bench.skip(point, "the point", "left out by --only")
+    needed = FLOORS in lab.points and (lab.copy is None or lab.matrix is None)
+    if needed or {AUGMENTATION, STEP} & set(lab.points):
+        _guarded(bench, roofline.SUITE, partial(roofline.run, bench))
+    if FLOORS in lab.points:
+        _guarded(bench, FLOORS, partial(_floors, lab))
+    if AUGMENTATION in lab.points:
+        _guarded(bench, AUGMENTATION, partial(augmentation.measure, bench, AUGMENTATION_BATCHES))
+    if any(point in lab.points for point in _ON_STEPS):
+        if bench.device.type != "cuda":
+            bench.skip(
+                STEP, "the captured step", "CUDA graphs need a CUDA device; the step is measured as it runs here"
+            )
+        for place, size in enumerate(lab.batch_sizes):
+            _guarded(bench, f"batch {size:,}", partial(_batch, lab, size, first=place == 0))
+
+
+def _guarded(bench: Bench, name: str, work: Callable[[], None]) -> None:
+    """A point that fails costs no other one its figures."""
+    started = time.monotonic()
+    bench.display.say(f"{name} ...")
+    try:
+        work()
+    except (ValueError, RuntimeError) as error:
+        reason = f"failed: {one_line(error)}"
+        bench.impossible.append(reason)
+        bench.skip(name, "the rest", reason)
+    finally:
+        clean_up(bench.device)
+    bench.display.say(f"{name}: {time.monotonic() - started:.0f} s")
+
+
+def _floors(lab: Lab) -> None:
+    bench = lab.bench
+    kind = roofline.kind_of(bench.runtime.amp, tf32=False)
+    copy = lab.copy or roofline.copy_bandwidth(bench.result)
+    matrix = lab.matrix or roofline.peak_flops(bench.result, kind)
+    if copy is None or matrix is None:
+        raise ValueError(f"neither measured nor given: copy bandwidth {copy}, {kind} matrix rate {matrix}")
+    batch = lab.batch_sizes[0]
+    found = floors.parts(bench.config.model, bench.runtime.image_dtype.itemsize)
+    lab.floors = {
+        "batch": batch,
+        "copy_bytes_per_second": copy,
+        "matrix_flops_per_second": matrix,
+        "given": lab.copy is not None and lab.matrix is not None,
+        "groups": floors.groups(found, batch, copy=copy, matrix=matrix),
+        "parts": floors.describe(found, batch, copy=copy, matrix=matrix),
+    }
+
+
+def _batch(lab: Lab, size: int, *, first: bool) -> None:
+    """All that is measured on steps of one batch size: losses and kernels only with the first one."""
+    bench = lab.bench
+    chosen = [p for p in _ON_STEPS if p in lab.points and (first or p in (STEP, END_TO_END))]
+    if not chosen:
+        return
+    with build_loader("resident", bench.prepared, "train", batch_size=size, device=bench.device) as loader:
+        built = [b for option in options.OPTIONS if (b := _build(lab, option, loader, chosen)) is not None]
+        if built and LOSSES in chosen:
+            _losses(lab, built)
+        if built and KERNELS in chosen:
+            _kernels(bench, built)
+        if built:
+            _rates(bench, built, size, chosen)
+
+
+def _build(lab: Lab, option: Option, loader: Loader, chosen: Sequence[str]) -> Built | None:
+    bench, size = lab.bench, loader.batch_size
+    reason = options.why_not(option, bench.runtime)
+    if reason is None and time.monotonic() + option.build_seconds > lab.until:
+        reason = f"no time left; --minutes gives more, or --only step --batch-sizes {size}"
+    if reason is None:
+        try:
+            started = time.monotonic()
+            built = options.build(bench, option, loader)
+            bench.display.say(f"  {_name(option, size)}: built in {time.monotonic() - started:.0f} s")
+            return built
+        except (ValueError, RuntimeError) as error:
+            reason = one_line(error)
+    for point in chosen:
+        bench.skip(point, _name(option, size), reason)
+    return None
+
+
+def _name(option: Option, size: int) -> str:
+    return f"{option.name}, batch {size:,}"
+
+
+def _losses(lab: Lab, built: Sequence[Built]) -> None:
+    if built[0].option is not options.PLAIN:
+        lab.bench.skip(LOSSES, "all options", "the plain step, to compare with, could not be built")
+        return
+    plain = {seed: losses.train(built[0], seed=seed, steps=lab.steps) for seed in lab.seeds}
+    others = {b.option.name: losses.train(b, seed=lab.seeds[0], steps=lab.steps) for b in built[1:]}
+    lab.losses = losses.compare(plain, others)
+
+
+def _kernels(bench: Bench, built: Sequence[Built]) -> None:
+    if bench.device.type != "cuda":
+        bench.skip(KERNELS, "all options", "kernels are what a CUDA device runs; there is none here")
+        return
+    for one in built:
+        one.step.set_rate(RATE)
+        one.once()
+        taken = [profile.kernel_seconds(one.once, _STEPS_A_PROFILE) for _ in range(bench.settings.repeats)]
+        kernel_rows(bench, _name(one.option, len(one.batch.indices)), taken)
+
+
+def kernel_rows(bench: Bench, name: str, taken: Sequence[dict[str, float]]) -> None:
+    """A row for each group of kernels, and one for all together. taken: seconds by kernel, of each repeat."""
+    grouped = [profile.by_group(kernels) for kernels in taken]
+    whole = [sum(groups.values()) for groups in grouped]
+    if not sum(whole):
+        raise RuntimeError("torch.profiler saw no kernel; another profiler may be attached to the device")
+    longest = sorted(taken[-1].items(), key=lambda item: -item[1])[:_NAMED_KERNELS]
+    named = [{"kernel": kernel, "ms": 1e3 * s, "group": profile.classify(kernel)} for kernel, s in longest]
+    _milliseconds(bench, f"{name}: all", whole, {"longest": named})
+    for group in profile.GROUPS:
+        values = [groups[group] for groups in grouped]
+        _milliseconds(bench, f"{name}: {group}", values, {"group": group, "share": sum(values) / sum(whole)})
+
+
+def _milliseconds(bench: Bench, name: str, seconds: Sequence[float], details: dict[str, Any]) -> None:
+    repeats = tuple(1e3 * value for value in seconds)
+    bench.add(Row(suite=KERNELS, name=name, unit="ms", better="lower", repeats=repeats, details=details))
+
+
+def _rates(bench: Bench, built: Sequence[Built], size: int, chosen: Sequence[str]) -> None:
+    """Images/s of each option, on a fixed batch and behind the loader, all in turn."""
+    cases: list[Measured] = []
+    for one in built:
+        one.step.set_rate(RATE)
+        details = {"option": one.option.name, "batch": size, "runtime": one.runtime.describe()}
+        if STEP in chosen or END_TO_END in chosen:
+            rate = Rate(timed(one.once, bench.device), items=size, seconds=bench.settings.seconds)
+            cases.append(Measured(name=_name(one.option, size), run=rate, details={**details, "point": STEP}))
+        if END_TO_END in chosen:
+            cases.append(_end_to_end(bench, one, size, {**details, "point": END_TO_END}))
+    if not cases:
+        return
+    rows = bench.measure(STEP, f"batch {size:,}", cases)
+    by_name = {row.name: row for row in rows}
+    plain = by_name.get(_name(options.PLAIN, size))
+    for row in rows:
+        alone = by_name.get(f"{row.details['option']}, batch {size:,}")
+        if row.details["point"] == END_TO_END and alone is not None:
+            bench.amend(row, share_of_step=row.value / alone.value)
+        elif plain is not None:
+            low_high = bootstrap_ratio(row.repeats, plain.repeats)
+            bench.amend(row, over_plain=row.value / plain.value, over_plain_interval=low_high and list(low_high))
+
+
+def _end_to_end(bench: Bench, one: Built, size: int, details: dict[str, Any]) -> Measured:
+    rate = Rate(
+        lambda count: one.feed.seconds(count, one.ready),
+        items=size,
+        seconds=bench.settings.seconds,
+        most=_MOST_EPOCHS * (bench.prepared.size("train") // size),
+    )
+    return Measured(name=f"{_name(one.option, size)}, resident loader", run=rate, details=details)

@@ -1,0 +1,144 @@
+"""``python -m benchmarks.step_lab``: what each way to a faster training step is worth, on this machine, in minutes.
+
+The metric: images per second of wall time of the whole training step (captured as one CUDA graph, on a GPU), on one
+fixed batch and behind the resident loader; cases run in turn, each repeat some half a second, the median counts. Beside
+it stand the time of each group of kernels, the least time that each layer could take, the augmentation's share of the
+copy bandwidth, and whether an option changes the losses by more than another seed does. The last line is JSON: what
+was aimed at, and what was reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+PROGRAM = "python -m benchmarks.step_lab"
+_EPILOG = """points: floors, augmentation, losses, kernels, step, end-to-end
+
+With --copy-bandwidth and --matrix-rate, `--only floors` computes the floors for another machine.
+
+exit status: 0 done, 1 a point failed or figures that can't be true, 2 bad input, 130 interrupted"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags, with a newcomer's defaults."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Measure each way to a faster training step, alone, beside the step without it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", default="data/cifar10", metavar="DIR", help="prepared set (default: data/cifar10)")
+    add("--arch", metavar="NAME", help="network (default: the recipe's)")
+    add("--recipe", metavar="NAME", help="whose step is measured (default: fast on a GPU, cpu-quick without)")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    add("--out", type=Path, default=Path("reports/step-lab"), metavar="DIR", help="default: reports/step-lab")
+    add("--only", default="", metavar="POINTS", help="these points alone; with commas between")
+    add("--batch-sizes", metavar="N,N", help="losses and kernels are of the first (default: 1024,512,2048 on a GPU)")
+    add("--repeats", type=int, metavar="N", help="of each case (default: 5; 2 with --quick)")
+    add("--minutes", type=float, default=7.0, metavar="X", help="no step is built that may not be ready by then")
+    add("--quick", action="store_true", help="small sizes, few steps: a look, not a measurement")
+    add("--copy-bandwidth", type=float, metavar="X", help="bytes/s for the floors (default: measured)")
+    add("--matrix-rate", type=float, metavar="X", help="FLOP/s for the floors (default: measured)")
+    add("--debug", action="store_true", help="show the trace of an error")
+    return parser
+
+
+def measure(flags: argparse.Namespace, command: list[str]) -> int:
+    """Measure, write, print; returns the exit status."""
+    from benchmarks import cli
+    from benchmarks.commands import build_bench, spread_warnings
+    from benchmarks.lab import report
+    from benchmarks.lab.run import Lab, run
+    from data_prep.display import Display
+
+    started = time.monotonic()
+    points = _points(flags.only)
+    display = Display()
+    settings = vars(cli.build_parser().parse_args([]))
+    settings |= {name: value for name, value in vars(flags).items() if name in settings}
+    with tempfile.TemporaryDirectory(prefix="step-lab-") as scratch:
+        bench = build_bench(argparse.Namespace(**settings), command, display, Path(scratch))
+        cuda = bench.device.type == "cuda"
+        default = (1024, 512, 2048) if cuda else (32,) if flags.quick else (bench.config.data.batch_size,)
+        lab = Lab(
+            bench=bench,
+            points=points,
+            batch_sizes=_sizes(flags.batch_sizes) if flags.batch_sizes else default,
+            until=started + 60 * flags.minutes,
+            steps=8 if flags.quick else 200,
+            seeds=(0, 1) if flags.quick else (0, 1, 2),
+            copy=_positive(flags.copy_bandwidth, "--copy-bandwidth"),
+            matrix=_positive(flags.matrix_rate, "--matrix-rate"),
+        )
+        display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
+        try:
+            run(lab)
+        except KeyboardInterrupt:
+            if not bench.result.rows:
+                raise
+            bench.result.complete = False
+            bench.result.warnings.append("interrupted: what came later was not measured")
+    bench.result.machine["watch"] = bench.watch.record()
+    bench.result.warnings += [*bench.watch.warnings(), *spread_warnings(bench.result)]
+    display.say("\n" + report.write(flags.out, lab))
+    for warning in bench.result.warnings:
+        display.say(f"warning: {warning}")
+    display.say(f"{flags.out / report.JSON}: {len(bench.result.rows)} rows in {time.monotonic() - started:.0f} s")
+    display.say(json.dumps(report.aims(lab)))
+    if not bench.result.complete:
+        return 130
+    return 1 if bench.impossible else 0
+
+
+def _points(only: str) -> list[str]:
+    from benchmarks.lab.run import POINTS
+    from pipeline.errors import check_name
+
+    chosen = [name.strip() for name in only.split(",") if name.strip()]
+    for name in chosen:
+        check_name("point", name, POINTS)
+    return chosen or list(POINTS)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"--batch-sizes {text} are no sizes; give numbers of 1 or more with commas between")
+    return sizes
+
+
+def _positive(value: float | None, flag: str) -> float | None:
+    if value is not None and not 0 < value < float("inf"):
+        raise ValueError(f"{flag} {value} must be above 0")
+    return value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    flags = build_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        return measure(flags, [*shlex.split(PROGRAM), *given])
+    except (ValueError, OSError) as error:
+        if flags.debug:
+            traceback.print_exception(error)
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted before anything was measured", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

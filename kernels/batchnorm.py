@@ -1,0 +1,126 @@
+"""Training-mode BatchNorm fused with what follows it: an optional residual addition and an optional ReLU.
+
+``y = relu((x - mean) / sqrt(var + eps) * weight + bias + residual)``, mean and var of the batch (Ioffe and Szegedy
+2015, algorithm 1), computed in float32 and rounded once. Passes over an activation's memory, of the Triton kernels
+(a residual block's output serves the next convolution and the next shortcut, so it gets two gradients):
+
+| | reads | writes |
+| --- | --- | --- |
+| forward, statistics | x | |
+| forward, result | x, residual if any | y |
+| backward, sums; neither residual nor second gradient | dy, x | |
+| backward, dx | dy, x | dx |
+| backward, sums; otherwise | dy, second dy if any, x, y if residual and ReLU | gradient behind the ReLU (g) |
+| backward, dx | g, x | dx |
+
+So 8 without and 11 with a residual, one or two more for a second gradient. No mask is stored: the sign of y, or of y
+computed anew, tells where the ReLU passed. g is the residual's gradient too.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise by the batch's statistics, add ``residual``, apply ReLU; differentiable, any of the two left out.
+
+    x: float32, bfloat16 or float16 [N, C, H, W], best in channels_last memory; residual: the same shape and type.
+    weight, bias: float32 [C]. running_mean, running_var: float32 [C], moved towards the batch's mean and unbiased
+    variance by the share ``momentum``, in place, as torch.nn.functional.batch_norm does.
+
+    Returns [N, C, H, W] of x's type. Raises ValueError on shapes, types or devices that don't fit, and where a channel
+    has but one value. Triton runs it on CUDA devices, PyTorch elsewhere; both sum in a fixed order, so that a result
+    repeats bit for bit.
+    """
+    arguments = (x, weight, bias, running_mean, running_var, residual)
+    _check_inputs(*arguments)
+    if x.is_cuda:
+        from kernels.batchnorm_triton import batch_norm_triton
+
+        return batch_norm_triton(*arguments, relu=relu, momentum=momentum, eps=eps)
+    return batch_norm_reference(*arguments, relu=relu, momentum=momentum, eps=eps)
+
+
+def batch_norm_twice(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """`batch_norm`, its result under two names for two uses.
+
+    The gradients of the two then reach the kernel apart, which adds them while it reads; of one name, PyTorch would add
+    them in a pass of its own (two reads and a write of the whole activation). Neither may be changed in place.
+    """
+    arguments = (x, weight, bias, running_mean, running_var, residual)
+    _check_inputs(*arguments)
+    if x.is_cuda:
+        from kernels.batchnorm_triton import batch_norm_twice_triton
+
+        return batch_norm_twice_triton(*arguments, relu=relu, momentum=momentum, eps=eps)
+    y = batch_norm_reference(*arguments, relu=relu, momentum=momentum, eps=eps)
+    return y, y
+
+
+def batch_norm_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None,
+    *,
+    relu: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """`batch_norm` in plain PyTorch, on any device; the definition that the Triton kernels meet up to rounding."""
+    y = F.batch_norm(x.float(), running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps)
+    if residual is not None:
+        y = y + residual
+    return (y.relu() if relu else y).to(x.dtype)
+
+
+def _check_inputs(
+    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, residual: Tensor | None
+) -> None:
+    if x.dim() != 4 or x.dtype not in DTYPES:
+        raise ValueError(f"x must be float32, bfloat16 or float16 [N, C, H, W], not {x.dtype} {tuple(x.shape)}")
+    channels = x.shape[1]
+    if channels == 0 or x.numel() <= channels:
+        raise ValueError(f"x {tuple(x.shape)} has no variance; give more than one value per channel")
+    for name, value in (
+        ("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var),
+    ):  # fmt: skip
+        if value.dtype != torch.float32 or value.shape != (channels,) or value.device != x.device:
+            raise ValueError(
+                f"{name} must be float32 [{channels}] on {x.device}, not {value.dtype} {tuple(value.shape)} "
+                f"on {value.device}"
+            )
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device):
+        raise ValueError(
+            f"residual must be {x.dtype} {tuple(x.shape)} on {x.device}, not {residual.dtype} "
+            f"{tuple(residual.shape)} on {residual.device}"
+        )

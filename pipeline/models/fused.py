@@ -1,0 +1,161 @@
+"""The networks with BatchNorm, addition and ReLU in one kernel: the same parameters, names and results.
+
+Every class has a twin in `pipeline.models.blocks`, `pipeline.models.resnet` or torchvision, whose parameters it has;
+only the forward pass differs, and it goes with ReLU alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from kernels.batchnorm import batch_norm, batch_norm_twice
+from pipeline.models.blocks import PlainBlock, PreActBasicBlock, PreActBottleneck
+from pipeline.models.resnet import PreActResNet, ResNet
+
+
+class Twice(NamedTuple):
+    """One activation under two names, whose gradients the kernel before it adds (see `batch_norm_twice`)."""
+
+    branch: Tensor
+    shortcut: Tensor
+
+
+class FusedNorm(nn.BatchNorm2d):
+    """nn.BatchNorm2d, then ``+ residual`` if there is one, then ReLU if ``relu``; ``twice`` returns a `Twice`.
+
+    While training, `kernels.batchnorm` does all in one. Evaluating, PyTorch does it.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, relu: bool = False, twice: bool = False) -> Any:
+        if self.training:
+            cast(Tensor, self.num_batches_tracked).add_(1)
+            arguments = (x, self.weight, self.bias, cast(Tensor, self.running_mean), cast(Tensor, self.running_var))
+            momentum = cast(float, self.momentum)
+            if twice:
+                both = batch_norm_twice(*arguments, residual=residual, relu=relu, momentum=momentum, eps=self.eps)
+                return Twice(*both)
+            return batch_norm(*arguments, residual=residual, relu=relu, momentum=momentum, eps=self.eps)
+        y = super().forward(x)
+        if residual is not None:
+            y += residual
+        if relu:
+            y = y.relu_()
+        return Twice(y, y) if twice else y
+
+
+def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
+    return x if block.downsample is None else block.downsample(x)
+
+
+def _twice(x: Tensor | Twice) -> Twice:
+    return x if isinstance(x, Twice) else Twice(x, x)
+
+
+class FusedBasicBlock(BasicBlock):
+    """`BasicBlock`. last: no block comes behind it, so that its result needs no second name."""
+
+    last = False
+
+    def forward(self, x: Tensor | Twice) -> Tensor | Twice:
+        branch, shortcut = _twice(x)
+        out = self.bn1(self.conv1(branch), relu=True)
+        return self.bn2(self.conv2(out), _shortcut(self, shortcut), relu=True, twice=not self.last)
+
+
+class FusedBottleneck(Bottleneck):
+    """`Bottleneck`. last: as in `FusedBasicBlock`."""
+
+    last = False
+
+    def forward(self, x: Tensor | Twice) -> Tensor | Twice:
+        branch, shortcut = _twice(x)
+        out = self.bn1(self.conv1(branch), relu=True)
+        out = self.bn2(self.conv2(out), relu=True)
+        return self.bn3(self.conv3(out), _shortcut(self, shortcut), relu=True, twice=not self.last)
+
+
+class FusedPlainBlock(PlainBlock):
+    """`PlainBlock`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn1(self.conv1(x), relu=True)
+        return self.bn2(self.conv2(out), relu=True)
+
+
+def _activate(block: PreActBasicBlock | PreActBottleneck, x: Tensor) -> Twice:
+    """The first BatchNorm and ReLU of a pre-activation block, and where its shortcut starts."""
+    if block.shares_activation:
+        return block.bn1(x, relu=True, twice=True)
+    return Twice(block.bn1(x, relu=True), x)
+
+
+class FusedPreActBasicBlock(PreActBasicBlock):
+    """`PreActBasicBlock`. The addition at its end stays PyTorch's: a convolution comes before it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = _activate(self, x)
+        identity = _shortcut(self, first.shortcut)
+        out = self.conv2(self.bn2(self.conv1(first.branch), relu=True))
+        out += identity
+        return out
+
+
+class FusedPreActBottleneck(PreActBottleneck):
+    """`PreActBottleneck`. The addition at its end stays PyTorch's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = _activate(self, x)
+        identity = _shortcut(self, first.shortcut)
+        out = self.bn2(self.conv1(first.branch), relu=True)
+        out = self.conv3(self.bn3(self.conv2(out), relu=True))
+        out += identity
+        return out
+
+
+class FusedResNet(ResNet):
+    """`ResNet` of fused blocks."""
+
+    norm_layer = FusedNorm
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        blocks = [m for m in self.modules() if isinstance(m, (FusedBasicBlock, FusedBottleneck))]
+        for block in blocks[-1:]:
+            block.last = True
+        # A pool between stem and blocks has but one input.
+        self._stem_twice = bool(blocks) and isinstance(self.maxpool, nn.Identity)
+
+    def _forward_impl(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.bn1(self.conv1(x), relu=True, twice=self._stem_twice))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+class FusedPreActResNet(PreActResNet):
+    """`PreActResNet` of fused blocks."""
+
+    norm_layer = FusedNorm
+
+    def _forward_impl(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.conv1(x))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = self.bn_final(x, relu=True)
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+#: The twin of each network and of each block.
+FUSED_NETWORKS: dict[type[ResNet], type[ResNet]] = {ResNet: FusedResNet, PreActResNet: FusedPreActResNet}
+FUSED_BLOCKS: dict[type[BasicBlock | Bottleneck], type[BasicBlock | Bottleneck]] = {
+    BasicBlock: FusedBasicBlock,
+    Bottleneck: FusedBottleneck,
+    PlainBlock: FusedPlainBlock,
+    PreActBasicBlock: FusedPreActBasicBlock,
+    PreActBottleneck: FusedPreActBottleneck,
+}

@@ -1,0 +1,274 @@
+"""BatchNorm with residual and ReLU against plain PyTorch in float64: values, gradients, running statistics."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.batchnorm import batch_norm, batch_norm_twice
+from kernels.batchnorm_triton import (
+    _apply_op,
+    _gradients_op,
+    _statistics_op,
+    batch_norm_triton,
+    batch_norm_twice_triton,
+    tiling,
+)
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# Of one rounding to the type, and in float32 of sums of a few thousand terms.
+TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}
+CASES = [(residual, relu) for residual in (False, True) for relu in (False, True)]
+
+
+def _inputs(shape, dtype, *, residual, device="cpu", seed=0, mean=0.5, std=2.0):
+    """x, weight, bias, running_mean, running_var, residual: leaves where a gradient is of interest."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator)
+
+    channels = shape[1]
+
+    def activation(values):
+        return values.to(device, dtype, memory_format=torch.channels_last).requires_grad_()
+
+    x = activation(mean + std * normal(*shape))
+    weight = (1 + 0.3 * normal(channels)).to(device).requires_grad_()
+    bias = (0.3 * normal(channels)).to(device).requires_grad_()
+    running = normal(channels).to(device), normal(channels).abs().to(device)
+    return x, weight, bias, *running, activation(normal(*shape)) if residual else None
+
+
+def _leaves(inputs):
+    return [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+
+
+def _copies(inputs, dtype=None):
+    """The same values again, with gradients of their own; floating-point ``dtype`` where given."""
+    return tuple(
+        None if t is None else t.detach().clone().to(dtype or t.dtype).requires_grad_(t.requires_grad) for t in inputs
+    )
+
+
+def _plainly(inputs, relu):
+    """PyTorch's own: the result, and what goes into the ReLU."""
+    x, weight, bias, running_mean, running_var, residual = inputs
+    y = F.batch_norm(x, running_mean, running_var, weight, bias, training=True, momentum=0.1, eps=1e-5)
+    y = y if residual is None else y + residual
+    return y.relu() if relu else y, y
+
+
+def _close(ours, theirs, tolerance, what):
+    """Within ``tolerance`` of the largest value: gradients of x are differences of sums."""
+    scale = float(theirs.detach().abs().max()) + 1e-6
+    assert float((ours.detach().double() - theirs.detach()).abs().max()) <= tolerance * scale, what
+
+
+def _compare(run, inputs, *, relu, twice=False, tolerance=None):
+    """Values, running statistics and all gradients against float64. ``twice``: two names, two gradients."""
+    dtype = inputs[0].dtype
+    tolerance = tolerance or TOLERANCE[dtype]
+    exact = _copies(inputs, torch.float64)
+    expected, before_relu = _plainly(exact, relu)
+    got = run(*inputs, relu=relu, momentum=0.1, eps=1e-5)
+    outputs = got if twice else (got,)
+    generator = torch.Generator().manual_seed(7)
+    # No gradient where rounding may move a value over zero: its ReLU passes here and not there.
+    kept = before_relu.detach().abs() > 0.05
+    factors = [torch.randn(expected.shape, generator=generator).to(inputs[0]) * kept for _ in outputs]
+    sum((out * factor).sum(dtype=torch.float32) for out, factor in zip(outputs, factors, strict=True)).backward()
+    sum((expected * factor).sum() for factor in factors).backward()
+    for out in outputs:
+        assert out.dtype == dtype
+        _close(out, expected, tolerance, "y")
+    for name, place in (("running_mean", 3), ("running_var", 4)):
+        torch.testing.assert_close(inputs[place].double(), exact[place], rtol=1e-5, atol=1e-5, msg=name)
+    for place, name in ((0, "x"), (1, "weight"), (2, "bias"), (5, "residual")):
+        if exact[place] is not None:
+            assert inputs[place].grad.dtype == inputs[place].dtype
+            _close(inputs[place].grad, exact[place].grad, 4 * tolerance, f"gradient of {name}")
+
+
+@pytest.mark.parametrize(("residual", "relu"), CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reference_equals_pytorch(dtype, residual, relu):
+    inputs = _inputs((4, 5, 6, 7), dtype, residual=residual)
+    _compare(lambda *a, **o: batch_norm(*a[:5], residual=a[5], **o), inputs, relu=relu)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize(("residual", "relu"), CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_triton_equals_pytorch(dtype, residual, relu, twice):
+    """On the CPU the kernels run in Triton's interpreter; several tiles and a last one that is cut off."""
+    inputs = _inputs((3, 6, 19, 23), dtype, residual=residual)
+    _compare(batch_norm_twice_triton if twice else batch_norm_triton, inputs, relu=relu, twice=twice)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(1, 6), st.sampled_from([1, 2, 3, 16, 65, 130]), st.integers(2, 9), st.integers(3, 9), st.booleans(),
+    st.booleans(), st.integers(0, 1000),
+)  # fmt: skip
+def test_triton_on_any_shape(count, channels, height, width, residual, relu, seed):
+    inputs = _inputs((count, channels, height, width), torch.float32, residual=residual, seed=seed)
+    # Few values have a small variance now and then, which magnifies rounding.
+    _compare(batch_norm_triton, inputs, relu=relu, tolerance=1e-3)
+
+
+def test_many_steps_and_chunks_share_the_rows(monkeypatch):
+    """With few programs each sums several tiles: no row is left out or counted twice."""
+    monkeypatch.setattr("kernels.batchnorm_triton._PROGRAMS", 3)
+    monkeypatch.setattr("kernels.batchnorm_triton._TILE", 64)
+    inputs = _inputs((3, 6, 9, 13), torch.float32, residual=True)
+    tiles = tiling(3 * 9 * 13, 6)
+    assert tiles.chunks > 1
+    assert tiles.steps > 1
+    _compare(batch_norm_triton, inputs, relu=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(2, 1 << 22), st.integers(1, 2048))
+def test_tiling_covers_all_rows_once(rows, channels):
+    tiles = tiling(rows, channels)
+    needed = -(-rows // tiles.block_rows)
+    assert tiles.chunks <= needed <= tiles.chunks * tiles.steps
+    assert needed > tiles.chunks * (tiles.steps - 1)
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e4])
+def test_a_large_mean_does_not_cost_the_variance(offset):
+    """A naive E[x^2] - E[x]^2 in float32 has no digit left of a variance of 1 next to a mean of 10,000."""
+    inputs = _inputs((8, 3, 16, 16), torch.float32, residual=False, mean=offset, std=1.0)
+    exact = inputs[0].detach().double()
+    mean, inv_std = _statistics_op(inputs[0].detach(), inputs[3], inputs[4], 0.1, 1e-5)
+    # float32 resolves the mean itself to 6e-8 of it, which is what is left.
+    torch.testing.assert_close(mean.double(), exact.mean((0, 2, 3)), rtol=2e-7, atol=0)
+    expected = (exact.var((0, 2, 3), unbiased=False) + 1e-5).rsqrt()
+    torch.testing.assert_close(inv_std.double(), expected, rtol=1e-4, atol=0)
+
+
+def test_results_repeat_bit_for_bit():
+    runs = []
+    for _ in range(2):
+        inputs = _inputs((4, 6, 19, 23), torch.bfloat16, residual=True)
+        y, again = batch_norm_twice_triton(*inputs, relu=True, momentum=0.1, eps=1e-5)
+        (y.float().square().sum() + again.float().sum()).backward()
+        runs.append([y, inputs[3], inputs[4], *(leaf.grad for leaf in _leaves(inputs))])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_other_memory_formats_are_taken_too():
+    """Plain memory, and the gradient of a mean, which has no strides."""
+    inputs = _inputs((2, 6, 5, 5), torch.float32, residual=True)
+    plain = tuple(None if t is None else t.detach().contiguous().requires_grad_(t.requires_grad) for t in inputs)
+    results = [batch_norm_triton(*i, relu=True, momentum=0.1, eps=1e-5) for i in (inputs, plain)]
+    assert all(result.is_contiguous(memory_format=torch.channels_last) for result in results)
+    for result in results:
+        result.mean().backward()
+    assert torch.equal(*results)
+    for ours, theirs in zip(_leaves(inputs), _leaves(plain), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_nan_is_not_hidden_by_the_relu():
+    inputs = _inputs((2, 3, 4, 4), torch.float32, residual=False)
+    with torch.no_grad():
+        inputs[0][0, 1, 2, 2] = float("nan")
+    y = batch_norm_triton(*inputs, relu=True, momentum=0.1, eps=1e-5)
+    assert y[:, 1].isnan().all()
+    assert not y[:, 0].isnan().any()
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_torch_compile_keeps_it_whole(twice):
+    """One graph without breaks, and the values of the eager run, running statistics included."""
+
+    def block(inputs):
+        if not twice:
+            return batch_norm_triton(*inputs, relu=True, momentum=0.1, eps=1e-5).square().sum()
+        y, skip = batch_norm_twice_triton(*inputs, relu=True, momentum=0.1, eps=1e-5)
+        # The last block's second name is of no use.
+        last, _ = batch_norm_twice_triton(y * 2, *inputs[1:5], skip, relu=True, momentum=0.1, eps=1e-5)
+        return last.square().sum()
+
+    eager = _inputs((2, 6, 5, 5), torch.float32, residual=True)
+    compiled = _copies(eager)
+    block(eager).backward()
+    torch.compile(block, backend="aot_eager", fullgraph=True)(compiled).backward()
+    for ours, theirs in zip(compiled[3:5], eager[3:5], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for ours, theirs in zip(_leaves(compiled), _leaves(eager), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_operators_keep_their_contracts():
+    """Fake and real results agree in shape, type and strides; nothing but what is declared is changed."""
+    x, weight, bias, running_mean, running_var, residual = (
+        t.detach() for t in _inputs((2, 3, 4, 5), torch.float16, residual=True)
+    )
+    mean, inv_std = _statistics_op(x, running_mean, running_var, 0.1, 1e-5)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(_statistics_op, (x, running_mean, running_var, 0.1, 1e-5), test_utils=checks)
+    torch.library.opcheck(_apply_op, (x, mean, inv_std, weight, bias, residual, True), test_utils=checks)
+    for dy2, y, store in ((None, None, False), (residual, None, True), (residual, x, True)):
+        arguments = (residual, dy2, x, y, mean, inv_std, weight, bias, True, store)
+        torch.library.opcheck(_gradients_op, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("change", [
+    dict(x=torch.zeros(4, 3)),
+    dict(x=torch.zeros(2, 3, 4, 4, dtype=torch.float64)),
+    dict(x=torch.zeros(1, 3, 1, 1)),
+    dict(weight=torch.zeros(4)),
+    dict(running_var=torch.zeros(3, dtype=torch.bfloat16)),
+    dict(residual=torch.zeros(2, 3, 4, 5)),
+    dict(residual=torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16)),
+])  # fmt: skip
+@pytest.mark.parametrize("run", [batch_norm, batch_norm_twice])
+def test_bad_inputs(run, change):
+    names = ("x", "weight", "bias", "running_mean", "running_var", "residual")
+    arguments = dict(zip(names, _inputs((2, 3, 4, 4), torch.float32, residual=True), strict=True))
+    with pytest.raises(ValueError, match=r"must be|give more"):
+        run(**{**arguments, **change})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize(("residual", "relu"), CASES)
+@pytest.mark.parametrize("shape", [(64, 64, 32, 32), (64, 512, 4, 4), (37, 96, 15, 13), (5, 3, 9, 9)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gpu_equals_pytorch(dtype, shape, residual, relu, twice):
+    inputs = _inputs(shape, dtype, residual=residual, device="cuda")
+    _compare(batch_norm_twice_triton if twice else batch_norm_triton, inputs, relu=relu, twice=twice)
+
+
+@pytest.mark.gpu
+def test_gpu_replays_in_a_graph():
+    """Captured, forward and backward; a replay reads what its inputs hold by then and moves the statistics."""
+    inputs = _inputs((32, 64, 16, 16), torch.bfloat16, residual=True, device="cuda")
+    x, running = inputs[0], inputs[3:5]
+
+    def run(given):
+        y, skip = batch_norm_twice(*given[:5], residual=given[5], relu=True)
+        return torch.autograd.grad(y.float().square().sum() + skip.float().sum(), _leaves(given))
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run(inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(inputs)
+    with torch.no_grad():
+        x.mul_(1.5).add_(0.25)
+        for tensor in running:
+            tensor.fill_(1)
+    eager = _copies(inputs)
+    graph.replay()
+    expected = run(eager)
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(running, eager[3:5], strict=True))
