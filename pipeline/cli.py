@@ -51,8 +51,8 @@ _SETTINGS: dict[str, _Settings] = {
         "--target-accuracy": ("run.target_accuracy", "stop when the test accuracy reaches X, a fraction", _FLOAT),
         "--tta": (
             "run.tta",
-            "test-time augmentation: flip averages each image with its mirror image",
-            {"nargs": "?", "const": "flip", "choices": ["none", "flip"]},
+            "test-time augmentation; without a kind: flip. multicrop: also moved by a pixel",
+            {"nargs": "?", "const": "flip", "choices": ["none", "flip", "multicrop"]},
         ),
     },
     "speed": {
