@@ -58,12 +58,12 @@ class OptimizerConfig:
     biases and normalisation's. head_lr: of the classifier's weights. whiten_lr: of the bias of a whitening layer,
     whose rate falls linearly to zero over the first whiten_epochs epochs, whatever the schedule.
 
-    weight_decay: a step at the peak shrinks a weight by lr * weight_decay, also where it has a rate of its own. It
-    applies to weights of convolutions (but Muon's, whose norms are fixed) and of the classifier, and to parameters of
-    one dimension only with decay_all. muon_momentum, muon_iterations: Muon's momentum and its Newton-Schulz
-    iterations. grad_clip: largest norm of the whole gradient. ema_decay: per step, of the averaged weights that
-    evaluation uses; None for no averaging. lookahead: steps between two of its corrections (see
-    `pipeline.averaging.Lookahead`), whose decay per step is lookahead_decay; None for none."""
+    weight_decay: at the peak, lr * weight_decay of a weight goes into the step that momentum is made of, also where
+    the weight has a rate of its own. It applies to weights of convolutions (but Muon's, whose norms are fixed) and of
+    the classifier, and to parameters of one dimension only with decay_all. muon_momentum, muon_iterations: Muon's
+    momentum and its Newton-Schulz iterations. grad_clip: largest norm of the whole gradient. ema_decay: per step, of
+    the averaged weights that evaluation uses; None for no averaging. lookahead: steps between two of its corrections
+    (see `pipeline.averaging.Lookahead`), whose decay per step is lookahead_decay; None for none."""
 
     name: str = "sgd"
     lr: float = 0.4

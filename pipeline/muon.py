@@ -31,7 +31,7 @@ def orthogonalise(matrices: Tensor, iterations: int) -> Tensor:
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + _EPSILON)
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + _EPSILON)
     for _ in range(iterations):
         square = torch.bmm(x, x.mT)
         polynomial = torch.baddbmm(square, square, square, beta=_B, alpha=_C)
@@ -98,6 +98,8 @@ def _step_filters(
     if group["nesterov"]:
         directions = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
     norms = torch._foreach_norm(filters)
+    # Filters may start at zero, and have no direction to be scaled along.
+    torch._foreach_clamp_min_(norms, _EPSILON)
     torch._foreach_reciprocal_(norms)
     torch._foreach_mul_(norms, [len(f) ** 0.5 for f in filters])
     torch._foreach_mul_(filters, norms)

@@ -211,9 +211,20 @@ def test_muon_trains_a_resnet():
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.3 * losses[0]
-    norms = [float(m.weight.norm()) / m.out_channels**0.5 for m in model.modules() if isinstance(m, nn.Conv2d)]
+    norms = [float(m.weight.detach().norm()) / m.out_channels**0.5 for m in model.modules() if isinstance(m, nn.Conv2d)]
     # Scaled to 1 before each step, and then moved by 0.1 at most.
     assert all(0.85 < norm < 1.15 for norm in norms)
+
+
+def test_filters_that_start_at_zero_move_too():
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(arch="preact-resnet8", zero_init_residual=True))
+    optimizer = build_optimizer(model, OptimizerConfig(name="muon", lr=0.1), CPU)
+    _gradients(model, 0)
+    optimizer.step()
+    zeroed = model.layer1[0].conv2.weight
+    assert float(zeroed.detach().norm()) == pytest.approx(0.1 * 16**0.5, rel=0.15)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.gpu
