@@ -17,6 +17,7 @@ from kernels.philox import STREAM_AUGMENT, STREAM_CUTOUT, below, check_seed, sam
 
 MAX_PAD = 8
 PAD_MODES = ("zero", "reflect")
+FLIP_MODES = ("random", "alternating")
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -26,14 +27,17 @@ class AugmentSpec:
 
     pad: the image is padded by this many pixels on each side (0..8) and a window of its own size is cut out of it
     at a uniformly random place (He et al. 2015, section 4.2: 4 pixels). pad_mode: ``zero`` pads with black,
-    ``reflect`` mirrors without repeating the border. flip: mirror left-right with probability 1/2. cutout: side in
-    pixels of a square set to the mean colour, its centre uniform over the image and its edges clipped by the
-    border (DeVries and Taylor 2017, section 3.2); 0 for none.
+    ``reflect`` mirrors without repeating the border. flip: mirror left-right with probability 1/2. flip_mode: of each
+    epoch by itself, ``random``, or ``alternating``: an image is drawn for epoch 0, and from then on mirrored in every
+    other epoch (Jordan 2024, arXiv 2404.00498, section 3.6), so that two epochs together show both sides of it.
+    cutout: side in pixels of a square set to the mean colour, its centre uniform over the image and its edges clipped
+    by the border (DeVries and Taylor 2017, section 3.2); 0 for none.
     """
 
     pad: int = 0
     pad_mode: str = "zero"
     flip: bool = False
+    flip_mode: str = "random"
     cutout: int = 0
 
     def __post_init__(self) -> None:
@@ -41,6 +45,8 @@ class AugmentSpec:
             raise ValueError(f"pad {self.pad} is out of range; give 0 to {MAX_PAD} pixels")
         if self.pad_mode not in PAD_MODES:
             raise ValueError(f"unknown pad mode '{self.pad_mode}'; choose from {', '.join(PAD_MODES)}")
+        if self.flip_mode not in FLIP_MODES:
+            raise ValueError(f"unknown flip mode '{self.flip_mode}'; choose from {', '.join(FLIP_MODES)}")
         if self.cutout < 0:
             raise ValueError(f"cutout {self.cutout} is negative; give the side of the square in pixels, 0 for none")
 
@@ -118,7 +124,12 @@ def crop_offsets(indices: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor
     """Each sample's crop and flip: (dy, dx, flip), int64 [N]; dy, dx in 0..2*pad, flip 0 or 1."""
     r0, r1, r2, _ = sample_words(seed, epoch, indices, STREAM_AUGMENT)
     positions = 2 * spec.pad + 1
-    flip = below(r2, 2) if spec.flip else torch.zeros_like(r2)
+    if not spec.flip:
+        flip = torch.zeros_like(r2)
+    elif spec.flip_mode == "alternating":
+        flip = below(sample_words(seed, 0, indices, STREAM_AUGMENT)[2], 2) ^ (epoch & 1)
+    else:
+        flip = below(r2, 2)
     return below(r0, positions), below(r1, positions), flip
 
 

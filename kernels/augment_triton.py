@@ -34,8 +34,8 @@ def _reflect(position, size: tl.constexpr):
 def _augment_kernel(
     images, indices, table, epoch_pointer, out, seed,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
-    PAD: tl.constexpr, REFLECT: tl.constexpr, FLIP: tl.constexpr, CUTOUT: tl.constexpr,
-    GATHER: tl.constexpr, BLOCK: tl.constexpr,
+    PAD: tl.constexpr, REFLECT: tl.constexpr, FLIP: tl.constexpr, ALTERNATING: tl.constexpr,
+    CUTOUT: tl.constexpr, GATHER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program writes BLOCK neighbouring output elements of one image, in channels_last order."""
     sample = tl.program_id(0).to(tl.int64)
@@ -54,7 +54,11 @@ def _augment_kernel(
     if PAD > 0 or FLIP:
         r0, r1, r2, _ = tl.philox(seed, counter, epoch, zero + _AUGMENT, zero)
         if FLIP:
-            source_x = tl.where(_below(r2, 2) == 1, W - 1 - x, x)
+            mirrored = _below(r2, 2)
+            if ALTERNATING:
+                _, _, first, _ = tl.philox(seed, counter, zero, zero + _AUGMENT, zero)
+                mirrored = _below(first, 2) ^ (epoch & 1).to(tl.int32)
+            source_x = tl.where(mirrored == 1, W - 1 - x, x)
         source_y += _below(r0, 2 * PAD + 1) - PAD
         source_x += _below(r1, 2 * PAD + 1) - PAD
     if REFLECT:
@@ -78,7 +82,7 @@ def _augment_kernel(
 @torch.library.custom_op("fast_train::augment", mutates_args=())
 def _augment_op(
     images: Tensor, indices: Tensor, table: Tensor, epoch: Tensor, seed: int,
-    pad: int, reflect: bool, flip: bool, cutout: int, gather: bool,
+    pad: int, reflect: bool, flip: bool, alternating: bool, cutout: int, gather: bool,
 ) -> Tensor:  # fmt: skip
     count, (height, width, channels) = len(indices), images.shape[1:]
     out = torch.empty((count, height, width, channels), dtype=table.dtype, device=images.device)
@@ -86,14 +90,14 @@ def _augment_op(
         grid = (count, triton.cdiv(height * width * channels, _BLOCK))
         _augment_kernel[grid](
             images, indices, table, epoch, out, seed,
-            H=height, W=width, C=channels, PAD=pad, REFLECT=reflect, FLIP=flip, CUTOUT=cutout,
-            GATHER=gather, BLOCK=_BLOCK,
+            H=height, W=width, C=channels, PAD=pad, REFLECT=reflect, FLIP=flip, ALTERNATING=alternating,
+            CUTOUT=cutout, GATHER=gather, BLOCK=_BLOCK,
         )  # fmt: skip
     return out.permute(0, 3, 1, 2)
 
 
 @_augment_op.register_fake
-def _(images, indices, table, epoch, seed, pad, reflect, flip, cutout, gather):
+def _(images, indices, table, epoch, seed, pad, reflect, flip, alternating, cutout, gather):
     count, (height, width, channels) = indices.shape[0], images.shape[1:]
     return table.new_empty((count, height, width, channels)).permute(0, 3, 1, 2)
 
@@ -104,5 +108,5 @@ def augment_triton(
     """`kernels.augment.augment` on a CUDA device (or, under Triton's interpreter, on the CPU)."""
     return _augment_op(
         images, indices, table, epoch, seed,
-        spec.pad, spec.pad_mode == "reflect", spec.flip, spec.cutout, gather,
+        spec.pad, spec.pad_mode == "reflect", spec.flip, spec.flip_mode == "alternating", spec.cutout, gather,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 PROGRAM = "fast-train"
 _EPILOG = """examples:
   fast-train --arch resnet18 --amp                  train on data/cifar10
+  fast-train --recipe record-94                     94 % on CIFAR-10 in the shortest time
   fast-train --recipe paper --arch resnet56         the setting of He et al. 2015
   fast-train --arch resnet18 --amp --resume auto    go on with the last such run, or start it
   fast-train --evaluate runs/cifar10-resnet18-fast  evaluate a run's checkpoint
@@ -35,7 +36,7 @@ _SETTINGS: dict[str, _Settings] = {
         ),
     },
     "model": {
-        "--arch": ("model.arch", "architecture: resnet18, preact-resnet18, resnet56, plain-20 ...", _NAME),
+        "--arch": ("model.arch", "architecture: resnet18, preact-resnet18, plain-20, speednet8 ...", _NAME),
         "--shortcut": (
             "model.shortcut",
             "A zero padding, B projection where shapes differ, C projection everywhere",
@@ -51,8 +52,8 @@ _SETTINGS: dict[str, _Settings] = {
         "--target-accuracy": ("run.target_accuracy", "stop when the test accuracy reaches X, a fraction", _FLOAT),
         "--tta": (
             "run.tta",
-            "test-time augmentation: flip averages each image with its mirror image",
-            {"nargs": "?", "const": "flip", "choices": ["none", "flip"]},
+            "test-time augmentation; without a kind: flip. multicrop: also moved by a pixel",
+            {"nargs": "?", "const": "flip", "choices": ["none", "flip", "multicrop"]},
         ),
     },
     "speed": {
@@ -76,7 +77,7 @@ _SETTINGS: dict[str, _Settings] = {
 }
 # The other flags, with the defaults that `parse_flags` fills in.
 _ACTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "--recipe": (None, "defaults: fast (on a GPU), cpu-quick (without), notes, paper, or a TOML file", _NAME),
+    "--recipe": (None, "fast (on a GPU), cpu-quick (without), notes, paper, record-94 ..., or a TOML file", _NAME),
     "--set": ([], "any other setting, such as optimizer.momentum=0.8", {"action": "append", "metavar": "SECTION.X=Y"}),
     "--out": (None, "the run's folder (default: runs/<set>-<arch>-<recipe>)", {"metavar": "DIR"}),
     "--resume": (None, "go on with the last such run, or with a checkpoint", {"metavar": "auto|PATH"}),

@@ -173,7 +173,7 @@ def _train(
     if state is not None:
         check_resumable(state, folder / CHECKPOINT, config, prepared)
     _announce(config, prepared, runtime, folder, console)
-    with Trainer(config, prepared, runtime) as trainer:
+    with Trainer(config, prepared, runtime, resumes=state is not None) as trainer:
         if state is not None:
             trainer.load_state_dict(state)
             if trainer.finished:

@@ -16,6 +16,8 @@ from pipeline.errors import ConfigError, check_name
 from pipeline.models import ModelConfig
 
 SCHEDULES = ("constant", "multistep", "plateau", "onecycle", "triangular", "cosine")
+OPTIMIZERS = ("sgd", "muon")
+TTA = ("none", "flip", "multicrop")
 AMP_DTYPES = ("off", "auto", "bf16", "fp16")
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
 T = TypeVar("T")
@@ -50,36 +52,68 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """SGD with momentum. weight_decay applies to weights of convolutions and the classifier, and to
-    normalisation parameters and biases only with decay_all. grad_clip: largest norm of the whole gradient.
-    ema_decay: per step, of the averaged weights that evaluation uses; None for no averaging."""
+    """How weights are moved. Rates are peaks, for the mean loss of a batch; the schedule scales all of them alike.
 
+    name: ``sgd`` with momentum, or ``muon``: the filters of convolutions by Muon (see `pipeline.muon`), all else by
+    SGD. lr: of everything that has no rate of its own below. bias_lr: of parameters of one dimension, which are
+    biases and normalisation's. head_lr: of the classifier's weights. whiten_lr: of the bias of a whitening layer,
+    whose rate falls linearly to zero over the first whiten_epochs epochs, whatever the schedule.
+
+    weight_decay: at the peak, lr * weight_decay of a weight goes into the step that momentum is made of, also where
+    the weight has a rate of its own. It applies to weights of convolutions (but Muon's, whose norms are fixed) and of
+    the classifier, and to parameters of one dimension only with decay_all. muon_momentum, muon_iterations: Muon's
+    momentum and its Newton-Schulz iterations. grad_clip: largest norm of the whole gradient. ema_decay: per step, of
+    the averaged weights that evaluation uses; None for no averaging. lookahead: steps between two of its corrections
+    (see `pipeline.averaging.Lookahead`), whose decay per step is lookahead_decay; None for none."""
+
+    name: str = "sgd"
     lr: float = 0.4
+    bias_lr: float | None = None
+    head_lr: float | None = None
+    whiten_lr: float | None = None
+    whiten_epochs: int = 3
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
     decay_all: bool = False
+    muon_momentum: float = 0.6
+    muon_iterations: int = 5
     label_smoothing: float = 0.0
     grad_clip: float | None = None
     ema_decay: float | None = None
+    lookahead: int | None = None
+    lookahead_decay: float = 0.95
 
     def __post_init__(self) -> None:
+        check_name("optimizer", self.name, OPTIMIZERS)
         _require(0 < self.lr < math.inf, f"learning rate {self.lr} must be above 0")
+        for name in ("bias_lr", "head_lr", "whiten_lr"):
+            rate = getattr(self, name)
+            _require(rate is None or 0 < rate < math.inf, f"{name} {rate} must be above 0")
+        _require(self.whiten_epochs >= 1, f"whiten_epochs {self.whiten_epochs} must be 1 or more")
         _require(0 <= self.momentum < 1, f"momentum {self.momentum} must be in [0, 1)")
         _require(not self.nesterov or self.momentum > 0, "Nesterov needs a momentum above 0")
         _require(0 <= self.weight_decay < math.inf, f"weight decay {self.weight_decay} must be 0 or more")
+        _require(0 <= self.muon_momentum < 1, f"Muon's momentum {self.muon_momentum} must be in [0, 1)")
+        _require(self.muon_iterations >= 1, f"{self.muon_iterations} Muon iterations; give 1 or more")
         _require(0 <= self.label_smoothing < 1, f"label smoothing {self.label_smoothing} must be in [0, 1)")
         _require(self.grad_clip is None or self.grad_clip > 0, f"grad clip {self.grad_clip} must be above 0")
         _require(self.ema_decay is None or 0 < self.ema_decay < 1, f"EMA decay {self.ema_decay} must be in (0, 1)")
+        _require(self.lookahead is None or self.lookahead >= 1, f"lookahead {self.lookahead} must be 1 step or more")
+        _require(0 <= self.lookahead_decay < 1, f"lookahead decay {self.lookahead_decay} must be in [0, 1)")
+        both = self.ema_decay is not None and self.lookahead is not None
+        _require(not both, "ema_decay and lookahead both average the weights; leave one of them out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """How the learning rate moves; see `pipeline.schedules`. warmup and milestones are fractions of the whole
-    run, final is a fraction of the peak; gamma, threshold and patience (epochs) serve multistep and plateau."""
+    run, start (of the warm-up) and final are fractions of the peak; gamma, threshold and patience (epochs) serve
+    multistep and plateau."""
 
     name: str = "triangular"
     warmup: float = 0.0
+    start: float = 0.0
     final: float = 0.0
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
@@ -89,6 +123,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         check_name("schedule", self.name, SCHEDULES)
         _require(0 <= self.warmup < 1, f"warmup {self.warmup} must be a fraction of the run in [0, 1)")
+        _require(0 <= self.start <= 1, f"start {self.start} must be a fraction of the peak rate in [0, 1]")
         _require(0 <= self.final <= 1, f"final {self.final} must be a fraction of the peak rate in [0, 1]")
         rising = all(a < b for a, b in zip((0, *self.milestones), (*self.milestones, 1), strict=True))
         _require(rising, f"milestones {self.milestones} must rise between 0 and 1, fractions of the run")
@@ -102,7 +137,8 @@ class RunConfig:
     """How long and how to run. steps: the length in steps instead of epochs. amp: autocast type, ``auto`` for
     bf16 where the processor computes in it. compile and graph: None for what is best on the device. compile_mode: of
     torch.compile. fused_norm: BatchNorm, addition and ReLU in one kernel; None leaves it off.
-    tta: ``flip`` averages the predictions for each test image and its mirror image."""
+    tta: ``flip`` averages the predictions for each test image and its mirror image, ``multicrop`` those for both
+    and for both moved by a pixel either way along the diagonal (see `pipeline.evaluate`)."""
 
     epochs: int = 16
     steps: int | None = None
@@ -128,7 +164,7 @@ class RunConfig:
         check_name("compile mode", self.compile_mode, COMPILE_MODES)
         plain = self.fused_norm and not self.channels_last
         _require(not plain, "--fused-norm needs channels_last memory; leave out --no-channels-last")
-        check_name("test-time augmentation", self.tta, ("none", "flip"))
+        check_name("test-time augmentation", self.tta, TTA)
         target = self.target_accuracy
         _require(target is None or 0 < target <= 1, f"target accuracy {target} must be a fraction in (0, 1]")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +36,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate ``model`` on a loader built with ``train=False``; the model's mode is put back afterwards.
 
-    tta: ``flip`` averages the class probabilities of each image and of its mirror image.
+    tta: ``flip`` averages the logits of each image and of its mirror image. ``multicrop`` (Jordan 2024, arXiv
+    2404.00498, section 3.5) averages six: image and mirror image weigh 1/4 each, and both of them moved by one pixel
+    up and left, and down and right, 1/8 each; what comes in at the border is its reflection.
     """
     classes, device = len(loader.prepared.manifest.classes), loader.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -69,8 +70,12 @@ def evaluate(
 
 def _predict(model: nn.Module, images: Tensor, amp: torch.dtype | None, tta: str) -> Tensor:
     """Log-probabilities, float32 [N, K]."""
-    views = [images, images.flip(3)] if tta == "flip" else [images]
+    views = [(1.0, images)]
+    if tta == "multicrop":
+        padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+        views = [(0.5, images), (0.25, padded[:, :, 2:, 2:]), (0.25, padded[:, :, :-2, :-2])]
+    if tta != "none":
+        views = [(weight / 2, image) for weight, view in views for image in (view, view.flip(3))]
     with torch.autocast(images.device.type, dtype=amp, enabled=amp is not None):
-        logits = [model(view) for view in views]
-    logs = torch.stack([F.log_softmax(value.float(), dim=1) for value in logits])
-    return torch.logsumexp(logs, dim=0) - math.log(len(views))
+        logits = [weight * model(view).float() for weight, view in views]
+    return F.log_softmax(torch.stack(logits).sum(dim=0), dim=1)

@@ -1,72 +1,107 @@
-"""SGD and weight averaging, arranged so that a captured step finds all of its state in place."""
+"""Which parameter is moved how: groups, their rates as tensors, and the optimizer that moves them."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import OptimizerConfig
+from pipeline.models.speednet import Whitening
+from pipeline.muon import Muon
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.SGD:
-    """Fused SGD whose learning rate is one 0-D tensor on the device, shared by all groups.
+class _Kind(NamedTuple):
+    """What parameters of one group share. peak: their rate at the schedule's peak."""
 
+    peak: float
+    decayed: bool
+    muon: bool
+    whitening: bool
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
+    """An optimizer of the parameters that want gradients, as ``config`` says (see `OptimizerConfig`).
+
+    Each group's ``lr`` is a 0-D tensor on the device, shared with the groups of the same rate; `set_rates` moves them.
     The momentum buffers exist from the start, as zeros: a captured step must not create them, and the first step
     is the same either way (0 * momentum + gradient).
     """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        # One dimension: normalisation scales and shifts, biases.
-        (plain if parameter.dim() == 1 and not config.decay_all else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    rate = torch.tensor(config.lr, dtype=torch.float32, device=device)
-    optimizer = torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        fused=True,
-    )
-    if config.momentum:
-        for parameter in model.parameters():
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    kinds: dict[_Kind, list[nn.Parameter]] = {}
+    for kind, parameter in _kinds(model, config):
+        kinds.setdefault(kind, []).append(parameter)
+    rates: dict[tuple[float, bool], Tensor] = {}
+    for kind in kinds:
+        rates.setdefault((kind.peak, kind.whitening), torch.tensor(kind.peak, dtype=torch.float32, device=device))
+    groups = [_group(kind, parameters, config) for kind, parameters in kinds.items()]
+    optimizer: torch.optim.Optimizer
+    if config.name == "muon":
+        optimizer = Muon(groups)
+    else:
+        optimizer = torch.optim.SGD(
+            groups, lr=torch.tensor(config.lr, device=device), momentum=config.momentum, nesterov=config.nesterov,
+            fused=True,
+        )  # fmt: skip
+        if config.momentum:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     # The optimizer may have taken a copy of the tensor for each group.
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    for kind, group in zip(kinds, optimizer.param_groups, strict=True):
+        group["lr"] = rates[kind.peak, kind.whitening]
     return optimizer
+
+
+def _kinds(model: nn.Module, config: OptimizerConfig) -> Iterator[tuple[_Kind, nn.Parameter]]:
+    whitening = {id(m.bias) for m in model.modules() if isinstance(m, Whitening)}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        # One dimension: normalisation scales and shifts, biases.
+        flat = parameter.dim() == 1
+        rate, whitens = config.lr, id(parameter) in whitening
+        if whitens:
+            rate = config.whiten_lr or rate
+        elif flat:
+            rate = config.bias_lr or rate
+        elif name.startswith("fc."):
+            rate = config.head_lr or rate
+        muon = config.name == "muon" and parameter.dim() == 4
+        decayed = (config.decay_all or not flat) and not muon
+        yield _Kind(peak=rate, decayed=decayed, muon=muon, whitening=whitens), parameter
+
+
+def _group(kind: _Kind, parameters: list[nn.Parameter], config: OptimizerConfig) -> dict[str, Any]:
+    share = kind.peak / config.lr
+    group: dict[str, Any] = {
+        "params": parameters,
+        # SGD multiplies decay by the rate: what a step takes off is to be the same at every rate.
+        "weight_decay": config.weight_decay / share if kind.decayed else 0.0,
+        "factor": kind.peak if kind.whitening else share,
+        "whitening": kind.whitening,
+    }
+    if config.name == "muon":
+        group |= {"muon": kind.muon, "nesterov": config.nesterov, "iterations": config.muon_iterations}
+        group["momentum"] = config.muon_momentum if kind.muon else config.momentum
+    return group
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rate: float, whitening: float) -> None:
+    """Set the rate of every group of an optimizer from `build_optimizer`, queued on the device like any other work.
+
+    rate: of parameters without a rate of their own; others move in proportion. whitening: the rate of a whitening
+    layer's bias as a part of its peak.
+    """
+    filled = set()
+    for group in optimizer.param_groups:
+        if id(group["lr"]) not in filled:
+            filled.add(id(group["lr"]))
+            group["lr"].fill_(group["factor"] * (whitening if group["whitening"] else rate))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
     """Every tensor of the optimizer's state."""
     for state in optimizer.state.values():
         yield from (value for value in state.values() if isinstance(value, Tensor))
-
-
-class WeightAverage:
-    """An exponential moving average of a model's parameters and floating-point buffers.
-
-    ``model`` is a copy that evaluation uses in place of the trained one.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
-        self._weight = 1 - decay
-        pairs = list(zip(_values(self.model), _values(model), strict=True))
-        self._averages = [mine for mine, _ in pairs if mine.is_floating_point()]
-        self._values = [theirs for _, theirs in pairs if theirs.is_floating_point()]
-        self._counters = [(mine, theirs) for mine, theirs in pairs if not mine.is_floating_point()]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move towards the trained model's present values by the share 1 - decay."""
-        torch._foreach_lerp_(self._averages, self._values, self._weight)
-        for mine, theirs in self._counters:
-            mine.copy_(theirs)
-
-
-def _values(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]

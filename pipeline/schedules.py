@@ -28,7 +28,8 @@ class Schedule:
         warmup = self.config.warmup
         if done < warmup:
             # Half a step ahead, so that the first step moves too.
-            return min((done + 0.5 / self.total) / warmup, 1.0)
+            share = min((done + 0.5 / self.total) / warmup, 1.0)
+            return self.config.start + (1 - self.config.start) * share
         return self._curve((done - warmup) / (1 - warmup))
 
     def _curve(self, done: float) -> float:
@@ -116,6 +117,12 @@ _REGISTRY: dict[str, Callable[..., Schedule]] = {
     "triangular": Triangular,
     "cosine": Cosine,
 }
+
+
+def whitening_share(step: int, *, steps: int) -> float:
+    """The share of its peak at which the bias of a whitening layer moves in ``step``: linear from 1 to 0 over the first
+    ``steps`` steps, 0 from then on (Jordan 2024, arXiv 2404.00498, section 3.2: the bias is trained for 3 epochs)."""
+    return max(1 - step / steps, 0.0)
 
 
 def build_schedule(config: ScheduleConfig, *, peak: float, total_steps: int) -> Schedule:

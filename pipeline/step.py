@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.augmentation import Augmenter
+from pipeline.averaging import Lookahead, WeightAverage
 from pipeline.config import OptimizerConfig
 from pipeline.loaders import Batch
-from pipeline.optimizer import WeightAverage, build_optimizer, optimizer_tensors
+from pipeline.optimizer import build_optimizer, optimizer_tensors, set_rates
 
 
 class Totals(NamedTuple):
@@ -78,6 +79,7 @@ class TrainStep:
         self.optimizer = build_optimizer(model, config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
         self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
+        self.lookahead = Lookahead(model, config.lookahead, config.lookahead_decay) if config.lookahead else None
         self.metrics = Metrics(device)
         self._forward_loss = self._plain_forward_loss
         if compile:
@@ -88,9 +90,10 @@ class TrainStep:
         """The model that is worth evaluating: the averaged one where there is one."""
         return self.average.model if self.average else self.model
 
-    def set_rate(self, rate: float) -> None:
-        """The learning rate of the steps to come; queued on the device like any other work."""
-        self.optimizer.param_groups[0]["lr"].fill_(rate)
+    def set_rate(self, rate: float, *, whitening: float = 1.0) -> None:
+        """The learning rate of the steps to come, and, as a part of its peak, that of a whitening layer's bias; queued
+        on the device like any other work."""
+        set_rates(self.optimizer, rate, whitening)
 
     def __call__(self, batch: Batch) -> None:
         """Train on one batch of a loader's `feed`."""
@@ -109,6 +112,12 @@ class TrainStep:
             self.average.update()
         self.metrics.add(loss, correct, len(labels))
 
+    def after(self, done: int, total: int) -> None:
+        """What comes behind step number ``done`` (1-based) of ``total`` but is not part of every step: lookahead's
+        correction, which therefore stays out of the captured graph."""
+        if self.lookahead:
+            self.lookahead.after_step(done, total)
+
     def _plain_forward_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
             logits = self.model(images)
@@ -124,6 +133,8 @@ class TrainStep:
         if self.average:
             yield from self.average.model.parameters()
             yield from self.average.model.buffers()
+        if self.lookahead:
+            yield from self.lookahead.slow
         yield self.metrics.sums
 
     @contextmanager
@@ -147,6 +158,7 @@ class TrainStep:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.model.state_dict() if self.average else None,
+            "lookahead": self.lookahead.slow if self.lookahead else None,
             "scaler": self.scaler.state_dict(),
             "metrics": self.metrics.sums,
         }
@@ -162,5 +174,7 @@ class TrainStep:
             for number, parameter in enumerate(parameters):
                 for name, value in saved.get(number, {}).items():
                     self.optimizer.state[parameter][name].copy_(value)
+            if self.lookahead:
+                torch._foreach_copy_(self.lookahead.slow, state["lookahead"])
             self.metrics.sums.copy_(state["metrics"])
         self.scaler.load_state_dict(state["scaler"])

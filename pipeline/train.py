@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from data_prep.manifest import PreparedSet
-from kernels.augment import NO_AUGMENT
+from kernels.augment import NO_AUGMENT, augment, normalisation_table
 from pipeline.augmentation import Augmenter, NativeAugmenter, normalisation
 from pipeline.checkpoint import save_checkpoint
 from pipeline.config import Config
@@ -23,13 +23,15 @@ from pipeline.interrupt import Interrupt
 from pipeline.loaders import Batch, Loader, build_loader
 from pipeline.loaders.native import NativeAugment
 from pipeline.logs import RunLog
-from pipeline.models import build_model
+from pipeline.models import build_model, initialise_from_data, starts_from_data
 from pipeline.runtime import Runtime
-from pipeline.schedules import build_schedule
+from pipeline.schedules import build_schedule, whitening_share
 from pipeline.step import Totals, TrainStep
 
 CHECKPOINT = "last.pt"
 _EVALUATION_BATCH = 1000
+# Pixels of the images that a model starts from: the first 5,000 of CIFAR-10 (Jordan 2024, section 3.2).
+_START_PIXELS = 5000 * 32 * 32
 # A small model's epoch takes a second on a GPU: saving each one would cost as much as training it.
 _SECONDS_BETWEEN_SAVES = 10.0
 
@@ -93,17 +95,36 @@ def build_split_loader(config: Config, prepared: PreparedSet, runtime: Runtime, 
     )
 
 
-def build_network(config: Config, runtime: Runtime) -> torch.nn.Module:
-    """The model, initialised from the run's seed, on the device and in the memory format of the run."""
+def build_network(config: Config, runtime: Runtime, prepared: PreparedSet | None = None) -> torch.nn.Module:
+    """The model, initialised from the run's seed, on the device and in the memory format of the run.
+
+    prepared: the set whose first training images a model that `starts_from_data` is given; None leaves such a model
+    without them, for weights from a checkpoint or where only speed is measured.
+    """
     torch.manual_seed(config.run.seed)
-    model = build_model(config.model, fused_norm=runtime.fused_norm).to(runtime.device)
+    model = build_model(config.model, fused_norm=runtime.fused_norm)
+    if prepared is not None and starts_from_data(model):
+        initialise_from_data(model, _first_images(config, prepared))
+    model = model.to(runtime.device)
     return model.to(memory_format=torch.channels_last) if config.run.channels_last else model
 
 
-def build_step(config: Config, augmenter: Augmenter, runtime: Runtime, *, gathers: bool) -> TrainStep:
-    """The step of a run, not compiled or captured yet. gathers: of the loader that will feed it."""
+def _first_images(config: Config, prepared: PreparedSet) -> torch.Tensor:
+    """The first images of the training split, normalised as the run does: float32 [N, C, H, W] on the CPU."""
+    height, width, _ = prepared.manifest.image_shape
+    pixels = prepared.packed("train").images[: max(_START_PIXELS // (height * width), 1)]
+    table = normalisation_table(*normalisation(prepared.manifest, config.data.normalise), torch.float32)
+    indices = torch.arange(len(pixels))
+    return augment(torch.tensor(pixels), indices, table, spec=NO_AUGMENT, seed=0, epoch=0)
+
+
+def build_step(
+    config: Config, augmenter: Augmenter, runtime: Runtime, *, gathers: bool, prepared: PreparedSet | None = None
+) -> TrainStep:
+    """The step of a run, not compiled or captured yet. gathers: of the loader that will feed it. prepared: see
+    `build_network`."""
     return TrainStep(
-        build_network(config, runtime),
+        build_network(config, runtime, prepared),
         augmenter,
         config.optimizer,
         device=runtime.device,
@@ -127,15 +148,19 @@ def ready_step(step: TrainStep, example: Batch, runtime: Runtime) -> Callable[[B
 
 
 class Trainer:
-    """One run. Builds everything that it needs; `fit` trains; a context manager, which closes the loaders."""
+    """One run. Builds everything that it needs; `fit` trains; a context manager, which closes the loaders.
 
-    def __init__(self, config: Config, prepared: PreparedSet, runtime: Runtime) -> None:
+    resumes: `load_state_dict` will be called, so that nothing is initialised from the data.
+    """
+
+    def __init__(self, config: Config, prepared: PreparedSet, runtime: Runtime, *, resumes: bool = False) -> None:
         self.config, self.prepared, self.runtime = config, prepared, runtime
         self.loader = build_split_loader(config, prepared, runtime, train=True)
         self.test_loader = build_split_loader(config, prepared, runtime, train=False)
         self.augmenter = build_augmenter(config, prepared, runtime, train=True)
         self.test_augmenter = build_augmenter(config, prepared, runtime, train=False)
-        self.step = build_step(config, self.augmenter, runtime, gathers=self.loader.gathers)
+        start = None if resumes else prepared
+        self.step = build_step(config, self.augmenter, runtime, gathers=self.loader.gathers, prepared=start)
         steps_per_epoch = len(self.loader)
         self.total_steps = config.run.steps or config.run.epochs * steps_per_epoch
         self.epochs = math.ceil(self.total_steps / steps_per_epoch)
@@ -144,7 +169,7 @@ class Trainer:
         self.train_seconds = 0.0
         self.history: list[dict[str, Any]] = []
         self._run_step: Callable[[Batch], None] = self.step
-        self._rate: float | None = None
+        self._rates: tuple[float, float] | None = None
         self._saved_at = time.monotonic()
         self._target_reached = False
 
@@ -216,6 +241,7 @@ class Trainer:
                 rate = self._set_rate()
                 self._run_step(batch)
                 self.done_steps += 1
+                self.step.after(self.done_steps, self.total_steps)
                 seen = glimpse.take()
                 if seen is not None:
                     self._check_finite(seen, epoch)
@@ -230,9 +256,10 @@ class Trainer:
 
     def _set_rate(self) -> float:
         rate = self.schedule.rate(self.done_steps)
-        if rate != self._rate:
-            self.step.set_rate(rate)
-            self._rate = rate
+        whitening = whitening_share(self.done_steps, steps=self.config.optimizer.whiten_epochs * len(self.loader))
+        if (rate, whitening) != self._rates:
+            self.step.set_rate(rate, whitening=whitening)
+            self._rates = rate, whitening
         return rate
 
     def _check_finite(self, sums: Totals, epoch: int) -> None:

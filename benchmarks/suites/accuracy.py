@@ -52,7 +52,7 @@ def run(bench: Bench) -> None:
             bench.watch.sample()
     if not runs:
         return
-    details = {"runs": runs, "target": settings.target_accuracy, "epochs": _epochs(bench)}
+    details = {"runs": runs, "target": settings.target_accuracy, "epochs": runs[0]["planned_epochs"]}
     finals = tuple(float(run["accuracy"]) for run in runs)
     bench.add(
         Row(suite=SUITE, name=FINAL, unit="accuracy", statistic="mean", repeats=finals,
@@ -70,20 +70,12 @@ def run(bench: Bench) -> None:
     bench.add(Row(suite=SUITE, name=name, unit="s", better="lower", statistic="mean", repeats=times, details={}))
 
 
-def _epochs(bench: Bench) -> int:
-    return bench.settings.epochs or bench.config.run.epochs
-
-
 def _train(bench: Bench, seed: int) -> dict[str, Any]:
     """One training, in JSON's types. ``seconds`` of an epoch count from the first step's start."""
     torch.compiler.reset()
-    run = dataclasses.replace(
-        bench.config.run,
-        seed=seed,
-        epochs=_epochs(bench),
-        steps=None,
-        target_accuracy=bench.settings.target_accuracy,
-    )
+    run = dataclasses.replace(bench.config.run, seed=seed, target_accuracy=bench.settings.target_accuracy)
+    if bench.settings.epochs is not None:
+        run = dataclasses.replace(run, epochs=bench.settings.epochs, steps=None)
     folder = bench.scratch / f"seed-{seed}"
     folder.mkdir()
     started_at, started = time.time(), time.perf_counter()
@@ -106,6 +98,7 @@ def _train(bench: Bench, seed: int) -> dict[str, Any]:
         ]
         return {
             "seed": seed,
+            "planned_epochs": trainer.epochs,
             "started_at": started_at,
             "began_at": began_at,
             "start_up_seconds": start_up,

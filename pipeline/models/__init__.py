@@ -7,18 +7,21 @@
 | ``quick-resnet8`` | 16 channels at full size, then a block each of 32, 64, 128 at a half, a quarter, an eighth | 8 |
 | ``plain-N`` | the same without shortcuts, where blocks are basic | 8, 14, 18, 20, 32, 34, 44, 56, 110 |
 | ``preact-resnetN`` | the same in the order of He et al. 2016 | all |
+| ``speednetN`` | a frozen whitening layer and three wide stages, for the shortest training | 8, 11 |
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from pipeline.errors import check_name
 from pipeline.models.blocks import PlainBlock, PreActBasicBlock, PreActBottleneck
 from pipeline.models.fused import FUSED_BLOCKS, FUSED_NETWORKS
 from pipeline.models.resnet import ACTIVATIONS, PreActResNet, ResNet
+from pipeline.models.speednet import SMALLEST_IMAGE, SPEEDNETS, SpeedNet
 
 __all__ = [
     "ACTIVATIONS",
@@ -28,8 +31,11 @@ __all__ = [
     "Architecture",
     "ModelConfig",
     "ResNet",
+    "SpeedNet",
     "architecture_names",
     "build_model",
+    "initialise_from_data",
+    "starts_from_data",
 ]
 
 STEMS = ("auto", "cifar", "imagenet")
@@ -39,8 +45,8 @@ LARGEST_CIFAR_STEM = 64  # pixels; above, the stem "auto" is ImageNet's
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What a name stands for: blocks and channels of each stage (a first stage of no blocks leaves only the stem
-    at full size), and the option of the shortcuts if none is asked for (None: the net has no shortcuts)."""
+    """What a ResNet's name stands for: blocks and channels of each stage (a first stage of no blocks leaves only the
+    stem at full size), and the option of the shortcuts if none is asked for (None: the net has no shortcuts)."""
 
     network: type[ResNet]
     block: type[BasicBlock | Bottleneck]
@@ -99,7 +105,7 @@ def architecture_names() -> list[str]:
         family = name.rstrip("0123456789")
         return family, int(name[len(family) :])
 
-    return sorted(ARCHITECTURES, key=key)
+    return sorted([*ARCHITECTURES, *SPEEDNETS], key=key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +115,8 @@ class ModelConfig:
     arch: a name from `architecture_names`. image_size: side in pixels; it only decides the stem ``auto``, which
     is ``cifar`` (3x3 convolution) up to 64 pixels and ``imagenet`` (7x7 of stride 2, max-pool) above.
     shortcut: option A, B or C of He et al. 2015, section 4.1; None for the architecture's own, B in torchvision's
-    nets and A in the 16-32-64 nets. zero_init_residual: start every block as its shortcut.
+    nets and A in the 16-32-64 nets. zero_init_residual: start every block as its shortcut. A speednet has none of
+    these variations, and GELU.
     """
 
     arch: str = "resnet18"
@@ -130,18 +137,34 @@ class ModelConfig:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; give 1 or more")
         if self.shortcut is not None:
             check_name("shortcut", self.shortcut, SHORTCUTS)
-        if ARCHITECTURES[self.arch].shortcut is None and (self.shortcut or self.zero_init_residual):
+        if self.arch in SPEEDNETS:
+            self._check_speednet()
+        elif ARCHITECTURES[self.arch].shortcut is None and (self.shortcut or self.zero_init_residual):
             setting = "shortcut" if self.shortcut else "zero_init_residual"
             twin = self.arch.replace("plain-", "resnet")
             raise ValueError(f"{self.arch} has no shortcuts; leave out model.{setting}, or take {twin}")
 
+    def _check_speednet(self) -> None:
+        for name in ("stem", "shortcut", "activation", "zero_init_residual"):
+            if getattr(self, name) != ModelConfig.__dataclass_fields__[name].default:
+                raise ValueError(f"{self.arch} has no choice of model.{name}; leave it out, or take another --arch")
+        if self.image_size < SMALLEST_IMAGE:
+            raise ValueError(
+                f"{self.arch} needs images of {SMALLEST_IMAGE} pixels or more a side, not {self.image_size}; take "
+                "another --arch"
+            )
 
-def build_model(config: ModelConfig, *, fused_norm: bool = False) -> ResNet:
-    """A new network on the CPU, initialised from PyTorch's default generator.
+
+def build_model(config: ModelConfig, *, fused_norm: bool = False) -> ResNet | SpeedNet:
+    """A new network on the CPU, initialised from PyTorch's default generator. See `starts_from_data`.
 
     fused_norm: BatchNorm, addition and ReLU in one kernel (`pipeline.models.fused`); weights, names and results are
     the same. Raises ValueError for another activation than ReLU.
     """
+    if config.arch in SPEEDNETS:
+        if fused_norm:
+            raise ValueError(f"--fused-norm goes with ReLU alone, and {config.arch} has GELU; leave it out")
+        return SpeedNet(SPEEDNETS[config.arch], num_classes=config.num_classes, in_channels=config.in_channels)
     architecture = ARCHITECTURES[config.arch]
     network, block = architecture.network, architecture.block
     if fused_norm:
@@ -162,3 +185,17 @@ def build_model(config: ModelConfig, *, fused_norm: bool = False) -> ResNet:
         activation=config.activation,
         zero_init_residual=config.zero_init_residual,
     )
+
+
+def starts_from_data(model: nn.Module) -> bool:
+    """Whether the model's first weights come from training images; `initialise_from_data` sets them."""
+    return isinstance(model, SpeedNet)
+
+
+def initialise_from_data(model: nn.Module, images: Tensor) -> None:
+    """Set the weights that come from data, of a model that has such; others stay as they are.
+
+    images: the first ones of the training split, normalised and not augmented, float32 [N, C, H, W].
+    """
+    if isinstance(model, SpeedNet):
+        model.initialise_from_data(images)

@@ -22,6 +22,7 @@ specs = st.builds(
     pad=st.integers(0, 8),
     pad_mode=st.sampled_from(["zero", "reflect"]),
     flip=st.booleans(),
+    flip_mode=st.sampled_from(["random", "alternating"]),
     cutout=st.integers(0, 12),
 )
 dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
@@ -89,7 +90,7 @@ def test_triton_equals_reference_to_the_last_bit(spec, dtype, seed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("spec", [
     NO_AUGMENT, AugmentSpec(pad=4, flip=True), AugmentSpec(pad=8, pad_mode="reflect", flip=True, cutout=12),
-    AugmentSpec(cutout=5), AugmentSpec(flip=True),
+    AugmentSpec(cutout=5), AugmentSpec(flip=True), AugmentSpec(pad=2, flip=True, flip_mode="alternating"),
 ])  # fmt: skip
 @pytest.mark.parametrize("shape", [(32, 32, 3), (28, 31, 1), (64, 48, 4)])
 def test_gpu_triton_equals_reference_to_the_last_bit(shape, spec, dtype):
@@ -167,6 +168,35 @@ def test_crops_are_uniform_over_all_positions(seed, epoch):
     assert neighbours == pytest.approx(1 / 81, abs=0.0015)  # four standard deviations
 
 
+def test_alternating_flips_show_each_image_from_both_sides_in_turn():
+    """Odd epochs mirror even ones, for every image and in any batch; epoch 0 is as random flipping's."""
+    images, indices, table = _images(500, 12, 12, 3), torch.arange(500), _table(3)
+    spec = AugmentSpec(flip=True, flip_mode="alternating")
+
+    def show(epoch, chosen=indices, spec=spec):
+        return augment(images[chosen], chosen, table, spec=spec, seed=21, epoch=torch.tensor(epoch))
+
+    first = show(0)
+    for epoch in range(1, 5):
+        assert torch.equal(show(epoch), first.flip(3) if epoch % 2 else first)
+    assert torch.equal(first, show(0, spec=AugmentSpec(flip=True)))
+    some = torch.tensor([77, 3, 499])
+    assert torch.equal(show(3, some), show(3)[some])
+    mirrored = crop_offsets(torch.arange(100_000), spec=spec, seed=21, epoch=0)[2].double().mean()
+    assert float(mirrored) == pytest.approx(0.5, abs=0.007)  # four standard deviations
+
+
+def test_alternating_flips_leave_the_crops_as_they_are():
+    indices = torch.arange(1000)
+    for epoch in (0, 5):
+        random, alternating = (
+            crop_offsets(indices, spec=AugmentSpec(pad=4, flip=True, flip_mode=mode), seed=2, epoch=epoch)
+            for mode in ("random", "alternating")
+        )
+        assert torch.equal(random[0], alternating[0])
+        assert torch.equal(random[1], alternating[1])
+
+
 def test_cutout_covers_every_place():
     """Its centre is uniform, so an inner pixel is covered with probability side² / area."""
     images = torch.full((20_000, 16, 16, 1), 255, dtype=torch.uint8)
@@ -189,7 +219,7 @@ def test_empty_batch():
 
 
 @pytest.mark.parametrize("arguments", [
-    dict(pad=9), dict(pad=-1), dict(pad_mode="wrap"), dict(cutout=-2),
+    dict(pad=9), dict(pad=-1), dict(pad_mode="wrap"), dict(flip_mode="sometimes"), dict(cutout=-2),
 ])  # fmt: skip
 def test_bad_spec(arguments):
     with pytest.raises(ValueError, match=r"give|choose"):

@@ -30,6 +30,31 @@ def test_the_notes_and_the_paper_are_what_they_say():
     assert paper.augment == AugmentSpec(pad=4, flip=True)
 
 
+def test_the_records_step_as_what_they_follow():
+    """The steps of the published rates, which are for the sum of a batch's losses: rate * gradient of the mean."""
+    small, large = resolve("record-94", {}), resolve("record-96", {})
+    assert small.run.epochs * 50_000 // small.data.batch_size == 200
+    assert small.optimizer.bias_lr == 0.053 * 2000
+    assert small.optimizer.head_lr == pytest.approx(0.67 * 2000 * (9 / 256) ** 2, rel=1e-3)
+    assert small.optimizer.lr * small.optimizer.weight_decay == pytest.approx(2e-6 * 2000)
+    nesterov = 1 + 1 / (1 - 0.85)
+    assert large.optimizer.lr == pytest.approx(9 / nesterov, rel=1e-4)
+    assert large.optimizer.bias_lr == pytest.approx(64 * 9 / nesterov, rel=1e-3)
+    assert large.optimizer.lr * large.optimizer.weight_decay == pytest.approx(0.012 / nesterov, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [n for n in recipe_names() if n.startswith(("record-", "resnet18-"))])
+def test_timed_recipes_evaluate_only_at_the_end(name):
+    config = resolve(name, {})
+    assert config.run.eval_every >= config.run.epochs
+    assert config.run.steps is None
+
+
+def test_two_averages_are_refused():
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        OptimizerConfig(ema_decay=0.9, lookahead=5)
+
+
 def test_a_flag_wins_over_the_recipe():
     config = resolve("paper", {"run": {"epochs": 3}, "optimizer": {"lr": 1}})
     assert config.run.steps is None
@@ -74,7 +99,11 @@ def test_a_bad_recipe_is_one_line(tmp_path, text, message):
     (OptimizerConfig, {"lr": 0.0}), (OptimizerConfig, {"lr": float("nan")}), (OptimizerConfig, {"momentum": 1.0}),
     (OptimizerConfig, {"momentum": 0.0}), (OptimizerConfig, {"weight_decay": -1.0}),
     (OptimizerConfig, {"label_smoothing": 1.0}), (OptimizerConfig, {"grad_clip": 0.0}),
-    (OptimizerConfig, {"ema_decay": 1.0}),
+    (OptimizerConfig, {"ema_decay": 1.0}), (OptimizerConfig, {"name": "moun"}), (OptimizerConfig, {"bias_lr": 0.0}),
+    (OptimizerConfig, {"head_lr": -1.0}), (OptimizerConfig, {"whiten_lr": float("inf")}),
+    (OptimizerConfig, {"whiten_epochs": 0}), (OptimizerConfig, {"muon_momentum": 1.0}),
+    (OptimizerConfig, {"muon_iterations": 0}), (OptimizerConfig, {"lookahead": 0}),
+    (OptimizerConfig, {"lookahead_decay": 1.0}), (ScheduleConfig, {"start": 1.5}),
     (ScheduleConfig, {"name": "steps"}), (ScheduleConfig, {"warmup": 1.0}),
     (ScheduleConfig, {"milestones": (0.5, 0.25)}), (ScheduleConfig, {"milestones": (1.5,)}),
     (RunConfig, {"epochs": 0}), (RunConfig, {"steps": 0}), (RunConfig, {"seed": -1}), (RunConfig, {"amp": "int8"}),

@@ -27,6 +27,7 @@ needs_dali = pytest.mark.skipif(LOADERS["dali"].missing() is not None, reason=st
         AugmentSpec(pad=4, flip=True),
         AugmentSpec(pad=8, flip=True, cutout=8),
         AugmentSpec(cutout=15),
+        AugmentSpec(pad=2, flip=True, flip_mode="alternating"),
     ],
 )
 def test_native_augmentation_is_the_kernels(prepared, spec, dtype):
@@ -62,6 +63,16 @@ def test_the_native_example_has_the_feeds_shape(prepared):
 def test_dali_can_not_reflect():
     with pytest.raises(ConfigError, match="pads with zeros only; use --dali-augment kernel"):
         NativeAugment(spec=AugmentSpec(pad=2, pad_mode="reflect"), mean=(0.5,), std=(0.5,), dtype=torch.float32, seed=0)
+
+
+def test_native_augmentation_is_told_of_alternating_flips():
+    """Needs no DALI: what its graph will be fed."""
+    spec = AugmentSpec(flip=True, flip_mode="alternating")
+    native = NativeAugment(spec=spec, mean=(0.5,), std=(0.5,), dtype=torch.float32, seed=3)
+    indices = torch.arange(200)
+    even, odd = (native.draw(indices, epoch, 8, 8)[1] for epoch in (2, 3))
+    assert np.array_equal(even + odd, np.ones(200))
+    assert 0 < even.sum() < 200
 
 
 def test_native_needs_the_dali_loader(prepared_path, tmp_path, monkeypatch, capsys):

@@ -61,6 +61,41 @@ def test_flip_averages_an_image_with_its_mirror(prepared):
     assert flipped.confidences == pytest.approx(np.full(33, 0.5), abs=1e-3)
 
 
+class _Weighing(nn.Module):
+    """Logits that are a fixed weighing of all pixels: no two views of an image give the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(16 * 16 * 3, 3)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+def test_multicrop_is_the_weighted_mean_of_the_logits_of_six_views(prepared):
+    """Pixel by pixel: view (dy, dx) shows at (y, x) what is at (y + dy, x + dx), reflected at the border."""
+    torch.manual_seed(0)
+    model = _Weighing()
+    with build_loader("resident", prepared, "test", batch_size=10, train=False) as loader:
+        result = evaluate(model, loader, _augmenter(prepared), tta="multicrop")
+    packed = prepared.packed("test")
+    mean, std = np.array(prepared.manifest.mean), np.array(prepared.manifest.std)
+    images = torch.tensor((packed.images / 255 - mean) / std, dtype=torch.float32)
+
+    def moved(by):
+        place = (torch.arange(16) + by).abs()
+        place = torch.where(place > 15, 30 - place, place)
+        return images[:, place][:, :, place]
+
+    logits = 0
+    for weight, view in ((0.5, images), (0.25, moved(1)), (0.25, moved(-1))):
+        for side in (view, view.flip(2)):
+            logits = logits + weight / 2 * model(side.permute(0, 3, 1, 2)).detach()
+    expected = logits.softmax(1)
+    assert np.array_equal(result.predictions, expected.argmax(1).numpy())
+    assert result.confidences == pytest.approx(expected.max(1).values.numpy(), abs=1e-5)
+
+
 def test_a_class_without_images_has_no_accuracy(prepared):
     with build_loader("resident", prepared, "test", batch_size=10, train=False) as loader:
         result = evaluate(_LeftBright(), loader, _augmenter(prepared))

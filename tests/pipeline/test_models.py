@@ -6,9 +6,10 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from pipeline.models import ARCHITECTURES, ModelConfig, architecture_names, build_model
+from pipeline.models import ARCHITECTURES, ModelConfig, architecture_names, build_model, initialise_from_data
 from pipeline.models.blocks import PreActBottleneck
 from pipeline.models.resnet import PreActResNet, ResNet
+from pipeline.models.speednet import SPEEDNETS
 
 _BIG = ("50", "56", "101", "110", "152")
 _ALL = [pytest.param(a, marks=pytest.mark.slow) if a.endswith(_BIG) else a for a in architecture_names()]
@@ -43,16 +44,19 @@ def test_names_cover_every_family():
     expected = {f"{family}{depth}" for family in ("resnet", "preact-resnet") for depth in four + three}
     expected |= {f"plain-{depth}" for depth in (18, 34, *three)}
     assert expected <= set(architecture_names())
-    assert sorted(architecture_names()) == sorted(ARCHITECTURES)
+    assert sorted(architecture_names()) == sorted([*ARCHITECTURES, *SPEEDNETS])
 
 
 @pytest.mark.parametrize("arch", _ALL)
 def test_forward_and_backward(arch):
     model = _model(arch, num_classes=7)
+    initialise_from_data(model, _images())
     logits = model(_images())
     assert logits.shape == (2, 7)
     logits.logsumexp(1).sum().backward()
-    for name, parameter in model.named_parameters():
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained
+    for name, parameter in trained:
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
 

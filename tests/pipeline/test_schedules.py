@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import SCHEDULES, ScheduleConfig
-from pipeline.schedules import build_schedule
+from pipeline.schedules import build_schedule, whitening_share
 
 
 def _rates(total=1000, peak=0.4, **config):
@@ -33,6 +33,20 @@ def test_triangular_rises_to_the_peak_and_falls_to_zero():
     assert rates[125] == pytest.approx(0.2, rel=0.01)
     assert 0 < rates[-1] < 0.001
     assert rates == sorted(rates[:250]) + sorted(rates[250:], reverse=True)
+
+
+def test_a_warm_up_can_begin_above_zero():
+    rates = _rates(name="triangular", warmup=0.1, start=0.2)
+    assert rates[0] == pytest.approx(0.4 * 0.2, rel=0.05)
+    assert rates[50] == pytest.approx(0.4 * 0.6, rel=0.01)
+    assert rates[100] == pytest.approx(0.4)
+
+
+def test_a_whitening_bias_moves_less_and_less_and_then_not_at_all():
+    shares = [whitening_share(step, steps=75) for step in range(200)]
+    assert shares[0] == 1
+    assert shares[25] == pytest.approx(2 / 3)
+    assert shares[75:] == [0] * 125
 
 
 def test_onecycle_is_torchs():

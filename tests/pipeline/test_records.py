@@ -1,0 +1,116 @@
+"""The time-to-accuracy recipes through the real command, on the small set of shapes."""
+
+import json
+
+import pytest
+import torch
+
+from pipeline import cli
+from pipeline.checkpoint import load_checkpoint
+from pipeline.models.speednet import SpeedNet
+from pipeline.recipe import recipe_names
+
+TIMED = [name for name in recipe_names() if name.startswith(("record-", "resnet18-"))]
+# Of the recipe's 2,000 images a batch the small set has 120.
+SMALL = ["--device", "cpu", "--amp", "off", "--batch-size", "24", "--set", "optimizer.whiten_epochs=1"]
+
+
+@pytest.fixture
+def train(prepared_path, tmp_path, monkeypatch):
+    """Call fast-train from an empty folder; returns the exit status."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(recipe, *arguments):
+        return cli.main(["--data", str(prepared_path), "--recipe", recipe, *SMALL, *arguments])
+
+    call.folder = tmp_path
+    return call
+
+
+def _state(train, run):
+    return load_checkpoint(train.folder / run / "last.pt")
+
+
+def _history(train, run):
+    return [json.loads(line) for line in (train.folder / run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_there_are_five():
+    assert TIMED == ["record-94", "record-96", "resnet18-94", "resnet18-95", "resnet18-96"]
+
+
+@pytest.mark.parametrize("recipe", ["record-94", "record-96"])
+def test_a_record_trains_and_evaluates_once_at_the_end(train, recipe):
+    assert train(recipe, "--set", "run.steps=12", "--out", "run") == 0
+    history = _history(train, "run")
+    assert [record["step"] for record in history] == [5, 10, 12]
+    assert [record["test_accuracy"] is not None for record in history] == [False, False, True]
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [name for name in TIMED if name.startswith("resnet18-")])
+def test_a_resnet18_recipe_trains(train, recipe):
+    assert train(recipe, "--set", "run.steps=2", "--out", "run") == 0
+    assert len(_history(train, "run")) == 1
+
+
+def _assert_equal(a, b):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            _assert_equal(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        for one, other in zip(a, b, strict=True):
+            _assert_equal(one, other)
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize("recipe", ["record-94", "record-96"])
+def test_resuming_equals_a_straight_run_bit_for_bit(train, monkeypatch, recipe):
+    """Muon's momentum, the whitening bias's schedule, lookahead's slow weights; and nothing is fitted again."""
+    fits = []
+    fit = SpeedNet.initialise_from_data
+    monkeypatch.setattr(
+        SpeedNet, "initialise_from_data", lambda self, images: (fits.append(len(images)), fit(self, images))
+    )
+    length = ["--set", "run.epochs=3"]
+    assert train(recipe, *length, "--out", "straight") == 0
+    assert train(recipe, *length, "--out", "parts", "--stop-after", "1") == 0
+    assert fits == [120, 120]
+    assert cli.main(["--resume", "parts"]) == 0
+    assert cli.main(["--evaluate", "parts", "--device", "cpu"]) == 0
+    assert fits == [120, 120]
+    straight, parts = _state(train, "straight"), _state(train, "parts")
+    assert straight["done_steps"] == parts["done_steps"] == 15
+    _assert_equal(straight["step"], parts["step"])
+
+
+def test_the_whitening_layer_is_fitted_to_the_training_images(train):
+    """Its weights are those of the images, whatever the seed; and the frozen part does not move in training."""
+    for seed in ("0", "1"):
+        assert train("record-94", "--set", "run.steps=3", "--seed", seed, "--out", f"seed-{seed}") == 0
+    first, second = (_state(train, f"seed-{seed}")["step"]["model"] for seed in "01")
+    assert torch.equal(first["whiten.weight"], second["whiten.weight"])
+    assert not torch.equal(first["fc.weight"], second["fc.weight"])
+    assert bool((first["layer1.bn1.weight"] == 1).all())
+
+
+def test_multicrop_can_be_turned_off_and_on(train, capsys):
+    assert train("record-94", "--set", "run.steps=2", "--tta", "none", "--out", "run") == 0
+    saved = json.loads((train.folder / "run" / "config.json").read_text())
+    assert saved["config"]["run"]["tta"] == "none"
+    for kind in ("flip", "multicrop"):
+        assert cli.main(["--evaluate", "run", "--tta", kind, "--device", "cpu", "--out", kind]) == 0
+    assert cli.main(["--evaluate", "run", "--set", "run.tta=crop", "--device", "cpu"]) == 2
+    assert "unknown test-time augmentation 'crop'" in capsys.readouterr().err
+
+
+def test_native_dali_refuses_the_records_crops_in_one_line(train, capsys):
+    options = ["--loader", "dali", "--dali-augment", "native", "--out", "run"]
+    assert train("record-94", *options) == 2
+    error = capsys.readouterr().err
+    assert "DALI pads with zeros only; use --dali-augment kernel" in error
+    assert error.count("\n") == 1
+    assert not (train.folder / "run").exists()
