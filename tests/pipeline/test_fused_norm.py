@@ -165,6 +165,8 @@ def test_what_it_does_not_go_with():
         RunConfig(fused_norm=True, channels_last=False)
     with pytest.raises(ValueError, match="ReLU alone"):
         build_model(ModelConfig(arch="resnet8", activation="elu"), fused_norm=True)
+    with pytest.raises(ValueError, match="speednet8 has GELU"):
+        build_model(ModelConfig(arch="speednet8"), fused_norm=True)
 
 
 def test_compile_mode_reaches_the_compiler(prepared, prepared_path, monkeypatch):
