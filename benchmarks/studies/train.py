@@ -117,8 +117,8 @@ def _flags(variant: Variant, options: Options, seed: int) -> list[str]:
 def _is_finished(folder: Path, wanted: Config) -> bool:
     """Whether the folder holds a training of these settings that came to its end. ConfigError if of others."""
     try:
-        saved = json.loads((folder / _RUN_CONFIG).read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError):
+        saved = _saved_config(folder)
+    except (OSError, json.JSONDecodeError, KeyError):
         return False
     _check_same(saved, wanted, folder)
     try:
@@ -127,19 +127,25 @@ def _is_finished(folder: Path, wanted: Config) -> bool:
         return False
     if not history:
         return False
-    length: int | None = saved["run"]["steps"]
-    return bool(history[-1]["step"] >= length if length else history[-1]["epoch"] >= saved["run"]["epochs"])
+    last = history[-1]
+    return bool(last["step"] >= saved.run.steps if saved.run.steps else last["epoch"] >= saved.run.epochs)
 
 
-def _check_same(saved: Mapping[str, Any], wanted: Config, folder: Path) -> None:
+def _saved_config(folder: Path) -> Config:
+    """The configuration of the training in ``folder``; what it does not name has its default."""
+    return Config.from_dict(json.loads((folder / _RUN_CONFIG).read_text(encoding="utf-8"))["config"])
+
+
+def _check_same(saved: Config, wanted: Config, folder: Path) -> None:
     """ConfigError unless two configurations are one, but for what the data decide: the network's input and output.
 
     A longer training does not go on from a shorter one: its learning rate would have fallen too soon.
     """
     fitted = {"num_classes", "image_size", "in_channels"}
+    before_all = saved.to_dict()
     for section, values in wanted.to_dict().items():
         for name, value in values.items() if isinstance(values, Mapping) else ():
-            before = saved[section].get(name)
+            before = before_all[section][name]
             if before != value and not (section == "model" and name in fitted):
                 raise ConfigError(
                     f"{folder} holds a training with {section}.{name} = {before}, this command says {value}; "
@@ -161,9 +167,8 @@ def _run(variant: Variant, seed: int, folder: Path, status: str) -> Run:
         }
         for record in _history(folder)
     )
-    saved = Config.from_dict(json.loads((folder / _RUN_CONFIG).read_text(encoding="utf-8"))["config"])
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in build_model(saved.model).parameters())
+        parameters = sum(parameter.numel() for parameter in build_model(_saved_config(folder).model).parameters())
     return Run(
         variant=variant.name,
         arch=variant.arch,

@@ -134,6 +134,13 @@ def test_finished_trainings_are_kept_and_others_refused(study, tmp_path, capsys)
     before = metrics.stat().st_mtime_ns
     assert study() == 0
     assert metrics.stat().st_mtime_ns == before
+    # A training from before a setting existed had what is its default now.
+    config = metrics.with_name("config.json")
+    record = json.loads(config.read_text())
+    assert record["config"]["augment"].pop("flip_mode") == "random"
+    config.write_text(json.dumps(record))
+    assert study() == 0
+    assert metrics.stat().st_mtime_ns == before
     capsys.readouterr()
     assert study("--steps", "4") == 2
     error = capsys.readouterr().err
