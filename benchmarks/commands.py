@@ -144,7 +144,7 @@ def build_settings(flags: argparse.Namespace, config: Config, *, cuda: bool) -> 
         batch_sizes=tuple(sorted({128, main, 2048} if cuda else {main, 1024})),
         worker_counts=tuple(sorted({*(1 << k for k in range(workers.bit_length())), workers})),
         workers=workers,
-        slow_repeats=repeats if cuda else min(repeats, 2),
+        slow_repeats=repeats if cuda or flags.repeats is not None else min(repeats, 2),
         target_accuracy=flags.target_accuracy,
         runs=runs,
         epochs=flags.epochs if flags.epochs is not None else (None if cuda else 2),

@@ -3,7 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.cli import build_parser
+from benchmarks.commands import build_settings
 from benchmarks.measure import Case, Rate, bootstrap, bootstrap_ratio, estimate, interleave, spread
+from pipeline.config import Config
 
 values = st.lists(st.floats(0.1, 1e6), min_size=2, max_size=20)
 
@@ -84,3 +87,10 @@ def test_a_rate_is_measured_over_enough_iterations():
     assert rate() == pytest.approx(10_000)
     assert rate.iterations == pytest.approx(500, rel=0.01)
     assert counts[0] == counts[1] == 1
+
+
+@pytest.mark.parametrize(("flags", "expected"), [([], (5, 2)), (["--repeats", "7"], (7, 7)), (["--quick"], (2, 2))])
+def test_repeats_on_a_cpu(flags, expected):
+    """What takes long is repeated less there, unless repeats are asked for."""
+    settings = build_settings(build_parser().parse_args(flags), Config(), cuda=False)
+    assert (settings.repeats, settings.slow_repeats) == expected
