@@ -126,8 +126,9 @@ class Plan:
 
     def data(self) -> dict[str, Any]:
         """What the report says of the images."""
+        kind = self.prepared.manifest.source["kind"]
         return {
-            "source": self.prepared.manifest.source["kind"],
+            "source": kind if kind != "folder" else self.prepared.root.resolve().name,
             "synthetic": self.prepared.synthetic,
             "train_images": self.prepared.size("train"),
         }
