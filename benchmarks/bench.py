@@ -24,7 +24,8 @@ from pipeline.runtime import Runtime
 class Settings:
     """How to measure. seconds: of one repeat. scaling: also over batch sizes and worker counts. slow_repeats: of
     what takes many seconds a repeat (starts, preparations). target_accuracy, runs, epochs: of time to accuracy;
-    epochs None for the recipe's. prep_dataset: what to prepare, as `prep-data --dataset` takes it."""
+    epochs None for the recipe's. accuracy_asked: whether a flag asks for time to accuracy. prep_dataset: what to
+    prepare, as `prep-data --dataset` takes it."""
 
     repeats: int = 5
     warm_up: int = 1
@@ -38,6 +39,7 @@ class Settings:
     target_accuracy: float | None = None
     runs: int = 5
     epochs: int | None = None
+    accuracy_asked: bool = False
     prep_dataset: str = "synthetic"
 
     def __post_init__(self) -> None:
@@ -59,10 +61,12 @@ class Measured:
 
 @dataclass(kw_only=True)
 class Bench:
-    """config: the recipe's, what fast-train would run. notes: the study notes' baseline, on the same network and set.
-    runtime: of ``config``. scratch: an empty folder that goes away."""
+    """recipe: what fast-train would run. config: the same, with smaller batches where a CPU would take long over a
+    step. notes: the study notes' baseline, on the same network and set. runtime: of ``config``. scratch: an empty
+    folder that goes away."""
 
     prepared: PreparedSet
+    recipe: Config
     config: Config
     notes: Config
     runtime: Runtime

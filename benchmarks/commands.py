@@ -27,6 +27,7 @@ from benchmarks.machine import Watch, fingerprint
 from benchmarks.mllog import log_lines
 from benchmarks.report import JSON, device_of, write_report
 from benchmarks.result import Result, read_result
+from benchmarks.sizes import fit_batch
 from benchmarks.suites import NEEDS, SUITES
 from data_prep.display import Display
 from data_prep.errors import one_line
@@ -106,15 +107,26 @@ def build_bench(flags: argparse.Namespace, command: Sequence[str], display: Disp
     )
     runtime = resolve_runtime(config.run)
     apply_global_flags(config.run, runtime.device)
-    settings = build_settings(flags, config, cuda=runtime.device.type == "cuda")
+    cuda = runtime.device.type == "cuda"
+    recipe, full = config, (config, notes)
+    if not cuda:
+        config, notes = map(fit_batch, full)
+    settings = build_settings(flags, config, cuda=cuda)
     result = Result(
         settings={**dataclasses.asdict(settings), "command": shlex.join(command), "started_at": time.time()},
         config=config.to_dict(),
         data=_describe(prepared),
         machine=fingerprint(runtime.device),
     )
+    for before, now in zip(full, (config, notes), strict=True):
+        if now != before:
+            result.warnings.append(
+                f"steps of recipe {now.recipe} take {now.data.batch_size} images in place of {before.data.batch_size}: "
+                f"a CPU takes long over {now.model.arch}"
+            )
     return Bench(
         prepared=prepared,
+        recipe=recipe,
         config=config,
         notes=notes,
         runtime=runtime,
@@ -148,6 +160,7 @@ def build_settings(flags: argparse.Namespace, config: Config, *, cuda: bool) -> 
         target_accuracy=flags.target_accuracy,
         runs=runs,
         epochs=flags.epochs if flags.epochs is not None else (None if cuda else 2),
+        accuracy_asked=bool({flags.target_accuracy, flags.runs, flags.epochs} - {None}) or "accuracy" in flags.only,
         prep_dataset=flags.prep_dataset,
     )
 

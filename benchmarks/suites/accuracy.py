@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchmarks.bench import Bench
 from benchmarks.result import Row
+from benchmarks.sizes import TRAINING_FLOPS, training_flops
 from pipeline.display import Display
 from pipeline.logs import RunLog
 from pipeline.train import Trainer, TrainingDiverged
@@ -41,6 +42,15 @@ def run(bench: Bench) -> None:
     if settings.quick:
         bench.skip(SUITE, "time to accuracy", "left out by --quick")
         return
+    if bench.device.type == "cpu" and not settings.accuracy_asked:
+        images = settings.runs * (settings.epochs or bench.recipe.run.epochs) * bench.prepared.size("train")
+        if images * training_flops(bench.recipe.model) > TRAINING_FLOPS:
+            bench.skip(
+                SUITE,
+                "time to accuracy",
+                f"a CPU takes long to train {bench.recipe.model.arch}; --epochs or --target-accuracy asks for it",
+            )
+            return
     runs = []
     with bench.display.progress("time to accuracy", settings.runs) as advance:
         for seed in range(settings.runs):
@@ -73,13 +83,13 @@ def run(bench: Bench) -> None:
 def _train(bench: Bench, seed: int) -> dict[str, Any]:
     """One training, in JSON's types. ``seconds`` of an epoch count from the first step's start."""
     torch.compiler.reset()
-    run = dataclasses.replace(bench.config.run, seed=seed, target_accuracy=bench.settings.target_accuracy)
+    run = dataclasses.replace(bench.recipe.run, seed=seed, target_accuracy=bench.settings.target_accuracy)
     if bench.settings.epochs is not None:
         run = dataclasses.replace(run, epochs=bench.settings.epochs, steps=None)
     folder = bench.scratch / f"seed-{seed}"
     folder.mkdir()
     started_at, started = time.time(), time.perf_counter()
-    with Trainer(dataclasses.replace(bench.config, run=run), bench.prepared, bench.runtime) as trainer:
+    with Trainer(dataclasses.replace(bench.recipe, run=run), bench.prepared, bench.runtime) as trainer:
         start_up = time.perf_counter() - started
         compile_seconds = trainer.prepare()
         log = _ClockedLog(folder)

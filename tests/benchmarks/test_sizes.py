@@ -1,0 +1,49 @@
+"""What a CPU is asked to do."""
+
+import pytest
+
+from benchmarks import cli, commands
+from benchmarks.sizes import fit_batch, training_flops
+from benchmarks.suites import accuracy
+from data_prep.display import Display
+from pipeline.config import Config, DataConfig
+from pipeline.models import ModelConfig
+
+
+def _bench(prepared_path, tmp_path, *flags):
+    given = cli.build_parser().parse_args(["--data", str(prepared_path), "--device", "cpu", *flags])
+    return commands.build_bench(given, ["bench-throughput"], Display(), tmp_path)
+
+
+def test_operations_of_resnet18():
+    """The paper counts 0.56 billion multiply-adds for a forward pass at 32 x 32; two operations each, three passes."""
+    assert training_flops(ModelConfig(arch="resnet18")) == pytest.approx(3 * 2 * 0.5556e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(("arch", "batch"), [("quick-resnet8", 512), ("resnet18", 16)])
+def test_only_a_large_network_gets_a_smaller_batch(arch, batch):
+    config = Config(model=ModelConfig(arch=arch), data=DataConfig(batch_size=512))
+    assert fit_batch(config).data.batch_size == batch
+
+
+def test_the_report_says_that_batches_are_smaller(prepared_path, tmp_path):
+    small = _bench(prepared_path, tmp_path, "--arch", "resnet8")
+    assert not small.result.warnings
+    large = _bench(prepared_path, tmp_path, "--arch", "resnet50", "--recipe", "fast")
+    # Images of 16 x 16 pixels: a quarter of the operations of 32 x 32.
+    assert (large.recipe.data.batch_size, large.config.data.batch_size) == (64, 16)
+    assert "steps of recipe fast take 16 images in place of 64" in large.result.warnings[0]
+
+
+@pytest.mark.parametrize(("flags", "trains"), [([], False), (["--epochs", "1"], True), (["--only", "accuracy"], True)])
+def test_a_long_training_is_left_out_unless_asked_for(prepared_path, tmp_path, monkeypatch, flags, trains):
+    bench = _bench(prepared_path, tmp_path, "--arch", "resnet8", *flags)
+    monkeypatch.setattr(accuracy, "TRAINING_FLOPS", 1.0)
+    monkeypatch.setattr(
+        accuracy, "_train", lambda bench, seed: {"accuracy": 0.5, "reached": False, "planned_epochs": 1}
+    )
+    accuracy.run(bench)
+    assert bool(bench.result.suite("accuracy")) == trains
+    assert (
+        any("--epochs or --target-accuracy asks for it" in skipped.reason for skipped in bench.result.skipped) != trains
+    )
