@@ -233,14 +233,16 @@ def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], runs: Sequence[R
             if not epochs:
                 continue
             tested = error == "test"
+            named = tested or len(panel.errors) == 1
             axes.plot(
                 epochs,
                 errors,
                 color=colour,
                 linewidth=2.2 if tested else 1.0,
-                linestyle=LINES[place % len(LINES)] if tested or len(panel.errors) == 1 else (0, (2, 1.5)),
-                marker="o" if len(epochs) < 15 and (tested or len(panel.errors) == 1) else None,
-                label=name if tested or len(panel.errors) == 1 else None,
+                linestyle=LINES[place % len(LINES)] if named else (0, (2, 1.5)),
+                # Of a single epoch there is no line to see.
+                marker="o" if named and len(epochs) < 15 else "x" if len(epochs) == 1 else None,
+                label=name if named else None,
             )
     axes.set_title(panel.title)
     axes.set_xlabel("epoch")
