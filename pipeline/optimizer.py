@@ -101,6 +101,11 @@ def set_rates(optimizer: torch.optim.Optimizer, rate: float, whitening: float) -
             group["lr"].fill_(group["factor"] * (whitening if group["whitening"] else rate))
 
 
+def has_whitening(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a group's rate is a whitening layer's, and `set_rates` looks at its share."""
+    return any(group["whitening"] for group in optimizer.param_groups)
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
     """Every tensor of the optimizer's state."""
     for state in optimizer.state.values():

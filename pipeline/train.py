@@ -24,6 +24,7 @@ from pipeline.loaders import Batch, Loader, build_loader
 from pipeline.loaders.native import NativeAugment
 from pipeline.logs import RunLog
 from pipeline.models import build_model, initialise_from_data, starts_from_data
+from pipeline.optimizer import has_whitening
 from pipeline.runtime import Runtime
 from pipeline.schedules import build_schedule, whitening_share
 from pipeline.step import Totals, TrainStep
@@ -170,6 +171,8 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._run_step: Callable[[Batch], None] = self.step
         self._rates: tuple[float, float] | None = None
+        # Of other networks the rates need not be set anew in each step only because this share moves.
+        self._whitens = has_whitening(self.step.optimizer)
         self._saved_at = time.monotonic()
         self._target_reached = False
 
@@ -256,7 +259,9 @@ class Trainer:
 
     def _set_rate(self) -> float:
         rate = self.schedule.rate(self.done_steps)
-        whitening = whitening_share(self.done_steps, steps=self.config.optimizer.whiten_epochs * len(self.loader))
+        whitening = 0.0
+        if self._whitens:
+            whitening = whitening_share(self.done_steps, steps=self.config.optimizer.whiten_epochs * len(self.loader))
         if (rate, whitening) != self._rates:
             self.step.set_rate(rate, whitening=whitening)
             self._rates = rate, whitening
