@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from pathlib import Path
+
+from pipeline.errors import complain
 
 PROGRAM = "bench-throughput"
 _EPILOG = """examples:
@@ -22,6 +23,20 @@ Ctrl-C ends the measuring; the report then holds the suites that were finished a
 exit status: 0 done, 1 a loss (--compare) or figures that can't be true, 2 bad input, 130/143 stopped by a signal"""
 
 
+def add_subject(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what is measured: on which images, of which network, by which recipe, where."""
+    add = parser.add_argument
+    add("--data", default="data/cifar10", metavar="DIR", help="prepared set (default: data/cifar10)")
+    add("--arch", metavar="NAME", help="network (default: the recipe's)")
+    add("--recipe", metavar="NAME", help="whose step is measured (default: fast on a GPU, cpu-quick without)")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+
+
+def names_in(text: str) -> list[str]:
+    """The names of a flag that takes several, with commas between."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The flags, with a newcomer's defaults."""
     parser = argparse.ArgumentParser(
@@ -30,11 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_subject(parser)
     add = parser.add_argument
-    add("--data", default="data/cifar10", metavar="DIR", help="prepared set (default: data/cifar10)")
-    add("--arch", metavar="NAME", help="network (default: the recipe's)")
-    add("--recipe", metavar="NAME", help="whose step is measured (default: fast on a GPU, cpu-quick without)")
-    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     add("--out", type=Path, metavar="DIR", help="where the report goes (default: reports/ and the device's name)")
     add("--quick", action="store_true", help="fewer cases and repeats: a look, not a measurement")
     group = parser.add_argument_group("what to measure")
@@ -79,9 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = [PROGRAM, *(sys.argv[1:] if arguments is None else arguments)]
         return commands.compare_reports(flags) if flags.compare else commands.measure(flags, command)
     except (ValueError, OSError) as error:
-        if flags.debug:
-            traceback.print_exception(error)
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(PROGRAM, error, debug=flags.debug)
         return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted before anything was measured; no report", file=sys.stderr)

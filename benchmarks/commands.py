@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.bench import Bench, Settings
+from benchmarks.cli import names_in
 from benchmarks.compare import compare, describe
 from benchmarks.machine import Watch, fingerprint
 from benchmarks.mllog import log_lines
@@ -80,7 +81,7 @@ def measure(flags: argparse.Namespace, command: Sequence[str]) -> int:
 
 def choose_suites(only: str, skip: str) -> list[str]:
     """The suites to run, in their order; ValueError for unknown names or none left."""
-    kept, left_out = ([name.strip() for name in text.split(",") if name.strip()] for text in (only, skip))
+    kept, left_out = names_in(only), names_in(skip)
     for name in kept + left_out:
         check_name("suite", name, SUITES)
     wanted = {name for name in SUITES if (not kept or name in kept) and name not in left_out}
@@ -168,7 +169,7 @@ def build_settings(flags: argparse.Namespace, config: Config, *, cuda: bool) -> 
 def _describe(prepared: PreparedSet) -> dict[str, Any]:
     manifest = prepared.manifest
     return {
-        "source": manifest.source["kind"] if manifest.source["kind"] != "folder" else prepared.root.resolve().name,
+        "source": prepared.source_name,
         "synthetic": prepared.synthetic,
         "classes": len(manifest.classes),
         "image_shape": list(manifest.image_shape),

@@ -15,8 +15,10 @@ import shlex
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
+
+from benchmarks import cli
+from pipeline.errors import complain
 
 PROGRAM = "python -m benchmarks.step_lab"
 _EPILOG = """points: floors, augmentation, losses, kernels, step, end-to-end
@@ -34,11 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    cli.add_subject(parser)
     add = parser.add_argument
-    add("--data", default="data/cifar10", metavar="DIR", help="prepared set (default: data/cifar10)")
-    add("--arch", metavar="NAME", help="network (default: the recipe's)")
-    add("--recipe", metavar="NAME", help="whose step is measured (default: fast on a GPU, cpu-quick without)")
-    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     add("--out", type=Path, default=Path("reports/step-lab"), metavar="DIR", help="default: reports/step-lab")
     add("--only", default="", metavar="POINTS", help="these points alone; with commas between")
     add("--batch-sizes", metavar="N,N", help="losses and kernels are of the first (default: 1024,512,2048 on a GPU)")
@@ -53,7 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def measure(flags: argparse.Namespace, command: list[str]) -> int:
     """Measure, write, print; returns the exit status."""
-    from benchmarks import cli
     from benchmarks.commands import build_bench, spread_warnings
     from benchmarks.lab import report
     from benchmarks.lab.run import Lab, run
@@ -102,7 +100,7 @@ def _points(only: str) -> list[str]:
     from benchmarks.lab.run import POINTS
     from pipeline.errors import check_name
 
-    chosen = [name.strip() for name in only.split(",") if name.strip()]
+    chosen = cli.names_in(only)
     for name in chosen:
         check_name("point", name, POINTS)
     return chosen or list(POINTS)
@@ -131,9 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return measure(flags, [*shlex.split(PROGRAM), *given])
     except (ValueError, OSError) as error:
-        if flags.debug:
-            traceback.print_exception(error)
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(PROGRAM, error, debug=flags.debug)
         return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted before anything was measured", file=sys.stderr)

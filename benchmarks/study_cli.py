@@ -7,14 +7,15 @@ import shlex
 import statistics
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.cli import names_in
 from benchmarks.studies import STUDIES
 from benchmarks.studies.base import Study, Variant
+from pipeline.errors import ConfigError, check_name, complain
 
 if TYPE_CHECKING:
     # torch takes seconds to import, and --help needs none of it.
@@ -75,9 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{PROGRAM}: interrupted; go on with: {command}", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        if flags.debug:
-            traceback.print_exception(error)
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(PROGRAM, error, debug=flags.debug)
         return 2
     return 0
 
@@ -91,14 +90,17 @@ def _run(flags: argparse.Namespace, command: str) -> None:
 
     plan, display = _plan(flags), Display()
     wanted = [(variant, seed) for seed in range(flags.seeds) for variant in plan.variants]
-    machine, clock, runs = fingerprint(plan.device), Clock(len(wanted)), []
+    machine, runs = fingerprint(plan.device), []
+    seconds: list[float] = []
     for number, (variant, seed) in enumerate(wanted):
-        display.say(f"training {number + 1} of {len(wanted)}: {variant.name}, seed {seed}{clock.left(number)}")
+        display.say(
+            f"training {number + 1} of {len(wanted)}: {variant.name}, seed {seed}{_left(seconds, len(wanted) - number)}"
+        )
         started = time.monotonic()
         run, trained = train_variant(variant, plan.options, seed, plan.folder / "runs" / f"{variant.name}-seed{seed}")
         runs.append(run)
         if trained:
-            clock.add(time.monotonic() - started)
+            seconds.append(time.monotonic() - started)
         # After each training: what an interruption leaves is a report that says how far it is.
         findings = Findings(
             study=plan.study,
@@ -106,7 +108,7 @@ def _run(flags: argparse.Namespace, command: str) -> None:
             wanted=len(wanted),
             data=plan.data(),
             machine=machine,
-            settings={"command": command, "batch_size": plan.batch_size, "seeds": flags.seeds},
+            settings={"command": command, "batch_size": plan.options.batch_size, "seeds": flags.seeds},
         )
         write_report(plan.folder, findings)
     display.say(f"report: {show_path(plan.folder / 'report.html')}")
@@ -114,21 +116,19 @@ def _run(flags: argparse.Namespace, command: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that is known before the first training. batch_size: images a step, no more than there are."""
+    """All that is known before the first training."""
 
     study: Study
     variants: Sequence[Variant]
     options: Options
     prepared: PreparedSet
     device: torch.device
-    batch_size: int
     folder: Path
 
     def data(self) -> dict[str, Any]:
         """What the report says of the images."""
-        kind = self.prepared.manifest.source["kind"]
         return {
-            "source": kind if kind != "folder" else self.prepared.root.resolve().name,
+            "source": self.prepared.source_name,
             "synthetic": self.prepared.synthetic,
             "train_images": self.prepared.size("train"),
         }
@@ -138,7 +138,6 @@ def _plan(flags: argparse.Namespace) -> Plan:
     """Check everything that can be checked before a training; ValueError for what does not fit."""
     from benchmarks.studies.train import Options, variant_config
     from data_prep.manifest import PreparedSet
-    from pipeline.errors import ConfigError, check_name
     from pipeline.runtime import resolve_runtime
 
     check_name("study", flags.name, STUDIES)
@@ -174,32 +173,19 @@ def _plan(flags: argparse.Namespace) -> Plan:
         options=replace(options, batch_size=batch_size),
         prepared=prepared,
         device=device,
-        batch_size=batch_size,
         folder=flags.out or Path("studies") / study.name,
     )
 
 
-class Clock:
-    """How long the rest takes, if the trainings to come are like those that were trained just now."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._seconds: list[float] = []
-
-    def add(self, seconds: float) -> None:
-        """A training took so long."""
-        self._seconds.append(seconds)
-
-    def left(self, done: int) -> str:
-        """As the end of a line; empty while nothing is known."""
-        if not self._seconds:
-            return ""
-        minutes = statistics.mean(self._seconds) * (self._total - done) / 60
-        return f"; about {max(minutes, 1):.0f} min left"
+def _left(seconds: Sequence[float], trainings: int) -> str:
+    """How long the rest takes, if it is like what was trained just now; empty while nothing was."""
+    if not seconds:
+        return ""
+    return f"; about {max(statistics.mean(seconds) * trainings / 60, 1):.0f} min left"
 
 
 def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    return None if text is None else names_in(text)
 
 
 if __name__ == "__main__":

@@ -194,6 +194,12 @@ class PreparedSet:
         return self.manifest.source["kind"] == "synthetic"
 
     @property
+    def source_name(self) -> str:
+        """What the images are called: the dataset, or for a folder of images the set's own folder."""
+        kind: str = self.manifest.source["kind"]
+        return self.root.resolve().name if kind == "folder" else kind
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """The names of the splits."""
         return tuple(self.manifest.counts)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
+
+from pipeline.errors import complain
 
 PROGRAM = "fast-train"
 _EPILOG = """examples:
@@ -138,22 +139,18 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             return commands.run(settings, others)
         except (ValueError, OSError) as error:
-            return _complain(error, 2, others.debug)
+            complain(PROGRAM, error, debug=others.debug)
+            return 2
         except TrainingDiverged as error:
-            return _complain(error, 1, others.debug)
+            complain(PROGRAM, error, debug=others.debug)
+            return 1
         except torch.OutOfMemoryError as error:
             hint = ValueError("the GPU is out of memory; give a smaller --batch-size, or --loader torch")
-            return _complain(hint.with_traceback(error.__traceback__), 1, others.debug)
+            complain(PROGRAM, hint.with_traceback(error.__traceback__), debug=others.debug)
+            return 1
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
-
-
-def _complain(error: Exception, status: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(error)
-    print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return status
 
 
 def show_path(path: Path) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -191,6 +191,16 @@ class Config:
     def from_dict(values: Mapping[str, Any]) -> Config:
         """The inverse of `to_dict`; raises ConfigError on unknown keys and on values of a wrong type."""
         return _build(Config, values, "config")
+
+
+def differences(before: Config, now: Config) -> Iterator[tuple[str, str, Any, Any]]:
+    """(section, setting, its value before, its value now) of every setting that is not the same in both."""
+    for section in dataclasses.fields(Config):
+        first, second = getattr(before, section.name), getattr(now, section.name)
+        if dataclasses.is_dataclass(first):
+            for name, value in vars(first).items():
+                if value != getattr(second, name):
+                    yield section.name, name, value, getattr(second, name)
 
 
 def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:

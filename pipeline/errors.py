@@ -1,9 +1,13 @@
-"""The error of a setting that cannot work, and the one of a name that is not known."""
+"""The error of a setting that cannot work, the one of a name that is not known, and how a command prints an error."""
 
 from __future__ import annotations
 
 import difflib
+import sys
+import traceback
 from collections.abc import Iterable
+
+from data_prep.errors import one_line
 
 
 class ConfigError(ValueError):
@@ -23,6 +27,13 @@ def check_name(what: str, name: str, known: Iterable[str]) -> None:
     else:
         hint = f"choose from {', '.join(names)}"
     raise ConfigError(f"unknown {what} '{name}'; {hint}")
+
+
+def complain(program: str, error: Exception, *, debug: bool) -> None:
+    """Print an error as a command does, in one line on stderr; with ``debug`` its trace before that."""
+    if debug:
+        traceback.print_exception(error)
+    print(f"{program}: error: {one_line(error)}", file=sys.stderr)
 
 
 def _squeeze(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+METRICS = "metrics.jsonl"
 _CURVES = {
     "loss/train": "train_loss",
     "loss/test": "test_loss",
@@ -24,7 +25,7 @@ class RunLog:
 
     def __init__(self, folder: Path, history: list[dict[str, Any]], *, note: str = "") -> None:
         self.history = list(history)
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS
         self._path.write_text("".join(json.dumps(r) + "\n" for r in self.history), encoding="utf-8")
         purge = self.history[-1]["step"] + 1 if self.history else 0
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from data_prep.manifest import PreparedSet
-from pipeline.config import Config
+from pipeline.config import Config, differences
 from pipeline.errors import ConfigError
 from pipeline.files import whole_file
 from pipeline.runtime import Runtime
@@ -70,14 +70,12 @@ def check_resumable(state: dict[str, Any], path: Path, config: Config, prepared:
     """ConfigError unless the state, read from ``path``, fits the configuration that continues it."""
     check_classes(state, prepared, path)
     saved = Config.from_dict(state["config"])
-    for section in ("model", "augment", "optimizer", "schedule"):
-        before, now = getattr(saved, section), getattr(config, section)
-        for name in vars(before):
-            if getattr(before, name) != getattr(now, name):
-                raise ConfigError(
-                    f"{path} was trained with {section}.{name} = {getattr(before, name)}, this command says "
-                    f"{getattr(now, name)}; leave that setting out to go on, or start a new run"
-                )
+    for section, name, before, now in differences(saved, config):
+        if section in ("model", "augment", "optimizer", "schedule"):
+            raise ConfigError(
+                f"{path} was trained with {section}.{name} = {before}, this command says {now}; leave that setting "
+                "out to go on, or start a new run"
+            )
 
 
 def check_classes(state: dict[str, Any], prepared: PreparedSet, path: Path) -> None:

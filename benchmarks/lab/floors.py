@@ -39,7 +39,11 @@ class Part:
 
     def seconds(self, batch: int, *, copy: float, matrix: float) -> float:
         """Of a batch, where ``copy`` bytes and ``matrix`` operations a second are the limits."""
-        return max(batch * self.flops / matrix, self.moved(batch) / copy)
+        return max(self.limits(batch, copy=copy, matrix=matrix))
+
+    def limits(self, batch: int, *, copy: float, matrix: float) -> tuple[float, float]:
+        """Seconds that its operations take, and that its bytes take."""
+        return batch * self.flops / matrix, self.moved(batch) / copy
 
     def moved(self, batch: int) -> float:
         """Bytes of a batch."""
@@ -118,7 +122,7 @@ def describe(found: Iterable[Part], batch: int, *, copy: float, matrix: float) -
     """A record for each part, in JSON's types: what it does for a batch, its floor, and which limit that is."""
     records = []
     for part in found:
-        by_flops, by_bytes = batch * part.flops / matrix, part.moved(batch) / copy
+        by_flops, by_bytes = part.limits(batch, copy=copy, matrix=matrix)
         records.append(
             {
                 "layer": part.layer,

@@ -12,13 +12,14 @@ import torch
 
 from benchmarks.studies.base import RECIPE, Variant
 from pipeline import cli
-from pipeline.config import Config
+from pipeline.config import Config, differences
 from pipeline.errors import ConfigError
+from pipeline.logs import METRICS
 from pipeline.models import build_model
 from pipeline.recipe import resolve
+from pipeline.runs import CONFIG
 
 DONE, DIVERGED = "done", "diverged"
-_RUN_CONFIG, _METRICS = "config.json", "metrics.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,7 @@ def _is_finished(folder: Path, wanted: Config) -> bool:
 
 def _saved_config(folder: Path) -> Config:
     """The configuration of the training in ``folder``; what it does not name has its default."""
-    return Config.from_dict(json.loads((folder / _RUN_CONFIG).read_text(encoding="utf-8"))["config"])
+    return Config.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["config"])
 
 
 def _check_same(saved: Config, wanted: Config, folder: Path) -> None:
@@ -142,19 +143,16 @@ def _check_same(saved: Config, wanted: Config, folder: Path) -> None:
     A longer training does not go on from a shorter one: its learning rate would have fallen too soon.
     """
     fitted = {"num_classes", "image_size", "in_channels"}
-    before_all = saved.to_dict()
-    for section, values in wanted.to_dict().items():
-        for name, value in values.items() if isinstance(values, Mapping) else ():
-            before = before_all[section][name]
-            if before != value and not (section == "model" and name in fitted):
-                raise ConfigError(
-                    f"{folder} holds a training with {section}.{name} = {before}, this command says {value}; "
-                    "give another --out"
-                )
+    for section, name, before, now in differences(saved, wanted):
+        if not (section == "model" and name in fitted):
+            raise ConfigError(
+                f"{folder} holds a training with {section}.{name} = {before}, this command says {now}; "
+                "give another --out"
+            )
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / _METRICS).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
 
 
 def _run(variant: Variant, seed: int, folder: Path, status: str) -> Run:

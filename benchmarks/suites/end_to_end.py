@@ -12,6 +12,7 @@ from benchmarks.measure import Rate, timed
 from benchmarks.result import Row
 from benchmarks.suites import loaders
 from benchmarks.suites.ladder import RATE
+from data_prep.errors import one_line
 from pipeline.config import Config
 from pipeline.loaders import Batch
 from pipeline.runtime import Runtime
@@ -43,7 +44,7 @@ def _group(bench: Bench, step_name: str, config: Config, runtime: Runtime) -> No
             try:
                 step, alone = steps.of(feed)
             except (ValueError, RuntimeError) as error:
-                bench.skip(SUITE, name, " ".join(str(error).split()))
+                bench.skip(SUITE, name, one_line(error))
                 continue
             cases.append(_case(bench, entry, feed, step, name, step_name, alone))
         rows = bench.measure(SUITE, f"end to end, {step_name}", [*steps.cases, *cases])

@@ -13,6 +13,7 @@ from benchmarks.bench import Bench, Measured, tf32
 from benchmarks.measure import Rate, timed
 from benchmarks.suites.roofline import kind_of, peak_flops
 from benchmarks.work import Work, count_work
+from data_prep.errors import one_line
 from pipeline.config import Config
 from pipeline.loaders import Batch, Loader, build_loader
 from pipeline.runtime import Runtime, resolve_runtime
@@ -45,7 +46,7 @@ def run(bench: Bench) -> None:
             try:
                 cases.append(_case(bench, number, rung, loader))
             except (ValueError, RuntimeError) as error:
-                bench.skip(SUITE, _name(number, rung), " ".join(str(error).split()))
+                bench.skip(SUITE, _name(number, rung), one_line(error))
         rows = bench.measure(SUITE, "step ladder", cases)
     for row in rows:
         peak = peak_flops(bench.result, row.details["kind"])
