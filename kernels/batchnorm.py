@@ -106,21 +106,28 @@ def batch_norm_reference(
 def _check_inputs(
     x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, residual: Tensor | None
 ) -> None:
+    check_activation(x, residual)
+    check_channels(x.shape[1], x.device, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+
+
+def check_activation(x: Tensor, residual: Tensor | None = None) -> None:
+    """Raise ValueError unless x is what a norm takes, and ``residual`` can be added to it."""
     if x.dim() != 4 or x.dtype not in DTYPES:
         raise ValueError(f"x must be float32, bfloat16 or float16 [N, C, H, W], not {x.dtype} {tuple(x.shape)}")
-    channels = x.shape[1]
-    if channels == 0 or x.numel() <= channels:
+    if x.shape[1] == 0 or x.numel() <= x.shape[1]:
         raise ValueError(f"x {tuple(x.shape)} has no variance; give more than one value per channel")
-    for name, value in (
-        ("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var),
-    ):  # fmt: skip
-        if value.dtype != torch.float32 or value.shape != (channels,) or value.device != x.device:
-            raise ValueError(
-                f"{name} must be float32 [{channels}] on {x.device}, not {value.dtype} {tuple(value.shape)} "
-                f"on {value.device}"
-            )
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device):
         raise ValueError(
             f"residual must be {x.dtype} {tuple(x.shape)} on {x.device}, not {residual.dtype} "
             f"{tuple(residual.shape)} on {residual.device}"
         )
+
+
+def check_channels(channels: int, device: torch.device, **vectors: Tensor) -> None:
+    """Raise ValueError unless each of ``vectors`` has a float32 value for each channel."""
+    for name, value in vectors.items():
+        if value.dtype != torch.float32 or value.shape != (channels,) or value.device != device:
+            raise ValueError(
+                f"{name} must be float32 [{channels}] on {device}, not {value.dtype} {tuple(value.shape)} "
+                f"on {value.device}"
+            )

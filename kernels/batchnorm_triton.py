@@ -139,6 +139,17 @@ def _apply_kernel(
 
 
 @triton.jit
+def _behind_relu(gradient, normal, weight, bias, channel, column, y, element, inside, FROM_Y: tl.constexpr):
+    """The gradient where the ReLU passed: y is above zero. FROM_Y reads y; without, it is computed from x anew."""
+    if FROM_Y:
+        result = tl.load(y + element, mask=inside, other=0.0)
+    else:
+        gain = tl.load(weight + channel, mask=column, other=0.0)[None, :]
+        result = normal * gain + tl.load(bias + channel, mask=column, other=0.0)[None, :]
+    return tl.where(result > 0.0, gradient, 0.0)
+
+
+@triton.jit
 def _gradient_sums_kernel(
     dy, dy2, x, y, mean, inv_std, weight, bias, behind, partial, rows, channels, chunks, steps,
     SECOND: tl.constexpr, RELU: tl.constexpr, FROM_Y: tl.constexpr, STORE: tl.constexpr,
@@ -150,8 +161,6 @@ def _gradient_sums_kernel(
     column = channel < channels
     centre = tl.load(mean + channel, mask=column, other=0.0)[None, :]
     scale = tl.load(inv_std + channel, mask=column, other=0.0)[None, :]
-    gain = tl.load(weight + channel, mask=column, other=0.0)[None, :]
-    offset = tl.load(bias + channel, mask=column, other=0.0)[None, :]
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     products = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for step in range(steps):
@@ -163,8 +172,7 @@ def _gradient_sums_kernel(
             gradient += tl.load(dy2 + element, mask=inside, other=0.0).to(tl.float32)
         normal = (tl.load(x + element, mask=inside, other=0.0).to(tl.float32) - centre) * scale
         if RELU:
-            result = tl.load(y + element, mask=inside, other=0.0) if FROM_Y else normal * gain + offset
-            gradient = tl.where(result > 0.0, gradient, 0.0)
+            gradient = _behind_relu(gradient, normal, weight, bias, channel, column, y, element, inside, FROM_Y)
         if STORE:
             # Summed as it is stored: both passes then see one gradient.
             stored = gradient.to(behind.dtype.element_ty)

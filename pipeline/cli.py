@@ -70,7 +70,12 @@ _SETTINGS: dict[str, _Settings] = {
             "of torch.compile (default: default); max-autotune times more kernels before the first step",
             {"choices": ["default", "max-autotune-no-cudagraphs"]},
         ),
-        "--fused-norm": ("run.fused_norm", "BatchNorm, addition and ReLU in one kernel (default: off)", _SWITCH),
+        "--fuse": (
+            "run.fuse",
+            "norm: BatchNorm, addition and ReLU in one kernel; conv: BatchNorm's sums in the convolutions too "
+            "(default: none)",
+            {"choices": ["none", "norm", "conv"]},
+        ),
         "--channels-last": ("run.channels_last", "memory format (default: on)", _SWITCH),
         "--graph": ("run.graph", "the whole step as one CUDA graph (default: on a GPU)", _SWITCH),
         "--deterministic": ("run.deterministic", "bit-reproducible algorithms, slower", {"action": "store_true"}),

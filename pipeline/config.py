@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from kernels.augment import AugmentSpec
 from kernels.philox import check_seed
 from pipeline.errors import ConfigError, check_name
-from pipeline.models import ModelConfig
+from pipeline.models import FUSIONS, ModelConfig
 
 SCHEDULES = ("constant", "multistep", "plateau", "onecycle", "triangular", "cosine")
 OPTIMIZERS = ("sgd", "muon")
@@ -136,7 +136,7 @@ class ScheduleConfig:
 class RunConfig:
     """How long and how to run. steps: the length in steps instead of epochs. amp: autocast type, ``auto`` for
     bf16 where the processor computes in it. compile and graph: None for what is best on the device. compile_mode: of
-    torch.compile. fused_norm: BatchNorm, addition and ReLU in one kernel; None leaves it off.
+    torch.compile. fuse: which layers share a kernel, see `pipeline.models.build_model`.
     tta: ``flip`` averages the predictions for each test image and its mirror image, ``multicrop`` those for both
     and for both moved by a pixel either way along the diagonal (see `pipeline.evaluate`)."""
 
@@ -147,7 +147,7 @@ class RunConfig:
     amp: str = "off"
     compile: bool | None = None
     compile_mode: str = "default"
-    fused_norm: bool | None = None
+    fuse: str = "none"
     channels_last: bool = True
     graph: bool | None = None
     deterministic: bool = False
@@ -162,8 +162,9 @@ class RunConfig:
         check_seed(self.seed)
         check_name("amp type", self.amp, AMP_DTYPES)
         check_name("compile mode", self.compile_mode, COMPILE_MODES)
-        plain = self.fused_norm and not self.channels_last
-        _require(not plain, "--fused-norm needs channels_last memory; leave out --no-channels-last")
+        check_name("fusion", self.fuse, FUSIONS)
+        fits = self.fuse == "none" or self.channels_last
+        _require(fits, f"--fuse {self.fuse} needs channels_last memory; leave out --no-channels-last")
         check_name("test-time augmentation", self.tta, TTA)
         target = self.target_accuracy
         _require(target is None or 0 < target <= 1, f"target accuracy {target} must be a fraction in (0, 1]")

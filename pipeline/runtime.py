@@ -20,14 +20,14 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """amp: the autocast type, None for float32. graph: the whole step as one CUDA graph. compile_mode: of
-    torch.compile. fused_norm: see `pipeline.models.build_model`."""
+    torch.compile. fuse: see `pipeline.models.build_model`."""
 
     device: torch.device
     amp: torch.dtype | None
     compile: bool
     graph: bool
     compile_mode: str
-    fused_norm: bool
+    fuse: str
 
     @property
     def image_dtype(self) -> torch.dtype:
@@ -39,7 +39,7 @@ class Runtime:
         parts = [device_name(self.device), str(self.amp or torch.float32).removeprefix("torch.")]
         mode = "" if self.compile_mode == "default" else f" ({self.compile_mode})"
         parts += [f"compiled{mode}"] if self.compile else []
-        parts += ["fused BatchNorm"] if self.fused_norm else []
+        parts += [] if self.fuse == "none" else [f"fused {self.fuse}"]
         parts += ["one CUDA graph a step"] if self.graph else []
         return ", ".join(parts)
 
@@ -87,7 +87,7 @@ def resolve_runtime(run: RunConfig) -> Runtime:
         compile=compiled,
         graph=cuda if run.graph is None else run.graph,
         compile_mode=run.compile_mode,
-        fused_norm=bool(run.fused_norm),
+        fuse=run.fuse,
     )
 
 

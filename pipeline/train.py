@@ -103,7 +103,7 @@ def build_network(config: Config, runtime: Runtime, prepared: PreparedSet | None
     without them, for weights from a checkpoint or where only speed is measured.
     """
     torch.manual_seed(config.run.seed)
-    model = build_model(config.model, fused_norm=runtime.fused_norm)
+    model = build_model(config.model, fuse=runtime.fuse)
     if prepared is not None and starts_from_data(model):
         initialise_from_data(model, _first_images(config, prepared))
     model = model.to(runtime.device)

@@ -63,7 +63,7 @@ def parts(config: ModelConfig, itemsize: int) -> list[Part]:
 
     The network is the one with the fused norm; ValueError where there is none (another activation than ReLU).
     """
-    model = build_model(config, fused_norm=True).train().to("meta")
+    model = build_model(config, fuse="norm").train().to("meta")
     found: list[Part] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):

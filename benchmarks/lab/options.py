@@ -30,7 +30,8 @@ PLAIN = Option(name="plain")
 # The slowest to build comes last.
 OPTIONS = (
     PLAIN,
-    Option(name="fused norm", run={"fused_norm": True}),
+    Option(name="fused norm", run={"fuse": "norm"}),
+    Option(name="fused conv", run={"fuse": "conv"}),
     Option(name="fp16", run={"amp": "fp16"}),
     Option(name="max-autotune", run={"compile_mode": "max-autotune-no-cudagraphs"}, build_seconds=180.0),
 )

@@ -20,12 +20,14 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from pipeline.errors import check_name
 from pipeline.models.blocks import PlainBlock, PreActBasicBlock, PreActBottleneck
 from pipeline.models.fused import FUSED_BLOCKS, FUSED_NETWORKS
+from pipeline.models.fused_conv import FUSED_CONV_BLOCKS, FUSED_CONV_NETWORKS
 from pipeline.models.resnet import ACTIVATIONS, PreActResNet, ResNet
 from pipeline.models.speednet import SMALLEST_IMAGE, SPEEDNETS, SpeedNet
 
 __all__ = [
     "ACTIVATIONS",
     "ARCHITECTURES",
+    "FUSIONS",
     "SHORTCUTS",
     "STEMS",
     "Architecture",
@@ -40,6 +42,14 @@ __all__ = [
 
 STEMS = ("auto", "cifar", "imagenet")
 SHORTCUTS = ("A", "B", "C")
+#: The networks and blocks of each way to fuse, by the plain ones.
+FUSIONS: dict[
+    str, tuple[dict[type[ResNet], type[ResNet]], dict[type[BasicBlock | Bottleneck], type[BasicBlock | Bottleneck]]]
+] = {
+    "none": ({}, {}),
+    "norm": (FUSED_NETWORKS, FUSED_BLOCKS),
+    "conv": (FUSED_CONV_NETWORKS, FUSED_CONV_BLOCKS),
+}
 LARGEST_CIFAR_STEM = 64  # pixels; above, the stem "auto" is ImageNet's
 
 
@@ -155,22 +165,26 @@ class ModelConfig:
             )
 
 
-def build_model(config: ModelConfig, *, fused_norm: bool = False) -> ResNet | SpeedNet:
+def build_model(config: ModelConfig, *, fuse: str = "none") -> ResNet | SpeedNet:
     """A new network on the CPU, initialised from PyTorch's default generator. See `starts_from_data`.
 
-    fused_norm: BatchNorm, addition and ReLU in one kernel (`pipeline.models.fused`); weights, names and results are
-    the same. Raises ValueError for another activation than ReLU.
+    fuse: one of `FUSIONS`: ``norm`` for BatchNorm, addition and ReLU in one kernel (`pipeline.models.fused`), ``conv``
+    for BatchNorm's sums inside of the convolutions too (`pipeline.models.fused_conv`); weights, names and results are
+    the same. Raises ValueError for another activation than ReLU, and for a network that has no such twin.
     """
     if config.arch in SPEEDNETS:
-        if fused_norm:
-            raise ValueError(f"--fused-norm goes with ReLU alone, and {config.arch} has GELU; leave it out")
+        if fuse != "none":
+            raise ValueError(f"--fuse {fuse} goes with ReLU alone, and {config.arch} has GELU; leave it out")
         return SpeedNet(SPEEDNETS[config.arch], num_classes=config.num_classes, in_channels=config.in_channels)
     architecture = ARCHITECTURES[config.arch]
     network, block = architecture.network, architecture.block
-    if fused_norm:
+    if fuse != "none":
         if config.activation != "relu":
-            raise ValueError(f"--fused-norm goes with ReLU alone; leave it out, or --activation {config.activation}")
-        network, block = FUSED_NETWORKS[network], FUSED_BLOCKS[block]
+            raise ValueError(f"--fuse {fuse} goes with ReLU alone; leave it out, or --activation {config.activation}")
+        networks, blocks = FUSIONS[fuse]
+        if network not in networks:
+            raise ValueError(f"--fuse {fuse} has no pre-activation network such as {config.arch}; take --fuse norm")
+        network, block = networks[network], blocks[block]
     stem = config.stem
     if stem == "auto":
         stem = "cifar" if config.image_size <= LARGEST_CIFAR_STEM else "imagenet"

@@ -50,7 +50,8 @@ class FusedNorm(nn.BatchNorm2d):
         return Twice(y, y) if twice else y
 
 
-def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
+def shortcut_of(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
+    """What a block adds to its branch, from its input."""
     return x if block.downsample is None else block.downsample(x)
 
 
@@ -66,7 +67,7 @@ class FusedBasicBlock(BasicBlock):
     def forward(self, x: Tensor | Twice) -> Tensor | Twice:
         branch, shortcut = _twice(x)
         out = self.bn1(self.conv1(branch), relu=True)
-        return self.bn2(self.conv2(out), _shortcut(self, shortcut), relu=True, twice=not self.last)
+        return self.bn2(self.conv2(out), shortcut_of(self, shortcut), relu=True, twice=not self.last)
 
 
 class FusedBottleneck(Bottleneck):
@@ -78,7 +79,7 @@ class FusedBottleneck(Bottleneck):
         branch, shortcut = _twice(x)
         out = self.bn1(self.conv1(branch), relu=True)
         out = self.bn2(self.conv2(out), relu=True)
-        return self.bn3(self.conv3(out), _shortcut(self, shortcut), relu=True, twice=not self.last)
+        return self.bn3(self.conv3(out), shortcut_of(self, shortcut), relu=True, twice=not self.last)
 
 
 class FusedPlainBlock(PlainBlock):
@@ -101,7 +102,7 @@ class FusedPreActBasicBlock(PreActBasicBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         first = _activate(self, x)
-        identity = _shortcut(self, first.shortcut)
+        identity = shortcut_of(self, first.shortcut)
         out = self.conv2(self.bn2(self.conv1(first.branch), relu=True))
         out += identity
         return out
@@ -112,7 +113,7 @@ class FusedPreActBottleneck(PreActBottleneck):
 
     def forward(self, x: Tensor) -> Tensor:
         first = _activate(self, x)
-        identity = _shortcut(self, first.shortcut)
+        identity = shortcut_of(self, first.shortcut)
         out = self.bn2(self.conv1(first.branch), relu=True)
         out = self.conv3(self.bn3(self.conv2(out), relu=True))
         out += identity
@@ -150,7 +151,7 @@ class FusedPreActResNet(PreActResNet):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-#: The twin of each network and of each block.
+#: The twin of each network and of each block, of ``--fuse norm``.
 FUSED_NETWORKS: dict[type[ResNet], type[ResNet]] = {ResNet: FusedResNet, PreActResNet: FusedPreActResNet}
 FUSED_BLOCKS: dict[type[BasicBlock | Bottleneck], type[BasicBlock | Bottleneck]] = {
     BasicBlock: FusedBasicBlock,

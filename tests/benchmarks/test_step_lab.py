@@ -38,7 +38,9 @@ def lab(prepared_path, tmp_path_factory):
 def test_each_option_and_point_is_measured_or_listed_with_a_reason(lab):
     data, _ = lab
     measured = {(row["details"]["point"], row["details"]["option"]) for row in data["rows"] if row["suite"] == "step"}
-    assert {(point, option) for point in ("step", "end-to-end") for option in ("plain", "fused norm")} <= measured
+    assert {
+        (point, option) for point in ("step", "end-to-end") for option in ("plain", "fused norm", "fused conv")
+    } <= measured
     listed = {(skipped["suite"], skipped["name"].split(",")[0]) for skipped in data["skipped"]}
     for option in OPTIONS:
         for point in ("step", "end-to-end", "kernels", "losses"):
@@ -57,16 +59,17 @@ def test_comparisons_follow_from_the_rows(lab):
     assert fused["details"]["over_plain"] == pytest.approx(fused["value"] / plain["value"])
     behind = rows["plain, batch 32, resident loader"]
     assert behind["details"]["share_of_step"] == pytest.approx(behind["value"] / plain["value"])
-    assert "fused BatchNorm" in fused["details"]["runtime"]
+    assert "fused norm" in fused["details"]["runtime"]
 
 
 def test_losses_of_an_option_stay_within_those_of_another_seed(lab):
-    """On a CPU the fused norm rounds in float32 as the plain one, so its losses are nearly the same; seeds differ."""
+    """On a CPU the fused ones round in float32 as the plain one, so their losses are nearly the same; seeds differ."""
     losses = lab[0]["losses"]
     first, second = (losses["losses"][f"plain, seed {seed}"] for seed in (0, 1))
     assert len(first) == losses["steps"] == 8
     assert first != second
-    assert losses["losses"]["fused norm"] == pytest.approx(first, rel=0.1)
+    for option in ("fused norm", "fused conv"):
+        assert losses["losses"][option] == pytest.approx(first, rel=0.1)
     assert all(0 < loss < 20 for loss in first)
 
 

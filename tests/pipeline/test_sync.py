@@ -56,11 +56,11 @@ def _epochs(config, prepared, within):
         return step.metrics.read().images
 
 
-@pytest.mark.parametrize("fused_norm", [False, True])
-def test_no_operation_asks_for_a_value(prepared, prepared_path, fused_norm):
+@pytest.mark.parametrize("fuse", ["none", "norm", "conv"])
+def test_no_operation_asks_for_a_value(prepared, prepared_path, fuse):
     """On the CPU by the operations' names."""
     waits = _Waits()
-    assert _epochs(_config(prepared_path, device="cpu", fused_norm=fused_norm), prepared, waits) == 240
+    assert _epochs(_config(prepared_path, device="cpu", fuse=fuse), prepared, waits) == 240
     assert waits.found == []
     with waits:
         torch.ones(1).sum().item()
@@ -78,11 +78,11 @@ class _SyncIsAnError:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-@pytest.mark.parametrize("fused_norm", [False, True])
-def test_gpu_nothing_waits_inside_an_epoch(prepared, prepared_path, fused_norm, amp, monkeypatch):
+@pytest.mark.parametrize("fuse", ["none", "norm", "conv"])
+def test_gpu_nothing_waits_inside_an_epoch(prepared, prepared_path, fuse, amp, monkeypatch):
     """Captured, by PyTorch's own check, which raises at the first wait; looking at the sums included."""
     monkeypatch.setattr("pipeline.display._SECONDS_BETWEEN_LOOKS", 0.0)
-    config = _config(prepared_path, device="cuda", fused_norm=fused_norm, amp=amp, compile=False)
+    config = _config(prepared_path, device="cuda", fuse=fuse, amp=amp, compile=False)
     assert _epochs(config, prepared, _SyncIsAnError()) == 240
     with pytest.raises(RuntimeError, match="synchroniz"), _SyncIsAnError():
         torch.ones(1, device="cuda").item()

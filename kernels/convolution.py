@@ -1,0 +1,158 @@
+"""Convolutions joined with the BatchNorms around them: no pass of its own sums up what a convolution wrote.
+
+A norm needs sums over all of its input before it can write anything, and over all of its gradient before it can pass
+that on. A convolution has both in registers, tile by tile, as it writes them. So a network of convolution, norm and
+ReLU is cut here between a convolution and its norm: a `Raw` goes from layer to layer, and `norm_relu_convolution` is
+what lies between two of them. Passes over an activation's memory beside the convolutions' own, of the Triton kernels:
+
+| | reads | writes |
+| --- | --- | --- |
+| forward, statistics | none: in the convolution before | |
+| forward, result | x, residual if any | y |
+| backward, sums, in the data gradient of the convolution behind | x, second dy if any, y if residual | |
+| backward, dx | gradient behind the ReLU, x | dx |
+
+So 6 where `kernels.batchnorm` makes 8, and 9 where it makes 12 (with a residual and a second gradient). cuDNN's graphs
+offer the same joints ("ConvBNfprop", "DgradDreluBNBwdWeight").
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.batchnorm import check_activation, check_channels
+
+
+class Raw(NamedTuple):
+    """A convolution's result before its norm.
+
+    x: [N, C, H, W]. mean, inv_std: float32 [C], of the batch: its mean, and 1 / sqrt(biased variance + eps).
+    """
+
+    x: Tensor
+    mean: Tensor
+    inv_std: Tensor
+
+
+def with_statistics(
+    x: Tensor, running_mean: Tensor, running_var: Tensor, *, momentum: float = 0.1, eps: float = 1e-5
+) -> Raw:
+    """``x`` with the batch's statistics, read in a pass of its own; the running ones move as in `batch_norm`.
+
+    x: float32, bfloat16 or float16 [N, C, H, W]. running_mean, running_var: float32 [C]. Raises ValueError on others.
+    """
+    check_activation(x)
+    check_channels(x.shape[1], x.device, running_mean=running_mean, running_var=running_var)
+    if x.is_cuda:
+        from kernels.convolution_triton import with_statistics_triton
+
+        return with_statistics_triton(x, running_mean, running_var, momentum=momentum, eps=eps)
+    return with_statistics_reference(x, running_mean, running_var, momentum=momentum, eps=eps)
+
+
+def normalise(raw: Raw, weight: Tensor, bias: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+    """Apply the norm whose statistics ``raw`` has, add ``residual``, apply ReLU: the rest of `batch_norm`.
+
+    weight, bias: float32 [C]. residual: as ``raw.x``. Returns [N, C, H, W] of x's type.
+    """
+    _check_norm(raw, weight, bias, residual)
+    if raw.x.is_cuda:
+        from kernels.convolution_triton import normalise_triton
+
+        return normalise_triton(raw, weight, bias, residual, relu=relu)
+    return normalise_reference(raw, weight, bias, residual, relu=relu)
+
+
+def norm_relu_convolution(
+    raw: Raw,
+    weight: Tensor,
+    bias: Tensor,
+    filters: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    residual: Tensor | None = None,
+    stride: int = 1,
+    shared: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Raw, Tensor | None]:
+    """Norm, addition of ``residual``, ReLU and a convolution, with the statistics that the norm behind it needs.
+
+    weight, bias: float32 [C], of the norm of ``raw``. filters: [O, C, K, K] of x's type, K odd; the image is padded by
+    K // 2. running_mean, running_var: float32 [O], of the norm behind the convolution, moved as in `batch_norm`.
+
+    Returns the convolution's result and, if ``shared``, the activation that it read, for a shortcut: the two gradients
+    of that activation are added by the kernel that reads them. It may not be changed in place.
+
+    Raises ValueError on shapes, types or devices that don't fit. Triton runs it on CUDA devices, PyTorch elsewhere.
+    """
+    _check_norm(raw, weight, bias, residual)
+    channels, size = raw.x.shape[1], filters.shape[-1]
+    if filters.dim() != 4 or filters.shape[1:] != (channels, size, size) or size % 2 == 0:
+        raise ValueError(f"filters must be [O, {channels}, K, K] with an odd K, not {list(filters.shape)}")
+    if filters.dtype != raw.x.dtype or filters.device != raw.x.device:
+        raise ValueError(f"filters must be {raw.x.dtype} on {raw.x.device}, not {filters.dtype} on {filters.device}")
+    if stride < 1:
+        raise ValueError(f"stride must be 1 or more, not {stride}")
+    check_channels(filters.shape[0], raw.x.device, running_mean=running_mean, running_var=running_var)
+    arguments = (raw, weight, bias, filters, running_mean, running_var, residual)
+    if raw.x.is_cuda:
+        from kernels.convolution_triton import norm_relu_convolution_triton
+
+        return norm_relu_convolution_triton(*arguments, stride=stride, shared=shared, momentum=momentum, eps=eps)
+    return norm_relu_convolution_reference(*arguments, stride=stride, shared=shared, momentum=momentum, eps=eps)
+
+
+def with_statistics_reference(
+    x: Tensor, running_mean: Tensor, running_var: Tensor, *, momentum: float, eps: float
+) -> Raw:
+    """`with_statistics` in plain PyTorch; gradients of x flow through mean and inv_std."""
+    var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+    count = x.numel() // x.shape[1]
+    with torch.no_grad():
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(var * (count / (count - 1)), momentum)
+    return Raw(x, mean, (var + eps).rsqrt())
+
+
+def normalise_reference(raw: Raw, weight: Tensor, bias: Tensor, residual: Tensor | None, *, relu: bool) -> Tensor:
+    """`normalise` in plain PyTorch."""
+
+    def of_channel(value: Tensor) -> Tensor:
+        return value[:, None, None]
+
+    y = (raw.x.float() - of_channel(raw.mean)) * of_channel(raw.inv_std) * of_channel(weight) + of_channel(bias)
+    if residual is not None:
+        y = y + residual
+    return (y.relu() if relu else y).to(raw.x.dtype)
+
+
+def norm_relu_convolution_reference(
+    raw: Raw,
+    weight: Tensor,
+    bias: Tensor,
+    filters: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None,
+    *,
+    stride: int,
+    shared: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Raw, Tensor | None]:
+    """`norm_relu_convolution` in plain PyTorch; the definition that the Triton kernels meet up to rounding."""
+    y = normalise_reference(raw, weight, bias, residual, relu=True)
+    out = F.conv2d(y, filters, stride=stride, padding=filters.shape[-1] // 2)
+    statistics = with_statistics_reference(out, running_mean, running_var, momentum=momentum, eps=eps)
+    return statistics, y if shared else None
+
+
+def _check_norm(raw: Raw, weight: Tensor, bias: Tensor, residual: Tensor | None) -> None:
+    check_activation(raw.x, residual)
+    check_channels(raw.x.shape[1], raw.x.device, weight=weight, bias=bias, mean=raw.mean, inv_std=raw.inv_std)

@@ -1,0 +1,322 @@
+"""Norm, ReLU and convolution in one against plain PyTorch in float64: values, statistics, gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.convolution import Raw, norm_relu_convolution, normalise, with_statistics
+from kernels.convolution_triton import (
+    Tile,
+    _convolution_op,
+    _data_gradients_op,
+    norm_relu_convolution_triton,
+    normalise_triton,
+    with_statistics_triton,
+)
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# Of one rounding to the type, and in float32 of sums of a few hundred terms.
+TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}
+
+
+def _inputs(dtype, *, shape=(3, 20, 11, 7), columns=33, size=3, residual=True, device="cpu", seed=0):
+    """x, weight, bias, filters, residual (leaves), and running statistics of both norms."""
+    generator = torch.Generator().manual_seed(seed)
+    channels = shape[1]
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator)
+
+    def wide(values):
+        return values.to(device, dtype, memory_format=torch.channels_last).requires_grad_()
+
+    x, filters = wide(0.5 + 2 * normal(*shape)), wide(normal(columns, channels, size, size) / (channels**0.5 * size))
+    weight = (1 + 0.3 * normal(channels)).to(device).requires_grad_()
+    bias = (0.3 * normal(channels)).to(device).requires_grad_()
+    running = [v.to(device) for n in (channels, columns) for v in (normal(n), normal(n).abs())]
+    return [x, weight, bias, filters, wide(normal(*shape)) if residual else None], running
+
+
+def _copies(tensors, dtype=None):
+    return [
+        None if t is None else t.detach().clone().to(dtype or t.dtype).requires_grad_(t.requires_grad) for t in tensors
+    ]
+
+
+def _plainly(leaves, running, stride):
+    """PyTorch's own: (the activation, the convolution), the running statistics moved."""
+    x, weight, bias, filters, residual = leaves
+    normed = F.batch_norm(x, running[0], running[1], weight, bias, training=True, momentum=0.1, eps=1e-5)
+    read = (normed if residual is None else normed + residual).relu()
+    out = F.conv2d(read, filters, stride=stride, padding=filters.shape[-1] // 2)
+    F.batch_norm(out, running[2], running[3], training=True, momentum=0.1, eps=1e-5)
+    return read, out
+
+
+def _through(statistics, joint, leaves, running, stride, shared):
+    x, weight, bias, filters, residual = leaves
+    raw = statistics(x, running[0], running[1], momentum=0.1, eps=1e-5)
+    options = {"stride": stride, "shared": shared, "momentum": 0.1, "eps": 1e-5}
+    return joint(raw, weight, bias, filters, running[2], running[3], residual, **options)
+
+
+def _by_triton(*arguments):
+    return _through(with_statistics_triton, norm_relu_convolution_triton, *arguments)
+
+
+def _by_default(*arguments):
+    def joint(*a, **options):
+        return norm_relu_convolution(*a[:-1], residual=a[-1], **options)
+
+    return _through(with_statistics, joint, *arguments)
+
+
+def _close(ours, theirs, tolerance, what):
+    """Within ``tolerance`` of the largest value: gradients are differences of sums."""
+    scale = float(theirs.detach().abs().max()) + 1e-6
+    assert float((ours.detach().double() - theirs.detach()).abs().max()) <= tolerance * scale, what
+
+
+def _compare(run, inputs, *, stride=1, shared=False, tolerance=None):
+    """Values, statistics and all gradients against float64."""
+    leaves, running = inputs
+    dtype = leaves[0].dtype
+    tolerance = tolerance or TOLERANCE[dtype]
+    exact, exact_running = _copies(leaves, torch.float64), [v.double() for v in running]
+    exact_read, exact_out = _plainly(exact, exact_running, stride)
+    raw, read = run(leaves, running, stride, shared)
+    assert (read is not None) == shared
+    generator = torch.Generator().manual_seed(7)
+
+    def factor(like):
+        return torch.randn(like.shape, generator=generator).to(like)
+
+    for_out, for_read = factor(raw.x), factor(raw.x.new_empty(exact_read.shape))
+    loss, exact_loss = (raw.x * for_out).sum(dtype=torch.float32), (exact_out * for_out).sum()
+    if shared:
+        loss = loss + (read * for_read).sum(dtype=torch.float32)
+        exact_loss = exact_loss + (exact_read * for_read).sum()
+    loss.backward()
+    exact_loss.backward()
+    assert raw.x.dtype == dtype
+    _close(raw.x, exact_out, 2 * tolerance, "out")
+    _close(raw.mean, raw.x.double().mean((0, 2, 3)), 1e-5, "mean")
+    var = raw.x.double().var((0, 2, 3), correction=0)
+    _close(raw.inv_std, (var + 1e-5).rsqrt(), 1e-4, "inv_std")
+    for ours, theirs in zip(running, exact_running, strict=True):
+        _close(ours, theirs, max(2 * tolerance, 1e-5), "running statistics")
+    for name, ours, theirs in zip(("x", "weight", "bias", "filters", "residual"), leaves, exact, strict=True):
+        if theirs is not None:
+            assert ours.grad.dtype == ours.dtype
+            _close(ours.grad, theirs.grad, 6 * tolerance, f"gradient of {name}")
+
+
+CASES = [(residual, stride, shared) for residual in (False, True) for stride in (1, 2) for shared in (False, True)]
+
+
+@pytest.mark.parametrize(("residual", "stride", "shared"), CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reference_equals_pytorch(dtype, residual, stride, shared):
+    _compare(_by_default, _inputs(dtype, residual=residual), stride=stride, shared=shared)
+
+
+@pytest.mark.parametrize(("residual", "stride", "shared"), CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_triton_equals_pytorch(dtype, residual, stride, shared):
+    """On the CPU the kernels run in Triton's interpreter; two tiles of rows, the second one cut off."""
+    _compare(_by_triton, _inputs(dtype, residual=residual), stride=stride, shared=shared)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 4), st.sampled_from([1, 3, 16, 70]), st.integers(2, 9), st.integers(3, 9),
+    st.sampled_from([1, 2, 17, 130]), st.sampled_from([1, 3, 5]), st.integers(1, 3), st.booleans(), st.booleans(),
+    st.integers(0, 1000),
+)  # fmt: skip
+def test_triton_on_any_shape(count, channels, height, width, columns, size, stride, residual, shared, seed):
+    """Filters wider than the image, channels that fill no block and channels that fill one and a half."""
+    shape = (count, channels, height, width)
+    inputs = _inputs(torch.float32, shape=shape, columns=columns, size=size, residual=residual, seed=seed)
+    if ((height - 1) // stride + 1) * ((width - 1) // stride + 1) * count == 1:
+        return
+    # Few values have a small variance now and then, which magnifies rounding.
+    _compare(_by_triton, inputs, stride=stride, shared=shared, tolerance=1e-3)
+
+
+def test_both_sides_of_the_widest_fused_layer(monkeypatch):
+    """Layers left to cuDNN compute the same."""
+    monkeypatch.setattr("kernels.convolution_triton.MOST_CHANNELS", 32)
+    for shared in (False, True):
+        _compare(_by_triton, _inputs(torch.float32), shared=shared)
+
+
+def test_tiles_of_several_depths(monkeypatch):
+    """Each tap in several steps, channels in several columns of programs, rows in many chunks."""
+    monkeypatch.setattr("kernels.convolution_triton.tile_of", lambda *_: Tile(16, 16, 16, warps=4, stages=2))
+    for stride in (1, 2):
+        _compare(_by_triton, _inputs(torch.float32), stride=stride, shared=True)
+
+
+def test_a_large_mean_does_not_cost_the_variance():
+    """Means of chunks are joined, not squares: 1,000 beside a variance of 1 leaves the digits of float32."""
+    leaves, running = _inputs(torch.float32, residual=False)
+    with torch.no_grad():
+        leaves[2] += 1000
+        leaves[3].abs_()
+    raw, _ = _by_triton(leaves, running, 1, False)
+    inner = raw.x.detach().double()
+    torch.testing.assert_close(raw.mean.double(), inner.mean((0, 2, 3)), rtol=3e-7, atol=0)
+    expected = (inner.var((0, 2, 3), correction=0) + 1e-5).rsqrt()
+    torch.testing.assert_close(raw.inv_std.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_the_last_norm_of_a_network():
+    """`normalise` is what is left of batch_norm once the statistics are there, gradients through them included."""
+    for relu in (False, True):
+        for run in (normalise, lambda raw, w, b, *, residual, relu: normalise_triton(raw, w, b, residual, relu=relu)):
+            leaves, running = _inputs(torch.float32)
+            exact = _copies(leaves, torch.float64)
+            statistics = with_statistics if run is normalise else with_statistics_triton
+            raw = statistics(leaves[0], *running[:2], momentum=0.1, eps=1e-5)
+            y = run(raw, leaves[1], leaves[2], residual=leaves[4], relu=relu)
+            normed = F.batch_norm(exact[0], None, None, exact[1], exact[2], training=True, eps=1e-5) + exact[4]
+            expected = normed.relu() if relu else normed
+            _close(y, expected, 3e-5, "y")
+            factor = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+            (y * factor).sum().backward()
+            (expected * factor).sum().backward()
+            for place in (0, 1, 2, 4):
+                _close(leaves[place].grad, exact[place].grad, 1e-4, place)
+
+
+def test_results_repeat_bit_for_bit():
+    runs = []
+    for _ in range(2):
+        leaves, running = _inputs(torch.bfloat16)
+        raw, read = _by_triton(leaves, running, 1, True)
+        (raw.x.float().square().sum() + read.float().sum()).backward()
+        runs.append([*raw, read, *running, *(leaf.grad for leaf in leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_plain_memory_is_taken_too():
+    results = []
+    for plain in (False, True):
+        leaves, running = _inputs(torch.float32)
+        if plain:
+            leaves = [leaf.detach().contiguous().requires_grad_() for leaf in leaves]
+        raw, read = _by_triton(leaves, running, 1, True)
+        (raw.x.square().sum() + read.sum()).backward()
+        results.append([raw.x, read, *(leaf.grad for leaf in leaves)])
+    assert results[1][0].is_contiguous(memory_format=torch.channels_last)
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_nan_is_not_hidden():
+    leaves, running = _inputs(torch.float32, residual=False)
+    with torch.no_grad():
+        leaves[0][0, 1, 2, 2] = float("nan")
+    raw, _ = _by_triton(leaves, running, 1, False)
+    assert raw.mean.isnan().all()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_torch_compile_keeps_it_whole(shared):
+    """One graph without breaks, and the values of the eager run, running statistics included."""
+
+    def network(leaves, running):
+        raw, read = _by_triton(leaves, running, 2, shared)
+        loss = raw.x.square().sum()
+        return loss + read.sum() if shared else loss
+
+    eager = _inputs(torch.float32)
+    compiled = _copies(eager[0]), [v.clone() for v in eager[1]]
+    network(*eager).backward()
+    torch.compile(network, backend="aot_eager", fullgraph=True)(*compiled).backward()
+    for ours, theirs in zip(compiled[1], eager[1], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for ours, theirs in zip(compiled[0], eager[0], strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_operators_keep_their_contracts():
+    """Fake and real results agree in shape, type and strides; nothing but what is declared is changed."""
+    (x, weight, bias, filters, residual), running = _inputs(torch.float16)
+    x, weight, bias, filters, residual = (t.detach() for t in (x, weight, bias, filters, residual))
+    checks = ("test_schema", "test_faketensor")
+    for stride in (1, 2):
+        torch.library.opcheck(_convolution_op, (x, filters, stride), test_utils=checks)
+    dout, _ = _convolution_op(x, filters, 1)
+    raw = with_statistics_triton(x, *running[:2], momentum=0.1, eps=1e-5)
+    for dy2, y in ((None, None), (residual, None), (residual, x)):
+        arguments = (dout, filters, dy2, x, y, raw.mean, raw.inv_std, weight, bias)
+        torch.library.opcheck(_data_gradients_op, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("change", [
+    dict(filters=torch.zeros(33, 19, 3, 3)),
+    dict(filters=torch.zeros(33, 20, 2, 2)),
+    dict(filters=torch.zeros(33, 20, 3, 1)),
+    dict(filters=torch.zeros(33, 20, 3, 3, dtype=torch.bfloat16)),
+    dict(weight=torch.zeros(19)),
+    dict(running_var=torch.zeros(20)),
+    dict(residual=torch.zeros(3, 20, 11, 8)),
+    dict(stride=0),
+    dict(raw=Raw(torch.zeros(3, 20), torch.zeros(20), torch.zeros(20))),
+    dict(raw=Raw(torch.zeros(3, 20, 11, 7), torch.zeros(20), torch.zeros(20, dtype=torch.float64))),
+])  # fmt: skip
+def test_bad_inputs(change):
+    (x, weight, bias, filters, residual), running = _inputs(torch.float32)
+    arguments = {
+        "raw": with_statistics(x, *running[:2]), "weight": weight, "bias": bias, "filters": filters,
+        "running_mean": running[2], "running_var": running[3], "residual": residual,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="must be"):
+        norm_relu_convolution(**{**arguments, **change})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("residual", "stride", "shared"), CASES)
+@pytest.mark.parametrize(("shape", "columns", "size"), [
+    ((64, 64, 32, 32), 64, 3), ((64, 64, 32, 32), 128, 3), ((64, 128, 16, 16), 128, 3), ((32, 128, 16, 16), 64, 1),
+    ((7, 20, 11, 7), 33, 3),
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gpu_equals_pytorch(dtype, shape, columns, size, residual, stride, shared):
+    inputs = _inputs(dtype, shape=shape, columns=columns, size=size, residual=residual, device="cuda")
+    _compare(_by_default, inputs, stride=stride, shared=shared)
+
+
+@pytest.mark.gpu
+def test_gpu_replays_in_a_graph():
+    """Captured, forward and backward; a replay reads what its inputs hold by then and moves the statistics."""
+    shape = (32, 64, 16, 16)
+    leaves, running = _inputs(torch.bfloat16, shape=shape, columns=64, device="cuda")
+
+    def run(leaves, running):
+        raw, read = _by_default(leaves, running, 1, True)
+        return torch.autograd.grad(raw.x.float().square().sum() + read.float().sum(), leaves)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run(leaves, running)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(leaves, running)
+    with torch.no_grad():
+        leaves[0].mul_(1.5).add_(0.25)
+        for tensor in running:
+            tensor.fill_(1)
+    eager = _copies(leaves), [v.clone() for v in running]
+    graph.replay()
+    expected = run(*eager)
+    # The gradient of the filters is cuDNN's, which may sum in another order.
+    for ours, theirs in zip(captured, expected, strict=True):
+        _close(ours, theirs.double(), 1e-2, "gradient")
+    for ours, theirs in zip(running, eager[1], strict=True):
+        torch.testing.assert_close(ours, theirs)
