@@ -102,9 +102,12 @@ def norm_relu_convolution(
     check_channels(filters.shape[0], raw.x.device, running_mean=running_mean, running_var=running_var)
     arguments = (raw, weight, bias, filters, running_mean, running_var, residual)
     if raw.x.is_cuda:
-        from kernels.convolution_triton import norm_relu_convolution_triton
+        from kernels.convolution_triton import norm_relu_convolution_triton, tiles_of
 
-        return norm_relu_convolution_triton(*arguments, stride=stride, shared=shared, momentum=momentum, eps=eps)
+        tiles = tiles_of(*filters.shape[:2])
+        return norm_relu_convolution_triton(
+            *arguments, stride=stride, shared=shared, momentum=momentum, eps=eps, tiles=tiles
+        )
     return norm_relu_convolution_reference(*arguments, stride=stride, shared=shared, momentum=momentum, eps=eps)
 
 

@@ -11,6 +11,7 @@ joined by the kernels of `kernels.batchnorm_triton`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,9 +51,22 @@ class Tile(NamedTuple):
     stages: int
 
 
-def tile_of(columns: int, depth: int) -> Tile:
-    """The tile of a product by its columns (channels of the result) and depth (channels of the input): a function of
-    the shape alone, so that sums repeat bit for bit."""
+class Tiles(NamedTuple):
+    """Of a convolution, and of its gradient with regard to its input."""
+
+    forward: Tile
+    gradient: Tile
+
+
+def tiles_of(columns: int, depth: int) -> Tiles | None:
+    """The tiles of a convolution to ``columns`` channels of ``depth``; None where cuDNN is to compute it and a pass of
+    its own the sums. A function of the shape alone, so that sums repeat bit for bit."""
+    if max(columns, depth) > MOST_CHANNELS:
+        return None
+    return Tiles(_tile(columns, depth), _tile(depth, columns))
+
+
+def _tile(columns: int, depth: int) -> Tile:
     block_columns = min(max(triton.next_power_of_2(columns), 16), 128)
     block_depth = min(max(triton.next_power_of_2(depth), 16), 64)
     return Tile(128, block_columns, block_depth, warps=8 if block_columns == 128 else 4, stages=4)
@@ -189,29 +203,29 @@ def _joined(partial: Tensor) -> dict[str, Any]:
 
 # Not one operator with the statistics: one that changes its arguments can't have a gradient.
 @torch.library.custom_op("fast_train::convolution_moments", mutates_args=())
-def _convolution_op(x: Tensor, filters: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+def _convolution_op(x: Tensor, filters: Tensor, stride: int, tile: Sequence[int]) -> tuple[Tensor, Tensor]:
     """(the convolution in channels_last memory, `_convolution_kernel`'s ``partial``)."""
     x, filters = _channels_last(x), _channels_last(filters)
     (columns, depth, size, _), (_, _, height, width) = filters.shape, x.shape
     shape = _out_shape(x, filters, stride)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    rows, tile = out.numel() // columns, tile_of(columns, depth)
-    grid = _grid(rows, columns, tile)
+    rows = out.numel() // columns
+    grid = _grid(rows, columns, Tile(*tile))
     partial = torch.empty((2, columns, grid[0]), dtype=torch.float32, device=x.device)
     _convolution_kernel[grid](
         x, filters, out, partial, rows, columns, depth, height, width, shape[2], shape[3], grid[0],
-        SIZE=size, STRIDE=stride, **_options(x, tile),
+        SIZE=size, STRIDE=stride, **_options(x, Tile(*tile)),
     )  # fmt: skip
     return out, partial
 
 
 @_convolution_op.register_fake
-def _(x, filters, stride):
+def _(x, filters, stride, tile):
     count, columns, height, width = _out_shape(x, filters, stride)
     out = torch.empty(
         (count, columns, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
     )
-    chunks = -(-count * height * width // tile_of(columns, x.shape[1]).block_rows)
+    chunks = -(-count * height * width // Tile(*tile).block_rows)
     return out, x.new_empty((2, columns, chunks), dtype=torch.float32)
 
 
@@ -237,7 +251,7 @@ def _(partial, running_mean, running_var, rows, block_rows, momentum, eps):
 @torch.library.custom_op("fast_train::convolution_norm_gradients", mutates_args=())
 def _data_gradients_op(
     dout: Tensor, filters: Tensor, dy2: Tensor | None, x: Tensor, y: Tensor | None,
-    mean: Tensor, inv_std: Tensor, weight: Tensor, bias: Tensor,
+    mean: Tensor, inv_std: Tensor, weight: Tensor, bias: Tensor, tile: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """As `_gradients_op` with ``store`` and ReLU, from the gradient of a convolution of stride 1 behind it."""
     dout, filters, x = _channels_last(dout), _channels_last(filters), _channels_last(x)
@@ -245,13 +259,12 @@ def _data_gradients_op(
     behind, dx = (torch.empty_like(x, memory_format=torch.channels_last) for _ in range(2))
     weight_gradient, bias_gradient = torch.empty_like(weight), torch.empty_like(bias)
     rows, _, tiles = _matrix(x)
-    tile = tile_of(columns, depth)
-    grid = _grid(rows, columns, tile)
+    grid = _grid(rows, columns, Tile(*tile))
     partial = torch.empty((2, columns, grid[0]), dtype=torch.float32, device=x.device)
     _data_gradient_kernel[grid](
         dout, filters, x if dy2 is None else _channels_last(dy2), x, x if y is None else _channels_last(y),
         mean, inv_std, weight, bias, behind, partial, rows, columns, depth, height, width, grid[0],
-        SECOND=dy2 is not None, FROM_Y=y is not None, SIZE=size, **_options(x, tile),
+        SECOND=dy2 is not None, FROM_Y=y is not None, SIZE=size, **_options(x, Tile(*tile)),
     )  # fmt: skip
     _join_sums_kernel[(columns,)](partial, bias_gradient, weight_gradient, columns, grid[0], **_joined(partial))
     _input_gradient_kernel[_grids(rows, columns, tiles)[1]](
@@ -262,7 +275,7 @@ def _data_gradients_op(
 
 
 @_data_gradients_op.register_fake
-def _(dout, filters, dy2, x, y, mean, inv_std, weight, bias):
+def _(dout, filters, dy2, x, y, mean, inv_std, weight, bias, tile):
     dx, behind = (torch.empty_like(x, memory_format=torch.channels_last) for _ in range(2))
     return dx, torch.empty_like(weight), torch.empty_like(bias), behind
 
@@ -271,10 +284,10 @@ class _NormConvolution(torch.autograd.Function):
     """(the convolution, its chunks' moments, the activation if ``shared``)."""
 
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, residual, mean, inv_std, filters, stride: int, shared: bool) -> Any:
+    def forward(ctx: Any, x, weight, bias, residual, mean, inv_std, filters, stride: int, shared: bool, tiles) -> Any:
         y = _apply_op(x, mean, inv_std, weight, bias, residual, True)
-        out, partial = _convolution_op(y, filters, stride)
-        ctx.residual, ctx.stride = residual is not None, stride
+        out, partial = _convolution_op(y, filters, stride, tiles.forward)
+        ctx.residual, ctx.stride, ctx.tile = residual is not None, stride, tiles.gradient
         ctx.save_for_backward(x, y, mean, inv_std, weight, bias, filters)
         ctx.mark_non_differentiable(partial)
         ctx.set_materialize_grads(False)
@@ -291,11 +304,11 @@ class _NormConvolution(torch.autograd.Function):
         read = y if ctx.residual else None
         norm = (mean, inv_std, weight, bias)
         if ctx.stride == 1:
-            dx, dweight, dbias, behind = _data_gradients_op(dout, filters, dy2, x, read, *norm)
+            dx, dweight, dbias, behind = _data_gradients_op(dout, filters, dy2, x, read, *norm, ctx.tile)
         else:
             store = dy2 is not None or ctx.residual
             dx, dweight, dbias, behind = _gradients_op(dy, dy2, x, read, *norm, True, store)
-        return dx, dweight, dbias, behind if ctx.residual else None, None, None, dfilters, None, None
+        return dx, dweight, dbias, behind if ctx.residual else None, None, None, dfilters, None, None, None
 
 
 def with_statistics_triton(x: Tensor, running_mean: Tensor, running_var: Tensor, *, momentum: float, eps: float) -> Raw:
@@ -311,19 +324,21 @@ def normalise_triton(raw: Raw, weight: Tensor, bias: Tensor, residual: Tensor | 
 
 def norm_relu_convolution_triton(
     raw: Raw, weight: Tensor, bias: Tensor, filters: Tensor, running_mean: Tensor, running_var: Tensor,
-    residual: Tensor | None, *, stride: int, shared: bool, momentum: float, eps: float,
+    residual: Tensor | None, *, stride: int, shared: bool, momentum: float, eps: float, tiles: Tiles | None,
 ) -> tuple[Raw, Tensor | None]:  # fmt: skip
-    """`kernels.convolution.norm_relu_convolution` on a CUDA device (or, under Triton's interpreter, on the CPU)."""
-    if max(filters.shape[:2]) > MOST_CHANNELS:
+    """`kernels.convolution.norm_relu_convolution` on a CUDA device (or, under Triton's interpreter, on the CPU).
+
+    tiles: `tiles_of` the filters, or others to be tried; None for cuDNN's convolution.
+    """
+    if tiles is None:
         normed = _BatchNorm.apply(raw.x, weight, bias, residual, raw.mean, raw.inv_std, True, shared)
         branch, second = normed if shared else (normed, None)
         out = F.conv2d(branch, filters, stride=stride, padding=filters.shape[-1] // 2)
         return with_statistics_triton(out, running_mean, running_var, momentum=momentum, eps=eps), second
     out, partial, *y = _NormConvolution.apply(
-        raw.x, weight, bias, residual, raw.mean, raw.inv_std, filters, stride, shared
+        raw.x, weight, bias, residual, raw.mean, raw.inv_std, filters, stride, shared, tiles
     )
     with torch.no_grad():
         rows = out.numel() // out.shape[1]
-        block_rows = tile_of(*filters.shape[:2]).block_rows
-        statistics = _join_moments_op(partial, running_mean, running_var, rows, block_rows, momentum, eps)
+        statistics = _join_moments_op(partial, running_mean, running_var, rows, tiles.forward.block_rows, momentum, eps)
     return Raw(out, *statistics), y[0] if shared else None

@@ -1,5 +1,7 @@
 """Norm, ReLU and convolution in one against plain PyTorch in float64: values, statistics, gradients."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,10 +11,12 @@ from hypothesis import strategies as st
 from kernels.convolution import Raw, norm_relu_convolution, normalise, with_statistics
 from kernels.convolution_triton import (
     Tile,
+    Tiles,
     _convolution_op,
     _data_gradients_op,
     norm_relu_convolution_triton,
     normalise_triton,
+    tiles_of,
     with_statistics_triton,
 )
 
@@ -62,8 +66,12 @@ def _through(statistics, joint, leaves, running, stride, shared):
     return joint(raw, weight, bias, filters, running[2], running[3], residual, **options)
 
 
-def _by_triton(*arguments):
-    return _through(with_statistics_triton, norm_relu_convolution_triton, *arguments)
+def _by_triton(*arguments, tiles=tiles_of):
+    def joint(raw, weight, bias, filters, *rest, **options):
+        chosen = tiles(*filters.shape[:2])
+        return norm_relu_convolution_triton(raw, weight, bias, filters, *rest, tiles=chosen, **options)
+
+    return _through(with_statistics_triton, joint, *arguments)
 
 
 def _by_default(*arguments):
@@ -145,18 +153,18 @@ def test_triton_on_any_shape(count, channels, height, width, columns, size, stri
     _compare(_by_triton, inputs, stride=stride, shared=shared, tolerance=1e-3)
 
 
-def test_both_sides_of_the_widest_fused_layer(monkeypatch):
-    """Layers left to cuDNN compute the same."""
-    monkeypatch.setattr("kernels.convolution_triton.MOST_CHANNELS", 32)
-    for shared in (False, True):
-        _compare(_by_triton, _inputs(torch.float32), shared=shared)
+@pytest.mark.parametrize("shared", [False, True])
+def test_layers_left_to_cudnn_compute_the_same(shared):
+    assert tiles_of(512, 64) is tiles_of(64, 512) is None
+    _compare(partial(_by_triton, tiles=lambda *_: None), _inputs(torch.float32), shared=shared)
 
 
-def test_tiles_of_several_depths(monkeypatch):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_tiles_of_several_depths(stride):
     """Each tap in several steps, channels in several columns of programs, rows in many chunks."""
-    monkeypatch.setattr("kernels.convolution_triton.tile_of", lambda *_: Tile(16, 16, 16, warps=4, stages=2))
-    for stride in (1, 2):
-        _compare(_by_triton, _inputs(torch.float32), stride=stride, shared=True)
+    tile = Tile(16, 16, 16, warps=4, stages=2)
+    run = partial(_by_triton, tiles=lambda *_: Tiles(tile, tile))
+    _compare(run, _inputs(torch.float32, shape=(2, 20, 6, 7)), stride=stride, shared=True)
 
 
 def test_a_large_mean_does_not_cost_the_variance():
@@ -246,13 +254,13 @@ def test_operators_keep_their_contracts():
     """Fake and real results agree in shape, type and strides; nothing but what is declared is changed."""
     (x, weight, bias, filters, residual), running = _inputs(torch.float16)
     x, weight, bias, filters, residual = (t.detach() for t in (x, weight, bias, filters, residual))
-    checks = ("test_schema", "test_faketensor")
+    checks, tiles = ("test_schema", "test_faketensor"), tiles_of(*filters.shape[:2])
     for stride in (1, 2):
-        torch.library.opcheck(_convolution_op, (x, filters, stride), test_utils=checks)
-    dout, _ = _convolution_op(x, filters, 1)
+        torch.library.opcheck(_convolution_op, (x, filters, stride, tiles.forward), test_utils=checks)
+    dout, _ = _convolution_op(x, filters, 1, tiles.forward)
     raw = with_statistics_triton(x, *running[:2], momentum=0.1, eps=1e-5)
     for dy2, y in ((None, None), (residual, None), (residual, x)):
-        arguments = (dout, filters, dy2, x, y, raw.mean, raw.inv_std, weight, bias)
+        arguments = (dout, filters, dy2, x, y, raw.mean, raw.inv_std, weight, bias, tiles.gradient)
         torch.library.opcheck(_data_gradients_op, arguments, test_utils=checks)
 
 
