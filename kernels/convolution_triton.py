@@ -51,6 +51,11 @@ class Tile(NamedTuple):
     stages: int
 
 
+# Forward, three and two of their programs fit on one processor of an H100 (`benchmarks.lab.registers`). Which tile is
+# fastest there, `benchmarks.lab.convolutions` measures.
+_NARROW, _WIDE = Tile(128, 64, 64, warps=4, stages=3), Tile(128, 128, 64, warps=8, stages=3)
+
+
 class Tiles(NamedTuple):
     """Of a convolution, and of its gradient with regard to its input."""
 
@@ -63,13 +68,15 @@ def tiles_of(columns: int, depth: int) -> Tiles | None:
     its own the sums. A function of the shape alone, so that sums repeat bit for bit."""
     if max(columns, depth) > MOST_CHANNELS:
         return None
-    return Tiles(_tile(columns, depth), _tile(depth, columns))
+    return Tiles(*(fit(_NARROW if c <= 64 else _WIDE, c, d) for c, d in ((columns, depth), (depth, columns))))
 
 
-def _tile(columns: int, depth: int) -> Tile:
-    block_columns = min(max(triton.next_power_of_2(columns), 16), 128)
-    block_depth = min(max(triton.next_power_of_2(depth), 16), 64)
-    return Tile(128, block_columns, block_depth, warps=8 if block_columns == 128 else 4, stages=4)
+def fit(tile: Tile, columns: int, depth: int) -> Tile:
+    """``tile`` with no more columns and depth than the product has; 16 at least, as a product of tiles needs."""
+    block_columns, block_depth = (max(triton.next_power_of_2(value), 16) for value in (columns, depth))
+    return tile._replace(
+        block_columns=min(tile.block_columns, block_columns), block_depth=min(tile.block_depth, block_depth)
+    )
 
 
 @triton.jit

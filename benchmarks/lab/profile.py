@@ -23,9 +23,9 @@ REST = "rest"
 # kernel; Inductor names the operations that a kernel joins, and kernels from a template begin with triton_tem.
 _PATTERNS = (
     (AUGMENTATION, r"_augment_kernel"),
-    (CONVOLUTION_DATA, r"dgrad|bwd_?data|backward_?data"),
+    (CONVOLUTION_DATA, r"_data_gradient_kernel|dgrad|bwd_?data|backward_?data"),
     (CONVOLUTION_WEIGHT, r"wgrad|bwd_?filter|backward_?filter"),
-    (CONVOLUTION_FORWARD, r"fprop|implicit_convolve|conv2d_grouped_direct"),
+    (CONVOLUTION_FORWARD, r"_convolution_kernel|fprop|implicit_convolve|conv2d_grouped_direct"),
     (CONVOLUTION_GRADIENT, r"triton_tem_\w*convolution_backward"),
     (CONVOLUTION_FORWARD, r"triton_tem_\w*convolution"),
     (OPTIMIZER, r"multi_tensor_apply|[Ff]used_?[Ss]gd|foreach"),

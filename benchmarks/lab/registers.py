@@ -1,8 +1,9 @@
-"""``python -m benchmarks.lab.registers``: the BatchNorm kernels compiled for an H100, on a machine that needs no GPU.
+"""``python -m benchmarks.lab.registers``: the step's kernels compiled for an H100, on a machine that needs no GPU.
 
-Registers of a thread decide how many programs a processor holds at once; spilled bytes and narrow loads cost memory
-traffic that no source line shows. Compiled by Triton for bfloat16 of 64 channels and assembled by the ptxas that comes
-with it. Prints a table; the last line is JSON.
+Registers and shared memory decide how many programs a processor holds at once; spilled bytes and narrow loads cost
+memory traffic that no source line shows, and a product that is not of warp groups (wgmma) half of the matrix rate.
+Compiled by Triton for bfloat16 of 64 channels (convolutions: and of 128) and assembled by the ptxas that comes with it.
+Prints a table; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -12,37 +13,49 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 CAPABILITY = 90
-_THREADS = 128
-# Of one processor of compute capability 9.0: registers, and 2,048 threads (CUDA C++ programming guide, table "technical
-# specifications").
-_REGISTERS, _MOST_PROGRAMS = 65_536, 2_048 // _THREADS
-_ACTIVATIONS = {"x", "y", "dy", "dy2", "dx", "residual", "out", "behind", "gradient"}
-_NUMBERS = {**dict.fromkeys(("rows", "channels", "chunks", "steps"), "i32"), "momentum": "fp32", "eps": "fp32"}
-# Divisible by 16 in every layer, as Triton finds out at a launch.
-_ROUND = ("rows", "channels")
+# Of one processor of compute capability 9.0: registers, threads, and bytes of shared memory, of which each program
+# takes 1,024 more than it asks for (CUDA C++ programming guide, table "technical specifications").
+_REGISTERS, _THREADS, _SHARED, _SHARED_MORE = 65_536, 2_048, 228 << 10, 1 << 10
+_ACTIVATIONS = {"x", "y", "dy", "dy2", "dx", "dout", "residual", "out", "behind", "gradient", "filters"}
+# Divisible by 16 in every layer, as Triton finds out at a launch; the sides of layer4's images are not.
+_ROUND = ("rows", "channels", "columns", "depth")
+_SIDES = ("height", "width", "out_height", "out_width")
+_NUMBERS = {**dict.fromkeys((*_ROUND, *_SIDES, "chunks", "steps"), "i32"), "momentum": "fp32", "eps": "fp32"}
+_CONVOLUTIONS = ("_convolution_kernel", "_data_gradient_kernel")
+
+
+class Compiled(NamedTuple):
+    """A kernel as it is launched. constants: its constexpr arguments."""
+
+    kernel: Any
+    constants: dict[str, Any]
+    warps: int = 4
+    stages: int = 3
 
 
 def measure() -> list[dict[str, Any]]:
-    """A record for each kernel: registers a thread, programs that fit on a processor, bytes spilled, 16-byte loads.
+    """A record for each kernel: registers a thread, bytes of shared memory, programs that fit on a processor, bytes
+    spilled, 16-byte loads, products of warp groups.
 
     RuntimeError where Triton interprets its kernels (TRITON_INTERPRET) rather than compiling them.
     """
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted, not compiled; unset it")
-    return [_compile(*case) for case in _cases()]
+    return [_compile(case) for case in (*_norms(), *_convolutions())]
 
 
-def _cases() -> list[tuple[Any, dict[str, Any]]]:
+def _norms() -> list[Compiled]:
     from kernels import batchnorm_triton as kernels
 
     tiles = kernels.tiling(1024 * 32 * 32, 64)
     block = {"BLOCK_R": tiles.block_rows, "BLOCK_C": tiles.block_channels}
     flags = ("SECOND", "RELU", "FROM_Y", "STORE")
-    return [
+    cases = [
         (kernels._moments_kernel, block),
         (kernels._statistics_kernel, {"BLOCK_R": tiles.block_rows, "CHUNKS": tiles.chunks}),
         (kernels._apply_kernel, {"RESIDUAL": False, "RELU": True, **block}),
@@ -52,12 +65,30 @@ def _cases() -> list[tuple[Any, dict[str, Any]]]:
         (kernels._join_sums_kernel, {"CHUNKS": tiles.chunks}),
         (kernels._input_gradient_kernel, {"RELU": True, **block}),
     ]
+    return [Compiled(*case) for case in cases]
 
 
-def _compile(kernel: Any, constants: dict[str, Any]) -> dict[str, Any]:
+def _convolutions() -> Iterator[Compiled]:
+    from kernels import convolution_triton as kernels
+
+    for channels in (64, 128):
+        tiles = kernels.tiles_of(channels, channels)
+        assert tiles is not None
+        for kernel, tile, flags in (
+            (kernels._convolution_kernel, tiles.forward, {"STRIDE": 1}),
+            (kernels._data_gradient_kernel, tiles.gradient, {"SECOND": False, "FROM_Y": False}),
+            (kernels._data_gradient_kernel, tiles.gradient, {"SECOND": True, "FROM_Y": True}),
+        ):
+            blocks = dict(zip(("BLOCK_R", "BLOCK_C", "BLOCK_D"), tile[:3], strict=True))
+            yield Compiled(kernel, {"SIZE": 3, "WIDE": False, **flags, **blocks}, tile.warps, tile.stages)
+
+
+def _compile(case: Compiled) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    kernel, constants = case.kernel, case.constants
 
     def kind(name: str) -> str:
         if name in constants:
@@ -67,8 +98,9 @@ def _compile(kernel: Any, constants: dict[str, Any]) -> dict[str, Any]:
     signature = {name: kind(name) for name in kernel.arg_names}
     aligned = [n for n, name in enumerate(signature) if signature[name].startswith("*") or name in _ROUND]
     source = ASTSource(kernel, signature, constants, {(n,): [["tt.divisibility", 16]] for n in aligned})
-    options = {"num_warps": _THREADS // 32}
-    ptx = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options).asm["ptx"]
+    options = {"num_warps": case.warps, "num_stages": case.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
+    ptx, threads = compiled.asm["ptx"], 32 * case.warps
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
@@ -79,9 +111,16 @@ def _compile(kernel: Any, constants: dict[str, Any]) -> dict[str, Any]:
         "kernel": kernel.__name__,
         "constants": {name: value for name, value in constants.items() if isinstance(value, bool)},
         "registers": registers,
-        "programs_a_processor": min(_REGISTERS // (_THREADS * registers), _MOST_PROGRAMS),
+        "columns": constants.get("BLOCK_C"),
+        "shared_bytes": compiled.metadata.shared,
+        "programs_a_processor": min(
+            _REGISTERS // (threads * registers),
+            _THREADS // threads,
+            _SHARED // (compiled.metadata.shared + _SHARED_MORE),
+        ),
         "spilled_bytes": _number(r"(\d+) bytes spill stores", said) + _number(r"(\d+) bytes spill loads", said),
-        "wide_loads": len(re.findall(r"ld\.global[\w.:]*v4\.b32", ptx)),
+        "wide_loads": len(re.findall(r"ld\.global[\w.:]*v4\.b32|cp\.async[\w.]*global [^;]*0x10", ptx)),
+        "group_products": len(re.findall(r"wgmma\.mma_async", ptx)),
     }
 
 
@@ -95,11 +134,12 @@ def _number(pattern: str, text: str) -> int:
 def main() -> int:
     """Compile, print; returns the exit status."""
     records = measure()
-    print(f"{'kernel':<60} {'registers':>9} {'programs':>9} {'spilled':>8} {'16-byte loads':>14}")
+    columns = ("registers", "shared_bytes", "programs_a_processor", "spilled_bytes", "wide_loads", "group_products")
+    print(f"{'kernel':<52}" + "".join(f" {column.split('_')[0]:>9}" for column in columns))
     for record in records:
-        name = record["kernel"] + "".join(f" {flag}" for flag, on in record["constants"].items() if on)
-        values = (record["registers"], record["programs_a_processor"], record["spilled_bytes"], record["wide_loads"])
-        print(f"{name:<60} {values[0]:>9} {values[1]:>9} {values[2]:>8} {values[3]:>14}")
+        name = record["kernel"] + (f", {record['columns']} columns" if record["kernel"] in _CONVOLUTIONS else "")
+        name += "".join(f" {flag}" for flag, on in record["constants"].items() if on)
+        print(f"{name:<52}" + "".join(f" {record[column]:>9}" for column in columns))
     print(json.dumps(records))
     return 0
 

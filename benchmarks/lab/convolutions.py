@@ -1,0 +1,210 @@
+"""``python -m benchmarks.lab.convolutions``: which convolutions are faster with a BatchNorm's sums inside.
+
+The metric: images per second of wall time of one layer (norm, ReLU, convolution, and the sums that the norms around it
+need), forward, and forward and backward, as one CUDA graph on one fixed batch in bfloat16. For each shape of the
+network: cuDNN with the sums as passes of their own, and `kernels.convolution_triton` with several tiles; all of a shape
+in turn, the median of five repeats. Before it is timed, each is compared with cuDNN's. The last line is JSON.
+
+A tile reads ``rows x columns x depth / warps / stages``. What is faster here belongs into `tiles_of`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import Case, Rate, bootstrap_ratio, estimate, interleave, spread, timed
+from kernels.convolution import Raw
+from kernels.convolution_triton import Tile, Tiles, fit, norm_relu_convolution_triton, with_statistics_triton
+from pipeline.errors import complain
+from pipeline.models import ModelConfig, build_model
+
+PROGRAM = "python -m benchmarks.lab.convolutions"
+CUDNN = "cuDNN and sums"
+_REPEATS, _SECONDS = 5, 0.15
+#: (rows, depth, warps, stages); columns are the layer's own, 128 at most.
+_CANDIDATES = ((128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 3), (256, 64, 8, 3), (128, 32, 4, 4))
+# Of bfloat16's steps of 2^-8 in sums of some hundred terms, as a part of the largest value.
+_TOLERANCE = 3e-2
+
+
+class Layer(NamedTuple):
+    """A convolution: channels in and out, filter, stride, side of the image that it reads."""
+
+    depth: int
+    columns: int
+    size: int
+    stride: int
+    side: int
+
+    def describe(self) -> str:
+        """As people write it."""
+        stride = f", stride {self.stride}" if self.stride > 1 else ""
+        return f"{self.depth} to {self.columns} channels, {self.size}x{self.size}{stride} on {self.side}x{self.side}"
+
+
+def layers(arch: str) -> Counter[Layer]:
+    """The convolutions inside of a network's blocks, and how often it has each."""
+    model = build_model(ModelConfig(arch=arch), fuse="norm").train().to("meta")
+    found: Counter[Layer] = Counter()
+
+    def note(module: nn.Conv2d, inputs: tuple[Tensor], _: Tensor) -> None:
+        found[Layer(module.in_channels, module.out_channels, module.kernel_size[0], module.stride[0],
+                    inputs[0].shape[-1])] += 1  # fmt: skip
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and ".conv" in name:
+            module.register_forward_hook(note)
+    model(torch.empty(2, 3, 32, 32, device="meta"))
+    return found
+
+
+def tiles(layer: Layer) -> dict[str, Tiles | None]:
+    """What is tried for a layer, by name."""
+    found: dict[str, Tiles | None] = {CUDNN: None}
+    for rows, depth, warps, stages in _CANDIDATES:
+        tile = Tile(rows, 128, depth, warps, stages)
+        chosen = Tiles(fit(tile, layer.columns, layer.depth), fit(tile, layer.depth, layer.columns))
+        name = f"{rows} x {chosen.forward.block_columns} x {chosen.forward.block_depth} / {warps} / {stages}"
+        found[name] = chosen
+    return found
+
+
+class Work:
+    """One layer on a fixed batch, random but for the seed. Computes with any tiles, in graph-capturable calls."""
+
+    def __init__(self, layer: Layer, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device)
+
+        self.stride = layer.stride
+        shape = (batch, layer.depth, layer.side, layer.side)
+        self.x, self.residual = (
+            normal(*shape).to(dtype, memory_format=torch.channels_last).requires_grad_() for _ in range(2)
+        )
+        fan_in = layer.depth * layer.size**2
+        filters = normal(layer.columns, layer.depth, layer.size, layer.size) * (2 / fan_in) ** 0.5
+        self.filters = filters.to(dtype, memory_format=torch.channels_last).requires_grad_()
+        self.weight, self.bias = (normal(layer.depth).requires_grad_() for _ in range(2))
+        self.running = [torch.zeros(channels, device=device) for channels in [layer.depth] * 2 + [layer.columns] * 2]
+        with torch.no_grad():
+            out, read = self._layer(None)
+        self.gradients = [normal(*like.shape).to(like) for like in (out.x, read)]
+
+    def _layer(self, tiles: Tiles | None) -> tuple[Raw, Tensor]:
+        """As the first of a residual block: a residual before it, a shortcut beside it."""
+        momentum, eps = 0.1, 1e-5
+        mean_before, var_before, mean_behind, var_behind = self.running
+        raw = with_statistics_triton(self.x, mean_before, var_before, momentum=momentum, eps=eps)
+        out, read = norm_relu_convolution_triton(
+            raw, self.weight, self.bias, self.filters, mean_behind, var_behind, self.residual,
+            stride=self.stride, shared=True, momentum=momentum, eps=eps, tiles=tiles,
+        )  # fmt: skip
+        assert read is not None
+        return out, read
+
+    def forward(self, tiles: Tiles | None) -> list[Tensor]:
+        """Result, and its batch's statistics."""
+        with torch.no_grad():
+            out, _ = self._layer(tiles)
+        return list(out)
+
+    def both(self, tiles: Tiles | None) -> list[Tensor]:
+        """Gradients of x, residual, filters, weight and bias."""
+        out, read = self._layer(tiles)
+        leaves = (self.x, self.residual, self.filters, self.weight, self.bias)
+        return list(torch.autograd.grad((out.x, read), leaves, self.gradients))
+
+
+def check(computed: list[Tensor], expected: list[Tensor]) -> None:
+    """RuntimeError where a tile computes something else than cuDNN and the sums apart."""
+    for ours, theirs in zip(computed, expected, strict=True):
+        distance = float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
+        if not distance <= _TOLERANCE:
+            raise RuntimeError(f"differs from cuDNN's by {distance:.1%} of the largest value")
+
+
+def measure(layer: Layer, batch: int) -> Iterator[dict[str, Any]]:
+    """A record for each direction and each way to compute the layer."""
+    device = torch.device("cuda")
+    work = Work(layer, batch, device, torch.bfloat16)
+    for direction, run in (("forward", work.forward), ("forward and backward", work.both)):
+        cases, failed = [], {}
+        expected = run(None)
+        for name, chosen in tiles(layer).items():
+            try:
+                check(run(chosen), expected)
+                rate = Rate(timed(_captured(run, chosen), device), items=batch, seconds=_SECONDS)
+                cases.append(Case(name, rate))
+            except RuntimeError as error:
+                failed[name] = str(error).splitlines()[0]
+        samples = interleave(cases, repeats=_REPEATS, warm_up=1, on_failure=failed.__setitem__)
+        plain = samples[CUDNN].repeats
+        for name, taken in samples.items():
+            median = estimate(taken.repeats)
+            yield {
+                "layer": layer._asdict(), "direction": direction, "name": name, "images_per_second": median,
+                "spread": spread(taken.repeats), "over_cudnn": median / estimate(plain),
+                "over_cudnn_interval": bootstrap_ratio(taken.repeats, plain),
+            }  # fmt: skip
+        for name, reason in failed.items():
+            yield {"layer": layer._asdict(), "direction": direction, "name": name, "failed": reason}
+
+
+def _captured(run: Callable[[Tiles | None], list[Tensor]], chosen: Tiles | None) -> Callable[[], object]:
+    """One replay, of a call that has been made before."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = run(chosen)
+
+    def replay() -> list[Tensor]:
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print; returns the exit status."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Which convolutions are faster with the sums inside.")
+    parser.add_argument("--arch", default="resnet18", metavar="NAME", help="default: resnet18")
+    parser.add_argument("--batch-size", type=int, default=1024, metavar="N", help="default: 1024")
+    flags = parser.parse_args(arguments)
+    try:
+        found = layers(flags.arch)
+        if flags.batch_size < 1:
+            raise ValueError(f"--batch-size {flags.batch_size} is too small; give 1 or more")
+        if not torch.cuda.is_available():
+            raise ValueError("these are kernels of a CUDA device, and there is none here; run it on a machine with one")
+    except ValueError as error:
+        complain(PROGRAM, error, debug=False)
+        return 2
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {flags.batch_size:,}, bfloat16")
+    records = []
+    for layer, count in found.items():
+        print(f"\n{layer.describe()}; the network has {count}")
+        for record in measure(layer, flags.batch_size):
+            records.append(record)
+            print(f"  {record['direction']:<21} {record['name']:<27} {_figures(record)}", flush=True)
+    print(json.dumps(records))
+    return 0
+
+
+def _figures(record: dict[str, Any]) -> str:
+    if "failed" in record:
+        return f"not measured: {record['failed']}"
+    rate, ratio = record["images_per_second"], record["over_cudnn"]
+    return f"{rate:>11,.0f} images/s, spread {record['spread']:.0%}, {ratio:.2f} of cuDNN"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

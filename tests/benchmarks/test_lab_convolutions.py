@@ -1,0 +1,48 @@
+"""Which convolutions are compared, that each way computes the same, and that a wrong one is found."""
+
+import pytest
+import torch
+
+from benchmarks.lab.convolutions import CUDNN, Layer, Work, check, layers, main, tiles
+
+
+def test_the_layers_of_resnet18():
+    """Three plain convolutions and one of stride 2 a stage, but four plain ones in the first; no stem, no shortcut."""
+    found = layers("resnet18")
+    assert sum(found.values()) == 16
+    assert found[Layer(64, 64, 3, 1, 32)] == 4
+    assert found[Layer(64, 128, 3, 2, 32)] == 1
+    assert found[Layer(512, 512, 3, 1, 4)] == 3
+    assert Layer(64, 128, 3, 2, 32).describe() == "64 to 128 channels, 3x3, stride 2 on 32x32"
+
+
+@pytest.mark.parametrize("layer", [Layer(16, 24, 3, 1, 6), Layer(24, 16, 1, 1, 6), Layer(16, 32, 3, 2, 6)])
+def test_every_tile_computes_what_cudnn_does(layer):
+    work = Work(layer, 3, torch.device("cpu"), torch.bfloat16)
+    ways = tiles(layer)
+    assert next(iter(ways)) == CUDNN
+    assert len(ways) > 3
+    for run in (work.forward, work.both):
+        expected = run(None)
+        for chosen in list(ways.values())[:2]:
+            check(run(chosen), expected)
+    with pytest.raises(RuntimeError, match=r"differs from cuDNN's by 100.0%"):
+        check([2 * value for value in expected], expected)
+
+
+def test_a_cpu_is_told_so(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main([]) == 2
+    assert "CUDA device" in capsys.readouterr().err
+    assert main(["--arch", "resnet19"]) == 2
+    assert "unknown architecture 'resnet19'" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_gpu_measures_each_layer(capsys):
+    import json
+
+    assert main(["--arch", "resnet8", "--batch-size", "64"]) == 0
+    records = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {tuple(r["layer"].values()) for r in records} == set(layers("resnet8"))
+    assert all(r["images_per_second"] > 0 for r in records if r["name"] == CUDNN)
