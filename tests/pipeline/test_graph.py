@@ -1,0 +1,142 @@
+"""The captured step without a GPU: a recorder stands in for the CUDA graph, and replays what a graph would.
+
+Like a graph it keeps the operations of one step with their tensors and runs them again on the same memory. Python does
+not run again, so whatever a step takes from Python anew (a rate, an epoch, a tensor made outside) would stay as it was.
+"""
+
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kernels.augment import AugmentSpec, augment_reference
+from pipeline.augmentation import Augmenter
+from pipeline.config import OptimizerConfig
+from pipeline.graph import CapturedStep
+from pipeline.loaders import Batch
+from pipeline.models import ModelConfig, build_model
+from pipeline.step import TrainStep
+
+CPU = torch.device("cpu")
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes each operation with its arguments and results; hands no value to Python, as no capture does.
+
+    A capture computes nothing. Here it must, for the results; `undo` sets back what it changed.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self._before = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "equal"):
+            raise RuntimeError(f"{func} asks for a value while a step is captured")
+        kwargs = kwargs or {}
+        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+        for argument in func._schema.arguments:
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            # native_batch_norm does not declare that it moves these.
+            if written or argument.name in ("running_mean", "running_var"):
+                changed = [t for t in tree_leaves(given.get(argument.name)) if isinstance(t, torch.Tensor)]
+                self._before += [(tensor, tensor.clone()) for tensor in changed]
+        out = func(*args, **kwargs)
+        self.calls.append((func, args, kwargs, out))
+        return out
+
+    @torch.no_grad()
+    def undo(self):
+        for tensor, value in reversed(self._before):
+            tensor.copy_(value)
+
+
+class _Graph:
+    """torch.cuda.CUDAGraph on the CPU."""
+
+    def __init__(self):
+        self.recorder = _Recorder()
+
+    @torch.no_grad()
+    def replay(self):
+        for func, args, kwargs, out in self.recorder.calls:
+            again = func(*args, **kwargs)
+            for before, now in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                # What is a view, or changed in place, is there already.
+                if isinstance(before, torch.Tensor) and before.data_ptr() != now.data_ptr():
+                    before.copy_(now)
+
+
+class _Stream:
+    def __init__(self, device=None):
+        pass
+
+    def wait_stream(self, other):
+        pass
+
+
+@contextmanager
+def _graph(graph, *, stream, capture_error_mode):
+    with graph.recorder:
+        yield
+    graph.recorder.undo()
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Stream", _Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", _Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", _Graph)
+    monkeypatch.setattr(torch.cuda, "graph", _graph)
+    # In operations of PyTorch, as the kernel of a GPU reads tensors and no Python numbers.
+    monkeypatch.setattr("kernels.augment_cpu.augment_cpu", augment_reference)
+
+
+def _step(prepared, *, fuse="none", amp=None, gathers=True, arch="resnet8", **config):
+    torch.manual_seed(0)
+    spec = AugmentSpec(pad=2, flip=True, flip_mode="alternating", cutout=4)
+    augmenter = Augmenter(prepared.manifest, spec, normalise="set", dtype=amp or torch.float32, device=CPU)
+    model = build_model(ModelConfig(arch=arch, num_classes=3), fuse=fuse).to(memory_format=torch.channels_last)
+    options = OptimizerConfig(**{"lr": 0.01, "weight_decay": 1e-3, **config})
+    return TrainStep(model, augmenter, options, device=CPU, gathers=gathers, amp=amp)
+
+
+def _batches(prepared, count, *, gathers):
+    packed = prepared.packed("train")
+    images, labels = torch.tensor(packed.images), torch.tensor(packed.labels)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        indices = torch.randperm(len(labels), generator=generator)[:32]
+        yield Batch(images, labels, indices) if gathers else Batch(images[indices], labels[indices], indices)
+
+
+@pytest.mark.parametrize("options", [
+    dict(),
+    dict(gathers=False, grad_clip=0.5, ema_decay=0.9),
+    dict(amp=torch.bfloat16, name="muon", ema_decay=0.9),
+    dict(amp=torch.float16, grad_clip=5.0),
+    dict(amp=torch.float16, name="muon"),
+    dict(lookahead=3, whiten_lr=0.05, bias_lr=0.02, name="muon", arch="speednet8"),
+    dict(fuse="norm"),
+    dict(fuse="conv", gathers=False),
+])  # fmt: skip
+def test_replays_equal_the_eager_step(prepared, recorded, options):
+    """Weights, statistics, momentum, averages and sums after 50 steps, bit for bit: the same operations, once from
+    Python and once replayed, with a rate and an epoch that change."""
+    count = 6 if options.get("arch") else 50
+    eager, step = _step(prepared, **options), _step(prepared, **options)
+    batches = list(_batches(prepared, count, gathers=options.get("gathers", True)))
+    captured = CapturedStep(step, batches[0])
+    for number, batch in enumerate(batches):
+        for one, run in ((eager, eager), (step, captured)):
+            one.set_rate(0.01 / (1 + number), whitening=1 - number / count)
+            one.augmenter.set_epoch(number // 3)
+            run(batch)
+            one.after(number + 1, count)
+    assert eager.metrics.read() == step.metrics.read()
+    assert eager.scaler.state_dict() == step.scaler.state_dict()
+    for ours, theirs in zip(step.tensors(), eager.tensors(), strict=True):
+        assert torch.equal(ours, theirs)
