@@ -19,6 +19,8 @@ class DeviceRing:
         self._device = device
         self._slots = [Batch(*(torch.empty_like(tensor) for tensor in example)) for _ in range(_DEPTH)]
         self._stream = torch.cuda.Stream(device)
+        # The slots' memory may be what work that is still queued here used before.
+        self._stream.wait_stream(torch.cuda.current_stream(device))
         # Recorded when all work that reads a slot is queued, and when its copy is queued.
         self._read = [torch.cuda.Event() for _ in range(_DEPTH)]
         self._copied = torch.cuda.Event()
