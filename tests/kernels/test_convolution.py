@@ -293,7 +293,9 @@ def test_bad_inputs(change):
     ((7, 20, 11, 7), 33, 3),
 ])  # fmt: skip
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gpu_equals_pytorch(dtype, shape, columns, size, residual, stride, shared):
+def test_gpu_equals_pytorch(dtype, shape, columns, size, residual, stride, shared, monkeypatch):
+    # Of the gradients that cuDNN computes.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     inputs = _inputs(dtype, shape=shape, columns=columns, size=size, residual=residual, device="cuda")
     _compare(_by_default, inputs, stride=stride, shared=shared)
 
