@@ -104,7 +104,6 @@ def test_a_network_computes_the_same(fuse, kind, option):
 
 @pytest.mark.parametrize(("fuse", "kind"), [
     ("norm", "resnet14"), ("norm", "preact-bottleneck"), ("conv", "resnet14"), ("conv", "bottleneck"),
-    ("conv", "plain-14"),
 ])  # fmt: skip
 def test_a_network_computes_the_same_through_the_kernels(fuse, kind, monkeypatch):
     _through_the_kernels(monkeypatch)
@@ -156,7 +155,7 @@ def test_a_compiled_network_computes_the_same(fuse, monkeypatch):
         for step in range(2):
             # The first call moves the running statistics: the second must not compile anew for that.
             with torch._dynamo.config.patch(error_on_recompile=step > 0):
-                model(_images()).square().sum().backward()
+                model(_images(count=2)).square().sum().backward()
     for (name, ours), theirs in zip(again.named_parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(
             ours.grad, theirs.grad, rtol=1e-3, atol=1e-4 * float(theirs.grad.abs().max()), msg=name
