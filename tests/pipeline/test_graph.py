@@ -124,8 +124,8 @@ def _batches(prepared, count, *, gathers):
     dict(fuse="conv", gathers=False),
 ])  # fmt: skip
 def test_replays_equal_the_eager_step(prepared, recorded, options):
-    """Weights, statistics, momentum, averages and sums after up to 50 steps, bit for bit: the same operations from Python
-    and replayed, with a rate and an epoch that change."""
+    """Weights, statistics, momentum, averages and sums after up to 50 steps, bit for bit: the same operations from
+    Python and replayed, with a rate and an epoch that change."""
     # Fewer where a CPU is slow: it emulates float16.
     count = 6 if options.get("arch") else 12 if options.get("amp") == torch.float16 else 50
     eager, step = _step(prepared, **options), _step(prepared, **options)
