@@ -111,6 +111,20 @@ class Rate:
         return self._items * self.iterations / self._work(self.iterations)
 
 
+def captured(call: Callable[[], object]) -> Callable[[], object]:
+    """A replay of ``call`` as one CUDA graph, so that its kernels are measured and not Python; it returns the results,
+    which each replay overwrites. ``call`` must have been made before: it may compile and allocate the first time."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call()
+
+    def replay() -> object:
+        graph.replay()
+        return outputs
+
+    return replay
+
+
 def timed(call: Callable[[], object], device: torch.device) -> Callable[[int], float]:
     """Work for `Rate`: the seconds of ``n`` calls."""
 

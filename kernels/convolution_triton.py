@@ -216,12 +216,12 @@ def _convolution_op(x: Tensor, filters: Tensor, stride: int, tile: Sequence[int]
     (columns, depth, size, _), (_, _, height, width) = filters.shape, x.shape
     shape = _out_shape(x, filters, stride)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    rows = out.numel() // columns
-    grid = _grid(rows, columns, Tile(*tile))
+    rows, chosen = out.numel() // columns, Tile(*tile)
+    grid = _grid(rows, columns, chosen)
     partial = torch.empty((2, columns, grid[0]), dtype=torch.float32, device=x.device)
     _convolution_kernel[grid](
         x, filters, out, partial, rows, columns, depth, height, width, shape[2], shape[3], grid[0],
-        SIZE=size, STRIDE=stride, **_options(x, Tile(*tile)),
+        SIZE=size, STRIDE=stride, **_options(x, chosen),
     )  # fmt: skip
     return out, partial
 
@@ -265,13 +265,13 @@ def _data_gradients_op(
     (depth, columns, size, _), (_, _, height, width) = filters.shape, x.shape
     behind, dx = (torch.empty_like(x, memory_format=torch.channels_last) for _ in range(2))
     weight_gradient, bias_gradient = torch.empty_like(weight), torch.empty_like(bias)
-    rows, _, tiles = _matrix(x)
-    grid = _grid(rows, columns, Tile(*tile))
+    (rows, _, tiles), chosen = _matrix(x), Tile(*tile)
+    grid = _grid(rows, columns, chosen)
     partial = torch.empty((2, columns, grid[0]), dtype=torch.float32, device=x.device)
     _data_gradient_kernel[grid](
         dout, filters, x if dy2 is None else _channels_last(dy2), x, x if y is None else _channels_last(y),
         mean, inv_std, weight, bias, behind, partial, rows, columns, depth, height, width, grid[0],
-        SECOND=dy2 is not None, FROM_Y=y is not None, SIZE=size, **_options(x, Tile(*tile)),
+        SECOND=dy2 is not None, FROM_Y=y is not None, SIZE=size, **_options(x, chosen),
     )  # fmt: skip
     _join_sums_kernel[(columns,)](partial, bias_gradient, weight_gradient, columns, grid[0], **_joined(partial))
     _input_gradient_kernel[_grids(rows, columns, tiles)[1]](

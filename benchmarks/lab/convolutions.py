@@ -14,17 +14,20 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Case, Rate, bootstrap_ratio, estimate, interleave, spread, timed
+from benchmarks.lab.floors import on_meta
+from benchmarks.measure import Case, Rate, bootstrap_ratio, captured, estimate, interleave, spread, timed
+from data_prep.errors import one_line
 from kernels.convolution import Raw
 from kernels.convolution_triton import Tile, Tiles, fit, norm_relu_convolution_triton, with_statistics_triton
 from pipeline.errors import complain
-from pipeline.models import ModelConfig, build_model
+from pipeline.models import ModelConfig
 
 PROGRAM = "python -m benchmarks.lab.convolutions"
 CUDNN = "cuDNN and sums"
@@ -52,7 +55,7 @@ class Layer(NamedTuple):
 
 def layers(arch: str) -> Counter[Layer]:
     """The convolutions inside of a network's blocks, and how often it has each."""
-    model = build_model(ModelConfig(arch=arch), fuse="norm").train().to("meta")
+    model, images = on_meta(ModelConfig(arch=arch))
     found: Counter[Layer] = Counter()
 
     def note(module: nn.Conv2d, inputs: tuple[Tensor], _: Tensor) -> None:
@@ -62,7 +65,7 @@ def layers(arch: str) -> Counter[Layer]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and ".conv" in name:
             module.register_forward_hook(note)
-    model(torch.empty(2, 3, 32, 32, device="meta"))
+    model(images)
     return found
 
 
@@ -143,10 +146,10 @@ def measure(layer: Layer, batch: int) -> Iterator[dict[str, Any]]:
         for name, chosen in tiles(layer).items():
             try:
                 check(run(chosen), expected)
-                rate = Rate(timed(_captured(run, chosen), device), items=batch, seconds=_SECONDS)
+                rate = Rate(timed(captured(partial(run, chosen)), device), items=batch, seconds=_SECONDS)
                 cases.append(Case(name, rate))
             except RuntimeError as error:
-                failed[name] = str(error).splitlines()[0]
+                failed[name] = one_line(error)
         samples = interleave(cases, repeats=_REPEATS, warm_up=1, on_failure=failed.__setitem__)
         plain = samples[CUDNN].repeats
         for name, taken in samples.items():
@@ -158,19 +161,6 @@ def measure(layer: Layer, batch: int) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
         for name, reason in failed.items():
             yield {"layer": layer._asdict(), "direction": direction, "name": name, "failed": reason}
-
-
-def _captured(run: Callable[[Tiles | None], list[Tensor]], chosen: Tiles | None) -> Callable[[], object]:
-    """One replay, of a call that has been made before."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run(chosen)
-
-    def replay() -> list[Tensor]:
-        graph.replay()
-        return outputs
-
-    return replay
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -63,16 +63,21 @@ def parts(config: ModelConfig, itemsize: int) -> list[Part]:
 
     The network is the one with the fused norm; ValueError where there is none (another activation than ReLU).
     """
-    model = build_model(config, fuse="norm").train().to("meta")
+    model, images = on_meta(config)
     found: list[Part] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(_convolution_hook(name, itemsize, found))
         elif isinstance(module, FusedNorm):
             module.register_forward_hook(_norm_hook(name, itemsize, found), with_kwargs=True)
-    size = config.image_size
-    model(torch.empty(_TRACED_IMAGES, config.in_channels, size, size, device="meta"))
+    model(images)
     return found
+
+
+def on_meta(config: ModelConfig) -> tuple[nn.Module, Tensor]:
+    """A network with the fused norm, in training, and images for it, without memory or work: for hooks."""
+    shape = (_TRACED_IMAGES, config.in_channels, config.image_size, config.image_size)
+    return build_model(config, fuse="norm").train().to("meta"), torch.empty(shape, device="meta")
 
 
 def _convolution_hook(name: str, itemsize: int, found: list[Part]) -> Callable[..., None]:

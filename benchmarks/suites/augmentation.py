@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench import Bench, Measured
-from benchmarks.measure import Rate, timed
+from benchmarks.measure import Rate, captured, timed
 from benchmarks.result import Row
 from benchmarks.suites.roofline import copy_bandwidth
 from pipeline.loaders import Batch, build_loader
@@ -73,16 +73,8 @@ def _repeated(
     """(a call, how many images it augments). On CUDA one graph of a call on each part, so that the kernel is measured
     and not Python; elsewhere a call on one part after the other."""
     if device.type == "cuda":
-        outputs = [augment(parts[0])]
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = [augment(part) for part in parts]
-
-        def replay() -> list[Tensor]:
-            graph.replay()
-            return outputs
-
-        return replay, sum(map(len, parts))
+        augment(parts[0])
+        return captured(lambda: [augment(part) for part in parts]), sum(map(len, parts))
     kept: deque[Tensor] = deque(maxlen=len(parts) - 1)
     place = 0
 

@@ -33,10 +33,14 @@ class FusedNorm(nn.BatchNorm2d):
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
 
+    def next_statistics(self) -> tuple[Tensor, Tensor]:
+        """Running mean and variance, for a kernel to move by one more batch, which is counted."""
+        cast(Tensor, self.num_batches_tracked).add_(1)
+        return cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
+
     def forward(self, x: Tensor, residual: Tensor | None = None, *, relu: bool = False, twice: bool = False) -> Any:
         if self.training:
-            cast(Tensor, self.num_batches_tracked).add_(1)
-            arguments = (x, self.weight, self.bias, cast(Tensor, self.running_mean), cast(Tensor, self.running_var))
+            arguments = (x, self.weight, self.bias, *self.next_statistics())
             momentum = cast(float, self.momentum)
             if twice:
                 both = batch_norm_twice(*arguments, residual=residual, relu=relu, momentum=momentum, eps=self.eps)

@@ -33,16 +33,12 @@ class Pending(NamedTuple):
     residual: Tensor | None = None
 
 
-def _statistics(norm: FusedNorm) -> tuple[Tensor, Tensor]:
-    """The running ones, of one more batch."""
-    cast(Tensor, norm.num_batches_tracked).add_(1)
-    return cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-
-
 def _pending(conv: nn.Conv2d, x: Tensor, norm: FusedNorm) -> Pending:
     """Behind a convolution that PyTorch computes."""
     out = conv(x)
-    return Pending(with_statistics(out, *_statistics(norm), momentum=cast(float, norm.momentum), eps=norm.eps), norm)
+    return Pending(
+        with_statistics(out, *norm.next_statistics(), momentum=cast(float, norm.momentum), eps=norm.eps), norm
+    )
 
 
 def _apply(x: Pending) -> Tensor:
@@ -57,7 +53,7 @@ def _convolve(x: Pending, conv: nn.Conv2d, norm: FusedNorm, *, shared: bool = Fa
         x.norm.bias,
         # As autocast would cast it.
         conv.weight.to(x.raw.x.dtype),
-        *_statistics(norm),
+        *norm.next_statistics(),
         residual=x.residual,
         stride=conv.stride[0],
         shared=shared,
