@@ -137,7 +137,7 @@ def check(computed: list[Tensor], expected: list[Tensor]) -> None:
 
 
 def measure(layer: Layer, batch: int) -> Iterator[dict[str, Any]]:
-    """A record for each direction and each way to compute the layer."""
+    """A record for each direction and each way to compute the layer; RuntimeError where cuDNN's can't be measured."""
     device = torch.device("cuda")
     work = Work(layer, batch, device, torch.bfloat16)
     for direction, run in (("forward", work.forward), ("forward and backward", work.both)):
@@ -151,6 +151,8 @@ def measure(layer: Layer, batch: int) -> Iterator[dict[str, Any]]:
             except RuntimeError as error:
                 failed[name] = one_line(error)
         samples = interleave(cases, repeats=_REPEATS, warm_up=1, on_failure=failed.__setitem__)
+        if CUDNN not in samples:
+            raise RuntimeError(f"{CUDNN}, {direction}: {failed[CUDNN]}")
         plain = samples[CUDNN].repeats
         for name, taken in samples.items():
             median = estimate(taken.repeats)
@@ -164,7 +166,7 @@ def measure(layer: Layer, batch: int) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print; returns the exit status."""
+    """Measure, print; returns the exit status, 1 where a layer could not be measured."""
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Which convolutions are faster with the sums inside.")
     parser.add_argument("--arch", default="resnet18", metavar="NAME", help="default: resnet18")
     parser.add_argument("--batch-size", type=int, default=1024, metavar="N", help="default: 1024")
@@ -179,14 +181,18 @@ def main(arguments: list[str] | None = None) -> int:
         complain(PROGRAM, error, debug=False)
         return 2
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {flags.batch_size:,}, bfloat16")
-    records = []
+    records, whole = [], True
     for layer, count in found.items():
         print(f"\n{layer.describe()}; the network has {count}")
-        for record in measure(layer, flags.batch_size):
-            records.append(record)
-            print(f"  {record['direction']:<21} {record['name']:<27} {_figures(record)}", flush=True)
+        try:
+            for record in measure(layer, flags.batch_size):
+                records.append(record)
+                print(f"  {record['direction']:<21} {record['name']:<27} {_figures(record)}", flush=True)
+        except RuntimeError as error:
+            whole = False
+            print(f"  not measured: {one_line(error)}", flush=True)
     print(json.dumps(records))
-    return 0
+    return 0 if whole else 1
 
 
 def _figures(record: dict[str, Any]) -> str:

@@ -1,8 +1,11 @@
 """Which convolutions are compared, that each way computes the same, and that a wrong one is found."""
 
+import json
+
 import pytest
 import torch
 
+from benchmarks.lab import convolutions
 from benchmarks.lab.convolutions import CUDNN, Layer, Work, check, layers, main, tiles
 
 
@@ -38,10 +41,26 @@ def test_a_cpu_is_told_so(capsys, monkeypatch):
     assert "unknown architecture 'resnet19'" in capsys.readouterr().err
 
 
+def test_a_layer_that_does_not_fit_costs_no_other_its_figures(capsys, monkeypatch):
+    first, *others = layers("resnet8")
+
+    def measure(layer, batch):
+        if layer == first:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        yield {"layer": layer._asdict(), "direction": "forward", "name": CUDNN, "images_per_second": 1.0 * batch,
+               "spread": 0.0, "over_cudnn": 1.0, "over_cudnn_interval": (1.0, 1.0)}  # fmt: skip
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
+    monkeypatch.setattr(convolutions, "measure", measure)
+    assert main(["--arch", "resnet8"]) == 1
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert "  not measured: CUDA out of memory. Tried to allocate" in lines
+    assert [tuple(record["layer"].values()) for record in json.loads(last)] == others
+
+
 @pytest.mark.gpu
 def test_gpu_measures_each_layer(capsys):
-    import json
-
     assert main(["--arch", "resnet8", "--batch-size", "64"]) == 0
     records = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {tuple(r["layer"].values()) for r in records} == set(layers("resnet8"))
