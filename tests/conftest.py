@@ -1,12 +1,17 @@
 """Without a CUDA device, tests marked `gpu` skip visibly and Triton kernels run in Triton's interpreter."""
 
 import os
+import signal
 
 import pytest
 import torch
 
 # Tensors here are tiny: more threads would only wait for each other, long where the machine is busy.
 torch.set_num_threads(1)
+
+# A shell's background jobs are started deaf to Ctrl-C and hand that on; the tests send it to what they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
