@@ -293,7 +293,8 @@ class _NormConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, weight, bias, residual, mean, inv_std, filters, stride: int, shared: bool, tiles) -> Any:
         y = _apply_op(x, mean, inv_std, weight, bias, residual, True)
-        out, partial = _convolution_op(y, filters, stride, tiles.forward)
+        # A list: torch.compile of torch 2.11 passes no named tuple on to an operator.
+        out, partial = _convolution_op(y, filters, stride, list(tiles.forward))
         ctx.residual, ctx.stride, ctx.tile = residual is not None, stride, tiles.gradient
         ctx.save_for_backward(x, y, mean, inv_std, weight, bias, filters)
         ctx.mark_non_differentiable(partial)
@@ -311,7 +312,7 @@ class _NormConvolution(torch.autograd.Function):
         read = y if ctx.residual else None
         norm = (mean, inv_std, weight, bias)
         if ctx.stride == 1:
-            dx, dweight, dbias, behind = _data_gradients_op(dout, filters, dy2, x, read, *norm, ctx.tile)
+            dx, dweight, dbias, behind = _data_gradients_op(dout, filters, dy2, x, read, *norm, list(ctx.tile))
         else:
             store = dy2 is not None or ctx.residual
             dx, dweight, dbias, behind = _gradients_op(dy, dy2, x, read, *norm, True, store)
