@@ -23,12 +23,14 @@ Ctrl-C ends the measuring; the report then holds the suites that were finished a
 exit status: 0 done, 1 a loss (--compare) or figures that can't be true, 2 bad input, 130/143 stopped by a signal"""
 
 
-def add_subject(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say what is measured: on which images, of which network, by which recipe, where."""
+def add_subject(parser: argparse.ArgumentParser, *, recipe: str | None = None) -> None:
+    """Add the flags that say what is measured: on which images, of which network, by which recipe, where. recipe: the
+    default, None for what fast-train takes."""
     add = parser.add_argument
+    default = recipe or "fast on a GPU, cpu-quick without"
     add("--data", default="data/cifar10", metavar="DIR", help="prepared set (default: data/cifar10)")
     add("--arch", metavar="NAME", help="network (default: the recipe's)")
-    add("--recipe", metavar="NAME", help="whose step is measured (default: fast on a GPU, cpu-quick without)")
+    add("--recipe", default=recipe, metavar="NAME", help=f"whose step is measured (default: {default})")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
 
 

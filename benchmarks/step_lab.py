@@ -36,7 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    cli.add_subject(parser)
+    # By SGD: the figures that the aims start from are of its step.
+    cli.add_subject(parser, recipe="fast-sgd")
     add = parser.add_argument
     add("--out", type=Path, default=Path("reports/step-lab"), metavar="DIR", help="default: reports/step-lab")
     add("--only", default="", metavar="POINTS", help="these points alone; with commas between")

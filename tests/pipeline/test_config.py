@@ -4,7 +4,7 @@ import json
 import pytest
 
 from kernels.augment import AugmentSpec
-from pipeline.config import Config, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from pipeline.config import Config, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, differences
 from pipeline.errors import ConfigError
 from pipeline.recipe import merge, read_recipe, recipe_names, resolve
 
@@ -48,6 +48,12 @@ def test_timed_recipes_evaluate_only_at_the_end(name):
     config = resolve(name, {})
     assert config.run.eval_every >= config.run.epochs
     assert config.run.steps is None
+
+
+def test_fast_is_the_training_whose_accuracy_is_documented():
+    """Of eight epochs of resnet18-94, evaluated without test-time augmentation."""
+    changed = differences(resolve("resnet18-94", {"run": {"epochs": 8}}), resolve("fast", {}))
+    assert {name for _, name, _, _ in changed} == {"eval_every", "tta"}
 
 
 def test_two_averages_are_refused():
