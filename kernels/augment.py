@@ -116,8 +116,13 @@ def _check_inputs(images: Tensor, indices: Tensor, table: Tensor, spec: AugmentS
         raise ValueError(f"table must be [256, {images.shape[3]}], not {table.dtype} {tuple(table.shape)}")
     if not images.device == indices.device == table.device:
         raise ValueError(f"images, indices, table lie on {images.device}, {indices.device}, {table.device}")
-    if spec.pad_mode == "reflect" and spec.pad >= min(images.shape[1:3]):
-        raise ValueError(f"reflect padding of {spec.pad} needs images larger than {tuple(images.shape[1:3])}")
+    check_reflection(spec, *images.shape[1:3])
+
+
+def check_reflection(spec: AugmentSpec, height: int, width: int) -> None:
+    """ValueError where images have fewer pixels than ``spec`` reflects."""
+    if spec.pad_mode == "reflect" and spec.pad >= min(height, width):
+        raise ValueError(f"reflect padding of {spec.pad} needs images larger than {(height, width)}")
 
 
 def crop_offsets(indices: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor | int) -> tuple[Tensor, ...]:

@@ -88,6 +88,8 @@ def _graph(
 
 def _augment(images: Any, drawn: list[Any], image_shape: tuple[int, ...], native: NativeAugment) -> Any:
     crops, mirrored, *square = drawn
+    if native.spec.pad and native.spec.pad_mode == "reflect":
+        images, crops = _reflect(images, image_shape, native.spec.pad), crops + native.spec.pad
     images = fn.slice(
         images, start=crops, shape=image_shape[:2], axis_names="HW", out_of_bounds_policy="pad", fill_values=0
     )
@@ -102,4 +104,13 @@ def _augment(images: Any, drawn: list[Any], image_shape: tuple[int, ...], native
     if square:
         # Behind normalisation: the mean colour is zero there.
         images = fn.erase(images, anchor=square[0], shape=square[1], axis_names="HW", fill_value=0)
+    return images
+
+
+def _reflect(images: Any, image_shape: tuple[int, ...], pad: int) -> Any:
+    """Images [height + 2 * pad, width + 2 * pad, channels]: around each one its reflection, without the edge itself."""
+    for axis, size in zip("HW", image_shape[:2], strict=True):
+        edges = [fn.slice(images, start=[first], shape=[pad], axis_names=axis) for first in (1, size - 1 - pad)]
+        before, behind = (fn.flip(edge, vertical=int(axis == "H"), horizontal=int(axis == "W")) for edge in edges)
+        images = fn.cat(before, images, behind, axis_name=axis)
     return images

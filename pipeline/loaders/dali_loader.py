@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from data_prep.manifest import PreparedSet
+from kernels.augment import check_reflection
 from pipeline.loaders.base import Batch, Loader
 from pipeline.loaders.native import NativeAugment
 
@@ -33,6 +34,8 @@ class DaliLoader(Loader):
         self._shards = prepared.tfrecords(split)
         self._encoded = prepared.manifest.encoding("dali")["mode"] != "raw"
         self._native = native
+        if native is not None:
+            check_reflection(native.spec, *prepared.manifest.image_shape[:2])
         self._by_image = self._encoded or native is not None
         self._coming: Iterator[Tensor] = iter(())
         from pipeline.loaders.dali_graph import build_graph

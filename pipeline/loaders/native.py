@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from kernels.augment import AugmentSpec, crop_offsets, cutout_corners
-from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +17,7 @@ class NativeAugment:
     """The crops, flips and cutouts that `kernels.augment` would draw, for operators of the DALI graph.
 
     mean, std: per channel, in units where byte 255 is 1. dtype: what the model wants; DALI has no bfloat16, so
-    anything but float32 comes as float16. seed: the run's. Raises ConfigError for what DALI can't do.
+    anything but float32 comes as float16. seed: the run's.
     """
 
     spec: AugmentSpec
@@ -26,10 +25,6 @@ class NativeAugment:
     std: tuple[float, ...]
     dtype: torch.dtype
     seed: int
-
-    def __post_init__(self) -> None:
-        if self.spec.pad and self.spec.pad_mode == "reflect":
-            raise ConfigError("DALI pads with zeros only; use --dali-augment kernel, or --set augment.pad_mode=zero")
 
     @property
     def output_dtype(self) -> torch.dtype:

@@ -11,7 +11,6 @@ from data_prep import cli as prep_cli
 from data_prep.manifest import PreparedSet
 from kernels.augment import AugmentSpec, augment, normalisation_table
 from pipeline import cli
-from pipeline.errors import ConfigError
 from pipeline.loaders import LOADERS, build_loader
 from pipeline.loaders.native import NativeAugment
 
@@ -28,6 +27,8 @@ needs_dali = pytest.mark.skipif(LOADERS["dali"].missing() is not None, reason=st
         AugmentSpec(pad=8, flip=True, cutout=8),
         AugmentSpec(cutout=15),
         AugmentSpec(pad=2, flip=True, flip_mode="alternating"),
+        AugmentSpec(pad=2, pad_mode="reflect", flip=True),
+        AugmentSpec(pad=8, pad_mode="reflect", cutout=4),
     ],
 )
 def test_native_augmentation_is_the_kernels(prepared, spec, dtype):
@@ -58,11 +59,6 @@ def test_the_native_example_has_the_feeds_shape(prepared):
     with build_loader("dali", prepared, "train", batch_size=8, native=native) as loader:
         for ours, theirs in zip(loader.example(), next(loader.feed()), strict=True):
             assert (ours.shape, ours.dtype, ours.stride()) == (theirs.shape, theirs.dtype, theirs.stride())
-
-
-def test_dali_can_not_reflect():
-    with pytest.raises(ConfigError, match="pads with zeros only; use --dali-augment kernel"):
-        NativeAugment(spec=AugmentSpec(pad=2, pad_mode="reflect"), mean=(0.5,), std=(0.5,), dtype=torch.float32, seed=0)
 
 
 def test_native_augmentation_is_told_of_alternating_flips():
