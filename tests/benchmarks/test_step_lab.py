@@ -260,7 +260,7 @@ def test_gpu_kernels_of_a_captured_step_are_found(prepared_path, tmp_path):
         "--minutes",
         "2.9",
     ]
-    assert step_lab.main([*arguments, "--recipe", "fast", "--out", str(tmp_path), "--only", "kernels,losses"]) == 0
+    assert step_lab.main([*arguments, "--recipe", "fast-sgd", "--out", str(tmp_path), "--only", "kernels,losses"]) == 0
     data = json.loads((tmp_path / "step-lab.json").read_text())
     rows = {row["name"]: row["value"] for row in data["rows"] if row["suite"] == "kernels"}
     for group in (profile.AUGMENTATION, profile.CONVOLUTION_FORWARD, profile.NORM, profile.OPTIMIZER):
