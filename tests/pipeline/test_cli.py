@@ -61,6 +61,18 @@ def test_bad_input_is_one_line_and_exit_2(prepared_path, tmp_path, monkeypatch, 
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_small_set_is_told_how_to_train_longer(prepared_path, tmp_path, monkeypatch, capsys):
+    """120 images are a batch each epoch; whoever chooses the length is told nothing."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", str(prepared_path), "--recipe", "cpu-quick", "--device", "cpu", "--brief"]
+    assert cli.main(options) == 0
+    assert "8 steps are few" in (printed := capsys.readouterr().out)
+    assert "--batch-size 120 --epochs 400 " in printed
+    for chosen in (["--epochs", "1"], ["--batch-size", "60", "--stop-after", "1"], ["--set", "run.steps=2"]):
+        assert cli.main([*options, *chosen]) == 0
+        assert "are few" not in capsys.readouterr().out
+
+
 def test_debug_shows_the_trace(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["--data", "nowhere", "--debug", "--device", "cpu"]) == 2
