@@ -93,11 +93,12 @@ def choose_suites(only: str, skip: str) -> list[str]:
 
 def build_bench(flags: argparse.Namespace, command: Sequence[str], display: Display, scratch: Path) -> Bench:
     """Everything that suites need. ConfigError or PreparedSetError for what can't be measured."""
-    place: dict[str, Any] = {"run": {"device": flags.device}} if flags.device else {}
-    given: dict[str, Any] = {**place, "data": {"path": flags.data}}
+    given: dict[str, Any] = {"data": {"path": flags.data}}
+    if flags.device:
+        given["run"] = {"device": flags.device}
     if flags.arch:
         given["model"] = {"arch": flags.arch}
-    config = resolve(flags.recipe or default_recipe(place), given)
+    config = resolve(flags.recipe or default_recipe(given), given)
     given["model"] = {"arch": config.model.arch}
     notes = resolve("notes", given)
     prepared = PreparedSet.open(flags.data)

@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, default=1, metavar="N", help="trainings of each variant, seeds 0 to N-1 (default: 1)")
     add("--batch-size", type=int, metavar="N", help="images a step (default: 128, the paper's)")
     add("--loader", metavar="NAME", help="as fast-train takes it")
-    add("--amp", nargs="?", const="bf16", metavar="TYPE", help="as fast-train takes it (default: auto)")
+    add("--amp", nargs="?", const="auto", metavar="TYPE", help="as fast-train takes it (default: auto)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     add("--debug", action="store_true", help="show the trace of an error")
     return parser

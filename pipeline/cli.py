@@ -61,8 +61,8 @@ _SETTINGS: dict[str, _Settings] = {
         "--device": ("run.device", "cpu, cuda or cuda:N (default: a GPU if there is one)", _NAME),
         "--amp": (
             "run.amp",
-            "mixed precision; without a type: bf16",
-            {"nargs": "?", "const": "bf16", "choices": ["bf16", "fp16", "auto", "off"]},
+            "mixed precision; without a type: auto, which is bf16 where the processor computes in it",
+            {"nargs": "?", "const": "auto", "choices": ["bf16", "fp16", "auto", "off"]},
         ),
         "--compile": ("run.compile", "torch.compile (default: on a GPU)", _SWITCH),
         "--compile-mode": (
@@ -83,7 +83,7 @@ _SETTINGS: dict[str, _Settings] = {
 }
 # The other flags, with the defaults that `parse_flags` fills in.
 _ACTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "--recipe": (None, "fast (on a GPU), cpu-quick (without), notes, paper, record-94 ..., or a TOML file", _NAME),
+    "--recipe": (None, "fast (on a GPU, or with --arch), cpu-quick (without), notes, paper ..., or a TOML file", _NAME),
     "--set": ([], "any other setting, such as optimizer.momentum=0.8", {"action": "append", "metavar": "SECTION.X=Y"}),
     "--out": (None, "the run's folder (default: runs/<set>-<arch>-<recipe>)", {"metavar": "DIR"}),
     "--resume": (None, "go on with the last such run, or with a checkpoint", {"metavar": "auto|PATH"}),

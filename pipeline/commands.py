@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluate import Evaluation, evaluate
 from pipeline.loaders import LOADERS
 from pipeline.logs import RunLog
-from pipeline.recipe import merge, resolve, tomllib, without_steps_if_epochs
+from pipeline.recipe import merge, read_recipe, resolve, tomllib, without_steps_if_epochs
 from pipeline.report import data_note, print_accuracy, print_evaluation, write_batch_picture, write_pictures
 from pipeline.runs import (
     check_classes,
@@ -42,6 +42,7 @@ from pipeline.train import (
     build_split_loader,
 )
 
+_CPU_RECIPE = "cpu-quick"
 # `fast` takes 400 steps on CIFAR-10. On 1,500 of its images 24 steps learn little and 400 of 128 images much more
 # (docs/recipes.md); the bound between is a choice.
 _FEW_STEPS, _ENOUGH_STEPS, _SMALL_BATCH = 80, 400, 128
@@ -107,9 +108,13 @@ def _configure(
 
 
 def default_recipe(settings: dict[str, Any]) -> str:
-    """What suits the device that the run will use."""
+    """What suits the device that the run will use, and its network: the rates of the CPU's recipe are those of the
+    network that it was made for."""
     run_config = dataclasses.replace(Config().run, device=settings.get("run", {}).get("device", "auto"))
-    return "fast" if resolve_runtime(run_config).device.type == "cuda" else "cpu-quick"
+    own = read_recipe(_CPU_RECIPE)["model"]["arch"]
+    if resolve_runtime(run_config).device.type == "cuda" or settings.get("model", {}).get("arch", own) != own:
+        return "fast"
+    return _CPU_RECIPE
 
 
 def fit_to_data(config: Config, prepared: PreparedSet, console: Console) -> Config:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
+from pipeline.runtime import computes_bf16
+
 # The quintic 3.4445 x - 4.7750 x^3 + 2.0315 x^5 is steepest at zero among those that keep [0, 1] near 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _EPSILON = 1e-7
@@ -24,10 +26,11 @@ def orthogonalise(matrices: Tensor, iterations: int) -> Tensor:
     """U V^T of each matrix U S V^T, roughly: its singular values come out between about 0.7 and 1.2.
 
     matrices: [B, M, N], of a floating-point type; the result has their shape and the type of the computation, which is
-    bfloat16 on CUDA devices (its tensor cores' fastest, and exact enough) and float32 elsewhere. The Newton-Schulz
-    iteration is applied to the smaller side.
+    bfloat16 on CUDA devices whose tensor cores compute in it (exact enough, and fastest) and float32 elsewhere. The
+    Newton-Schulz iteration is applied to the smaller side.
     """
-    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    fast = matrices.is_cuda and computes_bf16(matrices.device)
+    x = matrices.to(torch.bfloat16 if fast else torch.float32)
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT

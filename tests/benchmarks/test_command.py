@@ -83,6 +83,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, message, prepared_path,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_recipe_is_the_one_that_fast_train_takes(prepared_path, tmp_path):
+    """A network named by --arch is measured by the recipe that `fast-train --arch` trains it by."""
+    flags = ["--data", str(prepared_path), "--device", "cpu", "--quick", "--only", "roofline"]
+    for extra, recipe in ([], "cpu-quick"), (["--arch", "resnet20"], "fast"):
+        out = tmp_path / recipe
+        assert cli.main([*flags, *extra, "--out", str(out)]) == 0
+        assert read_result(out).config["recipe"] == recipe
+
+
 def test_a_missing_set_is_named(tmp_path, capsys):
     assert cli.main(["--data", str(tmp_path / "none")]) == 2
     assert "is not a prepared set; make one with prep-data" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What the command says to a newcomer and to bad input."""
 
+import json
 import subprocess
 import sys
 
@@ -71,6 +72,25 @@ def test_a_small_set_is_told_how_to_train_longer(prepared_path, tmp_path, monkey
     for chosen in (["--epochs", "1"], ["--batch-size", "60", "--stop-after", "1"], ["--set", "run.steps=2"]):
         assert cli.main([*options, *chosen]) == 0
         assert "are few" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("flags", "recipe"), [
+    ([], "cpu-quick"), (["--arch", "quick-resnet8"], "cpu-quick"), (["--arch", "resnet20"], "fast"),
+])  # fmt: skip
+def test_the_default_recipe_fits_the_network(prepared_path, tmp_path, monkeypatch, flags, recipe):
+    """cpu-quick's rates are those of its own network; ResNet-18 diverges with them."""
+    monkeypatch.chdir(tmp_path)
+    brief = ["--data", str(prepared_path), "--device", "cpu", "--set", "run.steps=1", "--brief", "--out", "run"]
+    assert cli.main([*brief, *flags]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert config["recipe"] == recipe
+    assert config["model"]["arch"] == (flags or ["", "quick-resnet8"])[1]
+
+
+def test_amp_without_a_type_takes_what_the_processor_computes_in():
+    """bf16 would be refused by GPUs before Ampere, and is slower than float32 on many CPUs."""
+    settings, _ = cli.parse_flags(["--arch", "resnet18", "--amp"])
+    assert settings["run"]["amp"] == "auto"
 
 
 def test_debug_shows_the_trace(tmp_path, monkeypatch, capsys):
