@@ -275,6 +275,15 @@ def test_a_small_split_lowers_the_batch_size(train, capsys):
     assert "batch size 4096 -> 120" in capsys.readouterr().out
 
 
+def test_a_step_that_does_not_fit_into_memory_is_refused_before_the_run(train, capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.memory.free_memory", lambda: 1 << 20)
+    assert train("--out", "run", "--device", "cpu") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fast-train: error: a step on 24 images takes more than 0.0 GB of memory")
+    assert error.count("\n") == 1
+    assert not (train.folder / "run").exists()
+
+
 @pytest.mark.parametrize("flags", [["--amp"], ["--amp", "fp16"], ["--no-channels-last"], ["--deterministic"],
                                    ["--grad-clip", "1"], ["--activation", "elu"], ["--shortcut", "C"]])  # fmt: skip
 def test_flags_train(train, flags):

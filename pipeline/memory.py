@@ -1,0 +1,88 @@
+"""Whether a training fits the computer's memory: on Linux a process that takes too much is killed without a word.
+
+A GPU's allocator raises an error in place of that, so this looks at trainings on the CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+
+# Torch itself, the weights, their gradients and momenta take about this besides, for networks of usual size.
+_BESIDES = 1 << 30
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def check_memory(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, amp: torch.dtype | None) -> None:
+    """Raise ConfigError if one eager step on the CPU can't fit: if what its forward pass keeps for its backward pass
+    is more than the memory that is free. Where the system does not tell how much that is, nothing is checked.
+
+    model: on the CPU, unchanged by this. image_shape: [C, H, W]. amp: the autocast type, None for float32.
+    """
+    free = free_memory()
+    if free is None:
+        return
+    each = saved_bytes_per_image(model, image_shape, amp)
+    if each * batch_size <= free:
+        return
+    fitting = _round_down(int((free - _BESIDES) * 0.9 / each))
+    advice = f"give --batch-size {fitting}" if fitting > 1 else "train a smaller network or on smaller images"
+    raise ConfigError(
+        f"a step on {batch_size:,} images takes more than {each * batch_size / 1e9:,.1f} GB of memory, "
+        f"and {free / 1e9:,.1f} GB are free; {advice}"
+    )
+
+
+def free_memory() -> int | None:
+    """Bytes that this process could take without swapping: what Linux calls available, and not more than the limit of
+    the process's container. None on other systems."""
+    try:
+        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="ascii").splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    try:
+        return min(free, int(_CGROUP_LIMIT.read_text(encoding="ascii")))
+    except (OSError, ValueError):
+        # No such file, or "max".
+        return free
+
+
+def saved_bytes_per_image(model: nn.Module, image_shape: tuple[int, int, int], amp: torch.dtype | None) -> int:
+    """Bytes that an eager forward pass on the CPU keeps, an image of the batch, until the backward pass.
+
+    By two passes of different size, since some of what is kept, such as weights cast to ``amp``, is kept once a batch.
+    """
+    # A copy: the passes change the running statistics.
+    model = copy.deepcopy(model).train()
+    small, large = (_saved_bytes(model, torch.zeros(n, *image_shape), amp) for n in (2, 4))
+    return (large - small) // 2
+
+
+def _saved_bytes(model: nn.Module, images: Tensor, amp: torch.dtype | None) -> int:
+    images = images.to(amp or torch.float32, memory_format=torch.channels_last)
+    # Tensors are kept here too, so that no address is used twice.
+    kept: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with torch.autocast("cpu", dtype=amp, enabled=amp is not None):
+            logits = model(images)
+        F.cross_entropy(logits.float(), torch.zeros(len(images), dtype=torch.long))
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _round_down(number: int) -> int:
+    """To one digit and zeros: 735 is 700."""
+    unit = 10 ** (len(str(max(number, 1))) - 1)
+    return number // unit * unit

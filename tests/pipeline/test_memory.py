@@ -1,0 +1,71 @@
+"""The bytes that a forward pass keeps, what memory is free, and the refusal of a batch that does not fit."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import memory
+from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError
+from pipeline.memory import check_memory, free_memory, saved_bytes_per_image
+from pipeline.models import build_model
+
+
+def _small_network():
+    pool = nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), pool, nn.Flatten(), nn.Linear(8, 10))
+
+
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_what_is_kept_is_each_layers_input_once(amp):
+    # The image, the ReLU's result, which is also the pool's input, and the pool's; the loss's float32 [10] and label.
+    itemsize = 4 if amp is None else 2
+    expected = (3 * 36 + 8 * 36 + 8) * itemsize + 10 * 4 + 8
+    assert saved_bytes_per_image(_small_network(), (3, 6, 6), amp) == expected
+
+
+def test_counting_leaves_the_model_as_it_was():
+    model = build_model(ModelConfig(arch="resnet8")).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    saved_bytes_per_image(model, (3, 32, 32), None)
+    assert not model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "preact-resnet8", "resnet50", "speednet8", "quick-resnet8"])
+def test_bytes_grow_with_the_area_of_the_images(arch):
+    model = build_model(ModelConfig(arch=arch))
+    small, large = (saved_bytes_per_image(model, (3, size, size), None) for size in (32, 64))
+    assert large == pytest.approx(4 * small, rel=0.15)
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(monkeypatch):
+    model = build_model(ModelConfig(arch="resnet18"))
+    each = saved_bytes_per_image(model, (3, 32, 32), None)
+    monkeypatch.setattr(memory, "free_memory", lambda: 4 << 30)
+    check_memory(model, (3, 32, 32), (4 << 30) // each, None)
+    with pytest.raises(ConfigError, match=r"more than 4\.7 GB.* 4\.3 GB are free; give --batch-size 600$"):
+        check_memory(model, (3, 32, 32), 1000, None)
+    check_memory(model, (3, 32, 32), 600, None)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1 << 20)
+    with pytest.raises(ConfigError, match="train a smaller network or on smaller images"):
+        check_memory(model, (3, 32, 32), 2, None)
+
+
+@pytest.mark.parametrize(
+    ("meminfo", "limit", "free"),
+    [
+        ("MemTotal:  9 kB\nMemAvailable:  2048 kB\n", None, 2 << 20),
+        ("MemTotal:  9 kB\nMemAvailable:  2048 kB\n", "max\n", 2 << 20),
+        ("MemTotal:  9 kB\nMemAvailable:  2048 kB\n", f"{1 << 20}\n", 1 << 20),
+        ("MemTotal:  9 kB\n", None, None),
+        (None, None, None),
+    ],
+)
+def test_free_memory_is_what_linux_or_the_container_allows(monkeypatch, tmp_path, meminfo, limit, free):
+    for name, text in (("_MEMINFO", meminfo), ("_CGROUP_LIMIT", limit)):
+        monkeypatch.setattr(memory, name, tmp_path / name)
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    assert free_memory() == free
