@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from data_prep.manifest import Manifest
-from kernels.augment import AugmentSpec, augment, normalisation_table
+from kernels.augment import AugmentSpec, augment, check_reflection, normalisation_table
 from pipeline.loaders import Batch
 
 
@@ -21,7 +21,8 @@ def normalisation(manifest: Manifest, how: str) -> tuple[tuple[float, ...], tupl
 class Augmenter:
     """Batches of bytes in, normalised [N, C, H, W] out, in channels_last memory or, for a model that is not, plain.
 
-    ``epoch`` is a 0-D int64 tensor on the device, so that a captured graph follows `set_epoch`.
+    ``epoch`` is a 0-D int64 tensor on the device, so that a captured graph follows `set_epoch`. Raises ValueError if
+    the images have fewer pixels than ``spec`` reflects.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Augmenter:
         seed: int = 0,
         channels_last: bool = True,
     ) -> None:
+        check_reflection(spec, *manifest.image_shape[:2])
         self.spec, self.seed, self._channels_last = spec, seed, channels_last
         self.mean, self.std = normalisation(manifest, normalise)
         self.table = normalisation_table(self.mean, self.std, dtype, device)

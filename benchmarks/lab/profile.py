@@ -17,6 +17,7 @@ CONVOLUTION_GRADIENT = "convolution, a gradient"
 NORM = "norm, elementwise"
 AUGMENTATION = "augmentation"
 OPTIMIZER = "optimizer"
+MATRIX = "matrix product"
 REST = "rest"
 
 # The first that is found in a kernel's name counts. cuDNN and CUTLASS name the direction of a convolution in each
@@ -28,6 +29,8 @@ _PATTERNS = (
     (CONVOLUTION_FORWARD, r"_convolution_kernel|fprop|implicit_convolve|conv2d_grouped_direct"),
     (CONVOLUTION_GRADIENT, r"triton_tem_\w*convolution_backward"),
     (CONVOLUTION_FORWARD, r"triton_tem_\w*convolution"),
+    # Behind the convolutions, some of which cuDNN names implicit_gemm: the last layer, and all of Muon's iteration.
+    (MATRIX, r"nvjet|gemm|gemv|cublas"),
     (OPTIMIZER, r"multi_tensor_apply|[Ff]used_?[Ss]gd|foreach"),
     (NORM, r"_moments_kernel|_statistics_kernel|_apply_kernel|_gradient_sums_kernel|_join_sums_kernel"),
     (NORM, r"_input_gradient_kernel|triton_(poi|red|per|for)_|batch_?norm|bn_(fw|bw)|elementwise_kernel"),

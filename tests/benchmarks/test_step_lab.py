@@ -189,7 +189,9 @@ def test_every_convolution_and_norm_has_floors(arch):
     ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<at::native::FusedSgdMathFunctor<float, 2>>",
      profile.OPTIMIZER),
     ("Memcpy DtoD (Device -> Device)", profile.REST),
-    ("nvjet_tst_64x8_64x16_4x1_v_bz_TNT", profile.REST),
+    ("nvjet_tst_64x8_64x16_4x1_v_bz_TNT", profile.MATRIX),
+    ("void cublasLt::splitKreduce_kernel<32, 16, int, float>", profile.MATRIX),
+    ("ampere_bf16_s16816gemm_bf16_128x128_ldg8_f2f_stages_32x5_tn", profile.MATRIX),
 ])  # fmt: skip
 def test_kernels_are_told_apart_by_their_names(kernel, group):
     assert profile.classify(kernel) == group

@@ -61,6 +61,23 @@ def test_the_native_example_has_the_feeds_shape(prepared):
             assert (ours.shape, ours.dtype, ours.stride()) == (theirs.shape, theirs.dtype, theirs.stride())
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [["--loader", "resident"], pytest.param(["--loader", "dali", "--dali-augment", "native"], marks=needs_dali)],
+)
+def test_reflecting_more_pixels_than_there_are_is_refused_before_the_run(
+    image_folder, tmp_path, monkeypatch, capsys, flags
+):
+    monkeypatch.chdir(tmp_path)
+    formats = "packed,dali" if "dali" in flags else "packed"
+    arguments = ["--dataset", f"folder:{image_folder}", "--size", "8", "--out", "tiny", "--formats", formats]
+    assert prep_cli.main(arguments) == 0
+    reflect = ["--set", "augment.pad=8", "--set", "augment.pad_mode=reflect"]
+    assert cli.main(["--data", "tiny", "--out", "run", *flags, *reflect]) == 2
+    assert "reflect padding of 8 needs images larger than (8, 8)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_native_augmentation_is_told_of_alternating_flips():
     """Needs no DALI: what its graph will be fed."""
     spec = AugmentSpec(flip=True, flip_mode="alternating")
