@@ -66,9 +66,7 @@ def run(settings: dict[str, Any], others: argparse.Namespace) -> int:
     if others.show_batch:
         return _show_batch(config, prepared, runtime, others, console)
     advice = length_advice(config, prepared, settings)
-    if state is None and advice is not None:
-        console.print(advice, highlight=False, soft_wrap=True)
-    return _train(config, prepared, runtime, others, state, console)
+    return _train(config, prepared, runtime, others, state, advice, console)
 
 
 def _list_loaders(console: Console) -> int:
@@ -192,8 +190,10 @@ def _train(
     runtime: Runtime,
     others: argparse.Namespace,
     state: dict[str, Any] | None,
+    advice: str | None,
     console: Console,
 ) -> int:
+    """state: of the checkpoint that --resume names. advice: printed where the run begins, not where it goes on."""
     base = default_folder(config, prepared)
     folder = None if others.resume is None else resume_folder(others.resume, others.out, base)
     if folder is None:
@@ -202,6 +202,8 @@ def _train(
         state = load_checkpoint(folder / CHECKPOINT)
     if state is not None:
         check_resumable(state, folder / CHECKPOINT, config, prepared)
+    elif advice is not None:
+        console.print(advice, highlight=False, soft_wrap=True)
     _announce(config, prepared, runtime, folder, console)
     with Trainer(config, prepared, runtime, resumes=state is not None) as trainer:
         if runtime.device.type == "cpu" and not runtime.compile:

@@ -63,12 +63,16 @@ def test_bad_input_is_one_line_and_exit_2(prepared_path, tmp_path, monkeypatch, 
 
 
 def test_a_small_set_is_told_how_to_train_longer(prepared_path, tmp_path, monkeypatch, capsys):
-    """120 images are a batch each epoch; whoever chooses the length is told nothing."""
+    """120 images are a batch each epoch; whoever chooses the length, or goes on with a run, is told nothing."""
     monkeypatch.chdir(tmp_path)
     options = ["--data", str(prepared_path), "--recipe", "cpu-quick", "--device", "cpu", "--brief"]
-    assert cli.main(options) == 0
+    begin_or_go_on = [*options, "--out", "run", "--resume", "auto"]
+    assert cli.main([*begin_or_go_on, "--stop-after", "1"]) == 0
     assert "8 steps are few" in (printed := capsys.readouterr().out)
     assert "--batch-size 120 --epochs 400 " in printed
+    assert cli.main(begin_or_go_on) == 0
+    assert "are few" not in (printed := capsys.readouterr().out)
+    assert "going on behind step 1 of 8" in printed
     for chosen in (["--epochs", "1"], ["--batch-size", "60", "--stop-after", "1"], ["--set", "run.steps=2"]):
         assert cli.main([*options, *chosen]) == 0
         assert "are few" not in capsys.readouterr().out
