@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from pipeline.loaders import Batch
@@ -17,6 +21,20 @@ def warm_up(step: TrainStep, batch: Batch) -> None:
             step(batch)
 
 
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """What the collector frees during a capture may make CUDA calls that break it, such as unloading the candidates
+    that torch.compile tried and dropped; so it runs just before."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class CapturedStep:
     """Call it as the step itself. Each batch is copied into the buffers that the graph reads.
 
@@ -25,6 +43,8 @@ class CapturedStep:
     """
 
     def __init__(self, step: TrainStep, batch: Batch) -> None:
+        # The graph reads and writes the step's tensors by their addresses, and keeps none of them alive.
+        self._step = step
         self._gathers = step.gathers
         if step.gathers:
             self._static = Batch(batch.images, batch.labels, batch.indices.clone())
@@ -38,7 +58,10 @@ class CapturedStep:
         torch.cuda.current_stream(step.device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         # Only this thread's calls are recorded; a loader's thread may pin memory meanwhile.
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+        with (
+            _no_garbage_collection(),
+            torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
+        ):
             step(self._static)
 
     def __call__(self, batch: Batch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def resolve_runtime(run: RunConfig) -> Runtime:
     cuda = device.type == "cuda"
     if run.graph and not cuda:
         raise ConfigError("--graph needs a CUDA device; leave it out on the CPU")
+    if cuda:
+        _check_triton_builds()
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if run.compile and not compiler:
         raise ConfigError("--compile needs a C++ compiler; install one (apt-get install g++) or add --no-compile")
@@ -89,6 +92,20 @@ def resolve_runtime(run: RunConfig) -> Runtime:
         compile_mode=run.compile_mode,
         fuse=run.fuse,
     )
+
+
+def _check_triton_builds() -> None:
+    """ConfigError where Triton can't build what launches its kernels, such as the augmentation's."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    # As Triton itself asks: Debian's own scheme has no headers.
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    headers = Path(sysconfig.get_paths(scheme)["include"], "Python.h")
+    if not compiler or not headers.exists():
+        lacking = f"{headers} is not there" if compiler else "there is no C compiler"
+        raise ConfigError(
+            f"the GPU's kernels are built with a C compiler and Python's headers, and {lacking}; install both "
+            "(apt-get install gcc python3-dev) or add --device cpu"
+        )
 
 
 def _resolve_device(name: str) -> torch.device:
@@ -121,6 +138,9 @@ def _resolve_amp(name: str, device: torch.device) -> torch.dtype | None:
 def apply_global_flags(run: RunConfig, device: torch.device) -> None:
     """Set torch's process-wide switches for this run; called once, by the command."""
     _keep_compiled_code()
+    if device.type == "cuda" and device.index is not None:
+        # Triton's kernels and the streams of the run are those of the current device.
+        torch.cuda.set_device(device)
     if run.deterministic:
         # Read by cuBLAS when it starts; without it, its deterministic mode refuses to run.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

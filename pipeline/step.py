@@ -83,7 +83,8 @@ class TrainStep:
         self.metrics = Metrics(device)
         self._forward_loss = self._plain_forward_loss
         if compile:
-            self._forward_loss = torch.compile(self._plain_forward_loss, mode=compile_mode)
+            # Not dynamic: a second step of the process, of another batch size, is compiled for its own shape too.
+            self._forward_loss = torch.compile(self._plain_forward_loss, mode=compile_mode, dynamic=False)
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -177,4 +178,6 @@ class TrainStep:
             if self.lookahead:
                 torch._foreach_copy_(self.lookahead.slow, state["lookahead"])
             self.metrics.sums.copy_(state["metrics"])
-        self.scaler.load_state_dict(state["scaler"])
+        # Empty of a run that was not in float16: a scaler that is only needed now begins anew.
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -31,3 +32,11 @@ def pytest_collection_modifyitems(items):
 def _own_cache(tmp_path_factory):
     """The user's cache folder stays as it is."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _compiled_anew():
+    """torch.compile keeps what it made of a function, and runs a ninth variant of it eagerly: no test is a ninth."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

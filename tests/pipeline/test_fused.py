@@ -216,7 +216,7 @@ def test_what_it_does_not_go_with():
 
 def test_compile_mode_reaches_the_compiler(prepared, prepared_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(torch, "compile", lambda function, *, mode: seen.append(mode) or function)
+    monkeypatch.setattr(torch, "compile", lambda function, *, mode, dynamic: seen.append(mode) or function)
     config = _config(prepared_path, compile=True, compile_mode="max-autotune-no-cudagraphs")
     runtime = resolve_runtime(config.run)
     build_step(config, build_augmenter(config, prepared, runtime, train=True), runtime, gathers=True)

@@ -4,6 +4,8 @@ Like a graph it keeps the operations of one step with their tensors and runs the
 not run again, so whatever a step takes from Python anew (a rate, an epoch, a tensor made outside) would stay as it was.
 """
 
+import gc
+import weakref
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -79,6 +81,7 @@ class _Stream:
 
 @contextmanager
 def _graph(graph, *, stream, capture_error_mode):
+    assert not gc.isenabled(), "what the collector frees can break a capture"
     with graph.recorder:
         yield
     graph.recorder.undo()
@@ -141,3 +144,18 @@ def test_replays_equal_the_eager_step(prepared, recorded, options):
     assert eager.scaler.state_dict() == step.scaler.state_dict()
     for ours, theirs in zip(step.tensors(), eager.tensors(), strict=True):
         assert torch.equal(ours, theirs)
+    assert gc.isenabled()
+
+
+def test_a_captured_step_keeps_what_its_graph_reads_and_writes(prepared, recorded):
+    """A CUDA graph holds addresses: freed, they would be other tensors' memory at the next replay."""
+    step = _step(prepared)
+    tensors = [weakref.ref(tensor) for tensor in step.tensors()]
+    batch = next(_batches(prepared, 1, gathers=True))
+    captured = CapturedStep(step, batch)
+    # The recorder holds tensors, as a CUDA graph does not.
+    captured._graph.recorder.calls.clear()
+    captured._graph.recorder._before.clear()
+    del step
+    gc.collect()
+    assert all(tensor() is not None for tensor in tensors)

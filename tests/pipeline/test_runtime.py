@@ -50,6 +50,42 @@ def test_what_a_machine_without_a_gpu_says(monkeypatch):
 
 
 @pytest.fixture
+def one_gpu(monkeypatch):
+    """What resolving asks a machine with an H100."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+
+def test_a_gpu_needs_what_triton_builds_its_launchers_with(one_gpu, monkeypatch, tmp_path):
+    monkeypatch.delenv("CC", raising=False)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(runtime.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    monkeypatch.setattr(runtime.shutil, "which", {"gcc": "/usr/bin/gcc"}.get)
+    assert resolve_runtime(RunConfig(device="cuda")).graph
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match=r"there is no C compiler; install both .* or add --device cpu"):
+        resolve_runtime(RunConfig(device="cuda"))
+    monkeypatch.setenv("CC", "tcc")
+    assert not resolve_runtime(RunConfig(device="cuda")).compile
+    (tmp_path / "Python.h").unlink()
+    with pytest.raises(ConfigError, match=r"Python\.h is not there; install both"):
+        resolve_runtime(RunConfig(device="cuda"))
+    assert resolve_runtime(RunConfig(device="cpu")).device.type == "cpu"
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("cuda:1", [1]), ("cuda", []), ("cpu", [])])
+def test_a_numbered_gpu_becomes_the_current_one(monkeypatch, tmp_path, compiler_places, name, chosen):
+    """Triton launches its kernels on the current device, wherever their tensors lie."""
+    seen = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append(device.index))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    apply_global_flags(RunConfig(), torch.device(name))
+    assert seen == chosen
+
+
+@pytest.fixture
 def compiler_places(monkeypatch):
     """The environment's two variables, unset; put back afterwards."""
     names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")

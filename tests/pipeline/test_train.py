@@ -240,6 +240,14 @@ def test_resume_auto_begins_anew_where_a_run_was_killed_before_its_first_checkpo
     assert all((folder / "last.pt").exists() for folder in killed)
 
 
+@pytest.mark.parametrize(("before", "then"), [("bf16", "fp16"), ("fp16", "off")])
+def test_a_run_goes_on_in_another_type(train, before, then):
+    """Of these float16 alone scales the loss, and has the scale in its checkpoint."""
+    assert train("--out", "run", "--amp", before, "--stop-after", "1") == 0
+    assert train("--resume", "run", "--amp", then) == 0
+    assert len(load_checkpoint(train.folder / "run" / "last.pt")["history"]) == 3
+
+
 def test_resuming_reads_the_checkpoint_that_is_named(train, capsys):
     """An earlier one, kept beside the last."""
     assert train("--out", "run", "--stop-after", "1") == 0
