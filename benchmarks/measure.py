@@ -11,11 +11,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from data_prep.errors import one_line
+from pipeline.graph import no_garbage_collection
 
 CONFIDENCE = 0.95
 _RESAMPLES = 10_000
@@ -115,14 +117,15 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
     """A replay of ``call`` as one CUDA graph, so that its kernels are measured and not Python; it returns the results,
     which each replay overwrites. ``call`` must have been made before: it may compile and allocate the first time."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with no_garbage_collection(), torch.cuda.graph(graph):
         outputs = call()
+    return partial(_replay, graph, outputs, call)
 
-    def replay() -> object:
-        graph.replay()
-        return outputs
 
-    return replay
+def _replay(graph: torch.cuda.CUDAGraph, outputs: object, call: Callable[[], object]) -> object:
+    """call: kept with its graph, which reads tensors that ``call`` holds, by their addresses."""
+    graph.replay()
+    return outputs
 
 
 def timed(call: Callable[[], object], device: torch.device) -> Callable[[int], float]:

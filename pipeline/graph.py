@@ -22,7 +22,7 @@ def warm_up(step: TrainStep, batch: Batch) -> None:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """What the collector frees during a capture may make CUDA calls that break it, such as unloading the candidates
     that torch.compile tried and dropped; so it runs just before."""
     gc.collect()
@@ -59,7 +59,7 @@ class CapturedStep:
         self._graph = torch.cuda.CUDAGraph()
         # Only this thread's calls are recorded; a loader's thread may pin memory meanwhile.
         with (
-            _no_garbage_collection(),
+            no_garbage_collection(),
             torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
         ):
             step(self._static)

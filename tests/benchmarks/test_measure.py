@@ -1,11 +1,18 @@
+import gc
+import weakref
+from contextlib import nullcontext
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.cli import build_parser
 from benchmarks.commands import build_settings
-from benchmarks.measure import Case, Rate, bootstrap, bootstrap_ratio, estimate, interleave, spread
+from benchmarks.measure import Case, Rate, bootstrap, bootstrap_ratio, captured, estimate, interleave, spread
 from pipeline.config import Config
 
 values = st.lists(st.floats(0.1, 1e6), min_size=2, max_size=20)
@@ -28,6 +35,21 @@ def test_cases_run_in_turn_and_each_round_begins_with_another():
 def test_nothing_is_measured_without_warm_up_or_repeats(repeats, warm_up, flag):
     with pytest.raises(ValueError, match=flag):
         interleave([Case("a", float)], repeats=repeats, warm_up=warm_up, on_failure=_no_failure)
+
+
+def test_a_replay_keeps_what_its_graph_reads(monkeypatch):
+    """A CUDA graph holds addresses: of tensors that are freed it would read other tensors' memory."""
+    replays = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: replays.append(1)))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    tensor = torch.ones(3)
+    read = weakref.ref(tensor)
+    replay = captured(partial(torch.add, tensor, 1))
+    del tensor
+    gc.collect()
+    assert read() is not None
+    assert torch.equal(replay(), torch.full((3,), 2.0))
+    assert replays == [1]
 
 
 def test_a_case_that_fails_leaves_the_others_alone():
