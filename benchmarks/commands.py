@@ -25,6 +25,7 @@ from benchmarks.bench import Bench, Settings
 from benchmarks.cli import names_in
 from benchmarks.compare import compare, describe
 from benchmarks.machine import Watch, fingerprint
+from benchmarks.measure import FAILURES
 from benchmarks.mllog import log_lines
 from benchmarks.report import JSON, device_of, write_report
 from benchmarks.result import Result, read_result
@@ -212,7 +213,7 @@ def _run_suites(bench: Bench, chosen: Sequence[str]) -> bool:
             for left in chosen[place:]:
                 bench.skip(left, "the suite", "interrupted before it was finished")
             return True
-        except (ValueError, RuntimeError) as error:
+        except FAILURES as error:
             # The figures of half an hour must not be lost with one suite.
             reason = f"failed: {one_line(error)}"
             bench.impossible.append(reason)

@@ -94,7 +94,7 @@ class Watch:
 
     def __init__(self, device: torch.device) -> None:
         self._reasons: set[str] = set()
-        self._others: set[int] = set()
+        self._others = 0
         self._nvml, self._handle, self._absent = _open_nvml(device)
         self._load = _load()
         self._before = self._state()
@@ -108,7 +108,8 @@ class Watch:
             active = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)
             self._reasons |= {text for name, text in _SLOW.items() if active & getattr(nvml, name, 0)}
             running = nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-            self._others |= {process.pid for process in running} - {os.getpid()}
+            # One of them is this one; its number may be another one inside a container.
+            self._others = max(self._others, len(running) - 1)
         except nvml.NVMLError as error:
             self._absent = one_line(error)
 
@@ -119,7 +120,7 @@ class Watch:
             "before": self._before,
             "after": self._state(),
             "throttled": sorted(self._reasons),
-            "other_processes": len(self._others),
+            "other_processes": self._others,
             "load_before": self._load,
         }
 
@@ -129,7 +130,7 @@ class Watch:
         if self._reasons:
             found.append(f"the GPU was throttled while it was measured: {', '.join(sorted(self._reasons))}")
         if self._others:
-            found.append(f"{len(self._others)} other process(es) used the GPU while it was measured")
+            found.append(f"{self._others} other process(es) used the GPU while it was measured")
         cores = os.cpu_count() or 1
         if self._load is not None and self._load > _BUSY * cores:
             found.append(

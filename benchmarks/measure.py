@@ -19,6 +19,13 @@ import torch
 from data_prep.errors import one_line
 from pipeline.graph import no_garbage_collection
 
+try:
+    from triton.errors import TritonError
+except ImportError:
+    TritonError = RuntimeError
+
+#: What a case may raise without ending the whole: bad settings, a device's errors, a kernel that does not fit.
+FAILURES = (ValueError, RuntimeError, TritonError)
 CONFIDENCE = 0.95
 _RESAMPLES = 10_000
 # A trial shorter than this part of a repeat is too short to size the repeat by.
@@ -64,7 +71,7 @@ def interleave(
             if case.name in taken:
                 try:
                     taken[case.name].append(case.run())
-                except (ValueError, RuntimeError) as error:
+                except FAILURES as error:
                     del taken[case.name]
                     on_failure(case.name, one_line(error))
             after_each()

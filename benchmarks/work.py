@@ -23,13 +23,24 @@ class Work(NamedTuple):
     bytes: float
 
 
-def count_work(step: TrainStep, batch: Batch) -> Work:
-    """Run one eager step, undo it, and say what it did. step: not compiled."""
-    images = len(batch.indices)
+def count_work(step: TrainStep, batch: Batch, *, batch_size: int) -> Work:
+    """Run eager steps on a batch and on half of it, undo them, and say what a step on ``batch_size`` images does for
+    each of them. step: not compiled, of a loader that gathers.
+
+    Two, because the optimizer does the same whatever the batch: Muon's matrix products would count for much on few.
+    """
+    few = len(batch.indices) // 2
+    half, whole = (_count(step, batch._replace(indices=batch.indices[:n])) for n in (few, 2 * few))
+    # Each is what a step does once, and as much for every image.
+    return Work(*((b - a) / few + (2 * a - b) / batch_size for a, b in zip(half, whole, strict=True)))
+
+
+def _count(step: TrainStep, batch: Batch) -> Work:
+    """Of the whole step."""
     counter, traffic = FlopCounterMode(display=False), _Traffic()
     with step.unchanged(), counter, traffic:
         step(batch)
-    return Work(counter.get_total_flops() / images, traffic.bytes / images)
+    return Work(counter.get_total_flops(), traffic.bytes)
 
 
 class _Traffic(TorchDispatchMode):
@@ -43,12 +54,17 @@ class _Traffic(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if not func.is_view:
-            # A gather reads the rows that it takes, not the whole split.
+            # A gather reads the rows that it takes, not the whole split; the kernel takes bytes and writes its type.
+            if str(func) == _AUGMENTATION:
+                self.bytes += _bytes(result) + result.numel()
+                return result
             touched = (result, result) if func in _GATHERS else (args, kwargs, result)
             self.bytes += sum(_bytes(leaf) for leaf in tree_leaves(touched) if isinstance(leaf, Tensor))
         return result
 
 
+# By name: the kernel is imported where there is a GPU.
+_AUGMENTATION = "fast_train.augment.default"
 _GATHERS = (torch.ops.aten.index.Tensor, torch.ops.aten.index_select.default)
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.lab.floors import on_meta
-from benchmarks.measure import Case, Rate, bootstrap_ratio, captured, estimate, interleave, spread, timed
+from benchmarks.measure import FAILURES, Case, Rate, bootstrap_ratio, captured, estimate, interleave, spread, timed
 from data_prep.errors import one_line
 from kernels.convolution import Raw
 from kernels.convolution_triton import Tile, Tiles, fit, norm_relu_convolution_triton, with_statistics_triton
@@ -148,7 +148,7 @@ def measure(layer: Layer, batch: int) -> Iterator[dict[str, Any]]:
                 check(run(chosen), expected)
                 rate = Rate(timed(captured(partial(run, chosen)), device), items=batch, seconds=_SECONDS)
                 cases.append(Case(name, rate))
-            except RuntimeError as error:
+            except FAILURES as error:
                 failed[name] = one_line(error)
         samples = interleave(cases, repeats=_REPEATS, warm_up=1, on_failure=failed.__setitem__)
         if CUDNN not in samples:
@@ -180,6 +180,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         complain(PROGRAM, error, debug=False)
         return 2
+    # As in training, so that cuDNN's fastest algorithm is what the others are compared with.
+    torch.backends.cudnn.benchmark = True
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {flags.batch_size:,}, bfloat16")
     records, whole = [], True
     for layer, count in found.items():
@@ -188,7 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
             for record in measure(layer, flags.batch_size):
                 records.append(record)
                 print(f"  {record['direction']:<21} {record['name']:<27} {_figures(record)}", flush=True)
-        except RuntimeError as error:
+        except FAILURES as error:
             whole = False
             print(f"  not measured: {one_line(error)}", flush=True)
     print(json.dumps(records))

@@ -12,7 +12,7 @@ from benchmarks.bench import Bench, Measured
 from benchmarks.commands import clean_up
 from benchmarks.lab import floors, losses, options, profile
 from benchmarks.lab.options import Built, Option
-from benchmarks.measure import Rate, bootstrap_ratio, timed
+from benchmarks.measure import FAILURES, Rate, bootstrap_ratio, timed
 from benchmarks.result import Row
 from benchmarks.suites import augmentation, roofline
 from benchmarks.suites.ladder import RATE
@@ -75,7 +75,7 @@ def _guarded(bench: Bench, name: str, work: Callable[[], None]) -> None:
     bench.display.say(f"{name} ...")
     try:
         work()
-    except (ValueError, RuntimeError) as error:
+    except FAILURES as error:
         reason = f"failed: {one_line(error)}"
         bench.impossible.append(reason)
         bench.skip(name, "the rest", reason)
@@ -130,7 +130,7 @@ def _build(lab: Lab, option: Option, loader: Loader, chosen: Sequence[str]) -> B
             built = options.build(bench, option, loader)
             bench.display.say(f"  {_name(option, size)}: built in {time.monotonic() - started:.0f} s")
             return built
-        except (ValueError, RuntimeError) as error:
+        except FAILURES as error:
             reason = one_line(error)
     for point in chosen:
         bench.skip(point, _name(option, size), reason)

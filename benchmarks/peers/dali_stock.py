@@ -79,10 +79,11 @@ class DaliStock(Peer):
                 images, labels = images.gpu(), labels.gpu()
             if self.augment:
                 start = fn.random.uniform(values=list(range(-_PAD, _PAD + 1)), shape=(2,))
+                # By name: as positional arguments they would be copied back from the GPU for each batch.
                 images = fn.slice(
                     images,
-                    fn.cast(start, dtype=types.INT32),
-                    (height, width),
+                    start=fn.cast(start, dtype=types.INT32),
+                    shape=(height, width),
                     axes=(0, 1),
                     out_of_bounds_policy="pad",
                 )

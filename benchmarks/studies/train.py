@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -81,6 +82,10 @@ def train_variant(variant: Variant, options: Options, seed: int, folder: Path) -
     """
     if _is_finished(folder, variant_config(variant, options, seed)):
         return _run(variant, seed, folder, DONE), False
+    # Of the trainings before: torch.compile runs the step of a ninth network in one process eagerly, and a captured
+    # step's memory waits for the collector.
+    torch.compiler.reset()
+    gc.collect()
     status = cli.main([*_flags(variant, options, seed), "--brief", "--out", str(folder), "--resume", "auto"])
     if status > 128:
         raise Interrupted(status)

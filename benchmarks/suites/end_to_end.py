@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.bench import Bench, Measured
 from benchmarks.feeds import Entry, Feed, LoaderFeed, delivered
-from benchmarks.measure import Rate, timed
+from benchmarks.measure import FAILURES, Rate, timed
 from benchmarks.result import Row
 from benchmarks.suites import loaders
 from benchmarks.suites.ladder import RATE
@@ -43,7 +43,7 @@ def _group(bench: Bench, step_name: str, config: Config, runtime: Runtime) -> No
                 continue
             try:
                 step, alone = steps.of(feed)
-            except (ValueError, RuntimeError) as error:
+            except FAILURES as error:
                 bench.skip(SUITE, name, one_line(error))
                 continue
             cases.append(_case(bench, entry, feed, step, name, step_name, alone))

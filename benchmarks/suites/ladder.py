@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.bench import Bench, Measured, tf32
-from benchmarks.measure import Rate, timed
+from benchmarks.measure import FAILURES, Rate, timed
 from benchmarks.suites.roofline import kind_of, peak_flops
 from benchmarks.work import Work, count_work
 from data_prep.errors import one_line
@@ -45,7 +45,7 @@ def run(bench: Bench) -> None:
         for number, rung in enumerate(rungs(bench)):
             try:
                 cases.append(_case(bench, number, rung, loader))
-            except (ValueError, RuntimeError) as error:
+            except FAILURES as error:
                 bench.skip(SUITE, _name(number, rung), one_line(error))
         rows = bench.measure(SUITE, "step ladder", cases)
     for row in rows:
@@ -130,7 +130,8 @@ def _build(bench: Bench, config: Config, runtime: Runtime) -> Any:
 
 def _count(bench: Bench, rung: Rung, loader: Loader) -> Work:
     plain = dataclasses.replace(rung.runtime, compile=False, graph=False)
-    return count_work(_build(bench, rung.config, plain), _first(loader, _COUNTED_IMAGES))
+    step = _build(bench, rung.config, plain)
+    return count_work(step, _first(loader, _COUNTED_IMAGES), batch_size=rung.config.data.batch_size)
 
 
 def _first(loader: Loader, count: int) -> Batch:

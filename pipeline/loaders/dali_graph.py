@@ -93,17 +93,20 @@ def _augment(images: Any, drawn: list[Any], image_shape: tuple[int, ...], native
     images = fn.slice(
         images, start=crops, shape=image_shape[:2], axis_names="HW", out_of_bounds_policy="pad", fill_values=0
     )
+    dtype = types.FLOAT if native.output_dtype == torch.float32 else types.FLOAT16
     images = fn.crop_mirror_normalize(
         images,
         mirror=mirrored,
         mean=[255 * value for value in native.mean],
         std=[255 * value for value in native.std],
-        dtype=types.FLOAT if native.output_dtype == torch.float32 else types.FLOAT16,
+        # DALI's erase has no float16 on a GPU.
+        dtype=types.FLOAT if square else dtype,
         output_layout="HWC",
     )
     if square:
         # Behind normalisation: the mean colour is zero there.
-        images = fn.erase(images, anchor=square[0], shape=square[1], axis_names="HW", fill_value=0)
+        erased = fn.erase(images, anchor=square[0], shape=square[1], axis_names="HW", fill_value=0)
+        images = fn.cast(erased, dtype=dtype)
     return images
 
 

@@ -19,6 +19,7 @@ def test_the_layers_of_resnet18():
     assert Layer(64, 128, 3, 2, 32).describe() == "64 to 128 channels, 3x3, stride 2 on 32x32"
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("layer", [Layer(16, 24, 3, 1, 6), Layer(24, 16, 1, 1, 6), Layer(16, 32, 3, 2, 6)])
 def test_every_tile_computes_what_cudnn_does(layer):
     work = Work(layer, 3, torch.device("cpu"), torch.bfloat16)

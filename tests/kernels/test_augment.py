@@ -77,6 +77,7 @@ def test_the_cpu_equals_the_reference_to_the_last_bit(spec, shape, dtype, seed):
     _compare(augment_cpu, "cpu", spec, dtype, seed, count=40, shape=shape)
 
 
+@pytest.mark.interpreter
 @settings(max_examples=30, deadline=None)
 @given(specs, dtypes, st.integers(0, 2**63 - 1))
 def test_triton_equals_reference_to_the_last_bit(spec, dtype, seed):

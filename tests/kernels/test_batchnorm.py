@@ -98,6 +98,7 @@ def test_reference_equals_pytorch(dtype, residual, relu):
     _compare(lambda *a, **o: batch_norm(*a[:5], residual=a[5], **o), inputs, relu=relu)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize(("residual", "relu"), CASES)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -107,6 +108,7 @@ def test_triton_equals_pytorch(dtype, residual, relu, twice):
     _compare(batch_norm_twice_triton if twice else batch_norm_triton, inputs, relu=relu, twice=twice)
 
 
+@pytest.mark.interpreter
 @settings(max_examples=15, deadline=None)
 @given(
     st.integers(1, 6), st.sampled_from([1, 2, 3, 16, 65, 130]), st.integers(2, 9), st.integers(3, 9), st.booleans(),
@@ -118,6 +120,7 @@ def test_triton_on_any_shape(count, channels, height, width, residual, relu, see
     _compare(batch_norm_triton, inputs, relu=relu, tolerance=1e-3)
 
 
+@pytest.mark.interpreter
 def test_many_steps_and_chunks_share_the_rows(monkeypatch):
     """With few programs each sums several tiles: no row is left out or counted twice."""
     monkeypatch.setattr("kernels.batchnorm_triton._PROGRAMS", 3)
@@ -138,6 +141,7 @@ def test_tiling_covers_all_rows_once(rows, channels):
     assert needed > tiles.chunks * (tiles.steps - 1)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("offset", [1e3, 1e4])
 def test_a_large_mean_does_not_cost_the_variance(offset):
     """A naive E[x^2] - E[x]^2 in float32 has no digit left of a variance of 1 next to a mean of 10,000."""
@@ -150,6 +154,7 @@ def test_a_large_mean_does_not_cost_the_variance(offset):
     torch.testing.assert_close(inv_std.double(), expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.interpreter
 def test_results_repeat_bit_for_bit():
     runs = []
     for _ in range(2):
@@ -160,6 +165,7 @@ def test_results_repeat_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+@pytest.mark.interpreter
 def test_other_memory_formats_are_taken_too():
     """Plain memory, and the gradient of a mean, which has no strides."""
     inputs = _inputs((2, 6, 5, 5), torch.float32, residual=True)
@@ -173,6 +179,7 @@ def test_other_memory_formats_are_taken_too():
         assert torch.equal(ours.grad, theirs.grad)
 
 
+@pytest.mark.interpreter
 def test_nan_is_not_hidden_by_the_relu():
     inputs = _inputs((2, 3, 4, 4), torch.float32, residual=False)
     with torch.no_grad():
@@ -182,6 +189,7 @@ def test_nan_is_not_hidden_by_the_relu():
     assert not y[:, 0].isnan().any()
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("twice", [False, True])
 def test_torch_compile_keeps_it_whole(twice):
     """One graph without breaks, and the values of the eager run, running statistics included."""
@@ -204,6 +212,7 @@ def test_torch_compile_keeps_it_whole(twice):
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.interpreter
 def test_operators_keep_their_contracts():
     """Fake and real results agree in shape, type and strides; nothing but what is declared is changed."""
     x, weight, bias, running_mean, running_var, residual = (

@@ -130,6 +130,7 @@ def test_reference_equals_pytorch(dtype, residual, stride, shared):
     _compare(_by_default, _inputs(dtype, residual=residual), stride=stride, shared=shared)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize(("residual", "stride", "shared"), CASES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_triton_equals_pytorch(dtype, residual, stride, shared):
@@ -137,6 +138,7 @@ def test_triton_equals_pytorch(dtype, residual, stride, shared):
     _compare(_by_triton, _inputs(dtype, residual=residual), stride=stride, shared=shared)
 
 
+@pytest.mark.interpreter
 @settings(max_examples=12, deadline=None)
 @given(
     st.integers(1, 4), st.sampled_from([1, 3, 16, 70]), st.integers(2, 9), st.integers(3, 9),
@@ -153,12 +155,14 @@ def test_triton_on_any_shape(count, channels, height, width, columns, size, stri
     _compare(_by_triton, inputs, stride=stride, shared=shared, tolerance=1e-3)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("shared", [False, True])
 def test_layers_left_to_cudnn_compute_the_same(shared):
     assert tiles_of(512, 64) is tiles_of(64, 512) is None
     _compare(partial(_by_triton, tiles=lambda *_: None), _inputs(torch.float32), shared=shared)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("stride", [1, 2])
 def test_tiles_of_several_depths(stride):
     """Each tap in several steps, channels in several columns of programs, rows in many chunks."""
@@ -167,6 +171,7 @@ def test_tiles_of_several_depths(stride):
     _compare(run, _inputs(torch.float32, shape=(2, 20, 6, 7)), stride=stride, shared=True)
 
 
+@pytest.mark.interpreter
 def test_a_large_mean_does_not_cost_the_variance():
     """Means of chunks are joined, not squares: 1,000 beside a variance of 1 leaves the digits of float32."""
     leaves, running = _inputs(torch.float32, residual=False)
@@ -180,6 +185,7 @@ def test_a_large_mean_does_not_cost_the_variance():
     torch.testing.assert_close(raw.inv_std.double(), expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.interpreter
 def test_the_last_norm_of_a_network():
     """`normalise` is what is left of batch_norm once the statistics are there, gradients through them included."""
     for relu in (False, True):
@@ -199,6 +205,7 @@ def test_the_last_norm_of_a_network():
                 _close(leaves[place].grad, exact[place].grad, 1e-4, place)
 
 
+@pytest.mark.interpreter
 def test_results_repeat_bit_for_bit():
     runs = []
     for _ in range(2):
@@ -209,6 +216,7 @@ def test_results_repeat_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+@pytest.mark.interpreter
 def test_plain_memory_is_taken_too():
     results = []
     for plain in (False, True):
@@ -223,6 +231,7 @@ def test_plain_memory_is_taken_too():
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.interpreter
 def test_nan_is_not_hidden():
     leaves, running = _inputs(torch.float32, residual=False)
     with torch.no_grad():
@@ -231,6 +240,7 @@ def test_nan_is_not_hidden():
     assert raw.mean.isnan().all()
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("shared", [False, True])
 def test_torch_compile_keeps_it_whole(shared):
     """One graph without breaks, and the values of the eager run, running statistics included."""
@@ -250,6 +260,7 @@ def test_torch_compile_keeps_it_whole(shared):
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.interpreter
 def test_operators_keep_their_contracts():
     """Fake and real results agree in shape, type and strides; nothing but what is declared is changed."""
     (x, weight, bias, filters, residual), running = _inputs(torch.float16)

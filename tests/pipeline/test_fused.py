@@ -102,6 +102,7 @@ def test_a_network_computes_the_same(fuse, kind, option):
     _same(plain, fused, 1e-4)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize(("fuse", "kind"), [
     ("norm", "resnet14"), ("norm", "preact-bottleneck"), ("conv", "resnet14"), ("conv", "bottleneck"),
 ])  # fmt: skip
@@ -145,6 +146,7 @@ def test_every_convolution_but_the_stem_and_projections_is_fused(kind, monkeypat
     assert [name for name in calls if "downsample" not in name] == ["conv1", *first]
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("fuse", ["norm", "conv"])
 def test_a_compiled_network_computes_the_same(fuse, monkeypatch):
     """Through the operators, without a graph break, in training: two names and their gradients included."""
