@@ -61,8 +61,12 @@ def test_a_layer_that_does_not_fit_costs_no_other_its_figures(capsys, monkeypatc
 
 
 @pytest.mark.gpu
-def test_gpu_measures_each_layer(capsys):
+def test_gpu_measures_each_way_to_compute_a_layer(monkeypatch, capsys):
+    """One layer: each of its tiles takes seconds to compile."""
+    layer, count = next(iter(layers("resnet8").items()))
+    monkeypatch.setattr(convolutions, "layers", lambda arch: {layer: count})
     assert main(["--arch", "resnet8", "--batch-size", "64"]) == 0
     records = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {tuple(r["layer"].values()) for r in records} == set(layers("resnet8"))
+    assert {tuple(r["layer"].values()) for r in records} == {layer}
+    assert {r["name"] for r in records if r["direction"] == "forward"} == set(convolutions.tiles(layer))
     assert all(r["images_per_second"] > 0 for r in records if r["name"] == CUDNN)
