@@ -259,8 +259,6 @@ def test_gpu_kernels_of_a_captured_step_are_found(prepared_path, tmp_path):
         "--quick",
         "--batch-sizes",
         "32",
-        "--minutes",
-        "7",
     ]
     assert step_lab.main([*arguments, "--recipe", "fast-sgd", "--out", str(tmp_path), "--only", "kernels,losses"]) == 0
     data = json.loads((tmp_path / "step-lab.json").read_text())
