@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -155,13 +156,20 @@ class Trainer:
     """
 
     def __init__(self, config: Config, prepared: PreparedSet, runtime: Runtime, *, resumes: bool = False) -> None:
-        self.config, self.prepared, self.runtime = config, prepared, runtime
+        self.prepared, self.runtime = prepared, runtime
         self.loader = build_split_loader(config, prepared, runtime, train=True)
         self.test_loader = build_split_loader(config, prepared, runtime, train=False)
         self.augmenter = build_augmenter(config, prepared, runtime, train=True)
         self.test_augmenter = build_augmenter(config, prepared, runtime, train=False)
         start = None if resumes else prepared
         self.step = build_step(config, self.augmenter, runtime, gathers=self.loader.gathers, prepared=start)
+        # Of other networks the rates need not be set anew in each step only because this share moves.
+        self._whitens = has_whitening(self.step.optimizer)
+        self._begin(config)
+
+    def _begin(self, config: Config) -> None:
+        """Nothing is trained yet. The loaders and the step are there."""
+        self.config = config
         steps_per_epoch = len(self.loader)
         self.total_steps = config.run.steps or config.run.epochs * steps_per_epoch
         self.epochs = math.ceil(self.total_steps / steps_per_epoch)
@@ -171,8 +179,6 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._run_step: Callable[[Batch], None] = self.step
         self._rates: tuple[float, float] | None = None
-        # Of other networks the rates need not be set anew in each step only because this share moves.
-        self._whitens = has_whitening(self.step.optimizer)
         self._saved_at = time.monotonic()
         self._target_reached = False
 
@@ -194,6 +200,17 @@ class Trainer:
         started = time.perf_counter()
         self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
         return time.perf_counter() - started
+
+    def restart(self, seed: int) -> None:
+        """Begin anew from another seed, as a new Trainer would: what is compiled stays, `prepare` only captures it."""
+        config = dataclasses.replace(self.config, run=dataclasses.replace(self.config.run, seed=seed))
+        plain = dataclasses.replace(self.runtime, compile=False, graph=False)
+        self.loader.close()
+        self.loader = build_split_loader(config, self.prepared, self.runtime, train=True)
+        self.augmenter.seed = seed
+        fresh = build_step(config, self.augmenter, plain, gathers=self.loader.gathers, prepared=self.prepared)
+        self.step.load_state_dict(fresh.state_dict())
+        self._begin(config)
 
     def fit(self, folder: Path, log: RunLog, display: Display, *, stop_after: int | None = None) -> Outcome:
         """Train to the end, to the target accuracy, to a signal, or to the end of epoch ``stop_after`` (1-based).

@@ -51,15 +51,7 @@ def run(bench: Bench) -> None:
                 f"a CPU takes long to train {bench.recipe.model.arch}; --epochs or --target-accuracy asks for it",
             )
             return
-    runs = []
-    with bench.display.progress("time to accuracy", settings.runs) as advance:
-        for seed in range(settings.runs):
-            try:
-                runs.append(_train(bench, seed))
-            except TrainingDiverged as error:
-                bench.skip(SUITE, f"seed {seed}", str(error))
-            advance(1)
-            bench.watch.sample()
+    runs = _trainings(bench)
     if not runs:
         return
     details = {"runs": runs, "target": settings.target_accuracy, "epochs": runs[0]["planned_epochs"]}
@@ -80,41 +72,57 @@ def run(bench: Bench) -> None:
     bench.add(Row(suite=SUITE, name=name, unit="s", better="lower", statistic="mean", repeats=times, details={}))
 
 
-def _train(bench: Bench, seed: int) -> dict[str, Any]:
-    """One training, in JSON's types. ``seconds`` of an epoch count from the first step's start."""
+def _trainings(bench: Bench) -> list[dict[str, Any]]:
+    """One training of each seed, in JSON's types. They share one Trainer, so that the step is compiled once."""
     torch.compiler.reset()
-    run = dataclasses.replace(bench.recipe.run, seed=seed, target_accuracy=bench.settings.target_accuracy)
+    run = dataclasses.replace(bench.recipe.run, seed=0, target_accuracy=bench.settings.target_accuracy)
     if bench.settings.epochs is not None:
         run = dataclasses.replace(run, epochs=bench.settings.epochs, steps=None)
-    folder = bench.scratch / f"seed-{seed}"
-    folder.mkdir()
+    runs = []
+    seeds = range(bench.settings.runs)
     started_at, started = time.time(), time.perf_counter()
-    with Trainer(dataclasses.replace(bench.recipe, run=run), bench.prepared, bench.runtime) as trainer:
-        start_up = time.perf_counter() - started
-        compile_seconds = trainer.prepare()
-        log = _ClockedLog(folder)
-        display = Display(Console(file=io.StringIO()), epochs=trainer.epochs)
-        log.began, began_at = time.perf_counter(), time.time()
-        try:
-            outcome = trainer.fit(folder, log, display)
-        finally:
-            display.close()
-            log.close()
-        if outcome.interrupted is not None:
-            raise KeyboardInterrupt
-        epochs = [
-            {"epoch": record["epoch"], "seconds": seconds, "accuracy": record["test_accuracy"]}
-            for record, seconds in zip(trainer.history, log.seconds, strict=True)
-        ]
-        return {
-            "seed": seed,
-            "planned_epochs": trainer.epochs,
-            "started_at": started_at,
-            "began_at": began_at,
-            "start_up_seconds": start_up,
-            "compile_seconds": compile_seconds,
-            "train_seconds": outcome.train_seconds,
-            "accuracy": trainer.history[-1]["test_accuracy"],
-            "reached": bool(outcome.target_reached),
-            "epochs": epochs,
-        }
+    with (
+        bench.display.progress("time to accuracy", len(seeds)) as advance,
+        Trainer(dataclasses.replace(bench.recipe, run=run), bench.prepared, bench.runtime) as trainer,
+    ):
+        for seed in seeds:
+            if seed:
+                started_at, started = time.time(), time.perf_counter()
+                trainer.restart(seed)
+            start = {"seed": seed, "started_at": started_at, "start_up_seconds": time.perf_counter() - started}
+            try:
+                runs.append(start | _train(trainer, bench.scratch / f"seed-{seed}"))
+            except TrainingDiverged as error:
+                bench.skip(SUITE, f"seed {seed}", str(error))
+            advance(1)
+            bench.watch.sample()
+    return runs
+
+
+def _train(trainer: Trainer, folder: Path) -> dict[str, Any]:
+    """The training itself. ``seconds`` of an epoch count from the first step's start."""
+    folder.mkdir()
+    compile_seconds = trainer.prepare()
+    log = _ClockedLog(folder)
+    display = Display(Console(file=io.StringIO()), epochs=trainer.epochs)
+    log.began, began_at = time.perf_counter(), time.time()
+    try:
+        outcome = trainer.fit(folder, log, display)
+    finally:
+        display.close()
+        log.close()
+    if outcome.interrupted is not None:
+        raise KeyboardInterrupt
+    epochs = [
+        {"epoch": record["epoch"], "seconds": seconds, "accuracy": record["test_accuracy"]}
+        for record, seconds in zip(trainer.history, log.seconds, strict=True)
+    ]
+    return {
+        "planned_epochs": trainer.epochs,
+        "began_at": began_at,
+        "compile_seconds": compile_seconds,
+        "train_seconds": outcome.train_seconds,
+        "accuracy": trainer.history[-1]["test_accuracy"],
+        "reached": bool(outcome.target_reached),
+        "epochs": epochs,
+    }
