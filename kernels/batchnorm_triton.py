@@ -24,9 +24,6 @@ _TILE = 2048
 _MOST_CHANNELS = 64
 # Programs that sum: nearly 8 for each of the 132 processors, and few enough for one program to add up their sums.
 _PROGRAMS = 1024
-# Tiles of a sum on their way to a program while it adds up one.
-_STAGES = 1
-
 
 class Tiling(NamedTuple):
     """A tile is block_rows x block_channels. ``chunks`` programs sum a column of them, ``steps`` each."""
@@ -56,8 +53,7 @@ def _rows_of(chunk, chunks, rows, BLOCK_R: tl.constexpr):
 
 @triton.jit
 def _moments_kernel(
-    x, partial, rows, channels, chunks, steps,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+    x, partial, rows, channels, chunks, steps, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared deviations of one chunk: partial float32 [2, C, chunks].
 
@@ -71,7 +67,7 @@ def _moments_kernel(
     shift = tl.load(x + first * channels + channel, mask=column, other=0.0).to(tl.float32)
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     squares = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    for step in tl.range(steps, num_stages=STAGES):
+    for step in range(steps):
         row = first + step * chunks * BLOCK_R + tl.arange(0, BLOCK_R)
         inside = (row < rows)[:, None] & column[None, :]
         value = tl.load(x + row[:, None] * channels + channel[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -156,7 +152,7 @@ def _behind_relu(gradient, normal, weight, bias, channel, column, y, element, in
 def _gradient_sums_kernel(
     dy, dy2, x, y, mean, inv_std, weight, bias, behind, partial, rows, channels, chunks, steps,
     SECOND: tl.constexpr, RELU: tl.constexpr, FROM_Y: tl.constexpr, STORE: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Sums of one chunk: of the gradient behind the ReLU, and of it times normalised x; float32 [2, C, chunks]."""
     chunk = tl.program_id(0)
@@ -166,7 +162,7 @@ def _gradient_sums_kernel(
     scale = tl.load(inv_std + channel, mask=column, other=0.0)[None, :]
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     products = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    for step in tl.range(steps, num_stages=STAGES):
+    for step in range(steps):
         row = (chunk + step * chunks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
         inside = (row < rows)[:, None] & column[None, :]
         element = row[:, None] * channels + channel[None, :]
@@ -249,7 +245,7 @@ def _statistics_op(
     partial = torch.empty((2, channels, tiles.chunks), dtype=torch.float32, device=x.device)
     _moments_kernel[_grids(rows, channels, tiles)[0]](
         x, partial, rows, channels, tiles.chunks, tiles.steps,
-        BLOCK_R=tiles.block_rows, BLOCK_C=tiles.block_channels, STAGES=_STAGES,
+        BLOCK_R=tiles.block_rows, BLOCK_C=tiles.block_channels,
     )  # fmt: skip
     _statistics_kernel[(channels,)](
         partial, running_mean, running_var, mean, inv_std, rows, channels, tiles.chunks, momentum, eps,
@@ -303,7 +299,7 @@ def _gradients_op(
     _gradient_sums_kernel[by_chunk](
         dy, dy if dy2 is None else _channels_last(dy2), x, x if y is None else _channels_last(y),
         mean, inv_std, weight, bias, behind, partial, rows, channels, tiles.chunks, tiles.steps,
-        SECOND=dy2 is not None, RELU=relu, FROM_Y=y is not None, STORE=store, STAGES=_STAGES, **blocks,
+        SECOND=dy2 is not None, RELU=relu, FROM_Y=y is not None, STORE=store, **blocks,
     )  # fmt: skip
     _join_sums_kernel[(channels,)](
         partial, bias_gradient, weight_gradient, channels, tiles.chunks, CHUNKS=triton.next_power_of_2(tiles.chunks)

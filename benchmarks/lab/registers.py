@@ -54,15 +54,14 @@ def _norms() -> list[Compiled]:
 
     tiles = kernels.tiling(1024 * 32 * 32, 64)
     block = {"BLOCK_R": tiles.block_rows, "BLOCK_C": tiles.block_channels}
-    summing = {**block, "STAGES": kernels._STAGES}
     flags = ("SECOND", "RELU", "FROM_Y", "STORE")
     cases = [
-        (kernels._moments_kernel, summing),
+        (kernels._moments_kernel, block),
         (kernels._statistics_kernel, {"BLOCK_R": tiles.block_rows, "CHUNKS": tiles.chunks}),
         (kernels._apply_kernel, {"RESIDUAL": False, "RELU": True, **block}),
         (kernels._apply_kernel, {"RESIDUAL": True, "RELU": True, **block}),
-        (kernels._gradient_sums_kernel, {**dict(zip(flags, (False, True, False, False), strict=True)), **summing}),
-        (kernels._gradient_sums_kernel, {**dict.fromkeys(flags, True), **summing}),
+        (kernels._gradient_sums_kernel, {**dict(zip(flags, (False, True, False, False), strict=True)), **block}),
+        (kernels._gradient_sums_kernel, {**dict.fromkeys(flags, True), **block}),
         (kernels._join_sums_kernel, {"CHUNKS": tiles.chunks}),
         (kernels._input_gradient_kernel, {"RELU": True, **block}),
     ]
