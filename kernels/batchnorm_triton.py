@@ -25,6 +25,7 @@ _MOST_CHANNELS = 64
 # Programs that sum: nearly 8 for each of the 132 processors, and few enough for one program to add up their sums.
 _PROGRAMS = 1024
 
+
 class Tiling(NamedTuple):
     """A tile is block_rows x block_channels. ``chunks`` programs sum a column of them, ``steps`` each."""
 

@@ -91,7 +91,10 @@ def _trainings(bench: Bench) -> list[dict[str, Any]]:
                 trainer.restart(seed)
             start = {"seed": seed, "started_at": started_at, "start_up_seconds": time.perf_counter() - started}
             try:
-                runs.append(start | _train(trainer, bench.scratch / f"seed-{seed}"))
+                done = start | _train(trainer, bench.scratch / f"seed-{seed}")
+                runs.append(done)
+                # Said at once: of many trainings, those behind an interruption are worth knowing.
+                bench.display.say(f"seed {seed}: {done['accuracy']:.2%}, {done['train_seconds']:.2f} s of training")
             except TrainingDiverged as error:
                 bench.skip(SUITE, f"seed {seed}", str(error))
             advance(1)

@@ -10,7 +10,7 @@ from benchmarks.suites import accuracy
 from data_prep.display import Display
 
 
-def test_a_record_recipe_through_the_command(prepared_path, tmp_path):
+def test_a_record_recipe_through_the_command(prepared_path, tmp_path, capsys):
     out = tmp_path / "report"
     arguments = ["--data", str(prepared_path), "--device", "cpu", "--only", "accuracy", "--recipe", "record-94"]
     arguments += ["--runs", "2", "--epochs", "1", "--target-accuracy", "0.1", "--mllog", "--out", str(out)]
@@ -21,6 +21,8 @@ def test_a_record_recipe_through_the_command(prepared_path, tmp_path):
     assert final.name == accuracy.FINAL
     assert [run["seed"] for run in final.details["runs"]] == [0, 1]
     assert final.details["epochs"] == 1
+    said = capsys.readouterr().out
+    assert [f"seed {seed}: {accuracy:.2%}" in said for seed, accuracy in enumerate(final.repeats)] == [True] * 2
     assert reached.name == "seconds to 10.00%"
     assert all(seconds > 0 for seconds in reached.repeats)
 
