@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import complain
+from pipeline.startup import quick_imports
 
 PROGRAM = "bench-throughput"
 _EPILOG = """examples:
@@ -88,7 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
     flags = build_parser().parse_args(arguments)
     try:
         # After parsing: torch takes seconds to import, and --help needs none of it.
-        from benchmarks import commands
+        with quick_imports():
+            from benchmarks import commands
 
         command = [PROGRAM, *(sys.argv[1:] if arguments is None else arguments)]
         return commands.compare_reports(flags) if flags.compare else commands.measure(flags, command)

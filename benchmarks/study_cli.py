@@ -16,6 +16,7 @@ from benchmarks.cli import names_in
 from benchmarks.studies import STUDIES
 from benchmarks.studies.base import Study, Variant
 from pipeline.errors import ConfigError, check_name, complain
+from pipeline.startup import quick_imports
 
 if TYPE_CHECKING:
     # torch takes seconds to import, and --help needs none of it.
@@ -65,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     flags = build_parser().parse_args(given)
     command = shlex.join([PROGRAM, *given])
     # Behind the parser, as in all functions below: it imports torch.
-    from benchmarks.studies.train import Interrupted
+    with quick_imports():
+        from benchmarks.studies.train import Interrupted
 
     try:
         _run(flags, command)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import complain
+from pipeline.startup import quick_imports
 
 PROGRAM = "fast-train"
 _EPILOG = """examples:
@@ -136,10 +137,11 @@ def main(arguments: list[str] | None = None) -> int:
     settings, others = parse_flags(arguments)
     try:
         # After parsing: torch takes seconds to import, and --help needs none of it.
-        import torch
+        with quick_imports():
+            import torch
 
-        from pipeline import commands
-        from pipeline.train import TrainingDiverged
+            from pipeline import commands
+            from pipeline.train import TrainingDiverged
 
         try:
             return commands.run(settings, others)
