@@ -309,7 +309,8 @@ def _trained(trainer, folder):
 
 def _restart_equals_a_new_trainer(prepared, folder, recipe, **run):
     def trainer(seed):
-        given = {"run": {"epochs": 2, "seed": seed, **run}, "data": {"batch_size": 32}, "model": {"num_classes": 3}}
+        data = {"batch_size": 32, "workers": 1}
+        given = {"run": {"epochs": 2, "seed": seed, **run}, "data": data, "model": {"num_classes": 3}}
         config = resolve(recipe, given)
         return Trainer(config, prepared, resolve_runtime(config.run))
 
