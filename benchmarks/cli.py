@@ -28,7 +28,7 @@ def add_subject(parser: argparse.ArgumentParser, *, recipe: str | None = None) -
     """Add the flags that say what is measured: on which images, of which network, by which recipe, where. recipe: the
     default, None for what fast-train takes."""
     add = parser.add_argument
-    default = recipe or "fast on a GPU or with --arch, cpu-quick without"
+    default = recipe or "fast on a GPU or with --arch, cpu-quick or cpu-short without"
     add("--data", default="data/cifar10", metavar="DIR", help="prepared set (default: data/cifar10)")
     add("--arch", metavar="NAME", help="network (default: the recipe's)")
     add("--recipe", default=recipe, metavar="NAME", help=f"whose step is measured (default: {default})")

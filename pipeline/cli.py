@@ -84,7 +84,11 @@ _SETTINGS: dict[str, _Settings] = {
 }
 # The other flags, with the defaults that `parse_flags` fills in.
 _ACTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "--recipe": (None, "fast (on a GPU, or with --arch), cpu-quick (without), notes, paper ..., or a TOML file", _NAME),
+    "--recipe": (
+        None,
+        "its name, or a TOML file (default: fast on a GPU or with --arch, else cpu-quick; cpu-short if slow)",
+        _NAME,
+    ),
     "--set": ([], "any other setting, such as optimizer.momentum=0.8", {"action": "append", "metavar": "SECTION.X=Y"}),
     "--out": (None, "the run's folder (default: runs/<set>-<arch>-<recipe>)", {"metavar": "DIR"}),
     "--resume": (None, "go on with the last such run, or with a checkpoint", {"metavar": "auto|PATH"}),

@@ -63,6 +63,11 @@ def computes_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and not _is_intel()))
 
 
+def is_slow_cpu() -> bool:
+    """Whether the processor trains at half the rate of two cores with AVX-512, or slower (docs/performance.md)."""
+    return torch.get_num_threads() < 4 and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+
+
 def _is_intel() -> bool:
     try:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

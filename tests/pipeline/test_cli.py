@@ -78,12 +78,14 @@ def test_a_small_set_is_told_how_to_train_longer(prepared_path, tmp_path, monkey
         assert "are few" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("flags", "recipe"), [
-    ([], "cpu-quick"), (["--arch", "quick-resnet8"], "cpu-quick"), (["--arch", "resnet20"], "fast"),
+@pytest.mark.parametrize(("flags", "slow", "recipe"), [
+    ([], False, "cpu-quick"), (["--arch", "quick-resnet8"], False, "cpu-quick"), ([], True, "cpu-short"),
+    (["--arch", "resnet20"], False, "fast"), (["--arch", "resnet20"], True, "fast"),
 ])  # fmt: skip
-def test_the_default_recipe_fits_the_network(prepared_path, tmp_path, monkeypatch, flags, recipe):
+def test_the_default_recipe_fits_the_network(prepared_path, tmp_path, monkeypatch, flags, slow, recipe):
     """cpu-quick's rates are those of its own network; ResNet-18 diverges with them."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "is_slow_cpu", lambda: slow)
     brief = ["--data", str(prepared_path), "--device", "cpu", "--set", "run.steps=1", "--brief", "--out", "run"]
     assert cli.main([*brief, *flags]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]

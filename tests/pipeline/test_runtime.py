@@ -118,3 +118,12 @@ def test_gpu_compiles_and_captures_by_default():
     assert chosen.compile
     assert chosen.graph
     assert chosen.amp in (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize(("capability", "threads", "slow"), [
+    ("AVX2", 2, True), ("DEFAULT", 1, True), ("AVX2", 4, False), ("AVX512", 2, False),
+])  # fmt: skip
+def test_a_processor_is_slow_by_its_vectors_and_threads(monkeypatch, capability, threads, slow):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert runtime.is_slow_cpu() == slow
