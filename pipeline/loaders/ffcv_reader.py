@@ -8,12 +8,21 @@ from queue import Empty
 from typing import Any
 
 import numba
+import numba.typed
 import numpy as np
-from ffcv.loader import Loader as FfcvLoader
-from ffcv.loader.epoch_iterator import EpochIterator
-from ffcv.pipeline.compiler import Compiler
-from ffcv.traversal_order.base import TraversalOrder
 from numpy.typing import NDArray
+
+# FFCV keeps the names of two image modes in a dictionary of Numba's, for which Numba compiles code for seconds at each
+# import. Only plain Python reads it, so a plain dictionary does.
+_typed_dict = numba.typed.Dict
+numba.typed.Dict = dict
+try:
+    from ffcv.loader import Loader as FfcvLoader
+    from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.pipeline.compiler import Compiler
+    from ffcv.traversal_order.base import TraversalOrder
+finally:
+    numba.typed.Dict = _typed_dict
 
 # One of Numba's threading layers stops the process when two threads enter it at once. A batch keeps all threads busy
 # anyway, so readers take turns.
