@@ -110,7 +110,7 @@ def _configure(
 def default_recipe(settings: dict[str, Any]) -> str:
     """What suits the device that the run will use, and its network: the rates of the CPU's recipes are those of the
     network that they were made for."""
-    run_config = dataclasses.replace(Config().run, device=settings.get("run", {}).get("device", "auto"))
+    run_config = Config.from_dict({"run": {"device": settings.get("run", {}).get("device", "auto")}}).run
     own = read_recipe(_CPU_RECIPE)["model"]["arch"]
     if resolve_runtime(run_config).device.type == "cuda" or settings.get("model", {}).get("arch", own) != own:
         return "fast"

@@ -225,7 +225,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     for option in options:
         origin = typing.get_origin(option) or option
         if origin is tuple and isinstance(value, (list, tuple)):
-            return tuple(value)
+            return tuple(_convert(part, typing.get_args(option)[0], where) for part in value)
         if origin is typing.Literal and value in typing.get_args(option):
             return value
         if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -98,10 +98,12 @@ class Display:
         """One line that stays."""
         tested = record["test_accuracy"]
         test = f"test {record['test_loss']:.3f} {tested:.2%}  " if tested is not None else ""
+        speed = record["images_per_second"]
+        rate = f"{speed:,.0f} images/s  " if speed is not None else ""
         self._console.print(
             f"epoch {record['epoch']:>3}/{self._epochs}  train {record['train_loss']:.3f} "
             f"{record['train_accuracy']:.2%}  {test}lr {record['lr']:.4g}  "
-            f"{record['images_per_second']:,.0f} images/s  {record['seconds']:.1f} s{self._note}",
+            f"{rate}{record['seconds']:.1f} s{self._note}",
             highlight=False,
             soft_wrap=True,
         )

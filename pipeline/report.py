@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from data_prep.manifest import PreparedSet
 from pipeline.augmentation import Augmenter
@@ -88,7 +89,8 @@ def print_evaluation(console: Console, evaluation: Evaluation, prepared: Prepare
     table.add_column("accuracy", justify="right")
     for k in order:
         images = int(evaluation.confusion[k].sum())
-        table.add_row(classes[k], f"{images:,}", f"{accuracies[k]:.2%}" if images else "-")
+        # As text: a name in brackets is no markup.
+        table.add_row(Text(classes[k]), f"{images:,}", f"{accuracies[k]:.2%}" if images else "-")
     console.print(table)
     print_accuracy(console, evaluation, prepared)
 

@@ -51,9 +51,11 @@ class Constant(Schedule):
 
 
 class Multistep(Schedule):
-    """Times gamma at each milestone, a fraction of the run (He et al. 2015, section 4.2)."""
+    """Times gamma at each milestone, a fraction of the run, warm-up included (He et al. 2015, section 4.2)."""
 
-    def _curve(self, done: float) -> float:
+    def _warmed(self, done: float) -> float:
+        if done < self.config.warmup:
+            return super()._warmed(done)
         return self.config.gamma ** sum(done >= m for m in self.config.milestones)
 
 

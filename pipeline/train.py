@@ -43,11 +43,12 @@ class TrainingDiverged(RuntimeError):
 
 
 class EpochTotals(NamedTuple):
-    """sums: of the whole epoch. seconds, images_per_second: of the part of it that was trained just now."""
+    """sums: of the whole epoch. seconds, images_per_second: of the part of it that was trained just now; None where a
+    signal had come between the last step and the evaluation, so that nothing was."""
 
     sums: Totals
     seconds: float
-    images_per_second: float
+    images_per_second: float | None
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ class Trainer:
         evaluation = None
         self._saved_at = time.monotonic()
         with Interrupt() as interrupt:
-            while not self.finished:
+            while not self.finished and (stop_after is None or len(self.history) < stop_after):
                 epoch = len(self.history)
                 trained = self._train_epoch(epoch, display, interrupt)
                 if interrupt.signum is not None:
@@ -272,7 +273,8 @@ class Trainer:
         seconds = time.perf_counter() - started
         self.train_seconds += seconds
         self._check_finite(sums, epoch)
-        return EpochTotals(sums, seconds, (sums.images - already) / seconds)
+        trained = sums.images - already
+        return EpochTotals(sums, seconds, trained / seconds if trained else None)
 
     def _set_rate(self) -> float:
         rate = self.schedule.rate(self.done_steps)
@@ -338,7 +340,6 @@ class Trainer:
             "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
             "done_steps": self.done_steps,
             "train_seconds": self.train_seconds,
-            "target_reached": self._target_reached,
             "history": self.history,
         }
         save_checkpoint(folder / CHECKPOINT, state)
@@ -354,10 +355,10 @@ class Trainer:
             torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.runtime.device)
         self.done_steps, self.train_seconds = state["done_steps"], state["train_seconds"]
         self.history = state["history"]
+        # A target is judged anew: the resumed run may have been given another one.
+        target, accuracy = self.config.run.target_accuracy, self.history[-1]["test_accuracy"] if self.history else None
+        self._target_reached = target is not None and accuracy is not None and accuracy >= target
         # A run of so many steps that ended inside an epoch and is now made longer: that epoch is not over.
         inside = self.done_steps % len(self.loader) and len(self.history) > self.loader.epoch
         if inside and self.done_steps < self.total_steps:
             self.history.pop()
-        # A target is judged anew: the resumed run may have been given another one.
-        target = self.config.run.target_accuracy
-        self._target_reached = target is not None and state["target_reached"]

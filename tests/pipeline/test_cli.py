@@ -47,6 +47,8 @@ def test_no_training_waits_for_pictures():
     (["--set", "optimizer.momentumm=0.5"], "did you mean 'momentum'"),
     (["--set", "momentum"], "write it as SECTION.NAME=VALUE"),
     (["--set", "optimizer.momentum=high"], "must be float"),
+    (["--set", "schedule.milestones=['a']"], "schedule.milestones is 'a'; it must be float"),
+    (["--set", "run.device=[1]"], "run.device is [1]; it must be str"),
     (["--resume", "nowhere.pt"], "no checkpoint at nowhere.pt"),
     (["--evaluate", "nowhere"], "no checkpoint at nowhere"),
     (["--set", "augment.pad=9"], "pad 9 is out of range"),

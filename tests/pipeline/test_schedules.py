@@ -25,6 +25,8 @@ def test_paper_divides_by_ten_at_32k_and_48k():
     assert rates[32_000] == pytest.approx(0.01)
     assert rates[47_999] == pytest.approx(0.01)
     assert rates[48_000] == pytest.approx(0.001)
+    warmed = _rates(64_000, 0.1, name="multistep", milestones=(0.5, 0.75), warmup=0.1)
+    assert warmed[6_400:] == rates[6_400:]
 
 
 def test_triangular_rises_to_the_peak_and_falls_to_zero():

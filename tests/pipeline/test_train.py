@@ -143,6 +143,16 @@ def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(train, interrupt_at
     assert load_checkpoint(train.folder / "parts" / "last.pt")["done_steps"] == at_step
     assert train("--out", "parts", "--resume", "auto") == 0
     assert_same_run(train.folder / "straight" / "last.pt", train.folder / "parts" / "last.pt")
+    # Stopped behind an epoch's last step, nothing of it was left to train: no speed is better than none a second.
+    speeds = [record["images_per_second"] for record in load_checkpoint(train.folder / "parts" / "last.pt")["history"]]
+    assert (None in speeds) == (at_step == 10)
+    assert all(speed is None or speed > 0 for speed in speeds)
+
+
+def test_stopping_behind_an_epoch_that_is_done_trains_no_further(train):
+    for resume in ([], ["--resume", "auto"]):
+        assert train("--out", "run", "--stop-after", "2", *resume) == 0
+        assert len(load_checkpoint(train.folder / "run" / "last.pt")["history"]) == 2
 
 
 @pytest.mark.slow
@@ -203,8 +213,14 @@ def test_what_a_run_leaves(train):
 
 
 def test_target_accuracy_ends_the_run(train, capsys):
-    assert train("--out", "easy", "--target-accuracy", "0.05") == 0
+    easy = ["--out", "easy", "--lr", "0.0001"]
+    assert train(*easy, "--target-accuracy", "0.05") == 0
     assert len(load_checkpoint(train.folder / "easy" / "last.pt")["history"]) == 1
+    assert train(*easy, "--target-accuracy", "0.05", "--resume", "auto") == 0
+    assert "is complete: 1 epochs" in capsys.readouterr().out
+    # A higher target is not reached yet: the run goes on.
+    assert train(*easy, "--target-accuracy", "1.0", "--resume", "auto") == 1
+    assert len(load_checkpoint(train.folder / "easy" / "last.pt")["history"]) == 3
     assert train("--out", "hard", "--epochs", "1", "--target-accuracy", "1.0", "--lr", "0.0001") == 1
     assert "100.00% was not reached" in capsys.readouterr().err
 
