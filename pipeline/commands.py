@@ -27,6 +27,7 @@ from pipeline.report import data_note, print_accuracy, print_evaluation, write_b
 from pipeline.runs import (
     check_classes,
     check_resumable,
+    check_shape,
     checkpoint_path,
     default_folder,
     new_folder,
@@ -52,12 +53,12 @@ _FEW_STEPS, _ENOUGH_STEPS, _SMALL_BATCH = 80, 400, 128
 
 def run(settings: dict[str, Any], others: argparse.Namespace) -> int:
     """Train, evaluate or show a batch; returns the exit status."""
-    console = Console()
+    # Paths and names are printed as they are: brackets and colons in them are no markup.
+    console = Console(markup=False, highlight=False, emoji=False)
     if others.list_loaders:
         return _list_loaders(console)
     settings = merge(settings, _parse_sets(others.set))
-    if others.stop_after is not None and others.stop_after < 1:
-        raise ConfigError(f"--stop-after {others.stop_after} is no epoch; give 1 or more")
+    _check_actions(others)
     if others.evaluate is not None:
         return _evaluate(settings, others, console)
     state = None
@@ -70,10 +71,26 @@ def run(settings: dict[str, Any], others: argparse.Namespace) -> int:
     return _train(config, prepared, runtime, others, state, advice, console)
 
 
+def _check_actions(others: argparse.Namespace) -> None:
+    """ConfigError for flags that do not go together: none is ignored."""
+    if others.stop_after is not None and others.stop_after < 1:
+        raise ConfigError(f"--stop-after {others.stop_after} is no epoch; give 1 or more")
+    without: tuple[str, ...] = ()
+    if others.evaluate is not None:
+        action, without = "--evaluate", ("recipe", "resume", "stop_after", "show_batch")
+    elif others.show_batch:
+        action, without = "--show-batch", ("stop_after",)
+    elif others.resume not in (None, "auto"):
+        action, without = f"--resume {others.resume}", ("recipe", "out")
+    for name in without:
+        if getattr(others, name) not in (None, False):
+            raise ConfigError(f"{action} does not go with --{name.replace('_', '-')}; leave one of them out")
+
+
 def _list_loaders(console: Console) -> int:
     for name, loader in LOADERS.items():
         state = loader.missing() or f"ready; reads sets prepared with --formats {loader.format}"
-        console.print(f"{name:<9} {state}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{name:<9} {state}", soft_wrap=True)
     return 0
 
 
@@ -164,11 +181,13 @@ def _show_batch(
 def _evaluate(settings: dict[str, Any], others: argparse.Namespace, console: Console) -> int:
     path = checkpoint_path(Path(others.evaluate))
     state = load_checkpoint(path)
-    if "model" in settings:
-        raise ConfigError(f"the network comes from {show_path(path)}; leave out {', '.join(settings['model'])}")
+    for section in settings.keys() - {"data", "run"}:
+        names = ", ".join(f"{section}.{name}" for name in settings[section])
+        raise ConfigError(f"{show_path(path)} says how the network is built and was trained; leave out {names}")
     config = Config.from_dict(merge(state["config"], settings))
     prepared = PreparedSet.open(Path(config.data.path), verify=others.verify)
     check_classes(state, prepared, path)
+    check_shape(config.model, prepared, path)
     runtime = resolve_runtime(config.run)
     apply_global_flags(config.run, runtime.device)
     model = build_network(config, runtime)
@@ -204,7 +223,7 @@ def _train(
     if state is not None:
         check_resumable(state, folder / CHECKPOINT, config, prepared)
     elif advice is not None:
-        console.print(advice, highlight=False, soft_wrap=True)
+        console.print(advice, soft_wrap=True)
     _announce(config, prepared, runtime, folder, console)
     with Trainer(config, prepared, runtime, resumes=state is not None) as trainer:
         if runtime.device.type == "cpu" and not runtime.compile:
@@ -220,7 +239,7 @@ def _train(
         started = time.perf_counter()
         seconds = trainer.prepare()
         if runtime.compile or runtime.graph:
-            console.print(f"compiled in {seconds:.1f} s", highlight=False)
+            console.print(f"compiled in {seconds:.1f} s")
         outcome = _fit(trainer, folder, others, console)
         return _finish(trainer, outcome, folder, time.perf_counter() - started, others, console)
 
@@ -231,7 +250,6 @@ def _announce(config: Config, prepared: PreparedSet, runtime: Runtime, folder: P
         f"{config.model.arch} by recipe {config.recipe} on {prepared.size('train'):,} images of {source}"
         f"{data_note(prepared)}; loader {config.data.loader}, batch {config.data.batch_size}\n"
         f"{runtime.describe()}\nrun folder: {show_path(folder)}",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -260,7 +278,6 @@ def _finish(
         _report(folder, result, trainer.history, trainer.config, trainer.prepared, console)
     console.print(
         f"trained for {outcome.train_seconds:.1f} s; {seconds:.1f} s with compilation, evaluation and saving",
-        highlight=False,
     )
     if not trainer.finished:
         console.print(f"stopped behind epoch {len(trainer.history)}; go on with: {go_on}", soft_wrap=True)
@@ -283,4 +300,4 @@ def _report(
     print_evaluation(console, result, prepared)
     title = f"{config.model.arch}, recipe {config.recipe}: {result.accuracy:.2%} test accuracy"
     paths = write_pictures(folder, result, history, prepared, title=title)
-    console.print("pictures: " + ", ".join(show_path(p) for p in paths), highlight=False, soft_wrap=True)
+    console.print("pictures: " + ", ".join(show_path(p) for p in paths), soft_wrap=True)

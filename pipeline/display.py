@@ -104,7 +104,6 @@ class Display:
             f"epoch {record['epoch']:>3}/{self._epochs}  train {record['train_loss']:.3f} "
             f"{record['train_accuracy']:.2%}  {test}lr {record['lr']:.4g}  "
             f"{rate}{record['seconds']:.1f} s{self._note}",
-            highlight=False,
             soft_wrap=True,
         )
 

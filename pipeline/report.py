@@ -101,5 +101,4 @@ def print_accuracy(console: Console, evaluation: Evaluation, prepared: PreparedS
     console.print(
         f"test accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.3f}, on {images:,} images"
         f"{data_note(prepared)}",
-        highlight=False,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ from data_prep.manifest import PreparedSet
 from pipeline.config import Config, differences
 from pipeline.errors import ConfigError
 from pipeline.files import whole_file
+from pipeline.models import ModelConfig
 from pipeline.runtime import Runtime
 from pipeline.train import CHECKPOINT
 
@@ -82,6 +84,17 @@ def check_classes(state: dict[str, Any], prepared: PreparedSet, path: Path) -> N
     """ConfigError unless the checkpoint's classes are those of the prepared set."""
     if tuple(state["classes"]) != prepared.manifest.classes:
         raise ConfigError(f"{path} was trained on other classes than those of {prepared.root}; give the right --data")
+
+
+def check_shape(model: ModelConfig, prepared: PreparedSet, path: Path) -> None:
+    """ConfigError unless the checkpoint's model can take images of the prepared set; ValueError for too small ones."""
+    height, width, channels = prepared.manifest.image_shape
+    if channels != model.in_channels:
+        raise ConfigError(
+            f"{path} was trained on images of {model.in_channels} channels, those of {prepared.root} have {channels}; "
+            "give the right --data"
+        )
+    dataclasses.replace(model, image_size=min(height, width))
 
 
 def write_config(folder: Path, config: Config, prepared: PreparedSet, runtime: Runtime) -> None:

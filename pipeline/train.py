@@ -228,8 +228,10 @@ class Trainer:
                     break
                 evaluation = self._evaluate_epoch(epoch)
                 record = self._record(epoch, trained, evaluation)
-                self.schedule.epoch_end(record["train_loss"])
-                self.step.metrics.reset()
+                # An epoch that the run's length in steps cut off is not over: a longer run goes on inside of it.
+                if self.done_steps % len(self.loader) == 0:
+                    self.schedule.epoch_end(record["train_loss"])
+                    self.step.metrics.reset()
                 self.history.append(record)
                 log.add(record)
                 display.end(record)

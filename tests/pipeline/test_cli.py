@@ -49,8 +49,9 @@ def test_no_training_waits_for_pictures():
     (["--set", "optimizer.momentum=high"], "must be float"),
     (["--set", "schedule.milestones=['a']"], "schedule.milestones is 'a'; it must be float"),
     (["--set", "run.device=[1]"], "run.device is [1]; it must be str"),
-    (["--resume", "nowhere.pt"], "no checkpoint at nowhere.pt"),
-    (["--evaluate", "nowhere"], "no checkpoint at nowhere"),
+    (["--resume", "nowhere.pt"], "--resume nowhere.pt does not go with --recipe"),
+    (["--evaluate", "nowhere"], "--evaluate does not go with --recipe"),
+    (["--show-batch", "--stop-after", "1"], "--show-batch does not go with --stop-after"),
     (["--set", "augment.pad=9"], "pad 9 is out of range"),
     (["--set", "augment.pad_mode=reflect", "--set", "augment.pad=8", "--set", "augment.cutout=-1"], "cutout -1"),
 ])  # fmt: skip
@@ -62,6 +63,19 @@ def test_bad_input_is_one_line_and_exit_2(prepared_path, tmp_path, monkeypatch, 
     assert error.startswith("fast-train: error: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--resume", "nowhere.pt"], "no checkpoint at nowhere.pt"),
+    (["--resume", "nowhere.pt", "--out", "there"], "--resume nowhere.pt does not go with --out"),
+    (["--evaluate", "nowhere"], "no checkpoint at nowhere"),
+    (["--evaluate", "nowhere", "--resume", "auto"], "--evaluate does not go with --resume"),
+    (["--evaluate", "nowhere", "--show-batch"], "--evaluate does not go with --show-batch"),
+])  # fmt: skip
+def test_no_flag_is_ignored(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_small_set_is_told_how_to_train_longer(prepared_path, tmp_path, monkeypatch, capsys):
@@ -134,4 +148,6 @@ def test_another_architecture_cannot_resume(prepared_path, tmp_path, monkeypatch
     assert cli.main(["--resume", "run", "--lr", "0.7"]) == 2
     assert "optimizer.lr = 0.1" in capsys.readouterr().err
     assert cli.main(["--evaluate", "run", "--arch", "resnet14"]) == 2
-    assert "leave out arch" in capsys.readouterr().err
+    assert "leave out model.arch" in capsys.readouterr().err
+    assert cli.main(["--evaluate", "run", "--lr", "0.7"]) == 2
+    assert "leave out optimizer.lr" in capsys.readouterr().err

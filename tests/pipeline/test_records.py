@@ -1,15 +1,20 @@
 """The time-to-accuracy recipes through the real command, on the small set of shapes."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from data_prep import cli as prep_cli
 from pipeline import cli
 from pipeline.checkpoint import load_checkpoint
+from pipeline.errors import ConfigError
 from pipeline.loaders import LOADERS
+from pipeline.models import ModelConfig
 from pipeline.models.speednet import SpeedNet
 from pipeline.recipe import recipe_names
+from pipeline.runs import check_shape
 
 TIMED = [name for name in recipe_names() if name.startswith(("record-", "resnet18-"))]
 # Of the recipe's 2,000 images a batch the small set has 120.
@@ -106,6 +111,17 @@ def test_multicrop_can_be_turned_off_and_on(train, capsys):
         assert cli.main(["--evaluate", "run", "--tta", kind, "--device", "cpu", "--out", kind]) == 0
     assert cli.main(["--evaluate", "run", "--set", "run.tta=crop", "--device", "cpu"]) == 2
     assert "unknown test-time augmentation 'crop'" in capsys.readouterr().err
+
+
+def test_a_network_refuses_images_that_it_has_no_room_for(train, image_folder, prepared, capsys):
+    assert train("record-94", "--set", "run.steps=2", "--out", "run") == 0
+    assert prep_cli.main(["--dataset", f"folder:{image_folder}", "--size", "8", "--out", "small"]) == 0
+    capsys.readouterr()
+    assert cli.main(["--evaluate", "run", "--data", "small", "--device", "cpu"]) == 2
+    assert (error := capsys.readouterr().err).startswith("fast-train: error: speednet8 needs images of")
+    assert error.count("\n") == 1
+    with pytest.raises(ConfigError, match="trained on images of 1 channels"):
+        check_shape(ModelConfig(arch="resnet8", in_channels=1), prepared, Path("run"))
 
 
 @pytest.mark.skipif(LOADERS["dali"].missing() is not None, reason=str(LOADERS["dali"].missing()))

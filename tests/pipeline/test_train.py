@@ -173,6 +173,9 @@ def test_a_run_of_so_many_steps_can_be_made_longer(train):
     for a, b in zip(longer["step"]["model"].values(), straight["step"]["model"].values(), strict=True):
         assert torch.equal(a, b)
     assert [record["step"] for record in longer["history"]] == [5, 10, 13]
+    # The epoch that the shorter run broke off counts all of its images.
+    for name in ("train_loss", "train_accuracy"):
+        assert [record[name] for record in longer["history"]] == [record[name] for record in straight["history"]]
 
 
 def test_a_diverging_run_says_so_and_keeps_the_last_good_checkpoint(train, capsys):
@@ -267,7 +270,7 @@ def test_resume_auto_begins_anew_where_a_run_was_killed_before_its_first_checkpo
 def test_a_run_goes_on_in_another_type(train, before, then):
     """Of these float16 alone scales the loss, and has the scale in its checkpoint."""
     assert train("--out", "run", "--amp", before, "--stop-after", "1") == 0
-    assert train("--resume", "run", "--amp", then) == 0
+    assert train("--out", "run", "--resume", "auto", "--amp", then) == 0
     assert len(load_checkpoint(train.folder / "run" / "last.pt")["history"]) == 3
 
 
@@ -292,8 +295,9 @@ def test_evaluate_gives_the_accuracy_of_the_run(train, capsys):
         assert cli.main(["--evaluate", given, "--device", "cpu"]) == 0
         assert f"test accuracy {last['test_accuracy']:.2%}" in capsys.readouterr().out
     assert (train.folder / "run" / "evaluation" / "confusion-matrix.png").exists()
-    assert cli.main(["--evaluate", "run", "--tta", "--device", "cpu", "--out", "mirrored"]) == 0
-    assert (train.folder / "mirrored" / "predictions.png").exists()
+    assert cli.main(["--evaluate", "run", "--tta", "--device", "cpu", "--out", "[bold]"]) == 0
+    assert (train.folder / "[bold]" / "predictions.png").exists()
+    assert "[bold]/predictions.png" in capsys.readouterr().out
 
 
 def test_show_batch_writes_a_picture_and_does_not_train(train):
