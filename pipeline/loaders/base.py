@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,6 +15,10 @@ from torch import Tensor
 
 from data_prep.manifest import PreparedSet
 from kernels.order import epoch_order
+from kernels.philox import check_seed
+
+# What a loader's place in its order depends on, and what a user calls it.
+_KEPT = {"seed": "seed", "batch_size": "batch size", "count": "split size"}
 
 
 class Batch(NamedTuple):
@@ -29,16 +36,17 @@ class Loader(ABC):
     the permutation behind the last whole batch is not used in that epoch. Otherwise every image comes exactly
     once, in the order of the file, and the last batch may be smaller.
 
-    Iterating starts at the epoch's first batch, or, once, where `load_state_dict` put it. Raises ValueError for a
-    training split smaller than one batch.
+    Iterating starts at the epoch's first batch, or, once, where `load_state_dict` put it. A loader makes one pass at a
+    time: beginning another one, choosing an epoch or closing ends the pass before, whose iterator then raises
+    ValueError. Raises ValueError for a training split smaller than one batch and for options out of range.
     """
 
     #: The files it reads, as `prep-data --formats` calls them.
     format: ClassVar[str] = "packed"
     #: True: a batch from `feed` holds the whole split, to be gathered by its indices on the device.
     gathers: ClassVar[bool] = False
-    #: True: a batch from `feed` is overwritten when the next one is asked for; iterating gives copies.
-    reuses_buffers: ClassVar[bool] = False
+    #: True: a batch from `feed` lies in memory that is overwritten soon or scarce; iterating gives copies.
+    lends_buffers: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -51,12 +59,18 @@ class Loader(ABC):
         train: bool = True,
         workers: int | None = None,
     ) -> None:
+        check_seed(seed)
+        if batch_size < 1:
+            raise ValueError(f"batch size {batch_size} is out of range; give 1 or more")
+        if workers is not None and workers < 0:
+            raise ValueError(f"{workers} workers are out of range; give 0 or more")
         self.prepared, self.split, self.seed, self.train = prepared, split, seed, train
         self.batch_size, self.workers, self.device = batch_size, workers, torch.device(device)
         self.count = prepared.size(split)
         self.epoch = 0
         self._position = 0
         self._resume_at = 0
+        self._pass: Callable[[], _Pass | None] = lambda: None
         if train and self.count < batch_size:
             raise ValueError(
                 f"split '{split}' of {prepared.root} holds {self.count} images, fewer than one batch of "
@@ -74,36 +88,55 @@ class Loader(ABC):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order and augmentation come next, from its first batch."""
+        self._end_pass()
         self.epoch, self._position, self._resume_at = epoch, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: the epoch and how many of its batches it has given out."""
-        return {"epoch": self.epoch, "step": self._position, "seed": self.seed, "batch_size": self.batch_size}
+        return {"epoch": self.epoch, "step": self._position, **{name: getattr(self, name) for name in _KEPT}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue behind the last batch that was given out; ValueError if seed or batch size differ."""
-        for name in ("seed", "batch_size"):
-            if state[name] != getattr(self, name):
+        """Continue behind the last batch that was given out.
+
+        ValueError if the seed, the batch size or the split's size differ, or if the epoch has fewer batches.
+        """
+        for name, meaning in _KEPT.items():
+            if state.get(name, getattr(self, name)) != getattr(self, name):
                 raise ValueError(
-                    f"the loader's state has {name} {state[name]}, this run {getattr(self, name)}; resume with "
-                    f"the same {name}"
+                    f"the loader's state has {meaning} {state[name]}, this run {getattr(self, name)}; resume with "
+                    f"the same {meaning}"
                 )
+        if not 0 <= state["step"] <= len(self):
+            raise ValueError(f"the loader's state has step {state['step']}, the epoch {len(self)} batches")
         self.set_epoch(state["epoch"])
         self._position = self._resume_at = state["step"]
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = self._next_batches()
-        if not self.reuses_buffers:
-            return batches
-        return (Batch(*(tensor.clone() for tensor in batch)) for batch in batches)
+        return self._begin_pass(self._copies if self.lends_buffers else self._batches)
 
     def feed(self) -> Iterator[Batch]:
-        """As `__iter__`, but as cheap for the step as the loader can: see `gathers` and `reuses_buffers`."""
-        return self._next_batches()
+        """As `__iter__`, but as cheap for the step as the loader can: see `gathers` and `lends_buffers`."""
+        return self._begin_pass(self._batches)
 
-    def _next_batches(self) -> Iterator[Batch]:
+    def _copies(self, start: int) -> Generator[Batch]:
+        with closing(self._batches(start)) as batches:
+            for batch in batches:
+                yield Batch(*(tensor.clone() for tensor in batch))
+
+    def _begin_pass(self, batches: Callable[[int], Generator[Batch]]) -> _Pass:
+        """A pass over what ``batches`` makes of the number of its first batch."""
+        self._end_pass()
         start, self._resume_at = self._resume_at, 0
-        return self._counted(self._batches(start), start)
+        self._position = start
+        begun = _Pass(self, batches(start))
+        # Weakly: a pass that nobody holds any more ends at once.
+        self._pass = weakref.ref(begun)
+        return begun
+
+    def _end_pass(self) -> None:
+        begun = self._pass()
+        if begun is not None:
+            begun.close()
 
     def example(self) -> Batch:
         """A batch of the shapes that `feed` gives in training, to warm up with; it uses up nothing of the order."""
@@ -112,8 +145,12 @@ class Loader(ABC):
         images = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         return Batch(images, torch.zeros_like(indices), indices)
 
-    def close(self) -> None:  # noqa: B027  # a loader that holds nothing inherits this
-        """Release processes, threads and files; closing twice is fine."""
+    def close(self) -> None:
+        """Release processes, threads, files and memory; closing twice is fine."""
+        self._end_pass()
+
+    def _closed(self) -> ValueError:
+        return ValueError(f"the loader of split '{self.split}' is closed; build a new one")
 
     def __enter__(self) -> Loader:
         return self
@@ -136,13 +173,29 @@ class Loader(ABC):
         for first in range(start * self.batch_size, len(order), self.batch_size):
             yield order[first : first + self.batch_size]
 
-    def _counted(self, batches: Iterator[Batch], start: int) -> Iterator[Batch]:
-        self._position = start
-        for batch in batches:
-            # Before the batch is given out: a state saved while it is in use continues behind it.
-            self._position += 1
-            yield batch
-
     @abstractmethod
-    def _batches(self, start: int) -> Iterator[Batch]:
-        """The epoch's batches from number ``start`` on."""
+    def _batches(self, start: int) -> Generator[Batch]:
+        """The epoch's batches from number ``start`` on; what it holds, it releases when it is closed."""
+
+
+class _Pass(Iterator[Batch]):
+    """A loader's way through an epoch, which counts the batches for it."""
+
+    def __init__(self, loader: Loader, batches: Generator[Batch]) -> None:
+        self._loader, self._batches, self._broken_off = loader, batches, False
+
+    def __next__(self) -> Batch:
+        if self._broken_off:
+            raise ValueError(
+                f"this pass over split '{self._loader.split}' is over: its loader has been closed or has begun another "
+                "one since; for two at once build two loaders"
+            )
+        batch = next(self._batches)
+        # Before the batch is given out: a state saved while it is in use continues behind it.
+        self._loader._position += 1
+        return batch
+
+    def close(self) -> None:
+        """End it here; one that has come to its end by itself stays as it is."""
+        self._broken_off |= inspect.getgeneratorstate(self._batches) != inspect.GEN_CLOSED
+        self._batches.close()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import weakref
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -40,8 +41,17 @@ class DaliLoader(Loader):
         self._coming: Iterator[Tensor] = iter(())
         from pipeline.loaders.dali_graph import build_graph
 
+        # The graph holds its source, so a source that held the loader would keep both, and DALI's threads, alive.
+        next_inputs = weakref.WeakMethod(self._next_inputs)
+
+        def source() -> list[Any]:
+            method = next_inputs()
+            if method is None:
+                raise StopIteration
+            return method()
+
         self._graph: Pipeline | None = build_graph(
-            self._next_inputs,
+            source,
             prepared.manifest.image_shape,
             batch_size=self.batch_size,
             encoded=self._encoded,
@@ -83,10 +93,9 @@ class DaliLoader(Loader):
             inputs += self._native.draw(indices, self.epoch, height, width)
         return inputs if self._by_image else [[array] for array in inputs]
 
-    def _batches(self, start: int) -> Iterator[Batch]:
+    def _batches(self, start: int) -> Generator[Batch]:
         if self._graph is None:
-            raise ValueError(f"the loader of split '{self.split}' is closed; build a new one")
-        self._drain()
+            raise self._closed()
         self._coming = self.index_batches(start)
         # The outputs' order on the device follows the stream of whoever works with them.
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
@@ -129,5 +138,5 @@ class DaliLoader(Loader):
             self._graph.reset()
 
     def close(self) -> None:
-        self._drain()
+        super().close()
         self._graph = None

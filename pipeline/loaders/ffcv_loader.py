@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +14,7 @@ from pipeline.loaders.base import Batch, Loader
 from pipeline.loaders.transfer import DeviceRing
 
 if TYPE_CHECKING:
-    from pipeline.loaders.ffcv_reader import Reader, Reading
+    from pipeline.loaders.ffcv_reader import Reader
 
 
 class FfcvLoader(Loader):
@@ -24,7 +24,7 @@ class FfcvLoader(Loader):
     """
 
     format: ClassVar[str] = "ffcv"
-    reuses_buffers: ClassVar[bool] = True
+    lends_buffers: ClassVar[bool] = True
 
     def __init__(self, prepared: PreparedSet, split: str, **options: Any) -> None:
         super().__init__(prepared, split, **options)
@@ -46,11 +46,9 @@ class FfcvLoader(Loader):
         self._ring: DeviceRing | None = None
         if self.device.type == "cuda":
             self._ring = DeviceRing(self.example(), self.device)
-        self._reading: Reading | None = None
 
     @classmethod
     def missing(cls) -> str | None:
-        threads = torch.get_num_threads()
         try:
             import pipeline.loaders.ffcv_reader  # noqa: F401  # whether it can be imported
         except Exception as error:
@@ -59,40 +57,30 @@ class FfcvLoader(Loader):
                 f"FFCV can't be imported ({reason}); install it: apt-get install g++ pkg-config libopencv-dev "
                 "libturbojpeg0-dev, then pip install ffcv"
             )
-        finally:
-            # Importing FFCV leaves the whole process one thread of torch's.
-            torch.set_num_threads(threads)
         return None
 
-    def _batches(self, start: int) -> Iterator[Batch]:
-        reading = self._begin(start)
-        try:
-            for images, labels, indices in reading:
-                batch = Batch(images, labels.squeeze(1), indices.squeeze(1))
-                if self._ring is None:
-                    yield batch
-                else:
-                    yield self._ring.send(batch)
-                    # Past this point FFCV may overwrite its own copy of the batch.
-                    self._ring.wait()
-        finally:
-            reading.stop()
-
-    def _begin(self, start: int) -> Reading:
+    def _batches(self, start: int) -> Generator[Batch]:
         if self._reader is None:
-            raise ValueError(f"the loader of split '{self.split}' is closed; build a new one")
-        self._stop()
+            raise self._closed()
+        ring = self._ring
         self._reader.order.indices = self.order()[start * self.batch_size :].numpy().astype("uint64")
         # The streams that FFCV makes belong to the device that is current.
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            self._reading = iter(self._reader)
-        return self._reading
-
-    def _stop(self) -> None:
-        if self._reading is not None:
-            self._reading.stop()
-        self._reading = None
+            reading = iter(self._reader)
+        try:
+            for images, labels, indices in reading:
+                batch = Batch(images, labels.squeeze(1), indices.squeeze(1))
+                if ring is None:
+                    yield batch
+                else:
+                    yield ring.send(batch)
+                    # Past this point FFCV may overwrite its own copy of the batch.
+                    ring.wait()
+        finally:
+            if ring is not None:
+                ring.wait()
+            reading.stop()
 
     def close(self) -> None:
-        self._stop()
+        super().close()
         self._reader = self._ring = None

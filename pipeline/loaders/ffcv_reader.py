@@ -10,8 +10,11 @@ from typing import Any
 import numba
 import numba.typed
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+# Importing FFCV leaves the whole process one thread of torch's.
+_threads = torch.get_num_threads()
 # FFCV keeps the names of two image modes in a dictionary of Numba's, for which Numba compiles code for seconds at each
 # import. Only plain Python reads it, so a plain dictionary does.
 _typed_dict = numba.typed.Dict
@@ -23,6 +26,7 @@ try:
     from ffcv.traversal_order.base import TraversalOrder
 finally:
     numba.typed.Dict = _typed_dict
+    torch.set_num_threads(_threads)
 
 # One of Numba's threading layers stops the process when two threads enter it at once. A batch keeps all threads busy
 # anyway, so readers take turns.

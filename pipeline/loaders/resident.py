@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from pipeline.loaders.base import Batch, Loader
 class ResidentLoader(Loader):
     """CIFAR-10's training split takes 154 MB; larger sets need as much device memory as they have bytes.
 
-    ``images`` is uint8 [M, H, W, C] and ``labels`` int64 [M], both of the whole split on the device.
+    Batches from `feed` hold images uint8 [M, H, W, C] and labels int64 [M] of the whole split.
     """
 
     gathers: ClassVar[bool] = True
@@ -24,8 +24,8 @@ class ResidentLoader(Loader):
         super().__init__(prepared, split, **options)
         packed = prepared.packed(split)
         self._check_memory(packed.images.nbytes)
-        self.images = _copy(packed.images, self.device)
-        self.labels = _copy(packed.labels, self.device)
+        self._images: Tensor | None = _copy(packed.images, self.device)
+        self._labels: Tensor | None = _copy(packed.labels, self.device)
 
     def _check_memory(self, needed: int) -> None:
         if self.device.type != "cuda":
@@ -37,19 +37,32 @@ class ResidentLoader(Loader):
                 f"{free / 1e9:.1f} GB free; use --loader torch"
             )
 
-    def _batches(self, start: int) -> Iterator[Batch]:
+    def _split(self) -> tuple[Tensor, Tensor]:
+        if self._images is None or self._labels is None:
+            raise self._closed()
+        return self._images, self._labels
+
+    def _batches(self, start: int) -> Generator[Batch]:
+        images, labels = self._split()
         for indices in self.index_batches(start, self.device):
-            yield Batch(self.images[indices], self.labels[indices], indices)
+            yield Batch(images[indices], labels[indices], indices)
+
+    def _whole(self, start: int) -> Generator[Batch]:
+        images, labels = self._split()
+        for indices in self.index_batches(start, self.device):
+            yield Batch(images, labels, indices)
 
     def feed(self) -> Iterator[Batch]:
         """Batches whose images and labels are the whole split's; only the indices differ."""
-        start, self._resume_at = self._resume_at, 0
-        whole = (Batch(self.images, self.labels, indices) for indices in self.index_batches(start, self.device))
-        return self._counted(whole, start)
+        return self._begin_pass(self._whole)
 
     def example(self) -> Batch:
         """The whole split, as `feed` gives it, with the first indices of the file."""
-        return Batch(self.images, self.labels, torch.arange(self.batch_size, device=self.device))
+        return Batch(*self._split(), torch.arange(self.batch_size, device=self.device))
+
+    def close(self) -> None:
+        super().close()
+        self._images = self._labels = None
 
 
 def _copy(array: Any, device: torch.device) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
-from typing import Any
+import sys
+import threading
+from collections.abc import Generator, Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,14 +47,28 @@ class _EpochSampler(Sampler[int]):
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C and a job's end reach the whole process group; the training finishes its step with the workers alive."""
     del worker
-    # Ctrl-C reaches the whole process group; the training process finishes its step with the workers alive.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_the_parent, daemon=True).start()
+
+
+def _obey_the_parent() -> None:
+    """SIGTERM is how the parent ends a worker that does not answer; from anyone else it is not for this process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
 
 
 class TorchLoader(Loader):
     """torch's DataLoader with persistent workers; pinned memory and asynchronous copies to a CUDA device."""
+
+    # Batches of workers lie in shared memory, which holds a file open for each tensor.
+    lends_buffers: ClassVar[bool] = True
 
     def __init__(self, prepared: PreparedSet, split: str, **options: Any) -> None:
         super().__init__(prepared, split, **options)
@@ -67,15 +84,18 @@ class TorchLoader(Loader):
             persistent_workers=workers > 0,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_parent if workers else None,
+            # The workers' seeds, which nothing here depends on, would otherwise come out of the process's generator.
+            generator=torch.Generator(),
         )
 
-    def _batches(self, start: int) -> Iterator[Batch]:
+    def _batches(self, start: int) -> Generator[Batch]:
         if self._loader is None:
-            raise ValueError(f"the loader of split '{self.split}' is closed; build a new one")
+            raise self._closed()
         self._sampler.indices = self.order()[start * self.batch_size :].tolist()
         for images, labels, indices in self._loader:
             yield Batch(*(t.to(self.device, non_blocking=True) for t in (images, labels, indices)))
 
     def close(self) -> None:
+        super().close()
         # Its workers end when nothing refers to it any more.
         self._loader = None

@@ -2,8 +2,12 @@
 
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -210,6 +214,49 @@ def test_close_in_the_middle_of_an_epoch(name, prepared):
     del batches
 
 
+@pytest.mark.parametrize("then", ["another pass", "set_epoch", "load_state_dict", "close"])
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_what_ends_a_pass(name, prepared, taken, then):
+    """The pass before must neither go on nor take batches away from the new one."""
+    with _build(name, prepared) as loader:
+        whole = _collect(loader)[2]
+        old = loader.feed()
+        for _ in range(taken):
+            next(old)
+        state = loader.state_dict()
+        assert state["step"] == taken
+        ways = {"set_epoch": lambda: loader.set_epoch(0), "load_state_dict": lambda: loader.load_state_dict(state)}
+        new = ways.get(then, {"close": loader.close}.get(then, loader.feed))()
+        with pytest.raises(ValueError, match="this pass over split 'train' is over"):
+            next(old)
+        if then == "close":
+            return
+        new = new or loader.feed()
+        rest = [next(new).indices.clone()]
+        del old
+        rest += [batch.indices.clone() for batch in new]
+        start = taken if then == "load_state_dict" else 0
+        assert torch.equal(torch.cat(rest), whole[start * 16 :])
+        assert loader.state_dict()["step"] == len(loader)
+        assert next(new, None) is None
+
+
+def test_a_loader_that_nobody_holds_is_gone_at_once(name, prepared):
+    """Its threads would outlive it, and processes that begin later would inherit their locks."""
+    loader = _build(name, prepared)
+    next(loader.feed())
+    gone = weakref.ref(loader)
+    del loader
+    assert gone() is None
+
+
+def test_the_processs_random_numbers_are_left_alone(name, prepared):
+    before = torch.get_rng_state()
+    with _build(name, prepared) as loader:
+        _collect(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_two_loaders_at_once(name, prepared):
     with _build(name, prepared, seed=1) as first, _build(name, prepared, seed=2) as second:
         for a, b in zip(first, second, strict=True):
@@ -224,9 +271,9 @@ def test_close_twice_leaves_no_process(name, prepared):
     loader.close()
     loader.close()
     assert len(multiprocessing.active_children()) == before
-    if name != "resident":
+    for begin in (iter, type(loader).feed):
         with pytest.raises(ValueError, match="closed; build a new one"):
-            next(iter(loader))
+            next(begin(loader))
 
 
 def test_a_split_smaller_than_one_batch(name, prepared):
@@ -234,13 +281,57 @@ def test_a_split_smaller_than_one_batch(name, prepared):
         _build(name, prepared, batch_size=121)
 
 
-def test_state_of_another_run_is_refused(name, prepared):
-    with (
-        _build(name, prepared, seed=3) as loader,
-        _build(name, prepared, seed=4) as other,
-        pytest.raises(ValueError, match="seed 3"),
-    ):
-        other.load_state_dict(loader.state_dict())
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 4}, "has seed 4, this run 3; resume with the same seed"),
+        ({"batch_size": 8}, "has batch size 8, this run 16"),
+        ({"count": 121}, "has split size 121, this run 120"),
+        ({"step": 8}, "has step 8, the epoch 7 batches"),
+        ({"step": -1}, "has step -1"),
+    ],
+)
+def test_state_of_another_run_is_refused(name, prepared, change, message):
+    with _build(name, prepared) as loader, pytest.raises(ValueError, match=message):
+        loader.load_state_dict({**loader.state_dict(), **change})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"batch_size": 0}, "batch size 0"), ({"workers": -1}, "-1 workers"), ({"seed": -1}, "seed -1")],
+)
+def test_options_out_of_range(name, prepared, options, message):
+    for train in (True, False):
+        with pytest.raises(ValueError, match=message):
+            _build(name, prepared, train=train, **options)
+
+
+_KILLED_GROUP = """
+import os, signal, subprocess, sys
+from data_prep.manifest import PreparedSet
+from pipeline.loaders import build_loader
+
+signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
+with build_loader("torch", PreparedSet.open(sys.argv[1]), "train", batch_size=16, workers=2) as loader:
+    seen = 0
+    for batch in loader:
+        seen += len(batch.indices)
+        if seen == 32:
+            # By another process: a worker does end where its parent says so.
+            stop = f"import os; os.killpg({os.getpgrp()}, {sys.argv[2]})"
+            subprocess.run([sys.executable, "-c", stop], start_new_session=True, check=True)
+print(seen)
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_process_group_does_not_end_the_workers(prepared_path, signum):
+    """Ctrl-C, and the end of a batch job: the training decides when it is over."""
+    command = [sys.executable, "-c", _KILLED_GROUP, str(prepared_path), str(int(signum))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, start_new_session=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["told", "112"]
 
 
 def test_unknown_name(name, prepared):
