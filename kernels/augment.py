@@ -83,8 +83,8 @@ def augment(
 ) -> Tensor:
     """Augment and normalise a batch.
 
-    images: uint8 [M, H, W, C], contiguous. indices: int64 [N], the samples' numbers in their split.
-    table: [256, C] from `normalisation_table`, its dtype is the output's. epoch: int, or an int64 0-D tensor on
+    images: uint8 [M, H, W, C]. indices: int64 [N], the samples' numbers in their split. table: [256, C] from
+    `normalisation_table`, its dtype is the output's. All three contiguous. epoch: int, or an int64 0-D tensor on
     the images' device, read when the kernel runs, so that a captured graph can be replayed for a later epoch.
     gather: image i of the batch is ``images[indices[i]]`` (``images`` is the whole split) if True, else
     ``images[i]`` (``images`` is the batch, M = N).
@@ -108,12 +108,12 @@ def augment(
 def _check_inputs(images: Tensor, indices: Tensor, table: Tensor, spec: AugmentSpec, gather: bool) -> None:
     if images.dtype != torch.uint8 or images.dim() != 4 or not images.is_contiguous():
         raise ValueError(f"images must be contiguous uint8 [M, H, W, C], not {images.dtype} {tuple(images.shape)}")
-    if indices.dtype != torch.int64 or indices.dim() != 1:
-        raise ValueError(f"indices must be int64 [N], not {indices.dtype} {tuple(indices.shape)}")
+    if indices.dtype != torch.int64 or indices.dim() != 1 or not indices.is_contiguous():
+        raise ValueError(f"indices must be contiguous int64 [N], not {indices.dtype} {tuple(indices.shape)}")
     if not gather and len(images) != len(indices):
         raise ValueError(f"{len(images)} images for {len(indices)} indices; without gather they go in pairs")
-    if table.shape != (256, images.shape[3]) or table.dtype not in OUTPUT_DTYPES:
-        raise ValueError(f"table must be [256, {images.shape[3]}], not {table.dtype} {tuple(table.shape)}")
+    if table.shape != (256, images.shape[3]) or table.dtype not in OUTPUT_DTYPES or not table.is_contiguous():
+        raise ValueError(f"table must be contiguous [256, {images.shape[3]}], not {table.dtype} {tuple(table.shape)}")
     if not images.device == indices.device == table.device:
         raise ValueError(f"images, indices, table lie on {images.device}, {indices.device}, {table.device}")
     check_reflection(spec, *images.shape[1:3])

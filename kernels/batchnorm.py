@@ -124,10 +124,12 @@ def check_activation(x: Tensor, residual: Tensor | None = None) -> None:
 
 
 def check_channels(channels: int, device: torch.device, **vectors: Tensor) -> None:
-    """Raise ValueError unless each of ``vectors`` has a float32 value for each channel."""
+    """Raise ValueError unless each of ``vectors`` has a float32 value for each channel, one behind the other."""
     for name, value in vectors.items():
         if value.dtype != torch.float32 or value.shape != (channels,) or value.device != device:
             raise ValueError(
                 f"{name} must be float32 [{channels}] on {device}, not {value.dtype} {tuple(value.shape)} "
                 f"on {value.device}"
             )
+        if not value.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, not of stride {value.stride(0)}")

@@ -92,13 +92,19 @@ def norm_relu_convolution(
     Raises ValueError on shapes, types or devices that don't fit. Triton runs it on CUDA devices, PyTorch elsewhere.
     """
     _check_norm(raw, weight, bias, residual)
-    channels, size = raw.x.shape[1], filters.shape[-1]
-    if filters.dim() != 4 or filters.shape[1:] != (channels, size, size) or size % 2 == 0:
-        raise ValueError(f"filters must be [O, {channels}, K, K] with an odd K, not {list(filters.shape)}")
+    count, channels, height, width = raw.x.shape
+    shape = list(filters.shape)
+    if len(shape) != 4 or shape[0] == 0 or shape[1:] != [channels, shape[3], shape[3]] or shape[3] % 2 == 0:
+        raise ValueError(f"filters must be [O, {channels}, K, K] with an odd K, not {shape}")
     if filters.dtype != raw.x.dtype or filters.device != raw.x.device:
         raise ValueError(f"filters must be {raw.x.dtype} on {raw.x.device}, not {filters.dtype} on {filters.device}")
     if stride < 1:
         raise ValueError(f"stride must be 1 or more, not {stride}")
+    if count * -(-height // stride) * -(-width // stride) == 1:
+        raise ValueError(
+            f"x {tuple(raw.x.shape)} leaves one value per channel at stride {stride}, which has no variance; it must "
+            "leave more"
+        )
     check_channels(filters.shape[0], raw.x.device, running_mean=running_mean, running_var=running_var)
     arguments = (raw, weight, bias, filters, running_mean, running_var, residual)
     if raw.x.is_cuda:

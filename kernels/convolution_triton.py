@@ -302,15 +302,21 @@ class _NormConvolution(torch.autograd.Function):
         return (out, partial, y) if shared else (out, partial)
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor, _: None, dy2: Tensor | None = None) -> Any:
+    def backward(ctx: Any, dout: Tensor | None, _: None, dy2: Tensor | None = None) -> Any:
         x, y, mean, inv_std, weight, bias, filters = ctx.saved_tensors
+        read = y if ctx.residual else None
+        norm = (mean, inv_std, weight, bias)
+        if dout is None:
+            # Of the shared activation alone; autograd calls for neither only if a caller does.
+            if dy2 is None:
+                return (None,) * 10
+            dx, dweight, dbias, behind = _gradients_op(dy2, None, x, read, *norm, True, ctx.residual)
+            return dx, dweight, dbias, behind if ctx.residual else None, *[None] * 6
         stride, padding = [ctx.stride] * 2, [filters.shape[-1] // 2] * 2
         # cuDNN's: the gradient of the filters, and that of y where its pixels lie apart.
         dy, dfilters, _ = torch.ops.aten.convolution_backward(
             dout, y, filters, None, stride, padding, [1, 1], False, [0, 0], 1, [ctx.stride > 1, True, False]
         )
-        read = y if ctx.residual else None
-        norm = (mean, inv_std, weight, bias)
         if ctx.stride == 1:
             dx, dweight, dbias, behind = _data_gradients_op(dout, filters, dy2, x, read, *norm, list(ctx.tile))
         else:

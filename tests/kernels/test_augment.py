@@ -232,7 +232,9 @@ def test_bad_spec(arguments):
     dict(images=torch.zeros(5, 8, 8, 3, dtype=torch.uint8)),
     dict(images=torch.zeros(4, 3, 8, 8, dtype=torch.uint8).permute(0, 2, 3, 1)),
     dict(indices=torch.zeros(4, dtype=torch.int32)),
+    dict(indices=torch.arange(8)[::2]),
     dict(table=torch.zeros(256, 1)),
+    dict(table=torch.zeros(3, 256).T),
     dict(seed=-1),
     dict(spec=AugmentSpec(pad=8, pad_mode="reflect")),
 ])  # fmt: skip

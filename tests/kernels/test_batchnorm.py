@@ -233,6 +233,8 @@ def test_operators_keep_their_contracts():
     dict(x=torch.zeros(1, 3, 1, 1)),
     dict(weight=torch.zeros(4)),
     dict(running_var=torch.zeros(3, dtype=torch.bfloat16)),
+    dict(weight=torch.zeros(6)[::2]),
+    dict(running_mean=torch.zeros(1).expand(3)),
     dict(residual=torch.zeros(2, 3, 4, 5)),
     dict(residual=torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16)),
 ])  # fmt: skip

@@ -87,8 +87,8 @@ def _close(ours, theirs, tolerance, what):
     assert float((ours.detach().double() - theirs.detach()).abs().max()) <= tolerance * scale, what
 
 
-def _compare(run, inputs, *, stride=1, shared=False, tolerance=None):
-    """Values, statistics and all gradients against float64."""
+def _compare(run, inputs, *, stride=1, shared=False, tolerance=None, used=("out", "read")):
+    """Values, statistics and all gradients against float64. used: which of the results the loss depends on."""
     leaves, running = inputs
     dtype = leaves[0].dtype
     tolerance = tolerance or TOLERANCE[dtype]
@@ -102,8 +102,10 @@ def _compare(run, inputs, *, stride=1, shared=False, tolerance=None):
         return torch.randn(like.shape, generator=generator).to(like)
 
     for_out, for_read = factor(raw.x), factor(raw.x.new_empty(exact_read.shape))
-    loss, exact_loss = (raw.x * for_out).sum(dtype=torch.float32), (exact_out * for_out).sum()
-    if shared:
+    loss = exact_loss = 0
+    if "out" in used:
+        loss, exact_loss = (raw.x * for_out).sum(dtype=torch.float32), (exact_out * for_out).sum()
+    if shared and "read" in used:
         loss = loss + (read * for_read).sum(dtype=torch.float32)
         exact_loss = exact_loss + (exact_read * for_read).sum()
     loss.backward()
@@ -116,7 +118,9 @@ def _compare(run, inputs, *, stride=1, shared=False, tolerance=None):
     for ours, theirs in zip(running, exact_running, strict=True):
         _close(ours, theirs, max(2 * tolerance, 1e-5), "running statistics")
     for name, ours, theirs in zip(("x", "weight", "bias", "filters", "residual"), leaves, exact, strict=True):
-        if theirs is not None:
+        if theirs is not None and theirs.grad is None:
+            assert ours.grad is None, name
+        elif theirs is not None:
             assert ours.grad.dtype == ours.dtype
             _close(ours.grad, theirs.grad, 6 * tolerance, f"gradient of {name}")
 
@@ -136,6 +140,14 @@ def test_reference_equals_pytorch(dtype, residual, stride, shared):
 def test_triton_equals_pytorch(dtype, residual, stride, shared):
     """On the CPU the kernels run in Triton's interpreter; two tiles of rows, the second one cut off."""
     _compare(_by_triton, _inputs(dtype, residual=residual), stride=stride, shared=shared)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("used", ["out", "read"])
+@pytest.mark.parametrize(("residual", "stride"), [(False, 1), (True, 1), (True, 2)])
+def test_one_of_the_results_may_be_left_unused(residual, stride, used):
+    inputs = _inputs(torch.float32, residual=residual)
+    _compare(_by_triton, inputs, stride=stride, shared=True, used=(used,))
 
 
 @pytest.mark.interpreter
@@ -284,6 +296,12 @@ def test_operators_keep_their_contracts():
     dict(running_var=torch.zeros(20)),
     dict(residual=torch.zeros(3, 20, 11, 8)),
     dict(stride=0),
+    dict(stride=11, raw=Raw(torch.zeros(1, 20, 11, 7), torch.zeros(20), torch.zeros(20)), residual=None),
+    dict(filters=torch.zeros(())),
+    dict(filters=torch.zeros(0, 20, 3, 3), running_mean=torch.zeros(0), running_var=torch.zeros(0)),
+    dict(bias=torch.zeros(40)[::2]),
+    dict(running_mean=torch.zeros(66)[::2]),
+    dict(raw=Raw(torch.zeros(3, 20, 11, 7), torch.zeros(40)[::2], torch.zeros(20))),
     dict(raw=Raw(torch.zeros(3, 20), torch.zeros(20), torch.zeros(20))),
     dict(raw=Raw(torch.zeros(3, 20, 11, 7), torch.zeros(20), torch.zeros(20, dtype=torch.float64))),
 ])  # fmt: skip
@@ -293,7 +311,7 @@ def test_bad_inputs(change):
         "raw": with_statistics(x, *running[:2]), "weight": weight, "bias": bias, "filters": filters,
         "running_mean": running[2], "running_var": running[3], "residual": residual,
     }  # fmt: skip
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match=r"must be|must leave"):
         norm_relu_convolution(**{**arguments, **change})
 
 
