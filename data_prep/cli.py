@@ -18,6 +18,7 @@ from data_prep.errors import BadFilesError, DownloadError, one_line, show
 PROGRAM = "prep-data"
 EXIT_BAD_INPUT, EXIT_DOWNLOAD = 2, 3
 _BAD_FILES_SHOWN = 10
+_NOTHING_LEFT = "no half-made set was left behind"
 
 _EPILOG = """\
 examples:
@@ -26,12 +27,16 @@ examples:
   prep-data --dataset folder:photos --size 64     your images: photos/CLASS/*.jpg, or photos/train and photos/test
   prep-data --out data/cifar10 --verify           is it still what was written?
 
-exit status: 0 done, 2 bad input, 3 the data could not be downloaded, 130/143 stopped by a signal
+exit status: 0 done, 2 bad input, 3 the data could not be downloaded, 129/130/143 stopped by a signal
 """
 
 
 class Terminated(BaseException):
-    """SIGTERM, as an exception, so that the way out cleans up."""
+    """A signal that ends the command, as an exception, so that the way out cleans up."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,11 +86,16 @@ def main(arguments: list[str] | None = None) -> int:
         with _termination_as_exception():
             _run(flags)
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; no set was left behind", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted; {_NOTHING_LEFT}", file=sys.stderr)
         return 128 + signal.SIGINT
-    except Terminated:
-        print(f"{PROGRAM}: terminated; no set was left behind", file=sys.stderr)
-        return 128 + signal.SIGTERM
+    except Terminated as stop:
+        print(f"{PROGRAM}: terminated; {_NOTHING_LEFT}", file=sys.stderr)
+        return 128 + stop.signum
+    except MemoryError:
+        if flags.debug:
+            traceback.print_exc()
+        print(f"{PROGRAM}: error: not enough memory; give a smaller --size or fewer --workers", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except (ValueError, OSError) as error:
         if flags.debug:
             traceback.print_exc()
@@ -136,16 +146,19 @@ def _run(flags: argparse.Namespace) -> None:
 @contextmanager
 def _termination_as_exception() -> Iterator[None]:
     def raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
+        raise Terminated(signum)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, raise_terminated)
+    # Who runs the command under nohup has the end of the terminal ignored.
+    signals = [signal.SIGTERM] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGTERM, signal.SIGHUP]
+    previous = {signum: signal.signal(signum, raise_terminated) for signum in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
 
 def _print_bad_files(error: BadFilesError, *, everything: bool) -> None:

@@ -52,7 +52,7 @@ class Display:
         """One message; characters that the terminal can't show are escaped."""
         encoding = self._console.encoding
         printable = text.encode(encoding, "backslashreplace").decode(encoding)
-        self._console.print(printable, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, label: str, total: int | None, *, done: int = 0, in_bytes: bool = False) -> Iterator[Advance]:
@@ -62,7 +62,7 @@ class Display:
                 yield advance
             return
         amounts = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn(), _Rate()]
-        columns = [TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn()]
+        columns = [TextColumn("{task.description}", markup=False), BarColumn(), *amounts, TimeRemainingColumn()]
         with Progress(*columns, console=self._console) as bar:
             task = bar.add_task(label, total=total, completed=done)
             yield lambda count: bar.advance(task, count)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from data_prep.errors import one_line
 
 _EXIF_ORIENTATION = 0x0112
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _SIXTEEN_BIT = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
 _WITH_ALPHA = {"RGBA", "LA", "PA", "RGBa", "La"}
+_EXIF_OF_PNG = {"exif", "Raw profile type exif"}
 _USUAL_FORMATS = ("PNG", "JPEG", "WEBP")
 # Pillow hands EPS to Ghostscript: a program to be run on files from anywhere. It is no photograph's format.
 _REFUSED_FORMATS = {"EPS"}
@@ -28,9 +32,10 @@ class BadImageError(ValueError):
 def read_size(path: str) -> tuple[int, int]:
     """(height, width) of an image as its header has it, the EXIF orientation applied. Raises BadImageError."""
     with _open(path) as image:
-        width, height = image.size
+        width, height = _stored_size(image)
         # Pillow decodes a whole PNG to look for EXIF data behind its pixels; `read_rgb` fits such an image.
-        turned = image.format != "PNG" and _orientation(image) in (5, 6, 7, 8)
+        known = image.format != "PNG" or not _EXIF_OF_PNG.isdisjoint(image.info)
+        turned = known and _orientation(image) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 
@@ -42,38 +47,55 @@ def read_rgb(path: str, shape: tuple[int, int] | None = None) -> tuple[NDArray[n
     scaled, antialiased, to cover it and cropped at the centre. Raises BadImageError, for a truncated file too.
     """
     with _open(path) as image:
-        try:
-            if shape is not None:
-                # A JPEG decodes to a fraction of its size in a fraction of the time; twice the target loses nothing.
-                image.draft(None, (2 * shape[1], 2 * shape[0]))
-            image.load()
-            upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-            rgb = _to_rgb(upright)
-        except Exception as error:
-            raise BadImageError(_reason(error)) from error
+        if shape is not None:
+            # A JPEG decodes to a fraction of its size in a fraction of the time; twice the target loses nothing.
+            image.draft(None, (2 * shape[1], 2 * shape[0]))
+        image.load()
+        upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+        rgb = _to_rgb(upright)
     resized = shape is not None and rgb.size != (shape[1], shape[0])
     if shape is not None and resized:
         rgb = ImageOps.fit(rgb, (shape[1], shape[0]), method=Image.Resampling.LANCZOS)
     return np.asarray(rgb), resized
 
 
-def _open(path: str) -> Image.Image:
+@contextmanager
+def _open(path: str) -> Iterator[Image.Image]:
+    """The image in a file, its pixels not read yet; whatever goes wrong with it in the block is a BadImageError."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise BadImageError("not a regular file")
-        image = Image.open(path, formats=_formats())
+        # A file that Pillow opens itself it may map into memory, and then reads the rows of a turned TIFF wrongly.
+        with open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
+            _check(image)
+            yield image
+    except (BadImageError, MemoryError):
+        raise
     except UnidentifiedImageError as error:
         empty = os.path.getsize(path) == 0
-        raise BadImageError("empty file" if empty else "not an image") from error
-    except BadImageError:
-        raise
+        raise BadImageError("empty file" if empty else "not an image that Pillow can read") from error
     except Exception as error:
         raise BadImageError(_reason(error)) from error
+
+
+def _check(image: Image.Image) -> None:
     width, height = image.size
     if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
-        image.close()
-        raise BadImageError(f"{width}x{height} pixels, more than any photograph has")
-    return image
+        raise BadImageError(f"{width}x{height} pixels, {_too_many()}")
+    # 32 bits; Pillow 10 has 16-bit PNG in this mode too.
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise BadImageError("its pixels are numbers of no known range; store it with 8 or 16 bits")
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) as the file has them; of a turned TIFF, Pillow tells those one sees."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(image.tag_v2[_TIFF_WIDTH]), int(image.tag_v2[_TIFF_HEIGHT])
+    return image.size
+
+
+def _too_many() -> str:
+    return f"more than the {Image.MAX_IMAGE_PIXELS:,} that are read; make it smaller"
 
 
 def _formats() -> tuple[str, ...]:
@@ -102,8 +124,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _SIXTEEN_BIT:
         wide = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise BadImageError("its pixels are floating-point numbers of no known range")
     if transparent:
         rgba = image.convert("RGBA")
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
@@ -112,10 +132,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, BadImageError):
-        return str(error)
     if isinstance(error, Image.DecompressionBombError):
-        return "more pixels than any photograph has"
+        return f"its pixels are {_too_many()}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return one_line(error)[:100]

@@ -41,6 +41,9 @@ class Request:
             value = getattr(self.options, name)
             if value is not None and value < 1:
                 raise PreparedSetError(f"--{name} {value} is not 1 or more")
+        unused = self.encoding.unused(self.formats)
+        if unused:
+            raise PreparedSetError(f"{unused[0]} means nothing to --formats {','.join(self.formats)}; leave it out")
 
 
 def prepare(request: Request, display: Display) -> PreparedSet:
@@ -53,11 +56,12 @@ def prepare(request: Request, display: Display) -> PreparedSet:
         place = _place(request, source)
         remove_leftovers(place.resolve())
         if _is_there(place, request, source):
-            prepared = PreparedSet.open(place)
-            display.say(f"{show(place)} is whole already: {summary(prepared)}")
-            return prepared
+            return _whole_already(place, display)
         with staging(place.resolve()) as stage:
             _make(stage, request, source, display)
+            # Meanwhile another run may have put a set there, or the user a file.
+            if _is_there(place, request, source):
+                return _whole_already(place, display)
             stage.publish(replace=request.overwrite)
     prepared = PreparedSet.open(place)
     display.say(f"{show(place)} is ready: {summary(prepared)}")
@@ -131,6 +135,15 @@ def _is_there(place: Path, request: Request, source: Source) -> bool:
         if path.name not in known:
             raise PreparedSetError(f"--overwrite would delete {show(path)}, which is no part of the set; move it away")
     return False
+
+
+def _whole_already(place: Path, display: Display) -> PreparedSet:
+    """The set that is there, once none of its files turned out broken."""
+    prepared = PreparedSet.open(place)
+    for split, name in dict.fromkeys((entry.split, entry.format) for entry in prepared.manifest.files):
+        prepared.files(split, name)
+    display.say(f"{show(place)} is whole already: {summary(prepared)}")
+    return prepared
 
 
 def _recognise(place: Path) -> Manifest:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from data_prep.errors import PreparedSetError
@@ -23,9 +24,10 @@ class WorkerPool:
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
-        self._pool = ProcessPoolExecutor(
-            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
-        )
+        with _deaf_to_the_terminal():
+            self._pool = ProcessPoolExecutor(
+                workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+            )
 
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """The results in the order of the jobs, with few jobs on the way at a time.
@@ -46,16 +48,26 @@ class WorkerPool:
             ) from error
 
     def _submit(self, function: Callable[[Job], Result], job: Job) -> Future[Result]:
-        # Submitting may start a process, which inherits the mask: Ctrl-C reaches the parent alone, and it cleans up.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        # Submitting may start a process.
+        with _deaf_to_the_terminal():
             return self._pool.submit(function, job)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def close(self) -> None:
         """End the processes once they are through with what they have in hand."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _deaf_to_the_terminal() -> Iterator[None]:
+    """Processes started in the block inherit its mask: Ctrl-C or the terminal's end reach the parent alone.
+
+    It cleans up, and they end with it.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _end_with_parent() -> None:

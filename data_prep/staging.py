@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,9 @@ from data_prep.display import format_bytes
 from data_prep.errors import PreparedSetError, show
 
 _SPARE_BYTES = 16 << 20
+_DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# A run locks its folder as soon as it has made it; this is far longer than that takes.
+_SURELY_LOCKED_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -61,20 +66,36 @@ class Stage:
 
 @contextmanager
 def staging(place: Path) -> Iterator[Stage]:
-    """A stage for the set at ``place``, removed at the end, however that comes."""
+    """A stage for the set at ``place``, removed at the end, however that comes. PreparedSetError: the disk is full."""
+    if os.path.ismount(place):
+        raise PreparedSetError(f"{show(place)} is a disk's own folder, which can't be replaced; name a folder in it")
     place.parent.mkdir(parents=True, exist_ok=True)
     stage = Stage(place, place.parent / f".{place.name}.partial-{os.getpid()}")
     stage.folder.mkdir()
-    lock = _try_lock(stage.folder)
+    lock = _lock(stage.folder)
     try:
         stage.new_set.mkdir()
         stage.scratch.mkdir()
-        yield stage
+        with disk_room(place.parent):
+            yield stage
     finally:
         stage.put_back()
         shutil.rmtree(stage.folder, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+@contextmanager
+def disk_room(folder: Path) -> Iterator[None]:
+    """PreparedSetError, which names the folder, where the disk or the quota turns out full in the block."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_IS_FULL:
+            raise
+        raise PreparedSetError(
+            f"{show(folder)} can't take more: {error.strerror}; make room or name another place"
+        ) from error
 
 
 def check_free_disk(folder: Path, needed: int, what: str) -> None:
@@ -104,30 +125,45 @@ def remove_leftovers(place: Path) -> None:
 def _is_dead(folder: Path, pid: int) -> bool:
     """Whether no run works in the folder.
 
-    A number alone does not tell: containers that share a disk have each their own process 7. So a run also locks its
-    folder; and a folder with the number of this very process, which has made none yet, is another one's.
+    A run locks its folder, and the system lets go of the lock with the run, whatever its end. The number in the name
+    tells less: it may be another process's by now, and containers that share a disk have each their own process 7. It
+    counts until a run has surely locked its folder, and on a disk that knows no locks.
     """
-    if pid != os.getpid():
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            pass
-        except OSError:
-            return False
-        else:
-            return False
-    lock = _try_lock(folder)
-    if lock is None:
+    # A folder with this process's number is another one's: this one has made none yet.
+    running = pid != os.getpid() and _is_running(pid)
+    try:
+        young = time.time() - folder.stat().st_mtime < _SURELY_LOCKED_SECONDS
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
         return False
-    os.close(lock)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return not running
+    finally:
+        os.close(descriptor)
+    return not (young and running)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        # It is, and is another user's.
+        return True
     return True
 
 
-def _try_lock(folder: Path) -> int | None:
-    """The open descriptor that holds the folder's lock; None if another process has it."""
+def _lock(folder: Path) -> int | None:
+    """The open descriptor that holds the folder's lock; None on a disk that knows no locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever has it only looks whether this run is alive, and lets go at once.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError:
         os.close(descriptor)
         return None

@@ -44,6 +44,22 @@ class FormatOptions:
         if not 0 <= self.jpeg_share <= 1:
             raise PreparedSetError(f"--jpeg-share {self.jpeg_share} is out of range; give 0 to 1")
 
+    def unused(self, formats: Sequence[str]) -> list[str]:
+        """The flags of options that were chosen, and that make no difference to files of these formats."""
+        modes = {"ffcv": self.ffcv_mode, "dali": self.dali_mode}
+        used = {mode for name, mode in modes.items() if name in formats}
+        makes_a_difference = {
+            "ffcv_mode": "ffcv" in formats,
+            "dali_mode": "dali" in formats,
+            "jpeg_quality": not used <= {"raw"},
+            "jpeg_share": "proportion" in used,
+        }
+        return [
+            "--" + name.replace("_", "-")
+            for name, matters in makes_a_difference.items()
+            if not matters and getattr(self, name) != getattr(FormatOptions, name)
+        ]
+
     def encoding(self, mode: str) -> dict[str, Any]:
         """What the manifest says of files written in a mode: the mode and what else it depends on."""
         if mode == "raw":

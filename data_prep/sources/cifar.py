@@ -19,7 +19,7 @@ import numpy as np
 from data_prep.errors import DownloadError, PreparedSetError, show
 from data_prep.sources.base import Chunk, Plan, Source
 from data_prep.sources.download import download
-from data_prep.staging import check_free_disk
+from data_prep.staging import check_free_disk, disk_room
 from data_prep.whole import cache_folder
 
 _CHUNK = 2000
@@ -47,7 +47,7 @@ class _Cifar(Source):
         if place.is_dir():
             os.symlink(place.resolve(), scratch / dataset.base_folder)
         else:
-            _unpack(place, scratch)
+            _unpack(place, scratch, dataset.filename)
         try:
             self._datasets = _open_both(dataset, scratch)
         except RuntimeError as error:
@@ -152,12 +152,16 @@ def _open_both(dataset: Any, root: Path) -> dict[str, Any]:
         return {split: future.result() for split, future in opened.items()}
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _unpack(archive: Path, folder: Path, name: str) -> None:
+    """Unpack into ``folder``; by the dataset's own ``name``, which says how, whatever the file is called here."""
     from torchvision.datasets.utils import extract_archive
 
     check_free_disk(folder, _UNPACKED_BYTES, f"unpacking {show(archive.name)}")
+    named = folder / name
+    named.symlink_to(archive.resolve())
     try:
-        extract_archive(str(archive), str(folder))
+        with disk_room(folder):
+            extract_archive(str(named), str(folder))
     except (OSError, EOFError, RuntimeError) as error:
         raise PreparedSetError(f"{show(archive)} can't be unpacked: {error}") from error
 

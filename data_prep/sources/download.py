@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from data_prep.display import Advance, Display
 from data_prep.errors import DownloadError, one_line, show
-from data_prep.staging import check_free_disk
+from data_prep.staging import check_free_disk, disk_room
 
 _CHUNK = 1 << 16
 _TIMEOUT_SECONDS = 20.0
@@ -40,7 +40,7 @@ def download(url: str, target: Path, *, is_right: Callable[[Path], bool], displa
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    with open(part, "ab") as file:
+    with disk_room(target.parent), open(part, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

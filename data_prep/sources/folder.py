@@ -26,7 +26,7 @@ class ImageFolder(Source):
     """``folder:DIR``: DIR/train/CLASS/** and DIR/test/CLASS/** (or val), or one level that is parted here."""
 
     kind = "folder"
-    accepts = frozenset({"size", "test_fraction", "split_seed"})
+    accepts = frozenset({"size", "test_fraction", "split_seed", "skip_bad", "workers"})
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -42,7 +42,7 @@ class ImageFolder(Source):
         self._sizes: dict[str, tuple[int, int]] = {}
         self._bad: list[tuple[str, str]] = []
         self._shape = (0, 0)
-        self._resized = 0
+        self._to_resize = self._resized = 0
 
     @property
     def default_name(self) -> str:
@@ -100,6 +100,8 @@ class ImageFolder(Source):
             self._refuse()
         if self._bad:
             self.display.say(f"skipped {_files(len(self._bad))} that can't be read as images: {_examples(self._bad)}")
+        if self._resized > self._to_resize:
+            self.display.say(f"images resized in all: {self._resized:,}; some have other sizes than their headers say")
         return {"path": show(self.root), "skipped": len(self._bad), "resized": self._resized}
 
     def close(self) -> None:
@@ -139,7 +141,7 @@ class ImageFolder(Source):
         if side is None and len(sizes) == 1:
             return next(iter(sizes))
         shape = (side or _DEFAULT_SIZE,) * 2
-        count = len(self._sizes) - sizes[shape]
+        self._to_resize = count = len(self._sizes) - sizes[shape]
         if count:
             ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
             low, high = ordered[0], ordered[-1]

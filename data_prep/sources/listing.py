@@ -58,7 +58,9 @@ def list_folder(root: Path) -> Listing:
         listing.ignored = tuple(name for name in tops if name not in splits.values())
         listing.stray.clear()
     elif tests:
-        raise PreparedSetError(f"{show(root)} has {tests[0]}/ but no train/; put the training images there")
+        raise PreparedSetError(
+            f"{show(root)} has {tests[0]}/ but no train/; put the training images there (no class is called {tests[0]})"
+        )
     else:
         splits = {"train": ""}
     by_split = {split: _classes_of(entries, folder) for split, folder in splits.items()}
@@ -74,15 +76,16 @@ def list_folder(root: Path) -> Listing:
 
 def _classes_of(entries: _Walker, folder: str) -> dict[str, list[str]]:
     """The files of each class below ``folder``, sorted."""
-    prefix = folder + "/" if folder else ""
-    return {name: sorted(entries.files(prefix + name)) for name in entries.folders(folder)}
+    above = frozenset({entries.key(""), entries.key(folder)})
+    return {name: sorted(entries.files(_join(folder, name), above)) for name in entries.folders(folder)}
 
 
 def _check_classes(listing: Listing, by_split: dict[str, dict[str, list[str]]], splits: dict[str, str]) -> None:
     for split, classes in by_split.items():
         folder = listing.root / splits[split]
         if not classes:
-            raise PreparedSetError(f"{show(folder)} holds no class folders; it must hold one for each class")
+            reserved = " (no class is called train)" if folder.name == splits[split] == "train" else ""
+            raise PreparedSetError(f"{show(folder)} holds no class folders; it must hold one for each class{reserved}")
         for name, files in classes.items():
             if show(name) != name:
                 raise PreparedSetError(f"the class folder {show(folder / name)} has no printable name; rename it")
@@ -110,20 +113,24 @@ class _Walker:
         """Names of the folders right below; files beside them are strays."""
         names = []
         for entry in self._entries(below):
-            if entry.is_dir():
+            if _is_folder(entry):
                 names.append(entry.name)
             else:
                 self._listing.stray.append(_join(below, entry.name))
         return names
 
-    def files(self, below: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-        """All files below, at any depth; a link to a folder above itself is not followed."""
+    def key(self, below: str) -> tuple[int, int]:
+        """What tells a folder from all others, by whichever path it was found."""
         status = os.stat(self._listing.root / below)
-        key = (status.st_dev, status.st_ino)
+        return status.st_dev, status.st_ino
+
+    def files(self, below: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+        """All files below, at any depth; a link to a folder above itself, known by `key`, is not followed."""
+        key = self.key(below)
         if key in above:
             return
         for entry in self._entries(below):
-            if entry.is_dir():
+            if _is_folder(entry):
                 yield from self.files(_join(below, entry.name), above | {key})
             else:
                 yield _join(below, entry.name)
@@ -138,6 +145,14 @@ class _Walker:
         shown = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _CLUTTER]
         self._listing.hidden += len(entries) - len(shown)
         return shown
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link to itself, say: reading it will tell.
+        return False
 
 
 def _join(below: str, name: str) -> str:

@@ -37,17 +37,22 @@ def _assert_holds(place, fake_cifar):
         assert np.array_equal(packed.labels, fake_cifar.labels[split])
 
 
-@pytest.mark.parametrize("kind", ["archive", "archive's folder", "batches", "parent", "renamed batches"])
+@pytest.mark.parametrize(
+    "kind", ["archive", "archive's folder", "batches", "parent", "renamed batches", "renamed archive"]
+)
 def test_local_sources_give_the_same_set(fake_cifar, prep, tmp_path, kind):
     renamed = tmp_path / "other name"
     if kind == "renamed batches":
         shutil.copytree(fake_cifar.batches, renamed)
+    if kind == "renamed archive":
+        shutil.copy(fake_cifar.archive, renamed)
     source = {
         "archive": fake_cifar.archive,
         "archive's folder": fake_cifar.archive.parent,
         "batches": fake_cifar.batches,
         "parent": fake_cifar.batches.parent,
         "renamed batches": renamed,
+        "renamed archive": renamed,
     }[kind]
     assert prep("--source", source, "--out", tmp_path / "out" / "set").status == 0
     _assert_holds(tmp_path / "out" / "set", fake_cifar)

@@ -57,13 +57,14 @@ def test_verify_makes_no_set(prep, tmp_path):
 
 
 def test_default_places(prep, make_folder, tmp_path, monkeypatch):
-    root = make_folder({"a": 3, "b": 3}, name="my photos")
+    name = "my [b]photos :cat:"
+    root = make_folder({"a": 3, "b": 3}, name=name)
     monkeypatch.chdir(tmp_path)
-    assert prep("--dataset", f"folder:{root}").status == 0
-    assert PreparedSet.open(tmp_path / "data" / "my photos").size("train") == 4
+    assert f"data/{name} is ready" in prep("--dataset", f"folder:{root}").out
+    assert PreparedSet.open(tmp_path / "data" / name).size("train") == 4
     monkeypatch.chdir(root)
     assert "lies in the image folder" in prep("--dataset", "folder:.").err
-    assert prep("--dataset", "folder:.", "--out", tmp_path / "data" / "my photos").status == 0
+    assert prep("--dataset", "folder:.", "--out", tmp_path / "data" / name).status == 0
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "folder", "folder:", "cifar10:x", ""])

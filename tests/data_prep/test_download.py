@@ -1,5 +1,7 @@
+import errno
 import fcntl
 import http.server
+import os
 import threading
 from types import SimpleNamespace
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_prep.display import Display
-from data_prep.errors import DownloadError
+from data_prep.errors import DownloadError, PreparedSetError
 from data_prep.sources import download as module
 from data_prep.sources.download import download
 
@@ -138,6 +140,15 @@ def test_what_came_is_kept_for_the_next_run(server, fetch, tmp_path):
     server.drop_after = []
     assert fetch().read_bytes() == CONTENT
     assert server.asked[-1][1] == "bytes=1000-"
+
+
+def test_a_disk_that_fills_up_is_told_with_its_folder(fetch, tmp_path, monkeypatch):
+    def copy(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "_copy", copy)
+    with pytest.raises(PreparedSetError, match=rf"{tmp_path}/cache can't take more: No space left"):
+        fetch()
 
 
 def test_nobody_there(server, fetch, tmp_path):

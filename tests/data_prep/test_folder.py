@@ -93,6 +93,23 @@ def test_sizes_that_differ_become_64(make_folder, prepare):
     assert opened.manifest.source["resized"] == 6
 
 
+def test_images_of_another_size_than_their_header_says_are_told(make_folder, prepare):
+    root = make_folder({"train/a": 2, "train/b": 2, "test/a": 1}, size=(8, 6))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    path = root / "train" / "a" / "000.png"
+    Image.new("RGB", (8, 6)).save(path, exif=turned)
+    # Where the data on the orientation come behind the pixels, they show once those are decoded.
+    chunks = path.read_bytes()
+    start = chunks.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(chunks[start : start + 4], "big")
+    before_end = chunks.index(b"IEND") - 4
+    path.write_bytes(chunks[:start] + chunks[end:before_end] + chunks[start:end] + chunks[before_end:])
+    opened, out = prepare(root)
+    assert opened.manifest.image_shape == (6, 8, 3)
+    assert "images resized in all: 1; some have other sizes than their headers say" in out
+
+
 def test_size_is_what_was_asked_for(make_folder, prepare):
     root = make_folder({"train/a": 3, "train/b": 2, "test/a": 1})
     opened, out = prepare(root, "--size", 16)
@@ -199,12 +216,15 @@ def test_bad_files_with_odd_names_stay_on_a_line(make_folder, refused):
 def test_links_pipes_and_loops(make_folder, prepare, refused, tmp_path):
     root = make_folder({"train/a": 2, "other/b": 2, "test/a": 1})
     (root / "train" / "b").symlink_to(root / "other" / "b")
-    (root / "train" / "a" / "loop").symlink_to(root / "train" / "a")
+    for number, above in enumerate([root / "train" / "a", root / "train", root]):
+        (root / "train" / "a" / f"loop{number}").symlink_to(above)
     assert prepare(root)[0].manifest.counts["train"] == (2, 2)
     (root / "train" / "a" / "nowhere.png").symlink_to(tmp_path / "nowhere")
+    (root / "train" / "a" / "itself.png").symlink_to(root / "train" / "a" / "itself.png")
     os.mkfifo(root / "train" / "a" / "pipe.png")
     error = refused(root)
     assert "nowhere.png: No such file" in error
+    assert "itself.png: Too many levels of symbolic links" in error
     assert "pipe.png: not a regular file" in error
 
 
@@ -217,7 +237,9 @@ def test_links_pipes_and_loops(make_folder, prepare, refused, tmp_path):
         ({"train/a": 2, "test/a": 1}, "single class 'a'"),
         ({"a": 5}, "single class 'a'"),
         ({"test/a": 2, "test/b": 2}, "test/ but no train/"),
+        ({"test": 2, "bee": 2}, "no class is called test"),
         ({"train": 2, "test/a": 1}, "train holds no class folders"),
+        ({"train": 2, "plane": 2}, "no class is called train"),
         ({"": 2}, "holds no class folders"),
         ({"a": 1, "b": 1}, "left for the test split"),
     ],
@@ -242,6 +264,16 @@ def test_no_such_folder(refused, tmp_path):
 )
 def test_flags_out_of_range(make_folder, refused, flags):
     assert flags[0] in refused(make_folder({"a": 2, "b": 2}), *flags)
+
+
+def test_too_little_memory_is_one_line(make_folder, refused, tmp_path, monkeypatch):
+    (tmp_path / "greedy.py").write_text("def decode(job):\n    raise MemoryError\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import greedy
+
+    monkeypatch.setattr(folder_module, "decode", greedy.decode)
+    error = refused(make_folder({"a": 5, "b": 5}))
+    assert error == "prep-data: error: not enough memory; give a smaller --size or fewer --workers\n"
 
 
 def test_a_killed_decoder_is_one_line(make_folder, refused, tmp_path, monkeypatch):

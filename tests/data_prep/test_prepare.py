@@ -1,14 +1,19 @@
+import errno
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import namedtuple
 
 import pytest
 
+from data_prep import prepare as prepare_module
 from data_prep import staging as staging_module
+from data_prep.formats.packed import PackedWriter
 from data_prep.manifest import MANIFEST_NAME, PreparedSet
 from data_prep.sources.folder import ImageFolder
 
@@ -91,6 +96,7 @@ def test_a_set_whose_pixels_were_damaged_is_made_anew(prep, arguments):
     assert result.status == 2
     assert "train.safetensors is broken" in result.err
     path.write_bytes(good[:5000] + b"xxxx" + good[5004:])
+    assert "train.safetensors is broken" in prep(*arguments).err
     assert prep("--out", arguments[-1], "--verify").status == 2
     assert prep(*arguments, "--overwrite").status == 0
     assert path.read_bytes() == good
@@ -112,6 +118,45 @@ def test_what_is_no_set_is_never_deleted(prep, arguments, extra):
     place.write_text("a file")
     assert prep(*arguments, *extra).status == 2
     assert place.read_text() == "a file"
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """Has something done once the set is written, right before it would get its name."""
+
+    def run(action):
+        make = prepare_module._make
+
+        def make_then_act(*arguments):
+            make(*arguments)
+            monkeypatch.setattr(prepare_module, "_make", make)
+            action()
+
+        monkeypatch.setattr(prepare_module, "_make", make_then_act)
+
+    return run
+
+
+@pytest.mark.parametrize("extra", [[], ["--overwrite"]])
+def test_what_comes_into_the_way_meanwhile_is_never_deleted(prep, arguments, meanwhile, extra):
+    place = arguments[-1]
+    if extra:
+        prep(*arguments)
+    meanwhile(lambda: (place.mkdir(exist_ok=True), (place / "notes.txt").write_text("mine")))
+    result = prep(*arguments, *extra)
+    assert result.status == 2
+    assert len(result.err.splitlines()) == 1
+    assert (place / "notes.txt").read_text() == "mine"
+    assert [path.name for path in place.parent.iterdir()] == ["set"]
+
+
+def test_of_two_runs_at_once_the_second_finds_the_set(prep, arguments, meanwhile):
+    command = [sys.executable, "-m", "data_prep.cli", *map(str, arguments)]
+    meanwhile(lambda: subprocess.run(command, check=True, capture_output=True))
+    result = prep(*arguments)
+    assert result.status == 0
+    assert "whole already" in result.out
+    PreparedSet.open(arguments[-1], verify=True)
 
 
 def test_what_lies_in_a_set_is_never_deleted(prep, arguments):
@@ -163,6 +208,27 @@ def test_a_full_disk_is_told_first(prep, arguments, monkeypatch):
     assert not any(arguments[-1].parent.iterdir())
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_that_fills_up_is_one_line(prep, arguments, monkeypatch, number):
+    def write(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(PackedWriter, "write", write)
+    result = prep(*arguments)
+    assert result.status == 2
+    assert f"{arguments[-1].parent} can't take more: {os.strerror(number)}; make room" in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not any(arguments[-1].parent.iterdir())
+
+
+def test_a_disk_of_its_own_is_no_place(prep, arguments, monkeypatch):
+    arguments[-1].mkdir(parents=True)
+    monkeypatch.setattr(staging_module.os.path, "ismount", lambda path: path == arguments[-1])
+    result = prep(*arguments)
+    assert result.status == 2
+    assert "name a folder in it" in result.err
+
+
 def test_one_reading_feeds_every_format(prep, arguments, monkeypatch):
     read, once = [], ImageFolder.read
     monkeypatch.setattr(ImageFolder, "read", lambda source, split: read.append(split) or once(source, split))
@@ -205,6 +271,24 @@ def test_another_way_to_store_the_images_is_another_set(prep, arguments):
     ],
 )
 def test_bad_format_options_are_refused(prep, arguments, flags, said):
+    result = prep(*arguments, *flags)
+    assert result.status == 2
+    assert said in result.err
+    assert not arguments[-1].exists()
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--ffcv-mode", "jpg"], "--ffcv-mode means nothing to --formats packed"),
+        (["--formats", "packed,ffcv", "--dali-mode", "jpg"], "--dali-mode means nothing to --formats packed,ffcv"),
+        (["--formats", "ffcv", "--jpeg-quality", 80], "--jpeg-quality means nothing"),
+        (["--formats", "ffcv", "--ffcv-mode", "jpg", "--jpeg-share", 0.1], "--jpeg-share means nothing"),
+        (["--dataset", "synthetic", "--skip-bad"], "--skip-bad means nothing to --dataset synthetic"),
+        (["--dataset", "cifar10", "--workers", 2], "--workers means nothing to --dataset cifar10"),
+    ],
+)
+def test_flags_that_would_be_ignored_are_refused(prep, arguments, flags, said):
     result = prep(*arguments, *flags)
     assert result.status == 2
     assert said in result.err
@@ -255,11 +339,12 @@ def stopped(tmp_path, arguments):
     return run
 
 
-@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("signum, status", [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_nothing(stopped, arguments, signum, status):
     returned, err = stopped(signum)
     assert returned == status
     assert len(err.splitlines()) == 1
+    assert "no half-made set was left behind" in err
     assert not any(arguments[-1].parent.iterdir())
 
 
@@ -290,6 +375,20 @@ def test_a_set_moved_aside_by_a_killed_run_comes_back(arguments, prep):
     again = prep(*arguments)
     assert again.status == 0
     assert [path.name for path in place.parent.iterdir()] == ["set"]
+
+
+def test_what_a_killed_run_left_goes_though_its_number_is_in_use_again(arguments, prep):
+    left = arguments[-1].parent / f".set.partial-{os.getppid()}"
+    left.mkdir(parents=True)
+    an_hour_ago = time.time() - 3600
+    os.utime(left, (an_hour_ago, an_hour_ago))
+    lock = os.open(left, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert prep(*arguments).status == 0
+    assert left.is_dir()
+    os.close(lock)
+    assert prep(*arguments).status == 0
+    assert not left.exists()
 
 
 def test_the_folder_of_a_running_process_is_let_be(arguments, prep):
