@@ -28,3 +28,8 @@ clean:
 
 .venv/.installed: pyproject.toml scripts/setup.sh
 	@scripts/setup.sh
+
+# What FFCV is built with may be installed long after the rest: setup.sh then runs once more.
+ifeq ($(shell pkg-config --exists opencv4 libturbojpeg 2>/dev/null && echo yes)$(wildcard .venv/.ffcv),yes)
+.PHONY: .venv/.installed
+endif

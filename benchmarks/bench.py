@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,9 +13,10 @@ from typing import Any
 import torch
 
 from benchmarks.machine import Watch
-from benchmarks.measure import Case, check_counts, interleave
+from benchmarks.measure import FAILURES, Case, check_counts, interleave
 from benchmarks.result import ImpossibleError, Result, Row, Skipped
 from data_prep.display import Display
+from data_prep.errors import one_line
 from data_prep.manifest import PreparedSet
 from pipeline.config import Config
 from pipeline.runtime import Runtime
@@ -63,7 +65,8 @@ class Measured:
 class Bench:
     """recipe: what fast-train would run. config: the same, with smaller batches where a CPU would take long over a
     step. notes: the study notes' baseline, on the same network and set. runtime: of ``config``. scratch: an empty
-    folder that goes away."""
+    folder that goes away. debug: show the trace of an error that ends a suite. impossible: why the command fails though
+    it wrote a report."""
 
     prepared: PreparedSet
     recipe: Config
@@ -76,6 +79,7 @@ class Bench:
     display: Display
     watch: Watch
     scratch: Path
+    debug: bool = False
     impossible: list[str] = field(default_factory=list)
 
     @property
@@ -86,6 +90,18 @@ class Bench:
         """List what is not measured, and why."""
         self.result.skipped.append(Skipped(suite, name, reason))
         self.display.say(f"  not measured: {suite}, {name}: {reason}")
+
+    def fail(self, suite: str, name: str, error: Exception) -> None:
+        """List what an error kept from being measured; the command goes on, and fails at its end."""
+        if self.debug:
+            traceback.print_exception(error)
+        # Where the message was not made to be read alone, with the type: that of a KeyError is a key.
+        expected = isinstance(error, FAILURES)
+        text = one_line(error) if expected else " ".join("".join(traceback.format_exception_only(error)).split())
+        reason = f"failed: {text}"
+        self.impossible.append(reason)
+        self.result.warnings.append(f"{suite} {reason}")
+        self.skip(suite, name, reason)
 
     def add(self, row: Row) -> Row:
         """A finished row."""

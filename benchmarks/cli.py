@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.errors import complain
+from benchmarks.signals import exit_status
+from pipeline.errors import ConfigError, complain
 from pipeline.startup import quick_imports
 
 PROGRAM = "bench-throughput"
@@ -53,15 +54,19 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="DIR", help="where the report goes (default: reports/ and the device's name)")
     add("--quick", action="store_true", help="fewer cases and repeats: a look, not a measurement")
     group = parser.add_argument_group("what to measure")
-    group.add_argument("--only", default="", metavar="SUITES", help="these suites alone; with commas between")
-    group.add_argument("--skip", default="", metavar="SUITES", help="all suites but these")
+    group.add_argument(
+        "--only",
+        metavar="SUITES",
+        help="these suites alone, with commas between; roofline comes with augmentation and ladder",
+    )
+    group.add_argument("--skip", metavar="SUITES", help="all suites but these")
     group.add_argument("--target-accuracy", type=float, metavar="X", help="of time to accuracy, a fraction")
     group.add_argument("--runs", type=int, metavar="N", help="seeds of time to accuracy (default: 5; 2 on a CPU)")
     group.add_argument(
         "--epochs", type=int, metavar="N", help="of time to accuracy (default: the recipe's; 2 on a CPU)"
     )
     group.add_argument(
-        "--prep-dataset", default="synthetic", metavar="NAME", help="what `preparation` prepares, as prep-data takes it"
+        "--prep-dataset", metavar="NAME", help="what `preparation` prepares, as prep-data takes it (default: synthetic)"
     )
     group = parser.add_argument_group("how")
     group.add_argument(
@@ -77,29 +82,47 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="compare two reports, do not measure"
     )
-    group.add_argument(
-        "--max-loss", type=float, default=0.1, metavar="X", help="of --compare, a fraction (default: 0.1)"
-    )
+    group.add_argument("--max-loss", type=float, metavar="X", help="of --compare, a fraction (default: 0.1)")
     group.add_argument("--debug", action="store_true", help="show the trace of an error")
     return parser
 
 
+def _check_actions(flags: argparse.Namespace, arguments: list[str]) -> None:
+    """ConfigError for flags that would be ignored, beside --compare or without it."""
+    if flags.compare is None:
+        if flags.max_loss is not None:
+            raise ConfigError("--max-loss means nothing without --compare; leave it out")
+        return
+    for name in _given(arguments):
+        if name not in ("compare", "max_loss", "debug"):
+            raise ConfigError(f"--compare does not go with --{name.replace('_', '-')}; leave one of them out")
+
+
+def _given(arguments: list[str]) -> list[str]:
+    """The names of the flags that a command line holds, also of those that repeat a default."""
+    parser, absent = build_parser(), object()
+    # A value that is there already keeps the parser from filling in a default.
+    values = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), absent))
+    return [name for name, value in vars(parser.parse_args(arguments, values)).items() if value is not absent]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    flags = build_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    flags = build_parser().parse_args(given)
     try:
+        _check_actions(flags, given)
         # After parsing: torch takes seconds to import, and --help needs none of it.
         with quick_imports():
             from benchmarks import commands
 
-        command = [PROGRAM, *(sys.argv[1:] if arguments is None else arguments)]
-        return commands.compare_reports(flags) if flags.compare else commands.measure(flags, command)
+        return commands.compare_reports(flags) if flags.compare else commands.measure(flags, [PROGRAM, *given])
     except (ValueError, OSError) as error:
         complain(PROGRAM, error, debug=flags.debug)
         return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted before anything was measured; no report", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"{PROGRAM}: interrupted; no report was written", file=sys.stderr)
+        return exit_status(stop)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,11 @@ import gc
 import os
 import re
 import shlex
-import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,71 +22,103 @@ from benchmarks.bench import Bench, Settings
 from benchmarks.cli import names_in
 from benchmarks.compare import compare, describe
 from benchmarks.machine import Watch, fingerprint
-from benchmarks.measure import FAILURES
 from benchmarks.mllog import log_lines
+from benchmarks.output import report_folder
 from benchmarks.report import JSON, device_of, write_report
 from benchmarks.result import Result, read_result
+from benchmarks.signals import exit_status, termination_as_interrupt
 from benchmarks.sizes import fit_batch
-from benchmarks.suites import NEEDS, SUITES
+from benchmarks.suites import NEEDS, SUITES, accuracy, preparation
 from data_prep.display import Display
-from data_prep.errors import one_line
 from data_prep.manifest import PreparedSet
+from data_prep.sources import SourceOptions, build_source
 from pipeline.cli import show_path
 from pipeline.commands import default_recipe, fit_to_data
 from pipeline.config import Config
-from pipeline.errors import check_name
+from pipeline.errors import ConfigError, check_name
+from pipeline.interrupt import Interrupt
 from pipeline.recipe import resolve
 from pipeline.runtime import apply_global_flags, device_name, resolve_runtime
 
 SPREAD_LIMIT = 0.05
 _NAMED_ROWS = 5
+_MAX_LOSS = 0.1
+# What one suite alone looks at, by argparse's names. --quick leaves these suites out.
+_FLAGS_OF = {accuracy.SUITE: ("target_accuracy", "runs", "epochs"), preparation.SUITE: ("prep_dataset",)}
 
 
 def compare_reports(flags: argparse.Namespace) -> int:
     """Print the ratios; 1 where a row lost more than ``--max-loss``."""
-    if not 0 <= flags.max_loss < 1:
-        raise ValueError(f"--max-loss {flags.max_loss} is no fraction in [0, 1)")
+    max_loss = _MAX_LOSS if flags.max_loss is None else flags.max_loss
+    if not 0 <= max_loss < 1:
+        raise ValueError(f"--max-loss {max_loss} is no fraction in [0, 1)")
     comparison = compare(*map(read_result, flags.compare))
-    print("\n".join(describe(comparison, flags.max_loss)))
-    return 1 if comparison.losses(flags.max_loss) else 0
+    print("\n".join(describe(comparison, max_loss)))
+    return 1 if comparison.losses(max_loss) else 0
 
 
 def measure(flags: argparse.Namespace, command: Sequence[str]) -> int:
-    """Measure, write the report, say where it is."""
+    """Measure, write the report, say where it is. KeyboardInterrupt where a signal came before there was a figure."""
     chosen = choose_suites(flags.only, flags.skip)
+    check_used(flags, chosen)
     display = Display()
     # Part of the notes' recipe: four workers, whatever the cores.
     warnings.filterwarnings("ignore", message="This DataLoader will create")
-    with tempfile.TemporaryDirectory(prefix="bench-throughput-") as scratch:
+    with (
+        termination_as_interrupt(),
+        tempfile.TemporaryDirectory(prefix="bench-throughput-") as scratch,
+    ):
         bench = build_bench(flags, command, display, Path(scratch))
-        folder = _folder(flags.out, bench)
-        display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
-        display.say(f"report folder: {show_path(folder)}")
-        with _termination_as_interrupt() as signalled:
-            interrupted = _run_suites(bench, chosen)
-    result = bench.result
-    if interrupted and not result.rows:
-        raise KeyboardInterrupt
-    result.machine["watch"] = bench.watch.record()
-    result.warnings += [*bench.watch.warnings(), *spread_warnings(result)]
-    mllog = "\n".join(log_lines(result)) + "\n" if flags.mllog else None
-    write_report(folder, result, mllog=mllog)
-    _say_outcome(display, result, folder)
-    if interrupted:
-        return 128 + (signalled[0] if signalled else signal.SIGINT)
+        with report_folder(flags.out, _default_folder(bench), JSON) as folder:
+            display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
+            display.say(f"report folder: {show_path(folder)}")
+            stop = _run_suites(bench, chosen)
+            if stop is not None and not bench.result.rows:
+                raise stop
+            # What took long is behind: a signal waits until the report is whole.
+            with Interrupt() as held:
+                _write(bench, folder, mllog=flags.mllog)
+    if held.signum is not None:
+        return 128 + held.signum
+    if stop is not None:
+        return exit_status(stop)
     return 1 if bench.impossible else 0
 
 
-def choose_suites(only: str, skip: str) -> list[str]:
-    """The suites to run, in their order; ValueError for unknown names or none left."""
-    kept, left_out = names_in(only), names_in(skip)
-    for name in kept + left_out:
-        check_name("suite", name, SUITES)
-    wanted = {name for name in SUITES if (not kept or name in kept) and name not in left_out}
+def choose_suites(only: str | None, skip: str | None) -> list[str]:
+    """The suites to run, in their order; ValueError for unknown names, none left, or one that another one needs."""
+    kept, left_out = _suites_in("--only", only), _suites_in("--skip", skip)
+    wanted = {name for name in SUITES if (only is None or name in kept) and name not in left_out}
     if not wanted:
         raise ValueError("--only and --skip leave no suite; name one that is not skipped")
+    for name in left_out:
+        needing = [suite for suite in SUITES if suite in wanted and NEEDS.get(suite) == name]
+        if needing:
+            compare = "compare" if len(needing) > 1 else "compares"
+            raise ValueError(f"--skip {name}: {' and '.join(needing)} {compare} with it; skip {','.join(needing)} too")
     needed = {NEEDS[name] for name in wanted if name in NEEDS}
     return [name for name in SUITES if name in wanted | needed]
+
+
+def _suites_in(flag: str, text: str | None) -> list[str]:
+    if text is None:
+        return []
+    names = names_in(text)
+    if not names:
+        raise ValueError(f"{flag} '{text}' names no suite; give one of {', '.join(SUITES)}")
+    for name in names:
+        check_name("suite", name, SUITES)
+    return names
+
+
+def check_used(flags: argparse.Namespace, chosen: Sequence[str]) -> None:
+    """ConfigError for a flag of a suite that will not run."""
+    for suite, names in _FLAGS_OF.items():
+        for flag in (f"--{name.replace('_', '-')}" for name in names if getattr(flags, name) is not None):
+            if suite not in chosen:
+                raise ConfigError(f"{flag} means nothing without the suite {suite}; leave it out, or run the suite")
+            if flags.quick:
+                raise ConfigError(f"{flag} means nothing to --quick, which leaves out {suite}; leave one of them out")
 
 
 def build_bench(flags: argparse.Namespace, command: Sequence[str], display: Display, scratch: Path) -> Bench:
@@ -139,6 +168,7 @@ def build_bench(flags: argparse.Namespace, command: Sequence[str], display: Disp
         display=display,
         watch=Watch(runtime.device),
         scratch=scratch,
+        debug=flags.debug,
     )
 
 
@@ -150,6 +180,11 @@ def build_settings(flags: argparse.Namespace, config: Config, *, cuda: bool) -> 
     workers = cores if flags.workers is None else flags.workers
     if workers < 1:
         raise ValueError(f"--workers {workers} is too few; give 1 or more")
+    epochs = config.run.epochs if flags.epochs is None else flags.epochs
+    # Of a training and of prep-data, which come last: what they would refuse is refused before anything is measured.
+    dataclasses.replace(config.run, target_accuracy=flags.target_accuracy, epochs=epochs)
+    prep_dataset = flags.prep_dataset or "synthetic"
+    check_dataset(prep_dataset)
     return Settings(
         repeats=repeats,
         warm_up=flags.warm_up,
@@ -163,9 +198,18 @@ def build_settings(flags: argparse.Namespace, config: Config, *, cuda: bool) -> 
         target_accuracy=flags.target_accuracy,
         runs=runs,
         epochs=flags.epochs if flags.epochs is not None else (None if cuda else 2),
-        accuracy_asked=bool({flags.target_accuracy, flags.runs, flags.epochs} - {None}) or "accuracy" in flags.only,
-        prep_dataset=flags.prep_dataset,
+        accuracy_asked=bool({flags.target_accuracy, flags.runs, flags.epochs} - {None})
+        or accuracy.SUITE in names_in(flags.only or ""),
+        prep_dataset=prep_dataset,
     )
+
+
+def check_dataset(name: str) -> None:
+    """ValueError for a --prep-dataset that prep-data does not know, or a folder in which it finds no images."""
+    try:
+        build_source(name, SourceOptions(), Display()).identity()
+    except ValueError as error:
+        raise ValueError(str(error).replace("--dataset", "--prep-dataset")) from error
 
 
 def _describe(prepared: PreparedSet) -> dict[str, Any]:
@@ -182,47 +226,43 @@ def _describe(prepared: PreparedSet) -> dict[str, Any]:
     }
 
 
-def _folder(out: Path | None, bench: Bench) -> Path:
-    """``--out``, or a free ``reports/<network>-<device>``; ValueError where a report is there already."""
-    if out is not None:
-        if (out / JSON).exists() or (out.exists() and not out.is_dir()):
-            raise ValueError(f"{out} holds a report already, or is a file; give another --out")
-        return out
+def _default_folder(bench: Bench) -> Path:
     device = device_name(bench.device) if bench.device.type == "cuda" else "cpu"
-    name = f"{bench.config.model.arch}-{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}"
-    folder, number = Path("reports") / name, 1
-    while folder.exists():
-        number += 1
-        folder = folder.with_name(f"{name}-{number}")
-    return folder
+    return Path("reports") / f"{bench.config.model.arch}-{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}"
 
 
-def _run_suites(bench: Bench, chosen: Sequence[str]) -> bool:
-    """Run them in turn; True where a signal ended it. What an unfinished suite had measured is left out."""
+def _run_suites(bench: Bench, chosen: Sequence[str]) -> KeyboardInterrupt | None:
+    """Run them in turn; the signal where one ended it. What an unfinished suite had measured is left out."""
     for name in SUITES:
         if name not in chosen:
             bench.skip(name, "the suite", "left out by --only or --skip")
-    for place, name in enumerate(chosen):
-        done, started = len(bench.result.rows), time.monotonic()
-        bench.display.say(f"{name} ...")
+    waiting, done = list(chosen), len(bench.result.rows)
+    try:
+        while waiting:
+            _run_suite(bench, waiting[0])
+            del waiting[0]
+            done = len(bench.result.rows)
+    except KeyboardInterrupt as stop:
+        del bench.result.rows[done:]
+        bench.result.complete = False
+        for left in waiting:
+            bench.skip(left, "the suite", "interrupted before it was finished")
+        return stop
+    return None
+
+
+def _run_suite(bench: Bench, name: str) -> None:
+    done, started = len(bench.result.rows), time.monotonic()
+    bench.display.say(f"{name} ...")
+    try:
         try:
             SUITES[name](bench)
-        except KeyboardInterrupt:
-            del bench.result.rows[done:]
-            bench.result.complete = False
-            for left in chosen[place:]:
-                bench.skip(left, "the suite", "interrupted before it was finished")
-            return True
-        except FAILURES as error:
-            # The figures of half an hour must not be lost with one suite.
-            reason = f"failed: {one_line(error)}"
-            bench.impossible.append(reason)
-            bench.result.warnings.append(f"{name} {reason}")
-            bench.skip(name, "the rest of the suite", reason)
         finally:
             clean_up(bench.device)
-        bench.display.say(f"{name}: {len(bench.result.rows) - done} rows in {time.monotonic() - started:.0f} s")
-    return False
+    except Exception as error:
+        # Whatever it is: the figures of half an hour must not be lost with one suite.
+        bench.fail(name, "the rest of the suite", error)
+    bench.display.say(f"{name}: {len(bench.result.rows) - done} rows in {time.monotonic() - started:.0f} s")
 
 
 def clean_up(device: torch.device) -> None:
@@ -246,26 +286,14 @@ def spread_warnings(result: Result) -> list[str]:
     ]
 
 
-def _say_outcome(display: Display, result: Result, folder: Path) -> None:
+def _write(bench: Bench, folder: Path, *, mllog: bool) -> None:
+    """Finish the result, write the report, say where it is."""
+    result = bench.result
+    result.machine["watch"] = bench.watch.record()
+    result.warnings += [*bench.watch.warnings(), *spread_warnings(result)]
+    write_report(folder, result, mllog="\n".join(log_lines(result)) + "\n" if mllog else None)
     for warning in result.warnings:
-        display.say(f"warning: {warning}")
+        bench.display.say(f"warning: {warning}")
     if not result.complete:
-        display.say("interrupted: the report holds the suites that were finished, and says so")
-    display.say(f"{len(result.rows)} rows on {device_of(result)}; report: {show_path(folder / 'report.html')}")
-
-
-@contextmanager
-def _termination_as_interrupt() -> Iterator[list[int]]:
-    """SIGTERM as KeyboardInterrupt, so that the way out is one; the block gets the list of such signals."""
-    seen: list[int] = []
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        del frame
-        seen.append(signum)
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        bench.display.say("interrupted: the report holds the suites that were finished, and says so")
+    bench.display.say(f"{len(result.rows)} rows on {device_of(result)}; report: {show_path(folder / 'report.html')}")

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.measure import bootstrap_ratio
 from benchmarks.present.tables import number
 from benchmarks.result import ReportError, Result, Row
+from benchmarks.suites import accuracy
+from pipeline.config import Config
+
+# Settings of the network that follow from the images.
+_FITTED = ("num_classes", "image_size", "in_channels")
+# Settings that decide how fast a step is, whatever the recipe.
+_SPEED = {
+    "data.batch_size",
+    "data.loader",
+    "run.amp",
+    "run.compile",
+    "run.compile_mode",
+    "run.fuse",
+    "run.channels_last",
+    "run.graph",
+    "run.deterministic",
+}
+# What other notes say.
+_SAID = {"data.path", "run.device"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +62,8 @@ class Comparison:
 
 
 def compare(before: Result, after: Result) -> Comparison:
-    """ReportError where the reports have no row in common."""
+    """ReportError where the reports are of different networks, or have no row in common."""
+    _check_network(before, after)
     old, new = ({(row.suite, row.name): row for row in result.rows} for result in (before, after))
     changes = [_change(old[key], new[key]) for key in old if key in new]
     if not changes:
@@ -61,6 +83,34 @@ def _change(before: Row, after: Row) -> Change:
     return Change(before, after, speed, bootstrap_ratio(over.repeats, under.repeats, after.statistic))
 
 
+def _check_network(before: Result, after: Result) -> None:
+    differing = [
+        f"{name} {one} and {other}"
+        for name, one, other in _differences(before, after)
+        if name.startswith("model.") and name.removeprefix("model.") not in _FITTED
+    ]
+    if differing:
+        raise ReportError(
+            f"the reports are of different networks: {', '.join(differing)}; compare reports of the same --arch"
+        )
+
+
+def _differences(before: Result, after: Result) -> Iterator[tuple[str, Any, Any]]:
+    """(setting, its value before, its value after) where they differ; what a report does not name has its default."""
+    for section, defaults in Config().to_dict().items():
+        if isinstance(defaults, dict):
+            old, new = ({**defaults, **_table(result.config, section)} for result in (before, after))
+            for name in dict.fromkeys([*old, *new]):
+                if old.get(name) != new.get(name):
+                    yield f"{section}.{name}", old.get(name), new.get(name)
+
+
+def _table(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """A table inside of a report's values; empty where there is none."""
+    table = values.get(name)
+    return table if isinstance(table, dict) else {}
+
+
 def _notes(before: Result, after: Result) -> list[str]:
     notes = []
     for what in ("cpu", "gpu", "usable_cores"):
@@ -69,9 +119,60 @@ def _notes(before: Result, after: Result) -> list[str]:
             one, other = one.get("name"), other.get("name")
         if one != other:
             notes.append(f"measured on different machines: {what} {one} and {other}")
+    notes += _software_notes(before, after)
+    notes += _data_notes(before, after)
+    notes += _settings_notes(before, after)
     for name, result in (("old", before), ("new", after)):
         if not result.complete:
             notes.append(f"the {name} report was interrupted")
+    return notes
+
+
+def _software_notes(before: Result, after: Result) -> list[str]:
+    old, new = (
+        {"Python": result.machine.get("python"), **_table(result.machine, "packages")} for result in (before, after)
+    )
+    differing = [
+        f"{name} {old.get(name) or 'none'} and {new.get(name) or 'none'}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
+    notes = [f"measured with different software: {', '.join(differing)}"] if differing else []
+    one, other = (result.machine.get("commit") for result in (before, after))
+    if one != other:
+        notes.append(f"the code is of different commits: {one or 'unknown'} and {other or 'unknown'}")
+    return notes
+
+
+def _data_notes(before: Result, after: Result) -> list[str]:
+    old, new = (_table(result.data, "files") for result in (before, after))
+    # A set that was prepared in more formats has more files, of the same images.
+    shared = old.keys() & new.keys()
+    if shared and all(old[path] == new[path] for path in shared):
+        return []
+    one, other = (f"{r.data.get('source')} ({r.data.get('train_images')} for training)" for r in (before, after))
+    return [f"measured on different images: {one} and {other}" + (", whose files differ" if one == other else "")]
+
+
+def _settings_notes(before: Result, after: Result) -> list[str]:
+    notes = []
+    one, other = (result.config.get("recipe") for result in (before, after))
+    if one != other:
+        notes.append(f"measured by different recipes: {one} and {other}")
+    # Of different recipes, all others of these follow from the names.
+    differing = [
+        f"{name} {old} and {new}"
+        for name, old, new in _differences(before, after)
+        if name in _SPEED or (one == other and not name.startswith("model.") and name not in _SAID)
+    ]
+    if differing:
+        notes.append(f"measured with different settings: {', '.join(differing)}")
+    trainings = [row.details for r in (before, after) if (row := r.find(accuracy.SUITE, accuracy.FINAL)) is not None]
+    if len(trainings) == 2:
+        for name in ("target", "epochs", "batch_size"):
+            values = [details[name] for details in trainings if name in details]
+            if len(values) == 2 and values[0] != values[1]:
+                notes.append(f"trainings of different {name.replace('_', ' ')}: {values[0]} and {values[1]}")
     return notes
 
 

@@ -1,8 +1,9 @@
 """Where a benchmark's batches come from: any of the library's loaders, or a peer's own recipe, in passes of any length.
 
-A pass ends where its loader has nothing left to do, so that nothing goes on in the background while another case is
-measured. It begins with a ramp that is not counted: as many batches as there are workers, which each begin with an
-empty queue.
+What is timed lies in the midst of a pass, where the loader makes as many batches as it gives out. The batches before
+it start the workers and bring their queue to where the step keeps it; those behind it keep them at work to the end of
+the timed part, and are taken from the loader too, so that nothing goes on in the background while another case is
+measured.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, ClassVar, cast
 
 import torch
@@ -28,13 +30,15 @@ from pipeline.train import build_augmenter, build_split_loader
 
 class Feed(ABC):
     """Batches on the device. ``gathers``: as `Loader.gathers`. ``delivers``: images come augmented and normalised,
-    [N, C, H, W], rather than as bytes."""
+    [N, C, H, W], rather than as bytes. ``ahead``: batches that the loader has begun, at most, and not given out yet.
+    ``lot``: batches that come at a time, as from workers that each make one."""
 
     gathers: bool = False
     delivers: bool = False
     batch_size: int
     device: torch.device
-    ramp: int
+    ahead: int
+    lot: int
 
     @abstractmethod
     def batches(self, count: int) -> Iterator[Batch]:
@@ -49,16 +53,26 @@ class Feed(ABC):
         """Release processes, threads and files."""
 
     def seconds(self, count: int, consume: Callable[[Batch], object] = lambda batch: None) -> float:
-        """How long ``count`` batches take from the ramp's end until the device has consumed the last one."""
-        batches = self.batches(self.ramp + count)
-        for _ in range(self.ramp):
-            consume(next(batches))
-        synchronise(self.device)
-        started = time.perf_counter()
-        for batch in batches:
+        """How long ``count`` batches take, from the consumption of the one before until the device has consumed the
+        last. As many batches as the loader may hold come before them, and behind."""
+        batches = self.batches(self.ahead + count + self.ahead)
+        for batch in islice(batches, self.ahead):
             consume(batch)
         synchronise(self.device)
-        return time.perf_counter() - started
+        started = time.perf_counter()
+        for batch in islice(batches, count):
+            consume(batch)
+        synchronise(self.device)
+        seconds = time.perf_counter() - started
+        for _ in batches:
+            pass
+        return seconds
+
+
+def batches_ahead(workers: int | None, each: int = 2) -> int:
+    """Batches that a loader may have begun: ``each`` of every worker, by torch's default 2; with one worker or none as
+    many as with two, since FFCV holds 3 and makes another one, and DALI holds 2."""
+    return each * max(workers or 1, 2)
 
 
 class LoaderFeed(Feed):
@@ -68,7 +82,9 @@ class LoaderFeed(Feed):
         self.loader, self.augmenter, self._raw = loader, augmenter, raw
         self.gathers = loader.gathers and not raw
         self.batch_size, self.device = loader.batch_size, loader.device
-        self.ramp = max(loader.workers or 1, 1)
+        # Of a loader that gathers there are only indices to make.
+        self.ahead = 1 if loader.gathers else batches_ahead(loader.workers)
+        self.lot = max(loader.workers or 1, 1)
         self._epoch = 0
 
     def batches(self, count: int) -> Iterator[Batch]:
@@ -168,7 +184,7 @@ class Peer(Feed):
         self.prepared, self.batch_size, self.workers = prepared, batch_size, workers
         self.device, self.augment, self.dtype = device, augment, dtype
         self.delivers = augment
-        self.ramp = max(workers, 3)
+        self.ahead, self.lot = batches_ahead(workers), max(workers, 1)
         if prepared.size("train") < batch_size:
             raise ValueError(f"{prepared.size('train')} training images are fewer than one batch of {batch_size}")
         self.per_epoch = prepared.size("train") // batch_size

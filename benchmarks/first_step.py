@@ -1,37 +1,50 @@
 """A process that makes one training step and says when it was done: ``python -m benchmarks.first_step CONFIG.json``.
 
-It does what `fast-train` does up to there, compilation and capture included. The last line it prints is JSON:
-``done_at``, seconds since 1970.
+It does what `fast-train` does up to there, imports, compilation and capture included; only the run's folder is left
+out. The last line it prints is JSON: ``done_at``, seconds since 1970.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
+from pipeline.startup import quick_imports
 
-def main(path: str) -> None:
+
+def main(arguments: list[str] | None = None) -> None:
     """Read the configuration (`Config.to_dict` as JSON) and train one step."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.first_step", description=(__doc__ or "").split(":")[0])
+    parser.add_argument("config", type=Path, metavar="CONFIG.json", help="a run's settings, as it keeps them")
+    flags = parser.parse_args(arguments)
+    # What `pipeline.cli` imports, in the same way.
+    with quick_imports():
+        from pipeline import commands  # noqa: F401
     from data_prep.manifest import PreparedSet
     from pipeline.config import Config
+    from pipeline.memory import check_memory
     from pipeline.runtime import apply_global_flags, resolve_runtime
-    from pipeline.train import build_augmenter, build_split_loader, build_step, ready_step
+    from pipeline.startup import collector_off
+    from pipeline.train import Trainer, ready_step
 
-    config = Config.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    config = Config.from_dict(json.loads(flags.config.read_text(encoding="utf-8")))
     prepared = PreparedSet.open(config.data.path)
     runtime = resolve_runtime(config.run)
     apply_global_flags(config.run, runtime.device)
-    with build_split_loader(config, prepared, runtime, train=True) as loader:
-        augmenter = build_augmenter(config, prepared, runtime, train=True)
-        step = build_step(config, augmenter, runtime, gathers=loader.gathers)
-        ready = ready_step(step, loader.example(), runtime)
-        ready(next(loader.feed()))
+    with Trainer(config, prepared, runtime) as trainer:
+        if runtime.device.type == "cpu" and not runtime.compile:
+            height, width, channels = prepared.manifest.image_shape
+            check_memory(trainer.step.model, (channels, height, width), config.data.batch_size, runtime.amp)
+        # As `Trainer.prepare`, which keeps the step to itself.
+        with collector_off():
+            ready = ready_step(trainer.step, trainer.loader.example(), runtime)
+        ready(next(trainer.loader.feed()))
         # Reading the sums waits for the device.
-        step.metrics.read()
+        trainer.step.metrics.read()
         print(json.dumps({"done_at": time.time()}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

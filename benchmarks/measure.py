@@ -24,12 +24,15 @@ try:
 except ImportError:
     TritonError = RuntimeError
 
-#: What a case may raise without ending the whole: bad settings, a device's errors, a kernel that does not fit.
-FAILURES = (ValueError, RuntimeError, TritonError)
+#: What a case may raise without ending the whole: bad settings, a device's or the system's errors, a kernel that does
+#: not fit.
+FAILURES = (ValueError, RuntimeError, OSError, TritonError)
 CONFIDENCE = 0.95
 _RESAMPLES = 10_000
 # A trial shorter than this part of a repeat is too short to size the repeat by.
 _SHORTEST_TRIAL = 0.25
+# A repeat shorter than this part of what was meant is lengthened for those behind it.
+_SHORTEST_REPEAT = 0.75
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ def interleave(
 ) -> dict[str, Samples]:
     """Run all cases in turn, round by round; the samples of those that did not fail, by name.
 
-    A case that raises ValueError or RuntimeError (torch's of any kind, out of memory included) takes no further
-    part, and ``on_failure`` gets its name and the reason. Raises ValueError without warm-up or repeats.
+    A case that raises one of `FAILURES` (torch's of any kind, out of memory included) takes no further part, and
+    ``on_failure`` gets its name and the reason. Raises ValueError without warm-up or repeats.
     """
     check_counts(repeats, warm_up)
     taken: dict[str, list[float]] = {case.name: [] for case in cases}
@@ -98,26 +101,35 @@ class Rate:
     """A repeat that measures items a second, long enough to be measured well.
 
     work: does ``n`` iterations, to the end on the device, and returns the seconds. items: of one iteration. seconds:
-    how long a repeat takes; the first call finds out how many iterations that is, after one trial that it discards.
-    most: iterations at most.
+    how long a repeat takes; the first call finds out how many iterations that is, after one trial that it discards, and
+    a repeat that turns out much shorter, since that trial was disturbed, has those behind it take more. lot: iterations
+    come in multiples of it. most: iterations at most.
     """
 
     def __init__(
-        self, work: Callable[[int], float], *, items: float, seconds: float, least: int = 1, most: int = 1 << 20
+        self, work: Callable[[int], float], *, items: float, seconds: float, lot: int = 1, most: int = 1 << 20
     ) -> None:
         self._work, self._items, self._seconds = work, items, seconds
-        self._least, self._most = least, max(most, least)
+        self._lot, self._most = lot, max(most // lot * lot, lot)
         self.iterations = 0
 
     def __call__(self) -> float:
         if not self.iterations:
-            self._work(self._least)
-            count = self._least
+            self._work(self._lot)
+            count = self._lot
             while (taken := self._work(count)) < _SHORTEST_TRIAL * self._seconds and count < self._most:
                 count = min(4 * count, self._most)
-            wanted = math.ceil(count * self._seconds / max(taken, 1e-9))
-            self.iterations = min(max(wanted, self._least), self._most)
-        return self._items * self.iterations / self._work(self.iterations)
+            self._take(count, taken)
+        count = self.iterations
+        taken = self._work(count)
+        if taken < _SHORTEST_REPEAT * self._seconds:
+            self._take(count, taken)
+        return self._items * count / taken
+
+    def _take(self, count: int, taken: float) -> None:
+        """Choose the iterations of a repeat, where ``count`` of them have taken ``taken`` seconds."""
+        lots = math.ceil(count * self._seconds / max(taken, 1e-9) / self._lot)
+        self.iterations = min(max(lots, 1) * self._lot, self._most)
 
 
 def captured(call: Callable[[], object]) -> Callable[[], object]:

@@ -20,26 +20,32 @@ _POINT, _START, _STOP = "POINT_IN_TIME", "INTERVAL_START", "INTERVAL_END"
 def log_lines(result: Result) -> list[str]:
     """The lines; times are those of the measurements."""
     started = float(result.settings["started_at"])
+    final = result.find(accuracy.SUITE, accuracy.FINAL)
+    # Of the trainings where there are any; a step that is measured alone may take fewer images on a CPU.
+    batch_size = final.details["batch_size"] if final else result.config["data"]["batch_size"]
     lines = [
         _line(started, _POINT, "submission_benchmark", f"{result.config['model']['arch']}, no submission"),
         _line(started, _POINT, "submission_platform", result.machine["cpu"]),
-        _line(started, _POINT, "global_batch_size", result.config["data"]["batch_size"]),
+        _line(started, _POINT, "global_batch_size", batch_size),
         _line(started, _POINT, "train_samples", result.data["train_images"]),
         _line(started, _POINT, "eval_samples", result.data["test_images"]),
-        _line(started, _POINT, "opt_name", "sgd"),
+        # MLPerf spells `sgd` so too.
+        _line(started, _POINT, "opt_name", result.config["optimizer"]["name"]),
         _line(started, _POINT, "opt_base_learning_rate", result.config["optimizer"]["lr"]),
     ]
     for row in result.rows:
         if row.unit == "images/s":
             lines.append(_rate(row, started))
-    final = result.find(accuracy.SUITE, accuracy.FINAL)
-    for run in final.details["runs"] if final else []:
-        lines += _training(run, final.details["target"] if final else None)
+    if final:
+        for run in final.details["runs"]:
+            lines += _training(run, final.details["target"])
     return lines
 
 
 def _rate(row: Row, at: float) -> str:
     metadata = {"suite": row.suite, "name": row.name, "repeats": len(row.repeats)}
+    if "batch_size" in row.details:
+        metadata["batch_size"] = row.details["batch_size"]
     return _line(at, _POINT, "tracked_stats", {"throughput": row.value}, metadata)
 
 

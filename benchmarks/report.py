@@ -206,6 +206,7 @@ def _accuracy(result: Result) -> list[Block]:
         return []
     final = result.find(accuracy.SUITE, accuracy.FINAL)
     runs = final.details["runs"] if final else []
+    batch = final.details.get("batch_size") if final else None
     cells = [
         [
             str(run["seed"]),
@@ -218,11 +219,12 @@ def _accuracy(result: Result) -> list[Block]:
         for run in runs
     ]
     columns = ["seed", "accuracy", "s to the end", "of them training", "start-up before, s", "compilation before, s"]
+    epochs = final.details["epochs"] if final else 0
     summary = [[row.name, *_mean(row)] for row in rows]
     return _with(
         plots.accuracy_over_time(result),
         Table(["what", "mean", f"{CONFIDENCE:.0%} interval over seeds", "seeds"], summary),
-        Table(columns, cells, caption=f"{final.details['epochs'] if final else 0} epochs at most"),
+        Table(columns, cells, caption=f"{epochs} epochs at most" + (f", batch {batch:,}" if batch else "")),
     )
 
 
@@ -285,14 +287,17 @@ def _machine(result: Result) -> list[Block]:
         ["software", f"Python {machine['python']}, {packages}"],
         ["commit", machine["commit"] or "unknown: not a checkout"],
         ["command", f"`{settings['command']}`"],
-        ["recipe", f"{result.config['recipe']}: batch {result.config['data']['batch_size']:,}, AMP {run['amp']}"],
+        ["recipe", f"{result.config['recipe']}, AMP {run['amp']}; steps are measured in batches of "
+                   f"{result.config['data']['batch_size']:,}"],
         ["data", f"{result.data['train_images']:,} training images of {result.data['source']}"],
     ]  # fmt: skip
     method = (
         f"Cases that are compared ran in turn: {settings['warm_up']} round(s) of warm-up, which count for nothing, "
-        f"then {settings['repeats']} rounds of {settings['seconds']} s a case or longer. Each timing begins and ends "
-        "with the device idle. Given are medians with bootstrap intervals; spread is the largest less the smallest "
-        "repeat over the median. `report.json` holds every repeat."
+        f"then {settings['repeats']} rounds of about {settings['seconds']} s a case; of starts and preparations, whole "
+        f"processes, {settings['slow_repeats']}. Each timing begins and ends with the device idle; of a loader it "
+        "lies in the midst of a longer pass, where the loader makes as many batches as it gives out. Given are medians "
+        "with bootstrap intervals; spread is the largest less the smallest repeat over the median. `report.json` holds "
+        "every repeat."
     )
     return [method, Table(["what", "value"], cells, numeric=())]
 

@@ -16,16 +16,23 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks import cli
+from benchmarks.output import report_folder
+from benchmarks.signals import exit_status, termination_as_interrupt
 from pipeline.errors import complain
+
+if TYPE_CHECKING:
+    # torch takes seconds to import, and --help needs none of it.
+    from benchmarks.lab.run import Lab
 
 PROGRAM = "python -m benchmarks.step_lab"
 _EPILOG = """points: floors, augmentation, losses, kernels, step, end-to-end
 
 With --copy-bandwidth and --matrix-rate, `--only floors` computes the floors for another machine.
 
-exit status: 0 done, 1 a point failed or figures that can't be true, 2 bad input, 130 interrupted"""
+exit status: 0 done, 1 a point failed or figures that can't be true, 2 bad input, 130/143 stopped by a signal"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,8 +46,10 @@ def build_parser() -> argparse.ArgumentParser:
     # By SGD: the figures that the aims start from are of its step.
     cli.add_subject(parser, recipe="fast-sgd")
     add = parser.add_argument
-    add("--out", type=Path, default=Path("reports/step-lab"), metavar="DIR", help="default: reports/step-lab")
-    add("--only", default="", metavar="POINTS", help="these points alone; with commas between")
+    add(
+        "--out", type=Path, metavar="DIR", help="where the report goes (default: reports/step-lab, or the next free -N)"
+    )
+    add("--only", metavar="POINTS", help="these points alone; with commas between")
     add("--batch-sizes", metavar="N,N", help="losses and kernels are of the first (default: 1024,512,2048 on a GPU)")
     add("--repeats", type=int, metavar="N", help="of each case (default: 5; 2 with --quick)")
     add("--minutes", type=float, default=7.0, metavar="X", help="no step is built that may not be ready by then")
@@ -52,59 +61,92 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def measure(flags: argparse.Namespace, command: list[str]) -> int:
-    """Measure, write, print; returns the exit status."""
-    from benchmarks.commands import build_bench, spread_warnings
+    """Measure, write, print; returns the exit status. KeyboardInterrupt where a signal comes before any figure."""
     from benchmarks.lab import report
-    from benchmarks.lab.run import Lab, run
-    from data_prep.display import Display
+    from benchmarks.lab.run import run
+    from pipeline.interrupt import Interrupt
 
     started = time.monotonic()
-    points = _points(flags.only)
-    display = Display()
-    settings = vars(cli.build_parser().parse_args([]))
-    settings |= {name: value for name, value in vars(flags).items() if name in settings}
-    with tempfile.TemporaryDirectory(prefix="step-lab-") as scratch:
-        bench = build_bench(argparse.Namespace(**settings), command, display, Path(scratch))
-        cuda = bench.device.type == "cuda"
-        default = (1024, 512, 2048) if cuda else (32,) if flags.quick else (bench.config.data.batch_size,)
-        lab = Lab(
-            bench=bench,
-            points=points,
-            batch_sizes=_sizes(flags.batch_sizes) if flags.batch_sizes else default,
-            until=started + 60 * flags.minutes,
-            steps=8 if flags.quick else 200,
-            seeds=(0, 1) if flags.quick else (0, 1, 2),
-            copy=_positive(flags.copy_bandwidth, "--copy-bandwidth"),
-            matrix=_positive(flags.matrix_rate, "--matrix-rate"),
-        )
-        display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
-        try:
-            run(lab)
-        except KeyboardInterrupt:
-            if not bench.result.rows:
-                raise
-            bench.result.complete = False
-            bench.result.warnings.append("interrupted: what came later was not measured")
-    bench.result.machine["watch"] = bench.watch.record()
-    bench.result.warnings += [*bench.watch.warnings(), *spread_warnings(bench.result)]
-    display.say("\n" + report.write(flags.out, lab))
-    for warning in bench.result.warnings:
-        display.say(f"warning: {warning}")
-    display.say(f"{flags.out / report.JSON}: {len(bench.result.rows)} rows in {time.monotonic() - started:.0f} s")
-    display.say(json.dumps(report.aims(lab)))
-    if not bench.result.complete:
-        return 130
+    stop: KeyboardInterrupt | None = None
+    with termination_as_interrupt(), tempfile.TemporaryDirectory(prefix="step-lab-") as scratch:
+        lab = _build(flags, command, Path(scratch), started)
+        bench = lab.bench
+        with report_folder(flags.out, Path("reports/step-lab"), report.JSON) as folder:
+            bench.display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
+            try:
+                run(lab)
+            except KeyboardInterrupt as error:
+                if not bench.result.rows:
+                    raise
+                stop = error
+                bench.result.complete = False
+                bench.result.warnings.append("interrupted: what came later was not measured")
+            # What took long is behind: a signal waits until the report is whole.
+            with Interrupt() as held:
+                _write(lab, folder, started)
+    if held.signum is not None:
+        return 128 + held.signum
+    if stop is not None:
+        return exit_status(stop)
     return 1 if bench.impossible else 0
 
 
-def _points(only: str) -> list[str]:
+def _build(flags: argparse.Namespace, command: list[str], scratch: Path, started: float) -> Lab:
+    """What is to be measured, and with what; ValueError for flags that can't be."""
+    from benchmarks.commands import build_bench
+    from benchmarks.lab.run import FLOORS, Lab
+    from data_prep.display import Display
+
+    points = _points(flags.only)
+    if not flags.minutes >= 0:
+        raise ValueError(f"--minutes {flags.minutes} must be 0 or more")
+    for flag, value in (("--copy-bandwidth", flags.copy_bandwidth), ("--matrix-rate", flags.matrix_rate)):
+        if value is not None and FLOORS not in points:
+            raise ValueError(f"{flag} means nothing without the point {FLOORS}; leave it out, or measure {FLOORS} too")
+    settings = vars(cli.build_parser().parse_args([]))
+    settings |= {name: value for name, value in vars(flags).items() if name in settings}
+    bench = build_bench(argparse.Namespace(**settings), command, Display(), scratch)
+    cuda = bench.device.type == "cuda"
+    default = (1024, 512, 2048) if cuda else (32,) if flags.quick else (bench.config.data.batch_size,)
+    return Lab(
+        bench=bench,
+        points=points,
+        batch_sizes=default if flags.batch_sizes is None else _sizes(flags.batch_sizes),
+        until=started + 60 * flags.minutes,
+        steps=8 if flags.quick else 200,
+        seeds=(0, 1) if flags.quick else (0, 1, 2),
+        copy=_positive(flags.copy_bandwidth, "--copy-bandwidth"),
+        matrix=_positive(flags.matrix_rate, "--matrix-rate"),
+    )
+
+
+def _write(lab: Lab, folder: Path, started: float) -> None:
+    """Finish the result, write the report, print it."""
+    from benchmarks.commands import spread_warnings
+    from benchmarks.lab import report
+
+    bench, say = lab.bench, lab.bench.display.say
+    bench.result.machine["watch"] = bench.watch.record()
+    bench.result.warnings += [*bench.watch.warnings(), *spread_warnings(bench.result)]
+    say("\n" + report.write(folder, lab))
+    for warning in bench.result.warnings:
+        say(f"warning: {warning}")
+    say(f"{folder / report.JSON}: {len(bench.result.rows)} rows in {time.monotonic() - started:.0f} s")
+    say(json.dumps(report.aims(lab)))
+
+
+def _points(only: str | None) -> list[str]:
     from benchmarks.lab.run import POINTS
     from pipeline.errors import check_name
 
+    if only is None:
+        return list(POINTS)
     chosen = cli.names_in(only)
+    if not chosen:
+        raise ValueError(f"--only '{only}' names no point; give one of {', '.join(POINTS)}")
     for name in chosen:
         check_name("point", name, POINTS)
-    return chosen or list(POINTS)
+    return chosen
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -132,9 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         complain(PROGRAM, error, debug=flags.debug)
         return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted before anything was measured", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"{PROGRAM}: interrupted; no report was written", file=sys.stderr)
+        return exit_status(stop)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,18 @@ if TYPE_CHECKING:
     # torch takes seconds to import, and --help needs none of it.
     import torch
 
-    from benchmarks.studies.train import Options
+    from benchmarks.studies.train import Options, Run
     from data_prep.manifest import PreparedSet
 
 PROGRAM = "bench-study"
+#: The trainings' folder in that of the study.
+RUNS = "runs"
+_EPILOG = """A study that was stopped goes on when the same command is typed again; finished trainings are kept.
+
+The report is of all trainings that its folder holds: with other --archs, --variants or --seeds it grows, and loses
+none. A folder with trainings of other settings or other data, or with the report of another study, is refused.
+
+exit status: 0 done, 2 bad input or a training that failed, 130/143 stopped by a signal"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,14 +42,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Repeat an experiment of He et al. 2015 and write a report with its curves.",
-        epilog=f"studies:\n{studies}\n\nA study that was stopped goes on when the same command is typed again; "
-        "finished trainings are kept.\n\nexit status: 0 done, 2 bad input, 130/143 stopped by a signal",
+        epilog=f"studies:\n{studies}\n\n{_EPILOG}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("name", metavar="NAME", help="which study, see below")
     add("--data", default="data/cifar10", metavar="DIR", help="prepared set (default: data/cifar10)")
-    add("--out", type=Path, metavar="DIR", help="where it goes (default: studies/NAME)")
+    add("--out", type=Path, metavar="DIR", help="where it goes, or goes on (default: studies/NAME)")
     add("--archs", metavar="LIST", help="only these architectures, with commas between")
     add("--variants", metavar="LIST", help="only these variants, such as resnet20-A, or options, such as A,B")
     add(
@@ -91,29 +98,54 @@ def _run(flags: argparse.Namespace, command: str) -> None:
     from pipeline.cli import show_path
 
     plan, display = _plan(flags), Display()
-    wanted = [(variant, seed) for seed in range(flags.seeds) for variant in plan.variants]
-    machine, runs = fingerprint(plan.device), []
-    seconds: list[float] = []
-    for number, (variant, seed) in enumerate(wanted):
-        display.say(
-            f"training {number + 1} of {len(wanted)}: {variant.name}, seed {seed}{_left(seconds, len(wanted) - number)}"
-        )
-        started = time.monotonic()
-        run, trained = train_variant(variant, plan.options, seed, plan.folder / "runs" / f"{variant.name}-seed{seed}")
-        runs.append(run)
-        if trained:
-            seconds.append(time.monotonic() - started)
-        # After each training: what an interruption leaves is a report that says how far it is.
+    runs = _finished(plan)
+    asked = [(variant, seed) for seed in range(flags.seeds) for variant in plan.variants]
+    missing = [(variant, seed) for variant, seed in asked if (variant.name, seed) not in runs]
+    wanted, machine = len(runs) + len(missing), fingerprint(plan.device)
+
+    def report() -> None:
+        names = [variant.name for variant in plan.study.variants]
         findings = Findings(
             study=plan.study,
-            runs=runs,
-            wanted=len(wanted),
+            runs=sorted(runs.values(), key=lambda run: (run.seed, names.index(run.variant))),
+            wanted=wanted,
             data=plan.data(),
             machine=machine,
             settings={"command": command, "batch_size": plan.options.batch_size, "seeds": flags.seeds},
         )
         write_report(plan.folder, findings)
+
+    if runs:
+        display.say(f"{len(runs)} of {wanted} trainings are finished already")
+        report()
+    seconds: list[float] = []
+    for number, (variant, seed) in enumerate(missing):
+        left = _left(seconds, len(missing) - number)
+        display.say(f"training {number + 1} of {len(missing)}: {variant.name}, seed {seed}{left}")
+        started = time.monotonic()
+        runs[variant.name, seed] = train_variant(variant, plan.options, seed, plan.run_folder(variant, seed))
+        seconds.append(time.monotonic() - started)
+        # After each training: what an interruption leaves is a report that says how far it is.
+        report()
     display.say(f"report: {show_path(plan.folder / 'report.html')}")
+
+
+def _finished(plan: Plan) -> dict[tuple[str, int], Run]:
+    """The finished trainings in the study's folder by variant and seed, also those that were not asked for now.
+
+    Raises ConfigError, before anything is trained, where one there, finished or not, is of other settings or data.
+    """
+    from benchmarks.studies.train import finished_run
+
+    found = {}
+    by_name = {variant.name: variant for variant in plan.study.variants}
+    for folder in (plan.folder / RUNS).glob("*-seed*"):
+        name, _, seed = folder.name.rpartition("-seed")
+        if name in by_name and seed.isdecimal():
+            run = finished_run(by_name[name], plan.options, int(seed), folder, plan.prepared)
+            if run is not None:
+                found[name, int(seed)] = run
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +159,10 @@ class Plan:
     device: torch.device
     folder: Path
 
+    def run_folder(self, variant: Variant, seed: int) -> Path:
+        """Where a training goes; `_finished` reads its name."""
+        return self.folder / RUNS / f"{variant.name}-seed{seed}"
+
     def data(self) -> dict[str, Any]:
         """What the report says of the images."""
         return {
@@ -138,12 +174,15 @@ class Plan:
 
 def _plan(flags: argparse.Namespace) -> Plan:
     """Check everything that can be checked before a training; ValueError for what does not fit."""
+    from benchmarks.studies.report import check_folder
     from benchmarks.studies.train import Options, variant_config
     from data_prep.manifest import PreparedSet
     from pipeline.runtime import resolve_runtime
 
     check_name("study", flags.name, STUDIES)
     study = STUDIES[flags.name]
+    folder = flags.out or Path("studies") / study.name
+    check_folder(folder, study)
     if flags.seeds < 1:
         raise ConfigError(f"--seeds {flags.seeds} is too few; give 1 or more")
     if flags.epochs is not None and flags.steps is not None:
@@ -175,7 +214,7 @@ def _plan(flags: argparse.Namespace) -> Plan:
         options=replace(options, batch_size=batch_size),
         prepared=prepared,
         device=device,
-        folder=flags.out or Path("studies") / study.name,
+        folder=folder,
     )
 
 

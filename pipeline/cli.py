@@ -18,7 +18,10 @@ _EPILOG = """examples:
   fast-train --arch resnet18 --amp --resume auto    go on with the last such run, or start it
   fast-train --evaluate runs/cifar10-resnet18-fast  evaluate a run's checkpoint
 
-exit status: 0 done, 1 diverged or target accuracy not reached, 2 bad input, 130/143 stopped by a signal"""
+exit status: 0 done, 1 diverged or target accuracy not reached, 2 bad input or out of memory,
+  130/143 stopped by a signal"""
+
+OUT_OF_MEMORY = "the GPU is out of memory; give a smaller --batch-size, or --loader torch"
 
 
 # Flags that name a setting: where it stands in the configuration, its help, argparse's options.
@@ -156,9 +159,9 @@ def main(arguments: list[str] | None = None) -> int:
             complain(PROGRAM, error, debug=others.debug)
             return 1
         except torch.OutOfMemoryError as error:
-            hint = ValueError("the GPU is out of memory; give a smaller --batch-size, or --loader torch")
+            hint = ValueError(OUT_OF_MEMORY)
             complain(PROGRAM, hint.with_traceback(error.__traceback__), debug=others.debug)
-            return 1
+            return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130

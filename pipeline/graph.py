@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from pipeline.loaders import Batch
+from pipeline.startup import collector_off
 from pipeline.step import TrainStep
 
 _WARM_UP_STEPS = 3
@@ -26,13 +27,8 @@ def no_garbage_collection() -> Iterator[None]:
     """What the collector frees during a capture may make CUDA calls that break it, such as unloading the candidates
     that torch.compile tried and dropped; so it runs just before."""
     gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with collector_off():
         yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class CapturedStep:

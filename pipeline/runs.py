@@ -69,14 +69,30 @@ def resume_folder(resume: str, out: str | None, base: Path) -> Path | None:
 
 
 def check_resumable(state: dict[str, Any], path: Path, config: Config, prepared: PreparedSet) -> None:
-    """ConfigError unless the state, read from ``path``, fits the configuration that continues it."""
+    """ConfigError unless the state, read from ``path``, fits the configuration and the images that continue it."""
     check_classes(state, prepared, path)
+    _check_images(path.parent, prepared)
     saved = Config.from_dict(state["config"])
     for section, name, before, now in differences(saved, config):
         if section in ("model", "augment", "optimizer", "schedule"):
             raise ConfigError(
                 f"{path} was trained with {section}.{name} = {before}, this command says {now}; leave that setting "
                 "out to go on, or start a new run"
+            )
+
+
+def _check_images(folder: Path, prepared: PreparedSet) -> None:
+    """ConfigError where the run's record names a file of the prepared set that has another content by now."""
+    try:
+        files = json.loads((folder / CONFIG).read_bytes())["data"]["files"]
+    except (OSError, ValueError, LookupError, TypeError):
+        # A checkpoint without its run's record.
+        return
+    for entry in prepared.manifest.files:
+        if files.get(entry.path, entry.sha256) != entry.sha256:
+            raise ConfigError(
+                f"{folder} was trained on other images than {prepared.root} holds now ({entry.path} differs); "
+                "give the right --data, or start a new run"
             )
 
 

@@ -11,7 +11,8 @@ packages=(g++ python3-dev pkg-config libopencv-dev libturbojpeg0-dev)
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 2; }
 
-command -v "$python" >/dev/null || die "no $python here; install Python 3.10 or later, or name it: make PYTHON=python3.12"
+command -v "$python" >/dev/null ||
+    die "no $python here; install Python 3.10 or later, or name it: make PYTHON=python3.12"
 "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
     die "$("$python" --version) is not supported; name Python 3.10 to 3.13: make PYTHON=python3.12"
 
@@ -24,7 +25,10 @@ missing_packages() {
 
 install_system_packages() {
     local missing as_root=()
-    command -v dpkg-query >/dev/null || { say "no apt here; FFCV and torch.compile need a C++ compiler and OpenCV"; return; }
+    if ! command -v dpkg-query >/dev/null; then
+        say "no apt here; FFCV and torch.compile need a C++ compiler and OpenCV"
+        return
+    fi
     missing=$(missing_packages)
     [ -n "$missing" ] || return 0
     if [ "$(id -u)" != 0 ]; then
@@ -61,13 +65,22 @@ install_python_packages() {
     .venv/bin/python -m pip install -q -e '.[dev]'
     # Nothing else depends on DALI and FFCV, so a machine without a wheel, or that can't build FFCV, goes without.
     .venv/bin/python -m pip install -q -e '.[dali]' || say "DALI could not be installed; everything else works"
-    if pkg-config --exists opencv4 libturbojpeg 2>/dev/null; then
-        .venv/bin/python -m pip install -q -e '.[ffcv]' || say "FFCV could not be built; everything else works"
+}
+
+install_ffcv() {
+    # The Makefile asks the same, and runs this script again once the answer is yes and .venv/.ffcv is not there.
+    if ! pkg-config --exists opencv4 libturbojpeg 2>/dev/null; then
+        say "without FFCV: pkg-config is missing or finds no OpenCV or libturbojpeg; make builds it once they are there"
+        return
     fi
+    .venv/bin/python -m pip install -q -e '.[ffcv]' ||
+        say "FFCV could not be built; everything else works. To try again: .venv/bin/python -m pip install -e '.[ffcv]'"
+    touch .venv/.ffcv
 }
 
 install_system_packages
 make_virtual_environment
 install_python_packages
+install_ffcv
 touch .venv/.installed
 say "ready: .venv/bin holds prep-data and fast-train"

@@ -1,4 +1,4 @@
-"""`make train`'s script, with stand-ins for the two commands that write down how they were called."""
+"""The scripts behind make, with stand-ins for what they call that write down how they were called."""
 
 import shutil
 import subprocess
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "train.sh"
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "scripts" / "train.sh"
 
 
 @pytest.fixture
@@ -64,3 +65,60 @@ def test_other_failures_end_it(train, status, variables):
     returned, calls, _ = train(download_status=status, **variables)
     assert returned == status
     assert len(calls) == 1
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Run `make .venv/.installed` in a copy, with a stand-in for Python; returns (its pip installs, what was said).
+    pkg_config: whether there is one, which finds all libraries."""
+    project, tools = tmp_path / "project", tmp_path / "tools"
+    (project / "scripts").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "scripts/setup.sh"):
+        shutil.copy(ROOT / name, project / name)
+    tools.mkdir()
+    for name in ("make", "sh", "bash", "env", "dirname", "mkdir", "cp", "rm", "touch"):
+        found = shutil.which(name)
+        if found is None:
+            pytest.skip(f"no {name} here")
+        (tools / name).symlink_to(found)
+    python = tools / "python"
+    python.write_text(
+        '#!/bin/sh\ncase "$*" in\n'
+        f"*'-m venv'*) mkdir -p .venv/bin && cp {python} .venv/bin/python ;;\n"
+        f'*\'pip install\'*) echo "$*" >> {tmp_path}/installs; case "$*" in *ffcv*) exit $FFCV_STATUS ;; esac ;;\n'
+        "esac\n"
+    )
+    python.chmod(0o755)
+
+    def call(*, pkg_config, ffcv_status=0):
+        path = tools / "pkg-config"
+        path.unlink(missing_ok=True)
+        if pkg_config:
+            path.write_text("#!/bin/sh\nexit 0\n")
+            path.chmod(0o755)
+        installs = tmp_path / "installs"
+        installs.write_text("")
+        done = subprocess.run(
+            ["make", "-C", str(project), ".venv/.installed"],
+            env={"PATH": str(tools), "PYTHON": "python", "FFCV_STATUS": str(ffcv_status)},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return [line.split()[-1] for line in installs.read_text().splitlines()], done.stdout
+
+    return call
+
+
+def test_ffcv_is_built_once_its_system_packages_are_there(make):
+    installs, said = make(pkg_config=False)
+    assert installs == [".[dev]", ".[dali]"]
+    assert "without FFCV" in said
+    assert make(pkg_config=False)[0] == []
+    assert ".[ffcv]" in make(pkg_config=True)[0]
+    assert make(pkg_config=True)[0] == []
+
+
+def test_ffcv_that_can_not_be_built_is_not_tried_at_each_call(make):
+    installs, said = make(pkg_config=True, ffcv_status=1)
+    assert ".[ffcv]" in installs
+    assert "To try again: .venv/bin/python -m pip install -e '.[ffcv]'" in said
+    assert make(pkg_config=True)[0] == []

@@ -166,10 +166,11 @@ def measure(layer: Layer, batch: int) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print; returns the exit status, 1 where a layer could not be measured."""
+    """Measure, print; returns the exit status, 1 where a layer could not be measured, 130 where Ctrl-C came."""
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Which convolutions are faster with the sums inside.")
     parser.add_argument("--arch", default="resnet18", metavar="NAME", help="default: resnet18")
     parser.add_argument("--batch-size", type=int, default=1024, metavar="N", help="default: 1024")
+    parser.add_argument("--debug", action="store_true", help="show the trace of an error")
     flags = parser.parse_args(arguments)
     try:
         found = layers(flags.arch)
@@ -178,16 +179,24 @@ def main(arguments: list[str] | None = None) -> int:
         if not torch.cuda.is_available():
             raise ValueError("these are kernels of a CUDA device, and there is none here; run it on a machine with one")
     except ValueError as error:
-        complain(PROGRAM, error, debug=False)
+        complain(PROGRAM, error, debug=flags.debug)
         return 2
+    try:
+        return _run(found, flags.batch_size)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(found: Counter[Layer], batch: int) -> int:
     # As in training, so that cuDNN's fastest algorithm is what the others are compared with.
     torch.backends.cudnn.benchmark = True
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {flags.batch_size:,}, bfloat16")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {batch:,}, bfloat16")
     records, whole = [], True
     for layer, count in found.items():
         print(f"\n{layer.describe()}; the network has {count}")
         try:
-            for record in measure(layer, flags.batch_size):
+            for record in measure(layer, batch):
                 records.append(record)
                 print(f"  {record['direction']:<21} {record['name']:<27} {_figures(record)}", flush=True)
         except FAILURES as error:

@@ -8,15 +8,21 @@ Prints a table; the last line is JSON.
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.errors import ConfigError, complain
+
+PROGRAM = "python -m benchmarks.lab.registers"
 CAPABILITY = 90
 # Of one processor of compute capability 9.0: registers, threads, and bytes of shared memory, of which each program
 # takes 1,024 more than it asks for (CUDA C++ programming guide, table "technical specifications").
@@ -40,12 +46,14 @@ class Compiled(NamedTuple):
 
 def measure() -> list[dict[str, Any]]:
     """A record for each kernel: registers a thread, bytes of shared memory, programs that fit on a processor, bytes
-    spilled, 16-byte loads, products of warp groups.
+    spilled, 16-byte loads, products of warp groups. Raises Triton's errors, and RuntimeError where ptxas fails.
 
-    RuntimeError where Triton interprets its kernels (TRITON_INTERPRET) rather than compiling them.
+    ConfigError where Triton is not installed, or interprets its kernels (TRITON_INTERPRET) rather than compiling them.
     """
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
-        raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted, not compiled; unset it")
+        raise ConfigError("TRITON_INTERPRET is set: kernels are interpreted, not compiled; unset it")
+    if importlib.util.find_spec("triton") is None:
+        raise ConfigError("Triton is not installed; it comes with torch on Linux")
     return [_compile(case) for case in (*_norms(), *_convolutions())]
 
 
@@ -105,7 +113,10 @@ def _compile(case: Compiled) -> dict[str, Any]:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
         command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name=sm_{CAPABILITY}a", str(path), "-o", os.devnull]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    said = done.stderr
+    if done.returncode:
+        raise RuntimeError(f"ptxas failed on {kernel.__name__}: {said[:200]}")
     registers = _number(r"Used (\d+) registers", said)
     return {
         "kernel": kernel.__name__,
@@ -131,9 +142,23 @@ def _number(pattern: str, text: str) -> int:
     return int(found[1])
 
 
-def main() -> int:
-    """Compile, print; returns the exit status."""
-    records = measure()
+def main(arguments: list[str] | None = None) -> int:
+    """Compile, print; returns the exit status, 1 where a kernel does not compile."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="The step's kernels compiled for an H100, without one.")
+    parser.add_argument("--debug", action="store_true", help="show the trace of an error")
+    flags = parser.parse_args(arguments)
+    try:
+        records = measure()
+    except ConfigError as error:
+        complain(PROGRAM, error, debug=flags.debug)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # Of Triton, of its LLVM, of ptxas: each has errors of its own.
+        complain(PROGRAM, error, debug=flags.debug)
+        return 1
     columns = ("registers", "shared_bytes", "programs_a_processor", "spilled_bytes", "wide_loads", "group_products")
     print(f"{'kernel':<52}" + "".join(f" {column.split('_')[0]:>9}" for column in columns))
     for record in records:

@@ -74,13 +74,12 @@ def _guarded(bench: Bench, name: str, work: Callable[[], None]) -> None:
     started = time.monotonic()
     bench.display.say(f"{name} ...")
     try:
-        work()
-    except FAILURES as error:
-        reason = f"failed: {one_line(error)}"
-        bench.impossible.append(reason)
-        bench.skip(name, "the rest", reason)
-    finally:
-        clean_up(bench.device)
+        try:
+            work()
+        finally:
+            clean_up(bench.device)
+    except Exception as error:
+        bench.fail(name, "the rest", error)
     bench.display.say(f"{name}: {time.monotonic() - started:.0f} s")
 
 

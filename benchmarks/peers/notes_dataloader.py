@@ -33,7 +33,7 @@ class PilDataset(Dataset[tuple[Any, int]]):
 
 
 class NotesDataLoader(Peer):
-    """Float32 batches, whatever the step computes in. New workers each epoch, as in the notes: ramp."""
+    """Float32 batches, whatever the step computes in. New workers each epoch, as in the notes."""
 
     name = "notes' DataLoader"
     source = "PyTorch's tutorial 'Training a classifier', with four workers"

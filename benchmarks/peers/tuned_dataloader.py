@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from benchmarks.feeds import Peer
+from benchmarks.feeds import Peer, batches_ahead
+
+_PREFETCH = 4
 
 
 class TensorDataset(Dataset[tuple[Tensor, int]]):
@@ -54,6 +56,7 @@ class TunedDataLoader(Peer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.dtype = torch.float32
+        self.ahead = batches_ahead(self.workers, _PREFETCH)
         manifest, packed = self.prepared.manifest, self.prepared.packed("train")
         size = manifest.image_shape[:2]
         whole = [
@@ -71,7 +74,7 @@ class TunedDataLoader(Peer):
             sampler=self._sampler,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            prefetch_factor=4 if self.workers > 0 else None,
+            prefetch_factor=_PREFETCH if self.workers > 0 else None,
             pin_memory=self.device.type == "cuda",
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,11 @@ from benchmarks.studies.base import (
     Panel,
     Study,
 )
-from benchmarks.studies.train import DIVERGED, DONE, Run, last_errors
+from benchmarks.studies.train import DIVERGED, DONE, FLOAT32, Run, last_errors
+from pipeline.errors import ConfigError
 
 SCHEMA, VERSION = "fast-train.bench-study", 1
+_JSON = "report.json"
 _ERRORS = {"train": "training error", "test": "test error"}
 
 
@@ -64,10 +67,27 @@ class Findings:
         return max((sum(run.variant == v.name for run in self.runs) for v in self.study.variants), default=0)
 
 
+def check_folder(folder: Path, study: Study) -> None:
+    """ConfigError where the folder is a file, or holds a report that is not one of this study."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give a folder as --out")
+    path = folder / _JSON
+    if not path.exists():
+        return
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise ConfigError(f"{path} is no report of a study; give another --out")
+    if record.get("study") != study.name:
+        raise ConfigError(f"{folder} holds a report of study {record.get('study')}; give another --out")
+
+
 def write_report(folder: Path, findings: Findings) -> None:
     """Write report.md, report.html, the pictures, and at last report.json."""
     files = document_files(build_document(findings))
-    write_files(folder, {**files, "report.json": findings.to_json().encode()})
+    write_files(folder, {**files, _JSON: findings.to_json().encode()})
 
 
 def build_document(findings: Findings) -> Document:
@@ -119,7 +139,20 @@ def distance(findings: Findings) -> list[str]:
             "Training this short ends before the nets converge: what stands above says how fast they learn, not what "
             "they reach."
         )
+    if {run.dtype for run in findings.runs} - {FLOAT32}:
+        sentences.append(
+            f"Arithmetic: mixed precision, convolutions and matrix products in {_arithmetic(findings)}. The paper's is "
+            "float32, which --amp off gives."
+        )
     return [*sentences, *findings.study.differences]
+
+
+def _arithmetic(findings: Findings) -> str:
+    """The type that the trainings computed in, or how many computed in which."""
+    counts = Counter(run.dtype for run in findings.runs)
+    if len(counts) < 2:
+        return "".join(counts)
+    return " and ".join(f"{name} ({count} of {len(findings.runs)} trainings)" for name, count in counts.items())
 
 
 def _comparisons(findings: Findings) -> list[Block]:
@@ -193,6 +226,7 @@ def _machine(findings: Findings) -> Table:
     gpu = machine.get("gpu")
     rows = [
         ["device", gpu["name"] if gpu else f"{machine['usable_cores']} cores of {machine['cpu']}"],
+        ["computed in", _arithmetic(findings)],
         ["software", f"Python {machine['python']}, {packages}"],
         ["commit", machine["commit"] or "unknown: not a checkout"],
         ["command", f"`{findings.settings['command']}`"],

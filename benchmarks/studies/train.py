@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,15 +13,22 @@ from typing import Any
 import torch
 
 from benchmarks.studies.base import RECIPE, Variant
-from pipeline import cli
+from data_prep.errors import one_line
+from data_prep.manifest import PreparedSet
+from pipeline import cli, commands
 from pipeline.config import Config, differences
 from pipeline.errors import ConfigError
+from pipeline.loaders import LOADERS
 from pipeline.logs import METRICS
 from pipeline.models import build_model
 from pipeline.recipe import resolve
 from pipeline.runs import CONFIG
+from pipeline.train import TrainingDiverged
 
 DONE, DIVERGED = "done", "diverged"
+#: Of a training without mixed precision.
+FLOAT32 = "float32"
+_DTYPES = (FLOAT32, "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +53,16 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training. parameters: of the network. status: ``done`` or ``diverged``. history: per epoch ``epoch``,
-    ``step``, and the fractions ``train_error`` (of augmented images) and ``test_error``."""
+    """One training. parameters: of the network. dtype: what convolutions and matrix products were computed in,
+    ``float32`` without mixed precision. status: ``done`` or ``diverged``. history: per epoch ``epoch``, ``step``, and
+    the fractions ``train_error`` (of augmented images) and ``test_error``."""
 
     variant: str
     arch: str
     option: str
     seed: int
     parameters: int
+    dtype: str
     status: str
     history: tuple[dict[str, Any], ...]
 
@@ -74,24 +84,50 @@ def variant_config(variant: Variant, options: Options, seed: int) -> Config:
     return resolve(RECIPE, _settings(variant, options, seed))
 
 
-def train_variant(variant: Variant, options: Options, seed: int, folder: Path) -> tuple[Run, bool]:
-    """Train, or go on, or find the finished training in ``folder``. The run, and whether anything was trained.
+def finished_run(variant: Variant, options: Options, seed: int, folder: Path, prepared: PreparedSet) -> Run | None:
+    """The training in ``folder``; None where there is none, or one that has not come to its end.
 
-    Raises Interrupted after a signal, ConfigError where the folder holds a training with other settings, and
-    ValueError where `fast-train` refuses its input (which it has printed).
+    Raises ConfigError where the folder holds a training, at its end or not, of other settings or of other images than
+    those of ``prepared``, or a damaged one.
     """
-    if _is_finished(folder, variant_config(variant, options, seed)):
-        return _run(variant, seed, folder, DONE), False
+    saved = _saved(folder)
+    if saved is None:
+        return None
+    _check_same(saved, variant_config(variant, options, seed), prepared, folder)
+    try:
+        history = _history(folder)
+    except (OSError, ValueError):
+        return None
+    if not history:
+        return None
+    last, length = history[-1], saved.config.run
+    finished = last["step"] >= length.steps if length.steps else last["epoch"] >= length.epochs
+    return _run(variant, seed, folder, DONE) if finished else None
+
+
+def train_variant(variant: Variant, options: Options, seed: int, folder: Path) -> Run:
+    """Train, or go on with the training in ``folder``, which `finished_run` must have looked at.
+
+    Raises Interrupted after a signal, and ConfigError, naming the training, where it can't be done.
+    """
     # Of the trainings before: torch.compile runs the step of a ninth network in one process eagerly, and a captured
     # step's memory waits for the collector.
     torch.compiler.reset()
     gc.collect()
-    status = cli.main([*_flags(variant, options, seed), "--brief", "--out", str(folder), "--resume", "auto"])
+    flags = [*_flags(variant, options, seed), "--brief", "--out", str(folder), "--resume", "auto"]
+    what = f"training {variant.name} with seed {seed}"
+    try:
+        status = commands.run(*cli.parse_flags(flags))
+    except TrainingDiverged as error:
+        print(f"{what} diverged: {one_line(error)}", file=sys.stderr)
+        return _run(variant, seed, folder, DIVERGED)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"{what} failed: {cli.OUT_OF_MEMORY}") from error
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{what} failed: {one_line(error)}") from error
     if status > 128:
         raise Interrupted(status)
-    if status not in (0, 1):
-        raise ValueError(f"training {variant.name} with seed {seed} failed; see the line above")
-    return _run(variant, seed, folder, DIVERGED if status else DONE), True
+    return _run(variant, seed, folder, DONE)
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,38 +156,53 @@ def _flags(variant: Variant, options: Options, seed: int) -> list[str]:
     return flags
 
 
-def _is_finished(folder: Path, wanted: Config) -> bool:
-    """Whether the folder holds a training of these settings that came to its end. ConfigError if of others."""
+@dataclass(frozen=True)
+class _Saved:
+    """What a run's folder says of it. files: SHA-256 of the prepared set's, by path. dtype: see `Run`."""
+
+    config: Config
+    files: Mapping[str, str]
+    dtype: str
+
+
+def _saved(folder: Path) -> _Saved | None:
+    """Of the training in ``folder``, None where there is none; a setting that it does not name has its default."""
+    path = folder / CONFIG
     try:
-        saved = _saved_config(folder)
-    except (OSError, json.JSONDecodeError, KeyError):
-        return False
-    _check_same(saved, wanted, folder)
-    try:
-        history = _history(folder)
-    except (OSError, ValueError):
-        return False
-    if not history:
-        return False
-    last = history[-1]
-    return bool(last["step"] >= saved.run.steps if saved.run.steps else last["epoch"] >= saved.run.epochs)
+        record = json.loads(path.read_text(encoding="utf-8"))
+        device = record["environment"]["device"].split(", ")
+        return _Saved(
+            config=Config.from_dict(record["config"]),
+            files=dict(record["data"]["files"]),
+            dtype=next(name for name in _DTYPES if name in device),
+        )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise ConfigError(
+            f"{path} can't be read ({one_line(error)}); move {folder} away, or give another --out"
+        ) from error
 
 
-def _saved_config(folder: Path) -> Config:
-    """The configuration of the training in ``folder``; what it does not name has its default."""
-    return Config.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["config"])
-
-
-def _check_same(saved: Config, wanted: Config, folder: Path) -> None:
-    """ConfigError unless two configurations are one, but for what the data decide: the network's input and output.
+def _check_same(saved: _Saved, wanted: Config, prepared: PreparedSet, folder: Path) -> None:
+    """ConfigError unless two configurations are one, but for what the data decide (the network's input and output),
+    and the images that were read are those of ``prepared``, wherever it lies.
 
     A longer training does not go on from a shorter one: its learning rate would have fallen too soon.
     """
-    fitted = {"num_classes", "image_size", "in_channels"}
-    for section, name, before, now in differences(saved, wanted):
-        if not (section == "model" and name in fitted):
+    of_data = {("model", name) for name in ("num_classes", "image_size", "in_channels")} | {("data", "path")}
+    for section, name, before, now in differences(saved.config, wanted):
+        if (section, name) not in of_data:
             raise ConfigError(
                 f"{folder} holds a training with {section}.{name} = {before}, this command says {now}; "
+                "give another --out"
+            )
+    # Of other formats there may be files now that were not there then.
+    read = LOADERS[wanted.data.loader].format
+    for entry in prepared.manifest.files:
+        if entry.format == read and saved.files.get(entry.path) != entry.sha256:
+            raise ConfigError(
+                f"{folder} holds a training on other data: {entry.path} of {prepared.root} has changed since; "
                 "give another --out"
             )
 
@@ -170,14 +221,17 @@ def _run(variant: Variant, seed: int, folder: Path, status: str) -> Run:
         }
         for record in _history(folder)
     )
+    saved = _saved(folder)
+    assert saved is not None, "fast-train saves the configuration before it trains"
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in build_model(_saved_config(folder).model).parameters())
+        parameters = sum(parameter.numel() for parameter in build_model(saved.config.model).parameters())
     return Run(
         variant=variant.name,
         arch=variant.arch,
         option=variant.option,
         seed=seed,
         parameters=parameters,
+        dtype=saved.dtype,
         status=status,
         history=history,
     )

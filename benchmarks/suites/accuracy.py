@@ -19,8 +19,11 @@ from pipeline.logs import RunLog
 from pipeline.train import Trainer, TrainingDiverged
 
 SUITE = "accuracy"
-#: The row of the accuracies behind the last epoch, whose details are the runs.
+#: The row of the accuracies behind the last epoch. Its details: ``runs`` and ``diverged``, each in the order of the
+#: seeds, ``seeds`` (how many there were to be), ``target``, ``epochs`` and ``batch_size`` of the trainings.
 FINAL = "test accuracy at the end"
+#: The row of the seconds from the first step to the end of the last epoch, evaluations included.
+ENDED = "seconds to the end"
 
 
 class _ClockedLog(RunLog):
@@ -37,7 +40,8 @@ class _ClockedLog(RunLog):
 
 
 def run(bench: Bench) -> None:
-    """Two rows: the accuracy at the end, and the seconds to the target where every seed reached it."""
+    """Rows of the accuracy at the end, of the seconds to it, and, with a target, of the seconds to that where every
+    seed reached it. A seed that diverged has no figures, did not reach the target, and makes the command fail."""
     settings = bench.settings
     if settings.quick:
         bench.skip(SUITE, "time to accuracy", "left out by --quick")
@@ -51,34 +55,60 @@ def run(bench: Bench) -> None:
                 f"a CPU takes long to train {bench.recipe.model.arch}; --epochs or --target-accuracy asks for it",
             )
             return
-    runs = _trainings(bench)
-    if not runs:
-        return
-    details = {"runs": runs, "target": settings.target_accuracy, "epochs": runs[0]["planned_epochs"]}
-    finals = tuple(float(run["accuracy"]) for run in runs)
-    bench.add(
-        Row(suite=SUITE, name=FINAL, unit="accuracy", statistic="mean", repeats=finals,
-            details=details)
-    )  # fmt: skip
+    runs, diverged = _trainings(bench)
+    if diverged:
+        _report_divergence(bench, runs, diverged)
+    times = tuple(float(run["epochs"][-1]["seconds"]) for run in runs)
+    if runs:
+        _add_ends(bench, runs, diverged, times)
     target = settings.target_accuracy
     if target is None:
         return
     name = f"seconds to {target:.2%}"
-    missed = [f"seed {run['seed']}: {run['accuracy']:.2%}" for run in runs if not run["reached"]]
+    missed = {run["seed"]: f"{run['accuracy']:.2%}" for run in runs if not run["reached"]}
+    missed |= {lost["seed"]: "diverged" for lost in diverged}
     if missed:
-        bench.skip(SUITE, name, f"not reached by {', '.join(missed)}")
+        reasons = ", ".join(f"seed {seed}: {missed[seed]}" for seed in sorted(missed))
+        bench.skip(SUITE, name, f"not reached by {reasons}")
         return
-    times = tuple(float(run["epochs"][-1]["seconds"]) for run in runs)
-    bench.add(Row(suite=SUITE, name=name, unit="s", better="lower", statistic="mean", repeats=times, details={}))
+    bench.add(Row(suite=SUITE, name=name, unit="s", better="lower", statistic="mean", repeats=times))
 
 
-def _trainings(bench: Bench) -> list[dict[str, Any]]:
-    """One training of each seed, in JSON's types. They share one Trainer, so that the step is compiled once."""
+def _add_ends(
+    bench: Bench, runs: list[dict[str, Any]], diverged: list[dict[str, Any]], times: tuple[float, ...]
+) -> None:
+    details = {
+        "runs": runs,
+        "diverged": diverged,
+        "seeds": bench.settings.runs,
+        "target": bench.settings.target_accuracy,
+        "epochs": runs[0]["planned_epochs"],
+        # That of the step alone may be smaller: see `benchmarks.sizes.fit_batch`.
+        "batch_size": bench.recipe.data.batch_size,
+    }
+    finals = tuple(float(run["accuracy"]) for run in runs)
+    bench.add(Row(suite=SUITE, name=FINAL, unit="accuracy", statistic="mean", repeats=finals, details=details))
+    bench.add(Row(suite=SUITE, name=ENDED, unit="s", better="lower", statistic="mean", repeats=times))
+
+
+def _report_divergence(bench: Bench, runs: list[dict[str, Any]], diverged: list[dict[str, Any]]) -> None:
+    """Warn, and have the command fail: over the seeds that went well a recipe looks better than it is."""
+    seeds = ", ".join(str(lost["seed"]) for lost in diverged)
+    figures = f"the figures are of {len(runs)} of {bench.settings.runs} seeds" if runs else "there are no figures"
+    warning = f"time to accuracy: {len(diverged)} of {bench.settings.runs} trainings diverged (seed {seeds}); {figures}"
+    bench.result.warnings.append(warning)
+    bench.impossible.append(warning)
+
+
+def _trainings(bench: Bench) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One training of each seed, in JSON's types: those that came to an end, and ``seed`` and ``reason`` of those that
+    diverged. They share one Trainer, so that the step is compiled once."""
     torch.compiler.reset()
     run = dataclasses.replace(bench.recipe.run, seed=0, target_accuracy=bench.settings.target_accuracy)
     if bench.settings.epochs is not None:
         run = dataclasses.replace(run, epochs=bench.settings.epochs, steps=None)
-    runs = []
+    runs: list[dict[str, Any]] = []
+    diverged: list[dict[str, Any]] = []
     seeds = range(bench.settings.runs)
     started_at, started = time.time(), time.perf_counter()
     with (
@@ -96,10 +126,11 @@ def _trainings(bench: Bench) -> list[dict[str, Any]]:
                 # Said at once: of many trainings, those behind an interruption are worth knowing.
                 bench.display.say(f"seed {seed}: {done['accuracy']:.2%}, {done['train_seconds']:.2f} s of training")
             except TrainingDiverged as error:
+                diverged.append({"seed": seed, "reason": str(error)})
                 bench.skip(SUITE, f"seed {seed}", str(error))
             advance(1)
             bench.watch.sample()
-    return runs
+    return runs, diverged
 
 
 def _train(trainer: Trainer, folder: Path) -> dict[str, Any]:

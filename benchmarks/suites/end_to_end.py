@@ -21,6 +21,8 @@ from pipeline.train import build_step, ready_step
 SUITE = "end-to-end"
 _QUICK = ("resident", "torch", "notes' DataLoader")
 _MOST_EPOCHS = 20
+#: What bounds a rate.
+LOADER, STEP, EITHER, UNKNOWN = "loader", "step", "either", "not known"
 
 
 def run(bench: Bench) -> None:
@@ -118,6 +120,7 @@ def _case(
         lambda count: feed.seconds(count, step),
         items=feed.batch_size,
         seconds=bench.settings.seconds,
+        lot=feed.lot,
         most=_MOST_EPOCHS * per_epoch,
     )
     alone_row = loaders.row_name(entry, loaders.AUGMENTED, feed.batch_size, bench.settings.workers)
@@ -139,21 +142,43 @@ def _judge(bench: Bench, row: Row, step: Row) -> None:
     """Add the share of the time that the step waits, and in words which of the two bounds the rate."""
     waits = max(0.0, 1 - row.value / step.value)
     loader = bench.result.find(loaders.SUITE, row.details["loader_alone_row"])
-    # Where the loader was not measured alone, a step that waits for more than a twentieth of the time is bound by it.
-    by_loader = loader.value < step.value if loader is not None else waits > 0.05
+    bound = slower(loader, row, step)
+    verdict = {
+        LOADER: "the loader bounds it",
+        STEP: "the step bounds it",
+        EITHER: "loader and step are alike within the noise",
+        UNKNOWN: "which of the two bounds it was not measured",
+    }[bound]
     known = f"alone it gives {loader.value:,.0f} images/s" if loader is not None else "it was not measured alone"
     text = (
-        f"{row.details['entry']} with {row.details['step']}: the {'loader' if by_loader else 'step'} bounds it. "
-        f"The loader: {known}; the step alone takes {step.value:,.0f}; together {row.value:,.0f}, so the step waits "
-        f"{waits:.0%} of the time."
+        f"{row.details['entry']} with {row.details['step']}: {verdict}. The loader: {known}; the step alone takes "
+        f"{step.value:,.0f}; together {row.value:,.0f}, so the step waits {waits:.0%} of the time."
     )
-    if bench.device.type == "cpu" and not by_loader and waits > 0.05:
+    if bench.device.type == "cpu" and bound == STEP and _below(row, step):
         text += " It waits although the loader is faster alone: they share the cores."
     bench.amend(
         row,
         step_alone=step.value,
         loader_alone=loader.value if loader is not None else None,
         wait_share=waits,
-        bound="loader" if by_loader else "step",
+        bound=bound,
         sentence=text,
     )
+
+
+def slower(loader: Row | None, together: Row, step: Row) -> str:
+    """Which of the two, each measured alone, is slower: `LOADER`, `STEP`, or `EITHER` where their intervals overlap.
+
+    Of a loader that was not measured alone, only a step that does not wait tells: `STEP`, otherwise `UNKNOWN`.
+    """
+    if loader is None:
+        return UNKNOWN if _below(together, step) else STEP
+    if _below(loader, step):
+        return LOADER
+    return STEP if _below(step, loader) else EITHER
+
+
+def _below(one: Row, other: Row) -> bool:
+    """Whether the one is smaller by more than the noise: their intervals do not overlap."""
+    (_, high), (low, _) = (row.interval or (row.value, row.value) for row in (one, other))
+    return high < low

@@ -19,16 +19,20 @@ _MOST_EPOCHS = 50
 
 
 def run(bench: Bench) -> None:
-    """All loaders in turn: first side by side, then over batch sizes, then over worker counts."""
+    """All loaders in turn: first side by side, then over batch sizes, then over worker counts.
+
+    In batches of the notes' size their bytes are measured too, to be compared with what the notes' step takes.
+    """
     main, workers = bench.config.data.batch_size, bench.settings.workers
+    notes = bench.notes.data.batch_size
     kinds = (AUGMENTED,) if bench.settings.quick else (RAW, AUGMENTED)
     _group(bench, f"loaders, batch {main:,}", main, workers, kinds)
     if not bench.settings.scaling:
-        bench.skip(SUITE, "other batch sizes and worker counts", "left out by --quick")
+        bench.skip(SUITE, "bytes; other batch sizes and worker counts", "left out by --quick")
         return
-    for batch_size in bench.settings.batch_sizes:
-        if batch_size != main:
-            _group(bench, f"loaders, batch {batch_size:,}", batch_size, workers, (AUGMENTED,))
+    for batch_size in sorted({*bench.settings.batch_sizes, notes} - {main}):
+        kinds = (RAW, AUGMENTED) if batch_size == notes else (AUGMENTED,)
+        _group(bench, f"loaders, batch {batch_size:,}", batch_size, workers, kinds)
     for count in bench.settings.worker_counts:
         if count != workers:
             _group(bench, f"loaders, {count} workers", main, count, (AUGMENTED,), only_with_workers=True)
@@ -93,7 +97,9 @@ def _case(bench: Bench, entry: Entry, feed: Feed, name: str, kind: str, workers:
         return feed.seconds(count)
 
     per_epoch = bench.prepared.size("train") // feed.batch_size
-    rate = Rate(work, items=feed.batch_size, seconds=bench.settings.seconds, most=_MOST_EPOCHS * per_epoch)
+    rate = Rate(
+        work, items=feed.batch_size, seconds=bench.settings.seconds, lot=feed.lot, most=_MOST_EPOCHS * per_epoch
+    )
     details = {
         "entry": entry.name,
         "kind": kind,

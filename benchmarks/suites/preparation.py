@@ -52,9 +52,12 @@ def _case(bench: Bench, name: str) -> Measured:
         if out.exists():
             shutil.rmtree(out)
         began = time.perf_counter()
-        done = subprocess.run(
-            command, env=package_environment(), capture_output=True, text=True, timeout=_TIMEOUT, check=False
-        )
+        try:
+            done = subprocess.run(
+                command, env=package_environment(), capture_output=True, text=True, timeout=_TIMEOUT, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(f"prep-data was not done after {_TIMEOUT} s") from error
         seconds = time.perf_counter() - began
         if done.returncode:
             raise ValueError(f"prep-data failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")

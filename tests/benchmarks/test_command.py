@@ -1,13 +1,18 @@
 """The command end to end, on a tiny set."""
 
+import errno
 import json
 import re
+import signal
+import subprocess
+import tempfile
 
 import pytest
 
-from benchmarks import cli
+from benchmarks import cli, commands, suites
 from benchmarks.result import Result, read_result
-from pipeline import commands
+from data_prep.display import Display
+from pipeline import commands as training
 from pipeline.loaders import LOADERS
 
 PLOTS = {f"{name}.{kind}" for name in ("end-to-end", "ladder", "loaders", "roofline") for kind in ("png", "svg")}
@@ -72,7 +77,21 @@ def test_a_report_is_not_overwritten(quick_report, prepared_path, capsys):
         (["--only", "loader"], "did you mean 'loaders'"),
         (["--only", "ladder", "--skip", "ladder"], "leave no suite"),
         (["--runs", "0"], "--runs 0 is too few"),
+        (["--epochs", "0"], "0 epochs; give 1 or more"),
+        (["--target-accuracy", "94"], "target accuracy 94.0 must be a fraction"),
+        (["--prep-dataset", "sinthetic"], "--prep-dataset sinthetic is not known"),
+        (["--prep-dataset", "folder:nowhere"], "is not a folder; give --prep-dataset folder:DIR"),
         (["--arch", "resnet19"], "did you mean"),
+        (["--only", ","], "--only ',' names no suite"),
+        (["--skip", ""], "--skip '' names no suite"),
+        (["--skip", "roofline"], "augmentation and ladder compare with it; skip augmentation,ladder too"),
+        (["--only", "ladder", "--skip", "roofline"], "ladder compares with it; skip ladder too"),
+        (["--only", "loaders", "--target-accuracy", "0.9"], "--target-accuracy means nothing without the suite"),
+        (["--skip", "accuracy", "--runs", "2"], "--runs means nothing without the suite accuracy"),
+        (["--quick", "--epochs", "1"], "--epochs means nothing to --quick"),
+        (["--only", "loaders", "--prep-dataset", "synthetic"], "--prep-dataset means nothing without the suite"),
+        (["--max-loss", "0.1"], "--max-loss means nothing without --compare"),
+        (["--compare", "a", "b"], "--compare does not go with --data"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(flags, message, prepared_path, tmp_path, capsys, monkeypatch):
@@ -84,10 +103,128 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, message, prepared_path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("flag", [["--quick"], ["--warm-up", "1"], ["--out", "x"], ["--only", "ladder"], ["--mllog"]])
+def test_comparing_ignores_no_flag(flag, quick_report, capsys):
+    """Not even one that repeats its default."""
+    assert cli.main(["--compare", str(quick_report), str(quick_report), *flag]) == 2
+    assert f"--compare does not go with {flag[0]}; leave one of them out" in capsys.readouterr().err
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The suite `roofline`, watched; a list of its runs."""
+    calls = []
+    roofline = suites.SUITES["roofline"]
+
+    def run(bench):
+        calls.append(bench)
+        roofline(bench)
+
+    monkeypatch.setitem(suites.SUITES, "roofline", run)
+    return calls
+
+
+def _quick(prepared_path, out, *flags, only="roofline"):
+    arguments = ["--data", str(prepared_path), "--device", "cpu", "--quick", "--only", only, "--out", str(out)]
+    return cli.main([*arguments, *flags])
+
+
+@pytest.mark.parametrize("place", ["file", "file/report", "other", "locked/report"])
+def test_a_folder_that_can_not_be_used_is_found_before_anything_is_measured(
+    place, prepared_path, tmp_path, measured, capsys, monkeypatch
+):
+    """A file in the way, a file above it, another's files in it, a disk that is read only."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "report.md").write_text("mine")
+    (tmp_path / "locked").mkdir()
+    if place.startswith("locked"):
+        # root may write anywhere, so the system's answer is made up.
+        def refuse(*args, **kwargs):
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    before = sorted(tmp_path.rglob("*"))
+    assert _quick(prepared_path, tmp_path / place) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / place) in error
+    assert "--out" in error
+    assert len(error.splitlines()) == 1
+    assert measured == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_reports_get_free_folders(prepared_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        arguments = ["--data", str(prepared_path), "--device", "cpu", "--quick", "--only", "roofline"]
+        assert cli.main([*arguments, "--arch", "resnet8"]) == 0
+    assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == ["resnet8-cpu", "resnet8-cpu-2"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(OSError("Too many open files"), "Too many open files"), (KeyError("a"), "KeyError: 'a'")]
+)
+def test_no_error_of_a_suite_costs_the_report(error, reason, prepared_path, tmp_path, monkeypatch, capsys):
+    def fail(bench):
+        raise error
+
+    monkeypatch.setitem(suites.SUITES, "augmentation", fail)
+    assert _quick(prepared_path, tmp_path / "report", "--debug", only="roofline,augmentation") == 1
+    report = read_result(tmp_path / "report")
+    assert report.suite("roofline")
+    skipped = {(s.suite, s.name): s.reason for s in report.skipped}
+    assert skipped["augmentation", "the rest of the suite"] == f"failed: {reason}"
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_preparation_that_takes_too_long_is_listed(prepared_path, tmp_path, monkeypatch):
+    def expire(command, **options):
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(suites.preparation.subprocess, "run", expire)
+    flags = cli.build_parser().parse_args(["--data", str(prepared_path), "--device", "cpu"])
+    bench = commands.build_bench(flags, ["bench-throughput"], Display(), tmp_path)
+    suites.preparation.run(bench)
+    assert {s.reason for s in bench.result.skipped} == {"prep-data was not done after 1800 s"}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_the_report_is_whole(signum, prepared_path, tmp_path, monkeypatch):
+    write_report = commands.write_report
+
+    def interrupted(*args, **options):
+        signal.raise_signal(signum)
+        return write_report(*args, **options)
+
+    monkeypatch.setattr(commands, "write_report", interrupted)
+    assert _quick(prepared_path, tmp_path / "report") == 128 + signum
+    assert read_result(tmp_path / "report").suite("roofline")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_any_figure_leaves_no_folder(signum, prepared_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(suites.SUITES, "roofline", lambda bench: signal.raise_signal(signum))
+    assert _quick(prepared_path, tmp_path / "reports" / "new") == 128 + signum
+    assert "interrupted; no report was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_between_two_suites_keeps_the_first(prepared_path, tmp_path, monkeypatch):
+    def interrupt(device):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(
+        suites.SUITES, "augmentation", lambda bench: monkeypatch.setattr(commands, "clean_up", interrupt)
+    )
+    assert _quick(prepared_path, tmp_path / "report", only="roofline,augmentation") == 130
+    assert {row.suite for row in read_result(tmp_path / "report").rows} == {"roofline"}
+
+
 def test_the_recipe_is_the_one_that_fast_train_takes(prepared_path, tmp_path, monkeypatch):
     """A network named by --arch is measured by the recipe that `fast-train --arch` trains it by."""
     flags = ["--data", str(prepared_path), "--device", "cpu", "--quick", "--only", "roofline"]
-    monkeypatch.setattr(commands, "is_slow_cpu", lambda: True)
+    monkeypatch.setattr(training, "is_slow_cpu", lambda: True)
     for extra, recipe in ([], "cpu-short"), (["--arch", "resnet20"], "fast"):
         out = tmp_path / recipe
         assert cli.main([*flags, *extra, "--out", str(out)]) == 0
@@ -139,8 +276,6 @@ def test_broken_and_missing_reports_are_named(quick_report, tmp_path, capsys):
 
 
 def test_an_interrupted_measurement_keeps_the_suites_that_were_finished(prepared_path, tmp_path, monkeypatch):
-    from benchmarks import suites
-
     def interrupt(bench):
         raise KeyboardInterrupt
 

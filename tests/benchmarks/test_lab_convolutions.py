@@ -60,6 +60,16 @@ def test_a_layer_that_does_not_fit_costs_no_other_its_figures(capsys, monkeypatc
     assert [tuple(record["layer"].values()) for record in json.loads(last)] == others
 
 
+def test_ctrl_c_is_one_line(capsys, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", interrupt)
+    assert main(["--arch", "resnet8"]) == 130
+    assert capsys.readouterr().err == "python -m benchmarks.lab.convolutions: interrupted\n"
+
+
 @pytest.mark.gpu
 def test_gpu_measures_each_way_to_compute_a_layer(monkeypatch, capsys):
     """One layer: each of its tiles takes seconds to compile."""

@@ -111,6 +111,32 @@ def test_a_rate_is_measured_over_enough_iterations():
     assert counts[0] == counts[1] == 1
 
 
+def test_a_disturbed_trial_does_not_shorten_all_repeats():
+    counts = []
+
+    def work(count):
+        counts.append(count)
+        return 10.0 if len(counts) == 2 else 0.001 * count
+
+    rate = Rate(work, items=1, seconds=0.5)
+    assert [rate() for _ in range(3)] == pytest.approx([1000] * 3)
+    assert counts == [1, 1, 1, 500, 500]
+
+
+def test_iterations_come_in_lots():
+    counts = []
+
+    def work(count):
+        counts.append(count)
+        return 0.01 * count
+
+    Rate(work, items=1, seconds=0.5, lot=4)()
+    Rate(work, items=1, seconds=5.0, lot=4, most=30)()
+    assert counts[-1] == 28
+    assert 52 in counts
+    assert all(count % 4 == 0 for count in counts)
+
+
 @pytest.mark.parametrize(("flags", "expected"), [([], (5, 2)), (["--repeats", "7"], (7, 7)), (["--quick"], (2, 2))])
 def test_repeats_on_a_cpu(flags, expected):
     """What takes long is repeated less there, unless repeats are asked for."""

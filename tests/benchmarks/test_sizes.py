@@ -39,7 +39,8 @@ def test_the_report_says_that_batches_are_smaller(prepared_path, tmp_path):
 def test_a_long_training_is_left_out_unless_asked_for(prepared_path, tmp_path, monkeypatch, flags, trains):
     bench = _bench(prepared_path, tmp_path, "--arch", "resnet8", *flags)
     monkeypatch.setattr(accuracy, "TRAINING_FLOPS", 1.0)
-    done = {"accuracy": 0.5, "reached": False, "planned_epochs": 1, "train_seconds": 1.0}
+    epochs = [{"epoch": 1, "seconds": 1.0, "accuracy": 0.5}]
+    done = {"accuracy": 0.5, "reached": False, "planned_epochs": 1, "train_seconds": 1.0, "epochs": epochs}
     monkeypatch.setattr(accuracy, "_train", lambda trainer, folder: done)
     accuracy.run(bench)
     assert bool(bench.result.suite("accuracy")) == trains

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import step_lab
-from benchmarks.lab import floors, profile
+from benchmarks.lab import floors, profile, registers, report
 from benchmarks.lab.losses import compare
 from benchmarks.lab.options import OPTIONS
 from benchmarks.lab.run import POINTS, kernel_rows
@@ -103,6 +104,9 @@ def test_floors_of_another_machine(prepared_path, tmp_path):
     (["--batch-sizes", "12,many"], "are no sizes"),
     (["--batch-sizes", "0"], "are no sizes"),
     (["--copy-bandwidth", "-1"], "must be above 0"),
+    (["--minutes", "-1"], "--minutes -1.0 must be 0 or more"),
+    (["--only", ","], "--only ',' names no point"),
+    (["--only", "step", "--matrix-rate", "1e12"], "--matrix-rate means nothing without the point floors"),
     (["--data", "nowhere"], "nowhere"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(prepared_path, tmp_path, capsys, flags, message):
@@ -111,6 +115,46 @@ def test_bad_input_is_one_line(prepared_path, tmp_path, capsys, flags, message):
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "lab").exists()
+
+
+def _floors(prepared_path, *flags):
+    arguments = ["--data", str(prepared_path), "--device", "cpu", "--arch", "resnet8", "--only", "floors"]
+    return step_lab.main([*arguments, "--copy-bandwidth", "1e9", "--matrix-rate", "1e12", *flags])
+
+
+def test_no_report_is_overwritten(prepared_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert _floors(prepared_path) == 0
+    first = (tmp_path / "reports" / "step-lab" / "step-lab.json").read_bytes()
+    assert _floors(prepared_path) == 0
+    assert (tmp_path / "reports" / "step-lab-2" / "step-lab.json").exists()
+    capsys.readouterr()
+    assert _floors(prepared_path, "--out", "reports/step-lab") == 2
+    assert "holds a report already; give another --out" in capsys.readouterr().err
+    assert (tmp_path / "reports" / "step-lab" / "step-lab.json").read_bytes() == first
+
+
+def test_an_error_of_any_kind_costs_no_other_point_its_figures(prepared_path, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise OSError("Too many open files")
+
+    monkeypatch.setattr("benchmarks.lab.run.augmentation.measure", fail)
+    status, data = _run(prepared_path, tmp_path, "--only", "floors,augmentation")
+    assert status == 1
+    assert data["floors"]
+    assert "failed: Too many open files" in {skipped["reason"] for skipped in data["skipped"]}
+
+
+def test_a_signal_waits_until_the_report_is_whole(prepared_path, tmp_path, monkeypatch):
+    write = report.write
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+        return write(*args)
+
+    monkeypatch.setattr(report, "write", interrupted)
+    assert _floors(prepared_path, "--out", str(tmp_path / "lab")) == 130
+    assert json.loads((tmp_path / "lab" / "step-lab.json").read_text())["floors"]
 
 
 def test_a_batch_larger_than_the_split_is_listed(prepared_path, tmp_path):
@@ -247,6 +291,27 @@ def test_the_kernels_compile_for_an_h100_without_one(tmp_path):
         assert record["spilled_bytes"] <= (256 if multiplies else 0)
         assert record["programs_a_processor"] >= (1 if multiplies else 4)
         assert record["wide_loads"] > 0 or record["kernel"] in ("_statistics_kernel", "_join_sums_kernel")
+
+
+def test_the_kernels_are_not_compiled_where_triton_interprets_them(monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert registers.main([]) == 2
+    error = capsys.readouterr().err
+    assert "TRITON_INTERPRET is set" in error
+    assert len(error.splitlines()) == 1
+    for flag, status in (("--help", 0), ("--nonsense", 2)):
+        with pytest.raises(SystemExit) as ended:
+            registers.main([flag])
+        assert ended.value.code == status
+
+
+def test_a_kernel_that_does_not_compile_is_one_line(monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("ptxas failed on _apply_kernel:\nno such register")
+
+    monkeypatch.setattr(registers, "measure", fail)
+    assert registers.main([]) == 1
+    assert "error: ptxas failed on _apply_kernel: no such register" in capsys.readouterr().err
 
 
 @pytest.mark.gpu

@@ -3,24 +3,38 @@
 import json
 import re
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from benchmarks import study_cli
 from benchmarks.studies import STUDIES
 from benchmarks.studies.base import Comparison
 from benchmarks.studies.report import Findings, compare, distance
 from benchmarks.studies.train import DIVERGED, DONE, Options, Run, last_errors, variant_config
+from data_prep import cli as prep_cli
 from pipeline.errors import ConfigError
+from pipeline.train import TrainingDiverged
 
 QUICK = ["--device", "cpu", "--amp", "off", "--steps", "2", "--batch-size", "16"]
 
 
-def finished(variant, seed, *errors, status=DONE):
+def finished(variant, seed, *errors, status=DONE, dtype="float32"):
     history = tuple(
         {"epoch": n + 1, "step": 10 * (n + 1), "train_error": error + 0.1, "test_error": error}
         for n, error in enumerate(errors)
     )
-    return Run(variant=variant, arch=variant, option="", seed=seed, parameters=7, status=status, history=history)
+    return Run(
+        variant=variant,
+        arch=variant,
+        option="",
+        seed=seed,
+        parameters=7,
+        dtype=dtype,
+        status=status,
+        history=history,
+    )
 
 
 def findings(runs, *, batch_size=128, images=50_000, synthetic=False):
@@ -38,11 +52,31 @@ def findings(runs, *, batch_size=128, images=50_000, synthetic=False):
 def study(prepared_path, tmp_path):
     """Runs the augmentation study's first two variants; returns the exit status."""
 
-    def run(*flags, out=tmp_path / "study"):
+    def run(*flags, data=prepared_path, out=tmp_path / "study"):
         arguments = ["augmentation", "--variants", "resnet20-none,resnet20-flip", *QUICK, *flags]
-        return study_cli.main(["--data", str(prepared_path), "--out", str(out), *arguments])
+        return study_cli.main(["--data", str(data), "--out", str(out), *arguments])
 
     return run
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def trained(folder):
+    return [(run["variant"], run["seed"]) for run in report_of(folder)["runs"]]
+
+
+def contents(folder):
+    """Of every file: its bytes."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def one_line_error(capsys):
+    """What the command itself said on stderr, which is one line."""
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bench-study: error: ")
+    return line
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
@@ -105,6 +139,26 @@ def test_the_distance_from_the_papers_setting_is_said():
     assert "converge" not in " ".join(distance(findings([full])))
 
 
+def test_mixed_precision_is_a_distance_from_the_papers_setting():
+    assert "precision" not in " ".join(distance(findings([finished("plain-20", 0, 0.5)])))
+    mixed = [finished("plain-20", seed, 0.5, dtype="bfloat16") for seed in (0, 1)]
+    assert "mixed precision, convolutions and matrix products in bfloat16." in " ".join(distance(findings(mixed)))
+    both = [*mixed, finished("plain-20", 2, 0.5)]
+    assert "bfloat16 (2 of 3 trainings) and float32 (1 of 3 trainings)" in " ".join(distance(findings(both)))
+
+
+def test_a_report_says_what_was_computed_in(study, tmp_path):
+    assert study("--variants", "resnet20-none", "--amp", "bf16") == 0
+    assert [run["dtype"] for run in report_of(tmp_path / "study")["runs"]] == ["bfloat16"]
+    text = (tmp_path / "study" / "report.md").read_text()
+    assert re.search(r"\| computed in +\| bfloat16 ", text)
+    assert "Arithmetic: mixed precision" in text
+    assert study("--variants", "resnet20-none", out=tmp_path / "full") == 0
+    text = (tmp_path / "full" / "report.md").read_text()
+    assert re.search(r"\| computed in +\| float32 ", text)
+    assert "Arithmetic" not in text
+
+
 def test_a_report_of_a_study(study, tmp_path):
     assert study("--seeds", "2") == 0
     folder = tmp_path / "study"
@@ -151,13 +205,13 @@ def test_finished_trainings_are_kept_and_others_refused(study, tmp_path, capsys)
 def test_an_interrupted_study_says_how_to_go_on_and_does(study, tmp_path, capsys, monkeypatch):
     from benchmarks.studies import train
 
-    real, calls = train.cli.main, []
+    real, calls = train.commands.run, []
 
-    def stop_second(arguments):
+    def stop_second(*arguments):
         calls.append(arguments)
-        return 130 if len(calls) == 2 else real(arguments)
+        return 130 if len(calls) == 2 else real(*arguments)
 
-    monkeypatch.setattr(train.cli, "main", stop_second)
+    monkeypatch.setattr(train.commands, "run", stop_second)
     assert study() == 130
     assert "go on with: bench-study --data" in capsys.readouterr().err
     record = json.loads((tmp_path / "study" / "report.json").read_text())
@@ -165,6 +219,144 @@ def test_an_interrupted_study_says_how_to_go_on_and_does(study, tmp_path, capsys
     assert "Only 1 of 2 trainings are done" in (tmp_path / "study" / "report.md").read_text()
     assert study() == 0
     assert json.loads((tmp_path / "study" / "report.json").read_text())["complete"]
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """Prepares other images at the same place each time it is called; returns the set's folder."""
+
+    def run(seed):
+        generator, images, out = np.random.default_rng(seed), tmp_path / f"images-{seed}", tmp_path / "set"
+        for place in ("train/a", "train/b", "test/a", "test/b"):
+            (images / place).mkdir(parents=True)
+            for number in range(16):
+                pixels = generator.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(images / place / f"{number}.png")
+        assert prep_cli.main(["--dataset", f"folder:{images}", "--out", str(out), "--overwrite"]) == 0
+        return out
+
+    return run
+
+
+def test_finished_trainings_of_data_that_were_replaced_are_refused(study, prepare, tmp_path, capsys):
+    data = prepare(0)
+    assert study("--variants", "resnet20-none", data=data) == 0
+    before = contents(tmp_path / "study")
+    prepare(1)
+    capsys.readouterr()
+    # Also before another variant is trained, which has no folder yet.
+    for variant in ("resnet20-none", "resnet20-flip"):
+        assert study("--variants", variant, data=data) == 2
+        error = one_line_error(capsys)
+        assert f"train.safetensors of {data} has changed since; give another --out" in error
+        assert "resnet20-none-seed0" in error
+    assert contents(tmp_path / "study") == before
+    # The same images, wherever they lie.
+    assert prep_cli.main(["--dataset", f"folder:{tmp_path / 'images-0'}", "--out", str(tmp_path / "moved")]) == 0
+    assert study("--variants", "resnet20-none", data=tmp_path / "moved") == 0
+
+
+def test_an_unfinished_training_does_not_go_on_with_other_data(study, prepare, tmp_path, capsys):
+    data = prepare(0)
+    assert study("--variants", "resnet20-none", data=data) == 0
+    run = tmp_path / "study" / "runs" / "resnet20-none-seed0"
+    # As a training that was killed before its first epoch was recorded.
+    (run / "metrics.jsonl").write_text("")
+    before = contents(tmp_path / "study")
+    prepare(1)
+    capsys.readouterr()
+    assert study("--variants", "resnet20-none", data=data) == 2
+    assert "has changed since; give another --out" in one_line_error(capsys)
+    assert contents(tmp_path / "study") == before
+
+
+def test_a_damaged_record_of_a_training_is_refused(study, tmp_path, capsys):
+    assert study("--variants", "resnet20-none") == 0
+    (tmp_path / "study" / "runs" / "resnet20-none-seed0" / "config.json").write_text('{"config": {}}')
+    capsys.readouterr()
+    assert study("--variants", "resnet20-none") == 2
+    assert "config.json can't be read" in one_line_error(capsys)
+
+
+def test_a_report_keeps_the_finished_trainings_that_are_not_asked_for(study, tmp_path):
+    folder = tmp_path / "study"
+    assert study("--seeds", "2") == 0
+    both, pictures = trained(folder), {path.name for path in folder.glob("*.png")}
+    assert len(both) == 4
+    assert study("--variants", "resnet20-flip") == 0
+    assert trained(folder) == both
+    assert report_of(folder)["complete"]
+    assert "![" in (folder / "report.md").read_text()
+    assert {path.name for path in folder.glob("*.png")} == pictures
+    assert study("--variants", "resnet20-crop") == 0
+    assert trained(folder) == [*both[:2], ("resnet20-crop", 0), *both[2:]]
+
+
+def test_trainings_of_other_settings_are_refused_before_anything_is_trained(study, tmp_path, capsys):
+    assert study("--variants", "resnet20-flip") == 0
+    before = contents(tmp_path / "study")
+    capsys.readouterr()
+    # The variant that comes first has no folder yet.
+    assert study("--variants", "resnet20-none,resnet20-flip", "--steps", "3") == 2
+    assert "run.steps = 2, this command says 3; give another --out" in one_line_error(capsys)
+    assert contents(tmp_path / "study") == before
+
+
+def test_the_report_of_another_study_is_kept(study, prepared_path, tmp_path, capsys):
+    folder = tmp_path / "study"
+    assert study() == 0
+    before = contents(folder)
+    arguments = ["--data", str(prepared_path), "--out", str(folder), *QUICK, "shortcuts", "--variants", "resnet20-A"]
+    capsys.readouterr()
+    assert study_cli.main(arguments) == 2
+    assert "holds a report of study augmentation; give another --out" in one_line_error(capsys)
+    assert contents(folder) == before
+    (folder / "report.json").write_text('{"schema": "fast-train.bench-throughput"}')
+    assert study() == 2
+    assert "is no report of a study; give another --out" in one_line_error(capsys)
+
+
+def test_out_that_is_a_file_is_refused(study, tmp_path, capsys):
+    (tmp_path / "study").write_text("mine")
+    assert study() == 2
+    assert "is a file; give a folder as --out" in one_line_error(capsys)
+    assert (tmp_path / "study").read_text() == "mine"
+
+
+def test_a_training_that_does_not_fit_ends_the_study_and_is_named(study, tmp_path, capsys, monkeypatch):
+    from benchmarks.studies import train
+
+    def run(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 1 GiB")
+
+    monkeypatch.setattr(train.commands, "run", run)
+    assert study() == 2
+    error = one_line_error(capsys)
+    assert "training resnet20-none with seed 0 failed: the GPU is out of memory; give a smaller --batch-size" in error
+    assert not (tmp_path / "study" / "report.json").exists()
+
+
+def test_a_training_that_fast_train_refuses_ends_the_study_and_is_named(study, capsys):
+    assert study("--loader", "nowhere") == 2
+    assert "training resnet20-none with seed 0 failed: unknown loader 'nowhere'" in one_line_error(capsys)
+
+
+def test_a_diverged_training_is_said_and_the_study_goes_on(study, tmp_path, capsys, monkeypatch):
+    from benchmarks.studies import train
+
+    real = train.commands.run
+
+    def run(settings, others):
+        status = real(settings, others)
+        if others.out.endswith("resnet20-none-seed0"):
+            raise TrainingDiverged("the loss became nan")
+        return status
+
+    monkeypatch.setattr(train.commands, "run", run)
+    assert study() == 0
+    assert "training resnet20-none with seed 0 diverged: the loss became nan" in capsys.readouterr().err
+    assert [run["status"] for run in report_of(tmp_path / "study")["runs"]] == [DIVERGED, DONE]
+    assert "resnet20-none, seed 0, diverged" in (tmp_path / "study" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

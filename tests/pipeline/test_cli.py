@@ -129,7 +129,7 @@ def test_out_of_memory_and_ctrl_c_are_one_line(monkeypatch, capsys):
         return run
 
     for error, status, message in (
-        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), 1, "smaller --batch-size"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), 2, "smaller --batch-size"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ):
         monkeypatch.setattr(commands, "run", fail(error))

@@ -16,7 +16,6 @@ from pipeline.display import Display
 from pipeline.loaders import LOADERS
 from pipeline.logs import RunLog
 from pipeline.recipe import resolve
-from pipeline.runs import default_folder
 from pipeline.runtime import resolve_runtime
 from pipeline.train import Trainer
 
@@ -247,7 +246,20 @@ def test_run_folders_and_resume_auto(train, prepared, capsys):
     assert "is complete" in capsys.readouterr().out
     assert train("--out", "runs/shapes-resnet8-small") == 2
     assert "holds a run already" in capsys.readouterr().err
-    assert default_folder.__doc__
+
+
+def test_a_run_does_not_go_on_with_other_images(train, capsys):
+    assert train("--out", "run", "--stop-after", "1") == 0
+    record = train.folder / "run" / "config.json"
+    known = json.loads(record.read_text())
+    files = known["data"]["files"]
+    for changed, status in (({**files, "train.safetensors": "0" * 64}, 2), ({}, 0)):
+        record.write_text(json.dumps({**known, "data": {**known["data"], "files": changed}}))
+        capsys.readouterr()
+        assert train("--out", "run", "--resume", "auto", "--stop-after", "2") == status
+        said = capsys.readouterr().err
+        assert ("trained on other images" in said) == (status == 2)
+    assert len(load_checkpoint(train.folder / "run" / "last.pt")["history"]) == 2
 
 
 def test_resume_auto_without_a_run_starts_one(train):

@@ -1,0 +1,87 @@
+"""Two reports side by side: what makes them hard to compare is said, and other networks are refused."""
+
+import copy
+
+import pytest
+
+from benchmarks import cli
+from benchmarks.compare import compare, describe
+from benchmarks.result import ReportError
+
+
+@pytest.fixture
+def other(result):
+    """The report once more, to be changed."""
+    return copy.deepcopy(result)
+
+
+def test_the_same_report_needs_no_note(result, other):
+    assert compare(result, other).notes == []
+    # More formats of the same images.
+    other.data["files"]["train-00000-of-00001.tfrecord"] = "0" * 64
+    # Made before there was this setting.
+    del other.config["run"]["fuse"]
+    assert compare(result, other).notes == []
+
+
+def test_other_networks_are_refused_in_one_line(result, other, quick_report, tmp_path, capsys):
+    other.config["model"]["arch"] = "resnet20"
+    with pytest.raises(ReportError, match=r"different networks: model\.arch resnet8 and resnet20; compare reports of"):
+        compare(result, other)
+    path = tmp_path / "report.json"
+    path.write_text(other.to_json())
+    assert cli.main(["--compare", str(quick_report), str(path)]) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    assert captured.out == ""
+    other.config["model"] = {**result.config["model"], "shortcut": "B"}
+    with pytest.raises(ReportError, match=r"different networks: model\.shortcut None and B"):
+        compare(result, other)
+
+
+@pytest.mark.parametrize(
+    ("part", "place", "value", "note"),
+    [
+        ("config", ("recipe",), "mine.toml", "different recipes: fast and mine.toml"),
+        ("config", ("run", "amp"), "fp16", "different settings: run.amp off and fp16"),
+        ("config", ("run", "compile"), True, "different settings: run.compile None and True"),
+        ("config", ("run", "compile_mode"), "max", "different settings: run.compile_mode default and max"),
+        ("config", ("data", "batch_size"), 7, "and 7"),
+        ("config", ("optimizer", "momentum"), 0.5, "different settings: optimizer.momentum"),
+        ("machine", ("commit",), "0123456789ab", "and 0123456789ab"),
+        ("machine", ("python",), "3.9.0", "and 3.9.0"),
+        ("machine", ("packages", "torch"), "1.0", "and 1.0"),
+        ("machine", ("packages", "triton"), None, "and none"),
+        ("data", ("source",), "cifar100", "cifar100 (64 for training)"),
+    ],
+)
+def test_what_differs_is_noted(result, other, part, place, value, note):
+    values = getattr(other, part)
+    for name in place[:-1]:
+        values = values[name]
+    assert values[place[-1]] != value
+    values[place[-1]] = value
+    if part == "data":
+        other.data["files"] = dict.fromkeys(other.data["files"], "0" * 64)
+    if place == ("run", "amp"):
+        result.config["run"]["amp"] = "off"
+    (line,) = compare(result, other).notes
+    assert note in line
+    assert f"note: {line}" in describe(compare(result, other), 0.1)
+
+
+def test_replaced_data_of_the_same_name_are_noted(result, other):
+    other.data["files"]["train.safetensors"] = "0" * 64
+    (note,) = compare(result, other).notes
+    assert note.startswith("measured on different images")
+    assert note.endswith("whose files differ")
+
+
+def test_of_different_recipes_only_what_changes_the_speed_is_listed(result, other):
+    other.config["recipe"] = "mine.toml"
+    other.config["optimizer"]["momentum"] = 0.5
+    other.config["run"].update(epochs=99, graph=True)
+    assert [note.partition(":")[2] for note in compare(result, other).notes] == [
+        " fast and mine.toml",
+        " run.graph None and True",
+    ]

@@ -1,0 +1,190 @@
+"""What is timed of a loader, and what is said of it beside a step."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks.feeds import Feed, LoaderFeed, batches_ahead, library_entries
+from benchmarks.peers import peer_entries
+from benchmarks.report import headline
+from benchmarks.result import Result, Row
+from benchmarks.suites import end_to_end, loaders
+from benchmarks.suites.end_to_end import EITHER, LOADER, STEP, UNKNOWN, slower
+from data_prep import cli as prep_cli
+from data_prep.manifest import PreparedSet
+from kernels.augment import AugmentSpec
+from pipeline.config import Config
+from pipeline.loaders import Batch
+
+
+class _Prefetching(Feed):
+    """Makes batches as soon as it may: always ``ahead`` of what was taken."""
+
+    batch_size, device, lot = 10, torch.device("cpu"), 1
+
+    def __init__(self, ahead):
+        self.ahead, self.made, self.given = ahead, 0, 0
+
+    def batches(self, count):
+        self.made = self.given = 0
+        for number in range(count):
+            self.made = min(number + 1 + self.ahead, count)
+            self.given += 1
+            yield Batch(*(torch.tensor([number]) for _ in Batch._fields))
+
+    def example(self):
+        raise NotImplementedError
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("ahead", [1, 4, 8])
+@pytest.mark.parametrize("count", [1, 2, 20])
+def test_as_many_batches_are_made_in_the_timed_part_as_are_taken(ahead, count, monkeypatch):
+    feed, made, consumed = _Prefetching(ahead), [], []
+    monkeypatch.setattr("benchmarks.feeds.synchronise", lambda device: made.append(feed.made))
+    feed.seconds(count, consumed.append)
+    begin, end = made
+    assert end - begin == count
+    assert len(consumed) == ahead + count
+    # Nothing is left to be made behind another case's back.
+    assert feed.given == feed.made == ahead + count + ahead
+
+
+def test_only_the_timed_part_is_timed(monkeypatch):
+    feed, clock = _Prefetching(4), iter(range(100))
+    now = [0.0]
+    monkeypatch.setattr("benchmarks.feeds.time.perf_counter", lambda: now[0])
+
+    def consume(batch):
+        now[0] += 1.0 + next(clock) // 4
+
+    # Batches 0 to 3 take 1 s, 4 to 7 take 2 s, 8 and 9 take 3 s.
+    assert feed.seconds(6, consume) == pytest.approx(4 * 2 + 2 * 3)
+
+
+@pytest.mark.parametrize(("workers", "each", "expected"), [(None, 2, 4), (0, 2, 4), (1, 2, 4), (4, 2, 8), (4, 4, 16)])
+def test_a_loader_holds_what_its_workers_prefetch(workers, each, expected):
+    assert batches_ahead(workers, each) == expected
+
+
+@pytest.fixture(scope="module")
+def prepared(prepared_path, tmp_path_factory):
+    """The set of these tests in every format."""
+    out = tmp_path_factory.mktemp("formats") / "set"
+    arguments = ["--dataset", f"folder:{prepared_path.parent / 'images'}", "--out", str(out)]
+    assert prep_cli.main([*arguments, "--formats", "packed,ffcv,dali"]) == 0
+    return PreparedSet.open(out)
+
+
+@pytest.mark.parametrize("entry", [*library_entries(), *peer_entries()], ids=lambda entry: entry.name)
+def test_a_pass_of_any_length_has_that_many_batches(entry, prepared):
+    config = Config.from_dict({"data": {"path": str(prepared.root), "batch_size": 16}, "run": {"device": "cpu"}})
+    runtime = SimpleNamespace(device=torch.device("cpu"), image_dtype=torch.float32)
+    workers = 1 if entry.workers is None else entry.workers
+    feed = entry.open(SimpleNamespace(prepared=prepared), config, runtime, workers, False)
+    with_indices = isinstance(feed, LoaderFeed)
+    try:
+        for count in (1, 3, 4, 11):
+            batches = [len(batch.indices if with_indices else batch.labels) for batch in feed.batches(count)]
+            assert batches == [16] * count
+        assert feed.seconds(2) > 0
+    finally:
+        feed.close()
+
+
+def _row(*repeats, suite="end-to-end", name="row", **details):
+    return Row(suite=suite, name=name, unit="images/s", repeats=repeats, details=details)
+
+
+@pytest.mark.parametrize(
+    ("loader", "together", "step", "expected"),
+    [
+        (_row(100, 110), _row(95, 105), _row(200, 210), LOADER),
+        (_row(200, 210), _row(95, 105), _row(100, 110), STEP),
+        (_row(200, 210), _row(50, 55), _row(100, 110), STEP),
+        (_row(100, 120), _row(90, 100), _row(110, 130), EITHER),
+        (None, _row(95, 105), _row(100, 110), STEP),
+        (None, _row(50, 55), _row(100, 110), UNKNOWN),
+        (None, _row(50), _row(100), UNKNOWN),
+    ],
+)
+def test_what_bounds_a_rate_is_said_only_beyond_the_noise(loader, together, step, expected):
+    assert slower(loader, together, step) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "loader", "together", "said"),
+    [
+        ("cpu", 300, 80, "It waits although the loader is faster alone: they share the cores."),
+        ("cuda", 300, 80, "the step bounds it. The loader: alone it gives 300 images/s; the step alone takes 100;"),
+        ("cpu", 50, 40, "the loader bounds it"),
+    ],
+)
+def test_a_loader_is_judged_by_the_step_alone(device, loader, together, said):
+    step = _row(100, 100, name="step alone")
+    row = _row(together, together, entry="torch", step="the step", loader_alone_row="torch, raw")
+    rows = [step, row, _row(loader, loader, suite="loaders", name="torch, raw")]
+    result = Result(settings={}, config={}, data={}, machine={}, rows=rows)
+    judged = []
+    bench = SimpleNamespace(
+        result=result, device=torch.device(device), amend=lambda row, **details: judged.append(details)
+    )
+    end_to_end._judge(bench, row, step)
+    (details,) = judged
+    assert details["wait_share"] == pytest.approx(1 - together / 100)
+    assert (details["step_alone"], details["loader_alone"]) == (100, loader)
+    assert said in details["sentence"]
+
+
+class _Timed(_Prefetching):
+    """Takes 10 ms a batch."""
+
+    def seconds(self, count, consume=lambda batch: None):
+        return 0.01 * count
+
+
+def test_rates_are_images_a_second():
+    bench = SimpleNamespace(
+        prepared=SimpleNamespace(size=lambda split: 1000),
+        settings=SimpleNamespace(seconds=0.3, workers=2),
+        config=SimpleNamespace(augment=AugmentSpec()),
+    )
+    entry, feed = library_entries()[0], _Timed(4)
+    alone = loaders._case(bench, entry, feed, "name", loaders.RAW, 2)
+    together = end_to_end._case(bench, entry, feed, lambda batch: None, "name", "the step", "alone")
+    assert alone.run() == pytest.approx(1000)
+    assert together.run() == pytest.approx(1000)
+
+
+def _result(rows, *, synthetic=False, complete=True):
+    return Result(
+        settings={},
+        config={},
+        data={"synthetic": synthetic},
+        machine={"gpu": None, "usable_cores": 2, "cpu": "processor"},
+        rows=rows,
+        complete=complete,
+    )
+
+
+def _end_to_end(entry, step, *repeats):
+    return _row(*repeats, name=f"{entry}, {step}", entry=entry, step=step, wait_share=0.0)
+
+
+def test_the_headline_names_the_fastest_and_what_the_notes_give():
+    step = "recipe fast's step"
+    rows = [
+        _end_to_end("torch", step, 700, 800),
+        _end_to_end("resident", step, 1000, 1010),
+        _end_to_end("ffcv", step, 990, 1005),
+        _end_to_end("notes' DataLoader", "the notes' step", 250, 252),
+    ]
+    text = headline(_result(rows))
+    assert text.startswith(f"resident with {step} trains 1,005 images/s, 4.0 times the notes' 251, on 2 cores")
+    assert "Within the noise of it: ffcv." in text
+    assert "synthetic" not in text
+    assert "synthetic" in headline(_result(rows, synthetic=True))
+    assert "interrupted" in headline(_result(rows, complete=False))
