@@ -26,7 +26,6 @@ def main(arguments: list[str] | None = None) -> None:
     from pipeline.config import Config
     from pipeline.memory import check_memory
     from pipeline.runtime import apply_global_flags, resolve_runtime
-    from pipeline.startup import collector_off
     from pipeline.train import Trainer, ready_step
 
     config = Config.from_dict(json.loads(flags.config.read_text(encoding="utf-8")))
@@ -38,8 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
             height, width, channels = prepared.manifest.image_shape
             check_memory(trainer.step.model, (channels, height, width), config.data.batch_size, runtime.amp)
         # As `Trainer.prepare`, which keeps the step to itself.
-        with collector_off():
-            ready = ready_step(trainer.step, trainer.loader.example(), runtime)
+        ready = ready_step(trainer.step, trainer.loader.example(), runtime)
         ready(next(trainer.loader.feed()))
         # Reading the sums waits for the device.
         trainer.step.metrics.read()

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import torch
 
 from pipeline.loaders import Batch
-from pipeline.startup import collector_off
 from pipeline.step import TrainStep
 
 _WARM_UP_STEPS = 3
@@ -27,8 +26,13 @@ def no_garbage_collection() -> Iterator[None]:
     """What the collector frees during a capture may make CUDA calls that break it, such as unloading the candidates
     that torch.compile tried and dropped; so it runs just before."""
     gc.collect()
-    with collector_off():
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
         yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class CapturedStep:

@@ -1,4 +1,4 @@
-"""A command's first seconds, and its last: importing torch and compiling without Python's collector."""
+"""A command's first seconds, and its last: importing torch without Python's collector."""
 
 from __future__ import annotations
 
@@ -7,18 +7,6 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-
-@contextmanager
-def collector_off() -> Iterator[None]:
-    """Python's collector does not run by itself in the block."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextmanager
@@ -32,9 +20,12 @@ def quick_imports() -> Iterator[None]:
     if "torch" in sys.modules:
         yield
         return
-    with collector_off():
-        try:
-            yield
-        finally:
-            gc.freeze()
-            atexit.register(gc.freeze)
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        atexit.register(gc.freeze)
+        if enabled:
+            gc.enable()

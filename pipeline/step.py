@@ -18,7 +18,6 @@ from pipeline.averaging import Lookahead, WeightAverage
 from pipeline.config import OptimizerConfig
 from pipeline.loaders import Batch
 from pipeline.optimizer import build_optimizer, optimizer_tensors, set_rates
-from pipeline.startup import collector_off
 
 
 class Totals(NamedTuple):
@@ -85,8 +84,7 @@ class TrainStep:
         self._forward_loss = self._plain_forward_loss
         if compile:
             # Not dynamic: a second step of the process, of another batch size, is compiled for its own shape too.
-            with collector_off():
-                self._forward_loss = torch.compile(self._plain_forward_loss, mode=compile_mode, dynamic=False)
+            self._forward_loss = torch.compile(self._plain_forward_loss, mode=compile_mode, dynamic=False)
 
     @property
     def evaluated_model(self) -> nn.Module:

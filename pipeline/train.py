@@ -28,7 +28,6 @@ from pipeline.models import build_model, initialise_from_data, starts_from_data
 from pipeline.optimizer import has_whitening
 from pipeline.runtime import Runtime
 from pipeline.schedules import build_schedule, whitening_share
-from pipeline.startup import collector_off
 from pipeline.step import Totals, TrainStep
 
 CHECKPOINT = "last.pt"
@@ -200,8 +199,7 @@ class Trainer:
     def prepare(self) -> float:
         """Compile and capture the step, so that the first epoch is as fast as the others. Returns the seconds."""
         started = time.perf_counter()
-        with collector_off():
-            self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
+        self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
         return time.perf_counter() - started
 
     def restart(self, seed: int) -> None:
