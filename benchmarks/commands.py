@@ -173,7 +173,7 @@ def build_bench(flags: argparse.Namespace, command: Sequence[str], display: Disp
 
 
 def build_settings(flags: argparse.Namespace, config: Config, *, cuda: bool) -> Settings:
-    """How much to measure: on a CPU less of it, so that two cores end within ten minutes."""
+    """How much to measure: on a CPU less of it, so that two cores end within a quarter of an hour."""
     cores, quick, main = os.cpu_count() or 1, flags.quick, config.data.batch_size
     repeats = flags.repeats if flags.repeats is not None else (2 if quick else 5)
     runs = flags.runs if flags.runs is not None else (5 if cuda else 2)

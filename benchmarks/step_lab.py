@@ -22,6 +22,7 @@ from benchmarks import cli
 from benchmarks.output import report_folder
 from benchmarks.signals import exit_status, termination_as_interrupt
 from pipeline.errors import complain
+from pipeline.startup import quick_imports
 
 if TYPE_CHECKING:
     # torch takes seconds to import, and --help needs none of it.
@@ -62,9 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def measure(flags: argparse.Namespace, command: list[str]) -> int:
     """Measure, write, print; returns the exit status. KeyboardInterrupt where a signal comes before any figure."""
-    from benchmarks.lab import report
-    from benchmarks.lab.run import run
-    from pipeline.interrupt import Interrupt
+    with quick_imports():
+        from benchmarks.lab import report
+        from benchmarks.lab.run import run
+        from pipeline.interrupt import Interrupt
 
     started = time.monotonic()
     stop: KeyboardInterrupt | None = None

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from data_prep.whole import cache_folder
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 
@@ -142,7 +141,6 @@ def _resolve_amp(name: str, device: torch.device) -> torch.dtype | None:
 
 def apply_global_flags(run: RunConfig, device: torch.device) -> None:
     """Set torch's process-wide switches for this run; called once, by the command."""
-    _keep_compiled_code()
     if device.type == "cuda" and device.index is not None:
         # Triton's kernels and the streams of the run are those of the current device.
         torch.cuda.set_device(device)
@@ -151,19 +149,3 @@ def apply_global_flags(run: RunConfig, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not run.deterministic
-
-
-def _keep_compiled_code() -> None:
-    """Have torch.compile and Triton keep their code in the user's cache folder: the next run compiles nothing.
-
-    torch's own place is the folder for temporary files, which a restart of the machine empties. A place that the user
-    has chosen stays; where the cache folder can't be written, torch's own serves.
-    """
-    folder = cache_folder() / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return
-    if os.access(folder, os.W_OK):
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
-        os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))

@@ -1,12 +1,15 @@
-"""A command's first seconds, and its last: importing torch without Python's collector."""
+"""A command's first seconds, and its last: importing torch, without Python's collector, and where it keeps code."""
 
 from __future__ import annotations
 
 import atexit
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from data_prep.whole import cache_folder
 
 
 @contextmanager
@@ -20,6 +23,7 @@ def quick_imports() -> Iterator[None]:
     if "torch" in sys.modules:
         yield
         return
+    _keep_compiled_code()
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -29,3 +33,20 @@ def quick_imports() -> Iterator[None]:
         atexit.register(gc.freeze)
         if enabled:
             gc.enable()
+
+
+def _keep_compiled_code() -> None:
+    """Have torch.compile and Triton keep their code in the user's cache folder: the next run compiles nothing.
+
+    torch's own place is the folder for temporary files, which a restart of the machine empties; it is settled once
+    torch.compile's modules are imported, as torchvision does. A place that the user has chosen stays; where the cache
+    folder can't be written, torch's own serves.
+    """
+    try:
+        folder = cache_folder() / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return
+    if os.access(folder, os.W_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+        os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))

@@ -1,5 +1,3 @@
-import os
-
 import pytest
 import torch
 
@@ -75,40 +73,13 @@ def test_a_gpu_needs_what_triton_builds_its_launchers_with(one_gpu, monkeypatch,
 
 
 @pytest.mark.parametrize(("name", "chosen"), [("cuda:1", [1]), ("cuda", []), ("cpu", [])])
-def test_a_numbered_gpu_becomes_the_current_one(monkeypatch, tmp_path, compiler_places, name, chosen):
+def test_a_numbered_gpu_becomes_the_current_one(monkeypatch, name, chosen):
     """Triton launches its kernels on the current device, wherever their tensors lie."""
     seen = []
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append(device.index))
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     apply_global_flags(RunConfig(), torch.device(name))
     assert seen == chosen
-
-
-@pytest.fixture
-def compiler_places(monkeypatch):
-    """The environment's two variables, unset; put back afterwards."""
-    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-    for name in names:
-        # Set first: undoing it then also undoes what the code under test sets.
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    return names
-
-
-def test_compiled_code_is_kept_in_the_users_cache(compiler_places, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("TRITON_CACHE_DIR", "chosen")
-    apply_global_flags(RunConfig(), torch.device("cpu"))
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "fast-train" / "compiled" / "inductor")
-    assert os.environ["TRITON_CACHE_DIR"] == "chosen"
-
-
-def test_a_cache_that_cannot_be_made_leaves_torchs_own(compiler_places, monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    apply_global_flags(RunConfig(), torch.device("cpu"))
-    assert not set(compiler_places) & set(os.environ)
 
 
 @pytest.mark.gpu

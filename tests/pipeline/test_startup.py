@@ -1,6 +1,9 @@
-"""Importing without the collector, in a process of the command's own and in one of somebody else's; FFCV's import."""
+"""Importing without the collector, in a process of the command's own and in one of somebody else's; where compiled code
+is kept; FFCV's import."""
 
 import gc
+import json
+import os
 import subprocess
 import sys
 
@@ -31,6 +34,40 @@ def test_a_process_that_has_imported_torch_keeps_its_collector():
     with quick_imports():
         assert gc.isenabled()
     assert gc.get_freeze_count() == before
+
+
+_WHERE = """
+import json
+from pipeline import cli
+assert cli.main(["--list-loaders"]) == 0
+import torch._inductor.runtime.cache_dir_utils as inductor
+import triton
+print(json.dumps([inductor.cache_dir(), triton.knobs.cache.dir]))
+"""
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_compiled_code_is_kept_in_the_users_cache_folder_or_where_the_user_says(tmp_path, chosen):
+    names = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    folder = tmp_path / "cache" / "fast-train" / "compiled"
+    if chosen:
+        folder = tmp_path / "chosen"
+        environment |= {variable: str(folder / name) for variable, name in names.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", _WHERE], capture_output=True, text=True, timeout=120, env=environment, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == [str(folder / name) for name in names.values()]
+
+
+def test_where_no_cache_can_be_made_torchs_own_serves(tmp_path):
+    (tmp_path / "file").touch()
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "file")}
+    done = subprocess.run(
+        [sys.executable, "-c", _WHERE], capture_output=True, text=True, timeout=120, env=environment, check=True
+    )
+    assert not any(place.startswith(str(tmp_path)) for place in json.loads(done.stdout.splitlines()[-1]))
 
 
 _FFCV = """
