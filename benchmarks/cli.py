@@ -22,7 +22,8 @@ suites: roofline, augmentation, loaders, ladder, end-to-end, accuracy, startup, 
 
 Ctrl-C ends the measuring; the report then holds the suites that were finished and says that it is not complete.
 
-exit status: 0 done, 1 a loss (--compare) or figures that can't be true, 2 bad input, 130/143 stopped by a signal"""
+exit status: 0 done, 1 a loss (--compare), a suite or a training that failed, or figures that can't be true,
+2 bad input, 130/143 stopped by a signal"""
 
 
 def add_subject(parser: argparse.ArgumentParser, *, recipe: str | None = None) -> None:

@@ -64,11 +64,9 @@ def measure(flags: argparse.Namespace, command: Sequence[str]) -> int:
     display = Display()
     # Part of the notes' recipe: four workers, whatever the cores.
     warnings.filterwarnings("ignore", message="This DataLoader will create")
-    with (
-        termination_as_interrupt(),
-        tempfile.TemporaryDirectory(prefix="bench-throughput-") as scratch,
-    ):
-        bench = build_bench(flags, command, display, Path(scratch))
+    scratch = tempfile.TemporaryDirectory(prefix="bench-throughput-")
+    with termination_as_interrupt(), scratch:
+        bench = build_bench(flags, command, display, Path(scratch.name))
         with report_folder(flags.out, _default_folder(bench), JSON) as folder:
             display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
             display.say(f"report folder: {show_path(folder)}")
@@ -78,6 +76,7 @@ def measure(flags: argparse.Namespace, command: Sequence[str]) -> int:
             # What took long is behind: a signal waits until the report is whole.
             with Interrupt() as held:
                 _write(bench, folder, mllog=flags.mllog)
+                scratch.cleanup()
     if held.signum is not None:
         return 128 + held.signum
     if stop is not None:

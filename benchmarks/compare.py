@@ -148,10 +148,14 @@ def _data_notes(before: Result, after: Result) -> list[str]:
     old, new = (_table(result.data, "files") for result in (before, after))
     # A set that was prepared in more formats has more files, of the same images.
     shared = old.keys() & new.keys()
-    if shared and all(old[path] == new[path] for path in shared):
+    differing = sorted(path for path in shared if old[path] != new[path])
+    if shared and not differing:
         return []
+    if len(differing) < len(shared):
+        return [f"files of the prepared sets differ, others are alike: {', '.join(differing)}"]
     one, other = (f"{r.data.get('source')} ({r.data.get('train_images')} for training)" for r in (before, after))
-    return [f"measured on different images: {one} and {other}" + (", whose files differ" if one == other else "")]
+    why = ("whose files differ" if shared else "which have no file in common") if one == other else ""
+    return [f"measured on different images: {one} and {other}" + (f", {why}" if why else "")]
 
 
 def _settings_notes(before: Result, after: Result) -> list[str]:

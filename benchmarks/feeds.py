@@ -27,18 +27,24 @@ from pipeline.loaders import LOADERS, Batch, Loader
 from pipeline.runtime import Runtime
 from pipeline.train import build_augmenter, build_split_loader
 
+# Times what a loader holds ahead: of longer epochs the end costs a few percent at most.
+_LONG_EPOCH = 6
+
 
 class Feed(ABC):
     """Batches on the device. ``gathers``: as `Loader.gathers`. ``delivers``: images come augmented and normalised,
     [N, C, H, W], rather than as bytes. ``ahead``: batches that the loader has begun, at most, and not given out yet.
-    ``lot``: batches that come at a time, as from workers that each make one."""
+    ``lot``: what is timed is a multiple of so many batches, see `timed_lot`."""
 
     gathers: bool = False
     delivers: bool = False
     batch_size: int
     device: torch.device
     ahead: int
-    lot: int
+
+    @property
+    @abstractmethod
+    def lot(self) -> int: ...
 
     @abstractmethod
     def batches(self, count: int) -> Iterator[Batch]:
@@ -75,6 +81,12 @@ def batches_ahead(workers: int | None, each: int = 2) -> int:
     return each * max(workers or 1, 2)
 
 
+def timed_lot(workers: int | None, ahead: int, per_epoch: int) -> int:
+    """As many batches as come at a time, from workers that each make one. Or an epoch's, where it is short beside what
+    the loader holds ahead: at an epoch's end workers stall, and that is to count as often as it happens."""
+    return per_epoch if per_epoch < _LONG_EPOCH * ahead else max(workers or 1, 1)
+
+
 class LoaderFeed(Feed):
     """One of the library's loaders. raw: bytes of the batch alone, even of a loader that gathers in the step."""
 
@@ -84,8 +96,11 @@ class LoaderFeed(Feed):
         self.batch_size, self.device = loader.batch_size, loader.device
         # Of a loader that gathers there are only indices to make.
         self.ahead = 1 if loader.gathers else batches_ahead(loader.workers)
-        self.lot = max(loader.workers or 1, 1)
         self._epoch = 0
+
+    @property
+    def lot(self) -> int:
+        return timed_lot(self.loader.workers, self.ahead, len(self.loader))
 
     def batches(self, count: int) -> Iterator[Batch]:
         loader = self.loader
@@ -184,10 +199,14 @@ class Peer(Feed):
         self.prepared, self.batch_size, self.workers = prepared, batch_size, workers
         self.device, self.augment, self.dtype = device, augment, dtype
         self.delivers = augment
-        self.ahead, self.lot = batches_ahead(workers), max(workers, 1)
+        self.ahead = batches_ahead(workers)
         if prepared.size("train") < batch_size:
             raise ValueError(f"{prepared.size('train')} training images are fewer than one batch of {batch_size}")
         self.per_epoch = prepared.size("train") // batch_size
+
+    @property
+    def lot(self) -> int:
+        return timed_lot(self.workers, self.ahead, self.per_epoch)
 
     def example(self) -> Batch:
         height, width, channels = self.prepared.manifest.image_shape

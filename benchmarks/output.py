@@ -53,6 +53,7 @@ def _check_empty(folder: Path, report: str) -> None:
 
 
 def _make_free(default: Path, made: list[Path]) -> Path:
+    _make(default.parent, made, exist_ok=True)
     folder, number = default, 1
     while True:
         # Made and not only looked for: another measurement may begin at the same moment.

@@ -70,8 +70,9 @@ def measure(flags: argparse.Namespace, command: list[str]) -> int:
 
     started = time.monotonic()
     stop: KeyboardInterrupt | None = None
-    with termination_as_interrupt(), tempfile.TemporaryDirectory(prefix="step-lab-") as scratch:
-        lab = _build(flags, command, Path(scratch), started)
+    scratch = tempfile.TemporaryDirectory(prefix="step-lab-")
+    with termination_as_interrupt(), scratch:
+        lab = _build(flags, command, Path(scratch.name), started)
         bench = lab.bench
         with report_folder(flags.out, Path("reports/step-lab"), report.JSON) as folder:
             bench.display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
@@ -86,6 +87,7 @@ def measure(flags: argparse.Namespace, command: list[str]) -> int:
             # What took long is behind: a signal waits until the report is whole.
             with Interrupt() as held:
                 _write(lab, folder, started)
+                scratch.cleanup()
     if held.signum is not None:
         return 128 + held.signum
     if stop is not None:

@@ -30,8 +30,9 @@ PROGRAM = "bench-study"
 RUNS = "runs"
 _EPILOG = """A study that was stopped goes on when the same command is typed again; finished trainings are kept.
 
-The report is of all trainings that its folder holds: with other --archs, --variants or --seeds it grows, and loses
-none. A folder with trainings of other settings or other data, or with the report of another study, is refused.
+The report is of all finished trainings that its folder holds: with other --archs, --variants or --seeds it grows, and
+loses none. One that diverged is tried again. A folder with trainings of other settings or other data, or with the
+report of another study, is refused.
 
 exit status: 0 done, 2 bad input or a training that failed, 130/143 stopped by a signal"""
 

@@ -84,7 +84,7 @@ def _check(image: Image.Image) -> None:
         raise BadImageError(f"{width}x{height} pixels, {_too_many()}")
     # 32 bits; Pillow 10 has 16-bit PNG in this mode too.
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-        raise BadImageError("its pixels are numbers of no known range; store it with 8 or 16 bits")
+        raise BadImageError("its pixels are numbers of no known range; store it with 8 or 16 bits, unsigned")
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:

@@ -126,8 +126,8 @@ def _is_dead(folder: Path, pid: int) -> bool:
     """Whether no run works in the folder.
 
     A run locks its folder, and the system lets go of the lock with the run, whatever its end. The number in the name
-    tells less: it may be another process's by now, and containers that share a disk have each their own process 7. It
-    counts until a run has surely locked its folder, and on a disk that knows no locks.
+    tells less: it may be another process's by now, and machines and containers that share a disk have each their own
+    process 7. It counts until a run has surely locked its folder. On a disk that knows no locks a leftover stays.
     """
     # A folder with this process's number is another one's: this one has made none yet.
     running = pid != os.getpid() and _is_running(pid)
@@ -138,10 +138,8 @@ def _is_dead(folder: Path, pid: int) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
     except OSError:
-        return not running
+        return False
     finally:
         os.close(descriptor)
     return not (young and running)

@@ -15,6 +15,7 @@ from data_prep.manifest import PreparedSet
 from pipeline.config import Config, differences
 from pipeline.errors import ConfigError
 from pipeline.files import whole_file
+from pipeline.loaders import LOADERS
 from pipeline.models import ModelConfig
 from pipeline.runtime import Runtime
 from pipeline.train import CHECKPOINT
@@ -71,7 +72,7 @@ def resume_folder(resume: str, out: str | None, base: Path) -> Path | None:
 def check_resumable(state: dict[str, Any], path: Path, config: Config, prepared: PreparedSet) -> None:
     """ConfigError unless the state, read from ``path``, fits the configuration and the images that continue it."""
     check_classes(state, prepared, path)
-    _check_images(path.parent, prepared)
+    _check_images(path.parent, prepared, LOADERS[config.data.loader].format)
     saved = Config.from_dict(state["config"])
     for section, name, before, now in differences(saved, config):
         if section in ("model", "augment", "optimizer", "schedule"):
@@ -81,15 +82,15 @@ def check_resumable(state: dict[str, Any], path: Path, config: Config, prepared:
             )
 
 
-def _check_images(folder: Path, prepared: PreparedSet) -> None:
-    """ConfigError where the run's record names a file of the prepared set that has another content by now."""
+def _check_images(folder: Path, prepared: PreparedSet, format: str) -> None:
+    """ConfigError where a file of the prepared set, in the format that is read, is another one in the run's record."""
     try:
-        files = json.loads((folder / CONFIG).read_bytes())["data"]["files"]
+        files = dict(json.loads((folder / CONFIG).read_bytes())["data"]["files"])
     except (OSError, ValueError, LookupError, TypeError):
         # A checkpoint without its run's record.
         return
     for entry in prepared.manifest.files:
-        if files.get(entry.path, entry.sha256) != entry.sha256:
+        if entry.format == format and files.get(entry.path, entry.sha256) != entry.sha256:
             raise ConfigError(
                 f"{folder} was trained on other images than {prepared.root} holds now ({entry.path} differs); "
                 "give the right --data, or start a new run"

@@ -60,6 +60,11 @@ make_virtual_environment() {
     fi
 }
 
+# FFCV alone may be missing: what is there already needs no network then.
+have_python_packages() {
+    [ .venv/.installed -nt pyproject.toml ] && [ .venv/.installed -nt scripts/setup.sh ]
+}
+
 install_python_packages() {
     say "installing the Python packages (torch is large: minutes on a first run)"
     .venv/bin/python -m pip install -q -e '.[dev]'
@@ -80,7 +85,7 @@ install_ffcv() {
 
 install_system_packages
 make_virtual_environment
-install_python_packages
+have_python_packages || install_python_packages
 install_ffcv
 touch .venv/.installed
 say "ready: .venv/bin holds prep-data and fast-train"

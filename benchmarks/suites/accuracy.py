@@ -146,7 +146,7 @@ def _train(trainer: Trainer, folder: Path) -> dict[str, Any]:
         display.close()
         log.close()
     if outcome.interrupted is not None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(outcome.interrupted)
     epochs = [
         {"epoch": record["epoch"], "seconds": seconds, "accuracy": record["test_accuracy"]}
         for record, seconds in zip(trainer.history, log.seconds, strict=True)

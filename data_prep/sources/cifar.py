@@ -157,9 +157,10 @@ def _unpack(archive: Path, folder: Path, name: str) -> None:
     from torchvision.datasets.utils import extract_archive
 
     check_free_disk(folder, _UNPACKED_BYTES, f"unpacking {show(archive.name)}")
-    named = folder / name
-    named.symlink_to(archive.resolve())
+    named = archive if archive.name == name else folder / name
     try:
+        if named is not archive:
+            named.symlink_to(archive.resolve())
         with disk_room(folder):
             extract_archive(str(named), str(folder))
     except (OSError, EOFError, RuntimeError) as error:

@@ -162,6 +162,13 @@ def test_reports_get_free_folders(prepared_path, tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == ["resnet8-cpu", "resnet8-cpu-2"]
 
 
+def test_a_reports_folder_that_can_not_be_made_is_one_line(prepared_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reports").symlink_to(tmp_path / "unmounted" / "reports")
+    assert cli.main(["--data", str(prepared_path), "--device", "cpu", "--quick", "--only", "roofline"]) == 2
+    assert "no report can be written to reports/" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "reason"), [(OSError("Too many open files"), "Too many open files"), (KeyError("a"), "KeyError: 'a'")]
 )

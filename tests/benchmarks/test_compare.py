@@ -73,6 +73,9 @@ def test_what_differs_is_noted(result, other, part, place, value, note):
 def test_replaced_data_of_the_same_name_are_noted(result, other):
     other.data["files"]["train.safetensors"] = "0" * 64
     (note,) = compare(result, other).notes
+    assert note == "files of the prepared sets differ, others are alike: train.safetensors"
+    other.data["files"] = dict.fromkeys(result.data["files"], "0" * 64)
+    (note,) = compare(result, other).notes
     assert note.startswith("measured on different images")
     assert note.endswith("whose files differ")
 

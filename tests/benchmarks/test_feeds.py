@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.feeds import Feed, LoaderFeed, batches_ahead, library_entries
+from benchmarks.feeds import Feed, LoaderFeed, batches_ahead, library_entries, timed_lot
 from benchmarks.peers import peer_entries
 from benchmarks.report import headline
 from benchmarks.result import Result, Row
@@ -77,6 +77,15 @@ def prepared(prepared_path, tmp_path_factory):
     arguments = ["--dataset", f"folder:{prepared_path.parent / 'images'}", "--out", str(out)]
     assert prep_cli.main([*arguments, "--formats", "packed,ffcv,dali"]) == 0
     return PreparedSet.open(out)
+
+
+@pytest.mark.parametrize(
+    ("workers", "ahead", "per_epoch", "expected"),
+    [(2, 4, 100, 2), (None, 4, 100, 1), (0, 4, 100, 1), (16, 32, 390, 16), (16, 32, 97, 97), (4, 8, 4, 4)],
+)
+def test_of_short_epochs_whole_ones_are_timed(workers, ahead, per_epoch, expected):
+    """At an epoch's end workers stall."""
+    assert timed_lot(workers, ahead, per_epoch) == expected
 
 
 @pytest.mark.parametrize("entry", [*library_entries(), *peer_entries()], ids=lambda entry: entry.name)

@@ -391,6 +391,21 @@ def test_what_a_killed_run_left_goes_though_its_number_is_in_use_again(arguments
     assert not left.exists()
 
 
+def test_on_a_disk_without_locks_leftovers_stay(arguments, prep, monkeypatch):
+    """There is no telling whether a run on another machine works in them."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    left = arguments[-1].parent / f".set.partial-{process.pid}"
+    left.mkdir(parents=True)
+    monkeypatch.setattr(staging_module.fcntl, "flock", refuse)
+    assert prep(*arguments).status == 0
+    assert left.is_dir()
+
+
 def test_the_folder_of_a_running_process_is_let_be(arguments, prep):
     other = arguments[-1].parent / f".set.partial-{os.getppid()}"
     foreign = arguments[-1].parent / ".set2.partial-1"

@@ -253,7 +253,9 @@ def test_a_run_does_not_go_on_with_other_images(train, capsys):
     record = train.folder / "run" / "config.json"
     known = json.loads(record.read_text())
     files = known["data"]["files"]
-    for changed, status in (({**files, "train.safetensors": "0" * 64}, 2), ({}, 0)):
+    # Of other formats' files the run reads nothing.
+    others = {**files, "train.beton": "0" * 64}
+    for changed, status in (({**files, "train.safetensors": "0" * 64}, 2), (others, 0), ({}, 0)):
         record.write_text(json.dumps({**known, "data": {**known["data"], "files": changed}}))
         capsys.readouterr()
         assert train("--out", "run", "--resume", "auto", "--stop-after", "2") == status
