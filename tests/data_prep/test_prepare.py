@@ -303,8 +303,10 @@ def test_unknown_formats_are_refused(prep, arguments):
 
 # Stops right before the new set would get its name: the latest moment at which something could go wrong.
 _HELD = """
-import sys, time
+import signal, sys, time
 from data_prep import cli, staging
+# The tests themselves may run where the end of the terminal is ignored, as under nohup.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def hold(stage, **options):
     assert (stage.new_set / "manifest.json").exists()
     print("holding", flush=True)
