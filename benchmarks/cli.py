@@ -13,7 +13,7 @@ from pipeline.startup import quick_imports
 PROGRAM = "bench-throughput"
 _EPILOG = """examples:
   bench-throughput                                     data/cifar10, this machine, a full report
-  bench-throughput --quick                             a look in a minute
+  bench-throughput --quick                             a look in a minute or two
   bench-throughput --only loaders,end-to-end           some suites alone
   bench-throughput --target-accuracy 0.94 --runs 5     with time to accuracy over five seeds
   bench-throughput --compare old.json new.json --max-loss 0.05
