@@ -75,10 +75,10 @@ class Feed(ABC):
         return seconds
 
 
-def batches_ahead(workers: int | None, each: int = 2) -> int:
+def batches_ahead(workers: int | None, per_epoch: int, each: int = 2) -> int:
     """Batches that a loader may have begun: ``each`` of every worker, by torch's default 2; with one worker or none as
-    many as with two, since FFCV holds 3 and makes another one, and DALI holds 2."""
-    return each * max(workers or 1, 2)
+    many as with two, since FFCV holds 3 and makes another one, and DALI holds 2. None looks beyond an epoch."""
+    return min(each * max(workers or 1, 2), per_epoch)
 
 
 def timed_lot(workers: int | None, ahead: int, per_epoch: int) -> int:
@@ -95,7 +95,7 @@ class LoaderFeed(Feed):
         self.gathers = loader.gathers and not raw
         self.batch_size, self.device = loader.batch_size, loader.device
         # Of a loader that gathers there are only indices to make.
-        self.ahead = 1 if loader.gathers else batches_ahead(loader.workers)
+        self.ahead = 1 if loader.gathers else batches_ahead(loader.workers, len(loader))
         self._epoch = 0
 
     @property
@@ -199,10 +199,10 @@ class Peer(Feed):
         self.prepared, self.batch_size, self.workers = prepared, batch_size, workers
         self.device, self.augment, self.dtype = device, augment, dtype
         self.delivers = augment
-        self.ahead = batches_ahead(workers)
         if prepared.size("train") < batch_size:
             raise ValueError(f"{prepared.size('train')} training images are fewer than one batch of {batch_size}")
         self.per_epoch = prepared.size("train") // batch_size
+        self.ahead = batches_ahead(workers, self.per_epoch)
 
     @property
     def lot(self) -> int:

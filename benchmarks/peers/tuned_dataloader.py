@@ -56,7 +56,7 @@ class TunedDataLoader(Peer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.dtype = torch.float32
-        self.ahead = batches_ahead(self.workers, _PREFETCH)
+        self.ahead = batches_ahead(self.workers, self.per_epoch, _PREFETCH)
         manifest, packed = self.prepared.manifest, self.prepared.packed("train")
         size = manifest.image_shape[:2]
         whole = [

@@ -65,9 +65,12 @@ def test_only_the_timed_part_is_timed(monkeypatch):
     assert feed.seconds(6, consume) == pytest.approx(4 * 2 + 2 * 3)
 
 
-@pytest.mark.parametrize(("workers", "each", "expected"), [(None, 2, 4), (0, 2, 4), (1, 2, 4), (4, 2, 8), (4, 4, 16)])
-def test_a_loader_holds_what_its_workers_prefetch(workers, each, expected):
-    assert batches_ahead(workers, each) == expected
+@pytest.mark.parametrize(
+    ("workers", "per_epoch", "each", "expected"),
+    [(None, 90, 2, 4), (0, 90, 2, 4), (1, 90, 2, 4), (4, 90, 2, 8), (4, 90, 4, 16), (4, 3, 4, 3)],
+)
+def test_a_loader_holds_what_its_workers_prefetch_of_an_epoch(workers, per_epoch, each, expected):
+    assert batches_ahead(workers, per_epoch, each) == expected
 
 
 @pytest.fixture(scope="module")
