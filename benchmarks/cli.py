@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.signals import exit_status
-from pipeline.errors import ConfigError, complain
+from pipeline.errors import ConfigError, check_name, complain
 from pipeline.startup import quick_imports
 
 PROGRAM = "bench-throughput"
@@ -40,6 +41,16 @@ def add_subject(parser: argparse.ArgumentParser, *, recipe: str | None = None) -
 def names_in(text: str) -> list[str]:
     """The names of a flag that takes several, with commas between."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def known_names(flag: str, text: str, what: str, known: Iterable[str]) -> list[str]:
+    """The names that a flag was given; ConfigError for an unknown one, and where it was given none."""
+    names = names_in(text)
+    if not names:
+        raise ConfigError(f"{flag} '{text}' names no {what}; give one of {', '.join(known)}")
+    for name in names:
+        check_name(what, name, known)
+    return names
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ import shlex
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.bench import Bench, Settings
-from benchmarks.cli import names_in
+from benchmarks.cli import known_names, names_in
 from benchmarks.compare import compare, describe
 from benchmarks.machine import Watch, fingerprint
 from benchmarks.mllog import log_lines
@@ -35,7 +35,7 @@ from data_prep.sources import SourceOptions, build_source
 from pipeline.cli import show_path
 from pipeline.commands import default_recipe, fit_to_data
 from pipeline.config import Config
-from pipeline.errors import ConfigError, check_name
+from pipeline.errors import ConfigError
 from pipeline.interrupt import Interrupt
 from pipeline.recipe import resolve
 from pipeline.runtime import apply_global_flags, device_name, resolve_runtime
@@ -71,12 +71,27 @@ def measure(flags: argparse.Namespace, command: Sequence[str]) -> int:
             display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
             display.say(f"report folder: {show_path(folder)}")
             stop = _run_suites(bench, chosen)
-            if stop is not None and not bench.result.rows:
-                raise stop
-            # What took long is behind: a signal waits until the report is whole.
-            with Interrupt() as held:
-                _write(bench, folder, mllog=flags.mllog)
-                scratch.cleanup()
+            return conclude(bench, stop, lambda: _write(bench, folder, mllog=flags.mllog), scratch)
+
+
+def conclude(
+    bench: Bench,
+    stop: KeyboardInterrupt | None,
+    write: Callable[[], None],
+    scratch: tempfile.TemporaryDirectory[str],
+) -> int:
+    """Finish the result, ``write`` the report, remove ``scratch``; returns the exit status. A signal meanwhile waits.
+
+    stop: the signal that ended the measuring, which is raised where there is no figure to write.
+    """
+    result = bench.result
+    if stop is not None and not result.rows:
+        raise stop
+    with Interrupt() as held:
+        result.machine["watch"] = bench.watch.record()
+        result.warnings += [*bench.watch.warnings(), *spread_warnings(result)]
+        write()
+        scratch.cleanup()
     if held.signum is not None:
         return 128 + held.signum
     if stop is not None:
@@ -86,7 +101,10 @@ def measure(flags: argparse.Namespace, command: Sequence[str]) -> int:
 
 def choose_suites(only: str | None, skip: str | None) -> list[str]:
     """The suites to run, in their order; ValueError for unknown names, none left, or one that another one needs."""
-    kept, left_out = _suites_in("--only", only), _suites_in("--skip", skip)
+    kept, left_out = (
+        [] if text is None else known_names(flag, text, "suite", SUITES)
+        for flag, text in (("--only", only), ("--skip", skip))
+    )
     wanted = {name for name in SUITES if (only is None or name in kept) and name not in left_out}
     if not wanted:
         raise ValueError("--only and --skip leave no suite; name one that is not skipped")
@@ -97,17 +115,6 @@ def choose_suites(only: str | None, skip: str | None) -> list[str]:
             raise ValueError(f"--skip {name}: {' and '.join(needing)} {compare} with it; skip {','.join(needing)} too")
     needed = {NEEDS[name] for name in wanted if name in NEEDS}
     return [name for name in SUITES if name in wanted | needed]
-
-
-def _suites_in(flag: str, text: str | None) -> list[str]:
-    if text is None:
-        return []
-    names = names_in(text)
-    if not names:
-        raise ValueError(f"{flag} '{text}' names no suite; give one of {', '.join(SUITES)}")
-    for name in names:
-        check_name("suite", name, SUITES)
-    return names
 
 
 def check_used(flags: argparse.Namespace, chosen: Sequence[str]) -> None:
@@ -286,10 +293,8 @@ def spread_warnings(result: Result) -> list[str]:
 
 
 def _write(bench: Bench, folder: Path, *, mllog: bool) -> None:
-    """Finish the result, write the report, say where it is."""
+    """Write the report, say where it is."""
     result = bench.result
-    result.machine["watch"] = bench.watch.record()
-    result.warnings += [*bench.watch.warnings(), *spread_warnings(result)]
     write_report(folder, result, mllog="\n".join(log_lines(result)) + "\n" if mllog else None)
     for warning in result.warnings:
         bench.display.say(f"warning: {warning}")

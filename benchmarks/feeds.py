@@ -33,18 +33,21 @@ _LONG_EPOCH = 6
 
 class Feed(ABC):
     """Batches on the device. ``gathers``: as `Loader.gathers`. ``delivers``: images come augmented and normalised,
-    [N, C, H, W], rather than as bytes. ``ahead``: batches that the loader has begun, at most, and not given out yet.
-    ``lot``: what is timed is a multiple of so many batches, see `timed_lot`."""
+    [N, C, H, W], rather than as bytes. ``per_epoch``: batches of an epoch. ``ahead``: those that the loader
+    has begun, at most, and not given out yet."""
 
     gathers: bool = False
     delivers: bool = False
     batch_size: int
     device: torch.device
+    workers: int
+    per_epoch: int
     ahead: int
 
     @property
-    @abstractmethod
-    def lot(self) -> int: ...
+    def lot(self) -> int:
+        """What is timed is a multiple of so many batches."""
+        return timed_lot(self.workers, self.ahead, self.per_epoch)
 
     @abstractmethod
     def batches(self, count: int) -> Iterator[Batch]:
@@ -94,13 +97,10 @@ class LoaderFeed(Feed):
         self.loader, self.augmenter, self._raw = loader, augmenter, raw
         self.gathers = loader.gathers and not raw
         self.batch_size, self.device = loader.batch_size, loader.device
+        self.workers, self.per_epoch = loader.workers or 0, len(loader)
         # Of a loader that gathers there are only indices to make.
-        self.ahead = 1 if loader.gathers else batches_ahead(loader.workers, len(loader))
+        self.ahead = 1 if loader.gathers else batches_ahead(self.workers, self.per_epoch)
         self._epoch = 0
-
-    @property
-    def lot(self) -> int:
-        return timed_lot(self.loader.workers, self.ahead, len(self.loader))
 
     def batches(self, count: int) -> Iterator[Batch]:
         loader = self.loader
@@ -203,10 +203,6 @@ class Peer(Feed):
             raise ValueError(f"{prepared.size('train')} training images are fewer than one batch of {batch_size}")
         self.per_epoch = prepared.size("train") // batch_size
         self.ahead = batches_ahead(workers, self.per_epoch)
-
-    @property
-    def lot(self) -> int:
-        return timed_lot(self.workers, self.ahead, self.per_epoch)
 
     def example(self) -> Batch:
         height, width, channels = self.prepared.manifest.image_shape

@@ -24,7 +24,6 @@ def main(arguments: list[str] | None = None) -> None:
         from pipeline import commands  # noqa: F401
     from data_prep.manifest import PreparedSet
     from pipeline.config import Config
-    from pipeline.memory import check_memory
     from pipeline.runtime import apply_global_flags, resolve_runtime
     from pipeline.train import Trainer, ready_step
 
@@ -33,9 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     runtime = resolve_runtime(config.run)
     apply_global_flags(config.run, runtime.device)
     with Trainer(config, prepared, runtime) as trainer:
-        if runtime.device.type == "cpu" and not runtime.compile:
-            height, width, channels = prepared.manifest.image_shape
-            check_memory(trainer.step.model, (channels, height, width), config.data.batch_size, runtime.amp)
+        trainer.check_memory()
         # As `Trainer.prepare`, which keeps the step to itself.
         ready = ready_step(trainer.step, trainer.loader.example(), runtime)
         ready(next(trainer.loader.feed()))

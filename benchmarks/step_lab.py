@@ -64,9 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
 def measure(flags: argparse.Namespace, command: list[str]) -> int:
     """Measure, write, print; returns the exit status. KeyboardInterrupt where a signal comes before any figure."""
     with quick_imports():
+        from benchmarks.commands import conclude
         from benchmarks.lab import report
         from benchmarks.lab.run import run
-        from pipeline.interrupt import Interrupt
 
     started = time.monotonic()
     stop: KeyboardInterrupt | None = None
@@ -79,20 +79,10 @@ def measure(flags: argparse.Namespace, command: list[str]) -> int:
             try:
                 run(lab)
             except KeyboardInterrupt as error:
-                if not bench.result.rows:
-                    raise
                 stop = error
                 bench.result.complete = False
                 bench.result.warnings.append("interrupted: what came later was not measured")
-            # What took long is behind: a signal waits until the report is whole.
-            with Interrupt() as held:
-                _write(lab, folder, started)
-                scratch.cleanup()
-    if held.signum is not None:
-        return 128 + held.signum
-    if stop is not None:
-        return exit_status(stop)
-    return 1 if bench.impossible else 0
+            return conclude(bench, stop, lambda: _write(lab, folder, started), scratch)
 
 
 def _build(flags: argparse.Namespace, command: list[str], scratch: Path, started: float) -> Lab:
@@ -125,13 +115,10 @@ def _build(flags: argparse.Namespace, command: list[str], scratch: Path, started
 
 
 def _write(lab: Lab, folder: Path, started: float) -> None:
-    """Finish the result, write the report, print it."""
-    from benchmarks.commands import spread_warnings
+    """Write the report, print it."""
     from benchmarks.lab import report
 
     bench, say = lab.bench, lab.bench.display.say
-    bench.result.machine["watch"] = bench.watch.record()
-    bench.result.warnings += [*bench.watch.warnings(), *spread_warnings(bench.result)]
     say("\n" + report.write(folder, lab))
     for warning in bench.result.warnings:
         say(f"warning: {warning}")
@@ -141,16 +128,8 @@ def _write(lab: Lab, folder: Path, started: float) -> None:
 
 def _points(only: str | None) -> list[str]:
     from benchmarks.lab.run import POINTS
-    from pipeline.errors import check_name
 
-    if only is None:
-        return list(POINTS)
-    chosen = cli.names_in(only)
-    if not chosen:
-        raise ValueError(f"--only '{only}' names no point; give one of {', '.join(POINTS)}")
-    for name in chosen:
-        check_name("point", name, POINTS)
-    return chosen
+    return list(POINTS) if only is None else cli.known_names("--only", only, "point", POINTS)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

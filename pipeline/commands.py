@@ -21,7 +21,6 @@ from pipeline.errors import ConfigError
 from pipeline.evaluate import Evaluation, evaluate
 from pipeline.loaders import LOADERS
 from pipeline.logs import RunLog
-from pipeline.memory import check_memory
 from pipeline.recipe import merge, read_recipe, resolve, tomllib, without_steps_if_epochs
 from pipeline.report import data_note, print_accuracy, print_evaluation, write_batch_picture, write_pictures
 from pipeline.runs import (
@@ -226,9 +225,7 @@ def _train(
         console.print(advice, soft_wrap=True)
     _announce(config, prepared, runtime, folder, console)
     with Trainer(config, prepared, runtime, resumes=state is not None) as trainer:
-        if runtime.device.type == "cpu" and not runtime.compile:
-            height, width, channels = prepared.manifest.image_shape
-            check_memory(trainer.step.model, (channels, height, width), config.data.batch_size, runtime.amp)
+        trainer.check_memory()
         if state is not None:
             trainer.load_state_dict(state)
             if trainer.finished:

@@ -24,6 +24,7 @@ from pipeline.interrupt import Interrupt
 from pipeline.loaders import Batch, Loader, build_loader
 from pipeline.loaders.native import NativeAugment
 from pipeline.logs import RunLog
+from pipeline.memory import check_memory
 from pipeline.models import build_model, initialise_from_data, starts_from_data
 from pipeline.optimizer import has_whitening
 from pipeline.runtime import Runtime
@@ -195,6 +196,12 @@ class Trainer:
         """Whether the last epoch, with its evaluation, is behind us."""
         complete = len(self.history) >= self.epochs and self.done_steps >= self.total_steps
         return complete or self._target_reached
+
+    def check_memory(self) -> None:
+        """ConfigError where a step is to run eagerly on the CPU and can't fit into the memory that is free."""
+        if self.runtime.device.type == "cpu" and not self.runtime.compile:
+            height, width, channels = self.prepared.manifest.image_shape
+            check_memory(self.step.model, (channels, height, width), self.config.data.batch_size, self.runtime.amp)
 
     def prepare(self) -> float:
         """Compile and capture the step, so that the first epoch is as fast as the others. Returns the seconds."""
