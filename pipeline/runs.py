@@ -122,6 +122,7 @@ def write_config(folder: Path, config: Config, prepared: PreparedSet, runtime: R
             "torch": torch.__version__,
             "python": platform.python_version(),
             "device": runtime.describe(),
+            "dtype": runtime.dtype_name,
             "cores": os.cpu_count(),
         },
         "data": {

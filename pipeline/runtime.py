@@ -34,9 +34,14 @@ class Runtime:
         """The type that augmentation writes: what the first convolution computes in."""
         return self.amp or torch.float32
 
+    @property
+    def dtype_name(self) -> str:
+        """``bfloat16``, ``float16`` or ``float32``."""
+        return str(self.image_dtype).removeprefix("torch.")
+
     def describe(self) -> str:
         """One line for the terminal."""
-        parts = [device_name(self.device), str(self.amp or torch.float32).removeprefix("torch.")]
+        parts = [device_name(self.device), self.dtype_name]
         mode = "" if self.compile_mode == "default" else f" ({self.compile_mode})"
         parts += [f"compiled{mode}"] if self.compile else []
         parts += [] if self.fuse == "none" else [f"fused {self.fuse}"]

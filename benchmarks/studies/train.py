@@ -28,7 +28,6 @@ from pipeline.train import TrainingDiverged
 DONE, DIVERGED = "done", "diverged"
 #: Of a training without mixed precision.
 FLOAT32 = "float32"
-_DTYPES = (FLOAT32, "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,15 +169,14 @@ def _saved(folder: Path) -> _Saved | None:
     path = folder / CONFIG
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        device = record["environment"]["device"].split(", ")
         return _Saved(
             config=Config.from_dict(record["config"]),
             files=dict(record["data"]["files"]),
-            dtype=next(name for name in _DTYPES if name in device),
+            dtype=str(record["environment"]["dtype"]),
         )
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path} can't be read ({one_line(error)}); move {folder} away, or give another --out"
         ) from error
