@@ -136,7 +136,7 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
     """A replay of ``call`` as one CUDA graph, so that its kernels are measured and not Python; it returns the results,
     which each replay overwrites. ``call`` must have been made before: it may compile and allocate the first time."""
     graph = torch.cuda.CUDAGraph()
-    with no_garbage_collection(), torch.cuda.graph(graph):
+    with no_garbage_collection(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outputs = call()
     return partial(_replay, graph, outputs, call)
 

@@ -88,11 +88,13 @@ def _augment_op(
     out = torch.empty((count, height, width, channels), dtype=table.dtype, device=images.device)
     if count:
         grid = (count, triton.cdiv(height * width * channels, _BLOCK))
-        _augment_kernel[grid](
-            images, indices, table, epoch, out, seed,
-            H=height, W=width, C=channels, PAD=pad, REFLECT=reflect, FLIP=flip, ALTERNATING=alternating,
-            CUTOUT=cutout, GATHER=gather, BLOCK=_BLOCK,
-        )  # fmt: skip
+        # Triton launches on the current device, wherever its tensors lie.
+        with torch.cuda.device_of(images):
+            _augment_kernel[grid](
+                images, indices, table, epoch, out, seed,
+                H=height, W=width, C=channels, PAD=pad, REFLECT=reflect, FLIP=flip, ALTERNATING=alternating,
+                CUTOUT=cutout, GATHER=gather, BLOCK=_BLOCK,
+            )  # fmt: skip
     return out.permute(0, 3, 1, 2)
 
 

@@ -233,6 +233,7 @@ def _grids(rows: int, channels: int, tiles: Tiling) -> tuple[tuple[int, int], tu
     return (tiles.chunks, columns), (triton.cdiv(rows, tiles.block_rows), columns)
 
 
+# Each launches on the device of its tensors: Triton by itself would take the current one.
 # Not one operator with a formula for its gradient: one that changes its arguments (the running statistics) can have
 # none, and one that has one can't return a tensor under two names. `_BatchNorm` joins these three.
 @torch.library.custom_op("fast_train::batch_norm_statistics", mutates_args=("running_mean", "running_var"))
@@ -244,14 +245,15 @@ def _statistics_op(
     rows, channels, tiles = _matrix(x)
     mean, inv_std = torch.empty_like(running_mean), torch.empty_like(running_var)
     partial = torch.empty((2, channels, tiles.chunks), dtype=torch.float32, device=x.device)
-    _moments_kernel[_grids(rows, channels, tiles)[0]](
-        x, partial, rows, channels, tiles.chunks, tiles.steps,
-        BLOCK_R=tiles.block_rows, BLOCK_C=tiles.block_channels,
-    )  # fmt: skip
-    _statistics_kernel[(channels,)](
-        partial, running_mean, running_var, mean, inv_std, rows, channels, tiles.chunks, momentum, eps,
-        BLOCK_R=tiles.block_rows, CHUNKS=triton.next_power_of_2(tiles.chunks),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _moments_kernel[_grids(rows, channels, tiles)[0]](
+            x, partial, rows, channels, tiles.chunks, tiles.steps,
+            BLOCK_R=tiles.block_rows, BLOCK_C=tiles.block_channels,
+        )  # fmt: skip
+        _statistics_kernel[(channels,)](
+            partial, running_mean, running_var, mean, inv_std, rows, channels, tiles.chunks, momentum, eps,
+            BLOCK_R=tiles.block_rows, CHUNKS=triton.next_power_of_2(tiles.chunks),
+        )  # fmt: skip
     return mean, inv_std
 
 
@@ -268,10 +270,11 @@ def _apply_op(
     x = _channels_last(x)
     out = torch.empty_like(x, memory_format=torch.channels_last)
     rows, channels, tiles = _matrix(x)
-    _apply_kernel[_grids(rows, channels, tiles)[1]](
-        x, x if residual is None else _channels_last(residual), mean, inv_std, weight, bias, out, rows, channels,
-        RESIDUAL=residual is not None, RELU=relu, BLOCK_R=tiles.block_rows, BLOCK_C=tiles.block_channels,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _apply_kernel[_grids(rows, channels, tiles)[1]](
+            x, x if residual is None else _channels_last(residual), mean, inv_std, weight, bias, out, rows, channels,
+            RESIDUAL=residual is not None, RELU=relu, BLOCK_R=tiles.block_rows, BLOCK_C=tiles.block_channels,
+        )  # fmt: skip
     return out
 
 
@@ -297,18 +300,19 @@ def _gradients_op(
     partial = torch.empty((2, channels, tiles.chunks), dtype=torch.float32, device=x.device)
     by_chunk, by_tile = _grids(rows, channels, tiles)
     blocks: dict[str, Any] = {"BLOCK_R": tiles.block_rows, "BLOCK_C": tiles.block_channels}
-    _gradient_sums_kernel[by_chunk](
-        dy, dy if dy2 is None else _channels_last(dy2), x, x if y is None else _channels_last(y),
-        mean, inv_std, weight, bias, behind, partial, rows, channels, tiles.chunks, tiles.steps,
-        SECOND=dy2 is not None, RELU=relu, FROM_Y=y is not None, STORE=store, **blocks,
-    )  # fmt: skip
-    _join_sums_kernel[(channels,)](
-        partial, bias_gradient, weight_gradient, channels, tiles.chunks, CHUNKS=triton.next_power_of_2(tiles.chunks)
-    )
-    _input_gradient_kernel[by_tile](
-        behind if store else dy, x, mean, inv_std, weight, bias, bias_gradient, weight_gradient, dx, rows, channels,
-        RELU=relu and not store, **blocks,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _gradient_sums_kernel[by_chunk](
+            dy, dy if dy2 is None else _channels_last(dy2), x, x if y is None else _channels_last(y),
+            mean, inv_std, weight, bias, behind, partial, rows, channels, tiles.chunks, tiles.steps,
+            SECOND=dy2 is not None, RELU=relu, FROM_Y=y is not None, STORE=store, **blocks,
+        )  # fmt: skip
+        _join_sums_kernel[(channels,)](
+            partial, bias_gradient, weight_gradient, channels, tiles.chunks, CHUNKS=triton.next_power_of_2(tiles.chunks)
+        )
+        _input_gradient_kernel[by_tile](
+            behind if store else dy, x, mean, inv_std, weight, bias, bias_gradient, weight_gradient, dx, rows, channels,
+            RELU=relu and not store, **blocks,
+        )  # fmt: skip
     return dx, weight_gradient, bias_gradient, behind
 
 

@@ -110,7 +110,7 @@ def norm_relu_convolution(
     if raw.x.is_cuda:
         from kernels.convolution_triton import norm_relu_convolution_triton, tiles_of
 
-        tiles = tiles_of(*filters.shape[:2])
+        tiles = tiles_of(filters.shape[0], filters.shape[1], filters.dtype)
         return norm_relu_convolution_triton(
             *arguments, stride=stride, shared=shared, momentum=momentum, eps=eps, tiles=tiles
         )

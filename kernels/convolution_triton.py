@@ -63,12 +63,17 @@ class Tiles(NamedTuple):
     gradient: Tile
 
 
-def tiles_of(columns: int, depth: int) -> Tiles | None:
+def tiles_of(columns: int, depth: int, dtype: torch.dtype) -> Tiles | None:
     """The tiles of a convolution to ``columns`` channels of ``depth``; None where cuDNN is to compute it and a pass of
-    its own the sums. A function of the shape alone, so that sums repeat bit for bit."""
+    its own the sums. A function of shape and type alone, so that sums repeat bit for bit."""
     if max(columns, depth) > MOST_CHANNELS:
         return None
-    return Tiles(*(fit(_NARROW if c <= 64 else _WIDE, c, d) for c, d in ((columns, depth), (depth, columns))))
+    # Float32 in half the depth: twice the bytes would not fit into the 100 KB of shared memory of compute capabilities
+    # 8.6, 8.9 and 12.0.
+    deepest = 64 if dtype.itemsize <= 2 else 32
+    return Tiles(
+        *(fit(_NARROW if c <= 64 else _WIDE, c, min(d, deepest)) for c, d in ((columns, depth), (depth, columns)))
+    )
 
 
 def fit(tile: Tile, columns: int, depth: int) -> Tile:
@@ -219,10 +224,11 @@ def _convolution_op(x: Tensor, filters: Tensor, stride: int, tile: Sequence[int]
     rows, chosen = out.numel() // columns, Tile(*tile)
     grid = _grid(rows, columns, chosen)
     partial = torch.empty((2, columns, grid[0]), dtype=torch.float32, device=x.device)
-    _convolution_kernel[grid](
-        x, filters, out, partial, rows, columns, depth, height, width, shape[2], shape[3], grid[0],
-        SIZE=size, STRIDE=stride, **_options(x, chosen),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _convolution_kernel[grid](
+            x, filters, out, partial, rows, columns, depth, height, width, shape[2], shape[3], grid[0],
+            SIZE=size, STRIDE=stride, **_options(x, chosen),
+        )  # fmt: skip
     return out, partial
 
 
@@ -243,10 +249,11 @@ def _join_moments_op(
     """(mean, inv_std) of ``rows`` rows in chunks of ``block_rows``."""
     mean, inv_std = torch.empty_like(running_mean), torch.empty_like(running_var)
     _, channels, chunks = partial.shape
-    _statistics_kernel[(channels,)](
-        partial, running_mean, running_var, mean, inv_std, rows, channels, chunks, momentum, eps,
-        BLOCK_R=block_rows, **_joined(partial),
-    )  # fmt: skip
+    with torch.cuda.device_of(partial):
+        _statistics_kernel[(channels,)](
+            partial, running_mean, running_var, mean, inv_std, rows, channels, chunks, momentum, eps,
+            BLOCK_R=block_rows, **_joined(partial),
+        )  # fmt: skip
     return mean, inv_std
 
 
@@ -268,16 +275,17 @@ def _data_gradients_op(
     (rows, _, tiles), chosen = _matrix(x), Tile(*tile)
     grid = _grid(rows, columns, chosen)
     partial = torch.empty((2, columns, grid[0]), dtype=torch.float32, device=x.device)
-    _data_gradient_kernel[grid](
-        dout, filters, x if dy2 is None else _channels_last(dy2), x, x if y is None else _channels_last(y),
-        mean, inv_std, weight, bias, behind, partial, rows, columns, depth, height, width, grid[0],
-        SECOND=dy2 is not None, FROM_Y=y is not None, SIZE=size, **_options(x, chosen),
-    )  # fmt: skip
-    _join_sums_kernel[(columns,)](partial, bias_gradient, weight_gradient, columns, grid[0], **_joined(partial))
-    _input_gradient_kernel[_grids(rows, columns, tiles)[1]](
-        behind, x, mean, inv_std, weight, bias, bias_gradient, weight_gradient, dx, rows, columns,
-        RELU=False, BLOCK_R=tiles.block_rows, BLOCK_C=tiles.block_channels,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _data_gradient_kernel[grid](
+            dout, filters, x if dy2 is None else _channels_last(dy2), x, x if y is None else _channels_last(y),
+            mean, inv_std, weight, bias, behind, partial, rows, columns, depth, height, width, grid[0],
+            SECOND=dy2 is not None, FROM_Y=y is not None, SIZE=size, **_options(x, chosen),
+        )  # fmt: skip
+        _join_sums_kernel[(columns,)](partial, bias_gradient, weight_gradient, columns, grid[0], **_joined(partial))
+        _input_gradient_kernel[_grids(rows, columns, tiles)[1]](
+            behind, x, mean, inv_std, weight, bias, bias_gradient, weight_gradient, dx, rows, columns,
+            RELU=False, BLOCK_R=tiles.block_rows, BLOCK_C=tiles.block_channels,
+        )  # fmt: skip
     return dx, weight_gradient, bias_gradient, behind
 
 

@@ -135,7 +135,8 @@ class ScheduleConfig:
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """How long and how to run. steps: the length in steps instead of epochs. amp: autocast type, ``auto`` for
-    bf16 where the processor computes in it. compile and graph: None for what is best on the device. compile_mode: of
+    bf16 where the processor computes in it. tf32: float32 convolutions by TF32 where the GPU has it, which is torch's
+    default. compile and graph: None for what is best on the device. compile_mode: of
     torch.compile. fuse: which layers share a kernel, see `pipeline.models.build_model`.
     tta: ``flip`` averages the predictions for each test image and its mirror image, ``multicrop`` those for both
     and for both moved by a pixel either way along the diagonal (see `pipeline.evaluate`)."""
@@ -145,6 +146,7 @@ class RunConfig:
     seed: int = 0
     device: str = "auto"
     amp: str = "off"
+    tf32: bool = True
     compile: bool | None = None
     compile_mode: str = "default"
     fuse: str = "none"

@@ -12,6 +12,8 @@ from pipeline.loaders import Batch
 from pipeline.step import TrainStep
 
 _WARM_UP_STEPS = 3
+# Replays that may be queued: the device never waits for the host, and what a loader hands over is soon free again.
+_MOST_AHEAD = 16
 
 
 def warm_up(step: TrainStep, batch: Batch) -> None:
@@ -43,6 +45,9 @@ class CapturedStep:
     """
 
     def __init__(self, step: TrainStep, batch: Batch) -> None:
+        # What is garbage by now may be freed by threads of other libraries, with calls that wait for the whole device:
+        # let them do so before the capture, which such a call would break.
+        gc.collect()
         # The graph reads and writes the step's tensors by their addresses, and keeps none of them alive.
         self._step = step
         self._gathers = step.gathers
@@ -63,8 +68,12 @@ class CapturedStep:
             torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
         ):
             step(self._static)
+        self._done = [torch.cuda.Event() for _ in range(_MOST_AHEAD)]
+        self._calls = 0
 
     def __call__(self, batch: Batch) -> None:
+        # Of as many replays ago; one that was never recorded is done.
+        self._done[self._calls % _MOST_AHEAD].synchronize()
         for name, static, given in zip(Batch._fields, self._static, batch, strict=True):
             if self._gathers and name != "indices":
                 if given.data_ptr() != static.data_ptr():
@@ -77,3 +86,5 @@ class CapturedStep:
                 )
             static.copy_(given, non_blocking=True)
         self._graph.replay()
+        self._done[self._calls % _MOST_AHEAD].record()
+        self._calls += 1

@@ -19,11 +19,12 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """amp: the autocast type, None for float32. graph: the whole step as one CUDA graph. compile_mode: of
-    torch.compile. fuse: see `pipeline.models.build_model`."""
+    """amp: the autocast type, None for float32. tf32: whether float32 convolutions are computed in TF32. graph: the
+    whole step as one CUDA graph. compile_mode: of torch.compile. fuse: see `pipeline.models.build_model`."""
 
     device: torch.device
     amp: torch.dtype | None
+    tf32: bool
     compile: bool
     graph: bool
     compile_mode: str
@@ -36,8 +37,8 @@ class Runtime:
 
     @property
     def dtype_name(self) -> str:
-        """``bfloat16``, ``float16`` or ``float32``."""
-        return str(self.image_dtype).removeprefix("torch.")
+        """What convolutions compute in: ``bfloat16``, ``float16``, ``float32`` or ``TF32``."""
+        return "TF32" if self.tf32 else str(self.image_dtype).removeprefix("torch.")
 
     def describe(self) -> str:
         """One line for the terminal."""
@@ -67,6 +68,11 @@ def computes_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and not _is_intel()))
 
 
+def has_tf32(device: torch.device) -> bool:
+    """Whether the device has TF32, 19 bits of a float32, in its tensor cores."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def is_slow_cpu() -> bool:
     """Whether the processor trains at half the rate of two cores with AVX-512, or slower (docs/performance.md)."""
     return torch.get_num_threads() < 4 and "AVX512" not in torch.backends.cpu.get_cpu_capability()
@@ -90,12 +96,18 @@ def resolve_runtime(run: RunConfig) -> Runtime:
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if run.compile and not compiler:
         raise ConfigError("--compile needs a C++ compiler; install one (apt-get install g++) or add --no-compile")
-    compiled = bool(compiler) and cuda if run.compile is None else run.compile
+    # Triton, which torch.compile generates code for, knows no older GPU.
+    generates = cuda and torch.cuda.get_device_capability(device) >= (7, 0)
+    if run.compile and cuda and not generates:
+        raise ConfigError(f"torch.compile can't generate code for {device_name(device)}; add --no-compile")
+    compiled = bool(compiler) and generates if run.compile is None else run.compile
+    amp = _resolve_amp(run.amp, device)
     if run.compile_mode != "default" and not compiled:
         raise ConfigError(f"--compile-mode {run.compile_mode} needs a compiled step; add --compile, or leave it out")
     return Runtime(
         device=device,
-        amp=_resolve_amp(run.amp, device),
+        amp=amp,
+        tf32=run.tf32 and amp is None and has_tf32(device),
         compile=compiled,
         graph=cuda if run.graph is None else run.graph,
         compile_mode=run.compile_mode,
@@ -153,4 +165,5 @@ def apply_global_flags(run: RunConfig, device: torch.device) -> None:
         # Read by cuBLAS when it starts; without it, its deterministic mode refuses to run.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.allow_tf32 = run.tf32
     torch.backends.cudnn.benchmark = device.type == "cuda" and not run.deterministic

@@ -213,6 +213,8 @@ class Trainer:
         """Begin anew from another seed, as a new Trainer would: what is compiled stays, `prepare` only captures it."""
         config = dataclasses.replace(self.config, run=dataclasses.replace(self.config.run, seed=seed))
         plain = dataclasses.replace(self.runtime, compile=False, graph=False)
+        # A captured step holds the split that it gathers from; there may be no room for two.
+        self._run_step = self.step
         self.loader.close()
         self.loader = build_split_loader(config, self.prepared, self.runtime, train=True)
         self.augmenter.seed = seed

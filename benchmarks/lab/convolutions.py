@@ -101,7 +101,10 @@ class Work:
         self.running = [torch.zeros(channels, device=device) for channels in [layer.depth] * 2 + [layer.columns] * 2]
         with torch.no_grad():
             out, read = self._layer(None)
-        self.gradients = [normal(*like.shape).to(like) for like in (out.x, read)]
+        # In the memory format that training's have: another one would be copied within the time.
+        self.gradients = [
+            normal(*like.shape).to(like.dtype, memory_format=torch.channels_last) for like in (out.x, read)
+        ]
 
     def _layer(self, tiles: Tiles | None) -> tuple[Raw, Tensor]:
         """As the first of a residual block: a residual before it, a shortcut beside it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from itertools import combinations
 from typing import Any
 
@@ -33,6 +34,8 @@ def train(built: Built, *, seed: int, steps: int) -> list[float]:
     with step.unchanged():
         step.load_state_dict(fresh.state_dict())
         del fresh
+        # A step refers to itself.
+        gc.collect()
         step.model.train()
         for number, (epoch, batch) in enumerate(_batches(built, seed, size, steps)):
             step.augmenter.set_epoch(epoch)

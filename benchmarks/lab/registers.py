@@ -77,10 +77,12 @@ def _norms() -> list[Compiled]:
 
 
 def _convolutions() -> Iterator[Compiled]:
+    import torch
+
     from kernels import convolution_triton as kernels
 
     for channels in (64, 128):
-        tiles = kernels.tiles_of(channels, channels)
+        tiles = kernels.tiles_of(channels, channels, torch.bfloat16)
         assert tiles is not None
         for kernel, tile, flags in (
             (kernels._convolution_kernel, tiles.forward, {"STRIDE": 1}),

@@ -85,7 +85,7 @@ def _guarded(bench: Bench, name: str, work: Callable[[], None]) -> None:
 
 def _floors(lab: Lab) -> None:
     bench = lab.bench
-    kind = roofline.kind_of(bench.runtime.amp, tf32=False)
+    kind = bench.runtime.dtype_name
     copy = lab.copy or roofline.copy_bandwidth(bench.result)
     matrix = lab.matrix or roofline.peak_flops(bench.result, kind)
     if copy is None or matrix is None:

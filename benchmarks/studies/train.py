@@ -46,7 +46,8 @@ class Options:
     def settings(self) -> dict[str, Any]:
         """As flags that are given over a recipe, nested by section."""
         data = {"path": self.data, "batch_size": self.batch_size, "loader": self.loader}
-        run = {"epochs": self.epochs, "steps": self.steps, "device": self.device, "amp": self.amp}
+        # The papers' arithmetic without mixed precision is float32 throughout.
+        run = {"epochs": self.epochs, "steps": self.steps, "device": self.device, "amp": self.amp, "tf32": False}
         return {"data": _given(data), "run": _given(run)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,12 @@ import torch
 
 from benchmarks.bench import Bench, Measured, tf32
 from benchmarks.measure import FAILURES, Rate, timed
-from benchmarks.suites.roofline import kind_of, peak_flops
+from benchmarks.suites.roofline import NO_TF32, kind_of, peak_flops
 from benchmarks.work import Work, count_work
 from data_prep.errors import one_line
 from pipeline.config import Config
 from pipeline.loaders import Batch, Loader, build_loader
-from pipeline.runtime import Runtime, resolve_runtime
+from pipeline.runtime import Runtime, has_tf32, resolve_runtime
 from pipeline.train import build_augmenter, build_step, ready_step
 
 SUITE = "ladder"
@@ -72,7 +73,7 @@ def rungs(bench: Bench) -> list[Rung]:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch))
         ladder.append(Rung(change=change, config=config, tf32=last.tf32 if tf32 is None else tf32))
 
-    climb("TF32", None if cuda else "TF32 is a type of NVIDIA's tensor cores; this is a CPU", tf32=True)
+    climb("TF32", None if has_tf32(bench.device) else NO_TF32, tf32=True)
     amp = bench.runtime.amp
     no_amp = "the recipe trains in float32 on this device" if amp is None else None
     climb(f"AMP, {str(amp).removeprefix('torch.')}" if amp else "AMP", no_amp, amp=recipe.run.amp)
@@ -105,6 +106,8 @@ def _case(bench: Bench, number: int, rung: Rung, loader: Loader) -> Measured:
     before = _allocated(bench.device, reset=True)
     with tf32(rung.tf32):
         work = _count(bench, rung, loader)
+        # What it was counted on is no part of the rung's memory.
+        gc.collect()
         batch = _first(loader, rung.config.data.batch_size)
         step = _build(bench, rung.config, rung.runtime)
         step.set_rate(RATE)

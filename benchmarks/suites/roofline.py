@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from benchmarks.bench import Bench, Measured, tf32
 from benchmarks.measure import Rate, timed
 from benchmarks.result import Result
-from pipeline.runtime import computes_bf16
+from pipeline.runtime import computes_bf16, has_tf32
 
 SUITE = "roofline"
 COPY = "copy"
+NO_TF32 = "the device has no TF32, a type of NVIDIA's tensor cores from compute capability 8.0 on"
 _COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
 _SIDE = {"cuda": 8192, "cpu": 2048}
 
@@ -26,8 +27,8 @@ def run(bench: Bench) -> None:
     for kind, dtype, fast in _kinds(device):
         cases.append(_product(bench, kind, dtype, fast))
     bench.measure(SUITE, "roofline", cases)
-    if device.type != "cuda":
-        bench.skip(SUITE, matmul("TF32"), "TF32 is a type of NVIDIA's tensor cores; this is a CPU")
+    if not has_tf32(device):
+        bench.skip(SUITE, matmul("TF32"), NO_TF32)
     if not computes_bf16(device):
         bench.skip(SUITE, matmul("bfloat16"), "the device has no bfloat16 arithmetic")
 
@@ -58,8 +59,10 @@ def kind_of(amp: torch.dtype | None, *, tf32: bool) -> str:
 
 def _kinds(device: torch.device) -> list[tuple[str, torch.dtype, bool]]:
     kinds = [("float32", torch.float32, False)]
+    if has_tf32(device):
+        kinds.append(("TF32", torch.float32, True))
     if device.type == "cuda":
-        kinds += [("TF32", torch.float32, True), ("float16", torch.float16, True)]
+        kinds.append(("float16", torch.float16, True))
     if computes_bf16(device):
         kinds.append(("bfloat16", torch.bfloat16, True))
     return kinds

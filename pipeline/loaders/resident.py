@@ -32,6 +32,10 @@ class ResidentLoader(Loader):
             return
         free, _ = torch.cuda.mem_get_info(self.device)
         if needed > free:
+            # What this process freed before may still be kept by torch for itself.
+            torch.cuda.empty_cache()
+            free, _ = torch.cuda.mem_get_info(self.device)
+        if needed > free:
             raise ValueError(
                 f"split '{self.split}' of {self.prepared.root} takes {needed / 1e9:.1f} GB, {self.device} has "
                 f"{free / 1e9:.1f} GB free; use --loader torch"

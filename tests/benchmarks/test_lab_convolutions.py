@@ -23,6 +23,8 @@ def test_the_layers_of_resnet18():
 @pytest.mark.parametrize("layer", [Layer(16, 24, 3, 1, 6), Layer(24, 16, 1, 1, 6), Layer(16, 32, 3, 2, 6)])
 def test_every_tile_computes_what_cudnn_does(layer):
     work = Work(layer, 3, torch.device("cpu"), torch.bfloat16)
+    for gradient in work.gradients:
+        assert gradient.is_contiguous(memory_format=torch.channels_last), "ours would be timed with a copy of it"
     ways = tiles(layer)
     assert next(iter(ways)) == CUDNN
     assert len(ways) > 3

@@ -14,6 +14,7 @@ from kernels.augment import (
 )
 from kernels.augment_cpu import augment_cpu
 from kernels.philox import STREAM_CUTOUT, below, sample_words
+from pipeline.graph import no_garbage_collection
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -121,7 +122,7 @@ def test_gpu_replay_of_a_captured_graph_reads_the_new_epoch():
     table, epoch, spec = _table(3).cuda(), torch.tensor(0, device="cuda"), AugmentSpec(pad=4, flip=True)
     augment(images, indices, table, spec=spec, seed=1, epoch=epoch)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with no_garbage_collection(), torch.cuda.graph(graph):
         out = augment(images, indices, table, spec=spec, seed=1, epoch=epoch)
     for value in (3, 4):
         epoch.fill_(value)

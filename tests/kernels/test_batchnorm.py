@@ -15,6 +15,7 @@ from kernels.batchnorm_triton import (
     batch_norm_twice_triton,
     tiling,
 )
+from pipeline.graph import no_garbage_collection
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Of one rounding to the type, and in float32 of sums of a few thousand terms.
@@ -272,7 +273,7 @@ def test_gpu_replays_in_a_graph():
         run(inputs)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with no_garbage_collection(), torch.cuda.graph(graph):
         captured = run(inputs)
     with torch.no_grad():
         x.mul_(1.5).add_(0.25)

@@ -19,6 +19,7 @@ from kernels.convolution_triton import (
     tiles_of,
     with_statistics_triton,
 )
+from pipeline.graph import no_garbage_collection
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Of one rounding to the type, and in float32 of sums of a few hundred terms.
@@ -68,7 +69,7 @@ def _through(statistics, joint, leaves, running, stride, shared):
 
 def _by_triton(*arguments, tiles=tiles_of):
     def joint(raw, weight, bias, filters, *rest, **options):
-        chosen = tiles(*filters.shape[:2])
+        chosen = tiles(*filters.shape[:2], filters.dtype)
         return norm_relu_convolution_triton(raw, weight, bias, filters, *rest, tiles=chosen, **options)
 
     return _through(with_statistics_triton, joint, *arguments)
@@ -170,8 +171,18 @@ def test_triton_on_any_shape(count, channels, height, width, columns, size, stri
 @pytest.mark.interpreter
 @pytest.mark.parametrize("shared", [False, True])
 def test_layers_left_to_cudnn_compute_the_same(shared):
-    assert tiles_of(512, 64) is tiles_of(64, 512) is None
+    assert tiles_of(512, 64, torch.float32) is tiles_of(64, 512, torch.float32) is None
     _compare(partial(_by_triton, tiles=lambda *_: None), _inputs(torch.float32), shared=shared)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [16, 64, 96, 128])
+@pytest.mark.parametrize("depth", [16, 64, 128])
+def test_tiles_fit_into_the_shared_memory_of_small_gpus(dtype, columns, depth):
+    """101,376 bytes a program: compute capabilities 8.6, 8.9 and 12.0 (CUDA programming guide)."""
+    for tile in tiles_of(columns, depth, dtype):
+        loads = tile.block_depth * (tile.block_rows + tile.block_columns)
+        assert tile.stages * loads * dtype.itemsize <= 101_376
 
 
 @pytest.mark.interpreter
@@ -277,7 +288,7 @@ def test_operators_keep_their_contracts():
     """Fake and real results agree in shape, type and strides; nothing but what is declared is changed."""
     (x, weight, bias, filters, residual), running = _inputs(torch.float16)
     x, weight, bias, filters, residual = (t.detach() for t in (x, weight, bias, filters, residual))
-    checks, tiles = ("test_schema", "test_faketensor"), tiles_of(*filters.shape[:2])
+    checks, tiles = ("test_schema", "test_faketensor"), tiles_of(*filters.shape[:2], filters.dtype)
     for stride in (1, 2):
         torch.library.opcheck(_convolution_op, (x, filters, stride, tiles.forward), test_utils=checks)
     dout, _ = _convolution_op(x, filters, 1, tiles.forward)
@@ -345,7 +356,7 @@ def test_gpu_replays_in_a_graph():
         run(leaves, running)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with no_garbage_collection(), torch.cuda.graph(graph):
         captured = run(leaves, running)
     with torch.no_grad():
         leaves[0].mul_(1.5).add_(0.25)

@@ -59,7 +59,7 @@ def _through_the_kernels(monkeypatch):
 
     def convolve(raw, weight, bias, filters, *rest, residual=None, **options):
         # The widest layers take cuDNN's way, as a large network's do.
-        tiles = convolution_triton.tiles_of(*filters.shape[:2]) if max(filters.shape[:2]) <= 32 else None
+        tiles = convolution_triton.tiles_of(*filters.shape[:2], filters.dtype) if max(filters.shape[:2]) <= 32 else None
         return convolution_triton.norm_relu_convolution_triton(
             raw, weight, bias, filters, *rest, residual, tiles=tiles, **options
         )

@@ -79,6 +79,22 @@ class _Stream:
         pass
 
 
+class _Event:
+    """torch.cuda.Event: notes what is recorded and waited for, by its number."""
+
+    made, log = 0, []
+
+    def __init__(self):
+        self.number = _Event.made
+        _Event.made += 1
+
+    def record(self):
+        _Event.log.append(("record", self.number))
+
+    def synchronize(self):
+        _Event.log.append(("wait", self.number))
+
+
 @contextmanager
 def _graph(graph, *, stream, capture_error_mode):
     assert not gc.isenabled(), "what the collector frees can break a capture"
@@ -94,6 +110,9 @@ def recorded(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", _Graph)
     monkeypatch.setattr(torch.cuda, "graph", _graph)
+    monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(_Event, "made", 0)
+    monkeypatch.setattr(_Event, "log", [])
     # In operations of PyTorch, as the kernel of a GPU reads tensors and no Python numbers.
     monkeypatch.setattr("kernels.augment_cpu.augment_cpu", augment_reference)
 
@@ -159,3 +178,18 @@ def test_a_captured_step_keeps_what_its_graph_reads_and_writes(prepared, recorde
     del step
     gc.collect()
     assert all(tensor() is not None for tensor in tensors)
+
+
+def test_the_host_is_at_most_sixteen_steps_ahead(prepared, recorded):
+    """Before each replay it waits for the sixteenth before: what a loader handed over for that one is free again."""
+    batch = next(_batches(prepared, 1, gathers=True))
+    captured = CapturedStep(_step(prepared), batch)
+    for _ in range(40):
+        captured(batch)
+    replays = [number for what, number in _Event.log if what == "record"]
+    waits = [number for what, number in _Event.log if what == "wait"]
+    assert len(replays) == len(waits) == 40
+    assert _Event.log[::2] == [("wait", number) for number in waits], "it waits before it replays"
+    for number in range(16, 40):
+        assert waits[number] == replays[number - 16]
+        assert waits[number] not in replays[number - 15 : number]

@@ -7,6 +7,7 @@ from torch import nn
 from pipeline import memory
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
+from pipeline.loaders import build_loader
 from pipeline.memory import check_memory, free_memory, saved_bytes_per_image
 from pipeline.models import build_model
 
@@ -69,3 +70,16 @@ def test_free_memory_is_what_linux_or_the_container_allows(monkeypatch, tmp_path
         if text is not None:
             (tmp_path / name).write_text(text)
     assert free_memory() == free
+
+
+def test_a_split_fits_into_what_this_process_has_freed(prepared, monkeypatch):
+    """The driver counts memory that torch keeps for its next tensors as used: a second run of a process has it."""
+    kept = [3 << 30]
+    monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((4 << 30) - sum(kept), 4 << 30))
+    with build_loader("resident", prepared, "train", batch_size=8, device="cpu") as loader:
+        loader.device = torch.device("cuda")
+        loader._check_memory(2 << 30)
+        assert not kept
+        with pytest.raises(ValueError, match=r"takes 5\.4 GB, cuda has 4\.3 GB free; use --loader torch"):
+            loader._check_memory(5 << 30)

@@ -82,6 +82,38 @@ def test_a_numbered_gpu_becomes_the_current_one(monkeypatch, name, chosen):
     assert seen == chosen
 
 
+@pytest.mark.parametrize(("capability", "run", "name"), [
+    ((9, 0), {}, "TF32"), ((9, 0), {"tf32": False}, "float32"), ((7, 5), {}, "float32"),
+    ((9, 0), {"amp": "bf16"}, "bfloat16"), ((7, 5), {"amp": "auto"}, "float16"),
+])  # fmt: skip
+def test_a_run_names_what_its_convolutions_compute_in(one_gpu, monkeypatch, capability, run, name):
+    """torch computes float32 convolutions in TF32 where it can; a record must not call that float32."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
+    monkeypatch.setattr(runtime, "_check_triton_builds", lambda: None)
+    chosen = resolve_runtime(RunConfig(device="cuda", **run))
+    assert chosen.dtype_name == name
+    assert f"GPU, {name}" in chosen.describe()
+    assert _resolve().dtype_name == "float32"
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_is_set_for_convolutions(monkeypatch, tf32):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not tf32)
+    apply_global_flags(RunConfig(tf32=tf32), torch.device("cpu"))
+    assert torch.backends.cudnn.allow_tf32 == tf32
+
+
+def test_a_gpu_that_torch_compile_does_not_know_runs_eagerly(one_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GTX 1080")
+    monkeypatch.setattr(runtime, "_check_triton_builds", lambda: None)
+    assert not resolve_runtime(RunConfig(device="cuda")).compile
+    with pytest.raises(ConfigError, match=r"generate code for GTX 1080; add --no-compile"):
+        resolve_runtime(RunConfig(device="cuda", compile=True))
+
+
 @pytest.mark.gpu
 def test_gpu_compiles_and_captures_by_default():
     chosen = resolve_runtime(RunConfig(device="auto", amp="auto"))
