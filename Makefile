@@ -1,9 +1,9 @@
 # make train   environment, data, a first training, pictures of the result
 # make test    environment, the whole test suite
 # make lint    ruff and mypy
-# Variables: PYTHON (interpreter), DATA, SOURCE, ARGS (see scripts/train.sh)
+# Variables: PYTHON (interpreter), DATA, SOURCE, PREP_ARGS, ARGS (see scripts/train.sh)
 
-export PYTHON DATA SOURCE ARGS
+export PYTHON DATA SOURCE PREP_ARGS ARGS
 VENV := .venv/bin
 
 .PHONY: train test lint format clean

@@ -21,7 +21,7 @@ def augment_cpu(
     if spec.pad or spec.flip:
         batch = _crop_and_flip(batch, indices, spec=spec, seed=seed, epoch=epoch)
 
-    # The channels' tables one behind the other: byte b of channel c is entry 256 * c + b.
+    # The channels' tables one after the other: byte b of channel c is entry 256 * c + b.
     entries = batch.view(count * height, width * channels).int()
     entries += torch.arange(0, 256 * channels, 256, dtype=torch.int32).repeat(width)
     out = table.t().reshape(-1).index_select(0, entries.view(-1)).view(count, height, width, channels)
@@ -41,14 +41,14 @@ def _crop_and_flip(batch: Tensor, indices: Tensor, *, spec: AugmentSpec, seed: i
     line = torch.where((y < 0) | (y >= height), black, image * height + y)
     # The mirror image of a crop is the crop of the mirror image, as far from the other side.
     x = torch.where(flip == 1, 2 * spec.pad - dx, dx)[:, None]
-    # Every window of a row's width over the pixels of `lines`, one behind the other: they overlap.
+    # Every window of a row's width over the pixels of `lines`, one after the other: they overlap.
     pixels = lines.shape[0] * lines.shape[1]
     windows = lines.as_strided((pixels - width + 1, width * channels), (channels, 1))
     return windows.index_select(0, (line * lines.shape[1] + x).view(-1)).view(batch.shape)
 
 
 def _padded_lines(batch: Tensor, spec: AugmentSpec) -> Tensor:
-    """The rows of the batch, with flip those of its mirror images behind them, and last a black one, all padded at
+    """The rows of the batch, with flip those of its mirror images after them, and last a black one, all padded at
     both ends: uint8 [N * H + 1 or 2 * N * H + 1, W + 2 * pad, C]."""
     count, height, width, channels = batch.shape
     pad, reflect = spec.pad, spec.pad_mode == "reflect"

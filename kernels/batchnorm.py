@@ -124,7 +124,7 @@ def check_activation(x: Tensor, residual: Tensor | None = None) -> None:
 
 
 def check_channels(channels: int, device: torch.device, **vectors: Tensor) -> None:
-    """Raise ValueError unless each of ``vectors`` has a float32 value for each channel, one behind the other."""
+    """Raise ValueError unless each of ``vectors`` has a float32 value for each channel, one after the other."""
     for name, value in vectors.items():
         if value.dtype != torch.float32 or value.shape != (channels,) or value.device != device:
             raise ValueError(

@@ -9,7 +9,7 @@ what lies between two of them. Passes over an activation's memory beside the con
 | --- | --- | --- |
 | forward, statistics | none: in the convolution before | |
 | forward, result | x, residual if any | y |
-| backward, sums, in the data gradient of the convolution behind | x, second dy if any, y if residual | |
+| backward, sums, in the data gradient of the next convolution | x, second dy if any, y if residual | |
 | backward, dx | gradient behind the ReLU, x | dx |
 
 So 6 where `kernels.batchnorm` makes 8, and 9 where it makes 12 (with a residual and a second gradient). cuDNN's graphs
@@ -81,10 +81,10 @@ def norm_relu_convolution(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> tuple[Raw, Tensor | None]:
-    """Norm, addition of ``residual``, ReLU and a convolution, with the statistics that the norm behind it needs.
+    """Norm, addition of ``residual``, ReLU and a convolution, with the statistics that the norm after it needs.
 
     weight, bias: float32 [C], of the norm of ``raw``. filters: [O, C, K, K] of x's type, K odd; the image is padded by
-    K // 2. running_mean, running_var: float32 [O], of the norm behind the convolution, moved as in `batch_norm`.
+    K // 2. running_mean, running_var: float32 [O], of the norm after the convolution, moved as in `batch_norm`.
 
     Returns the convolution's result and, if ``shared``, the activation that it read, for a shortcut: the two gradients
     of that activation are added by the kernel that reads them. It may not be changed in place.

@@ -267,7 +267,7 @@ def _data_gradients_op(
     dout: Tensor, filters: Tensor, dy2: Tensor | None, x: Tensor, y: Tensor | None,
     mean: Tensor, inv_std: Tensor, weight: Tensor, bias: Tensor, tile: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `_gradients_op` with ``store`` and ReLU, from the gradient of a convolution of stride 1 behind it."""
+    """As `_gradients_op` with ``store`` and ReLU, from the gradient of a convolution of stride 1 after it."""
     dout, filters, x = _channels_last(dout), _channels_last(filters), _channels_last(x)
     (depth, columns, size, _), (_, _, height, width) = filters.shape, x.shape
     behind, dx = (torch.empty_like(x, memory_format=torch.channels_last) for _ in range(2))

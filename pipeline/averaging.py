@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class WeightAverage:
     """An exponential moving average of a model's parameters and floating-point buffers.
 
-    ``model`` is a copy that evaluation uses in place of the trained one.
+    ``model`` is a copy that evaluation uses instead of the trained one.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -46,7 +46,7 @@ class Lookahead:
 
     @torch.no_grad()
     def after_step(self, done: int, total: int) -> None:
-        """Correct the model behind step number ``done`` of ``total``, where one is due; the model ends the run with the
+        """Correct the model after step number ``done`` of ``total``, where one is due; the model ends the run with the
         slow weights. What it does is queued on the device, a handful of launches every ``period`` steps."""
         due = done % self._period == 0
         if due:

@@ -51,7 +51,7 @@ _SETTINGS: dict[str, _Settings] = {
     },
     "training": {
         "--epochs": ("run.epochs", "length of the run", _INT),
-        "--lr": ("optimizer.lr", "peak learning rate", _FLOAT),
+        "--lr": ("optimizer.lr", "peak learning rate; with Muon that of the filters", _FLOAT),
         "--grad-clip": ("optimizer.grad_clip", "largest norm of the gradient", _FLOAT),
         "--seed": ("run.seed", "of weights, order and augmentation (default: 0)", _INT),
         "--target-accuracy": ("run.target_accuracy", "stop when the test accuracy reaches X, a fraction", _FLOAT),
@@ -65,7 +65,7 @@ _SETTINGS: dict[str, _Settings] = {
         "--device": ("run.device", "cpu, cuda or cuda:N (default: a GPU if there is one)", _NAME),
         "--amp": (
             "run.amp",
-            "mixed precision; without a type: auto, which is bf16 where the processor computes in it",
+            "mixed precision; without a type: auto, which is bf16 where the hardware has it",
             {"nargs": "?", "const": "auto", "choices": ["bf16", "fp16", "auto", "off"]},
         ),
         "--compile": ("run.compile", "torch.compile (default: on a GPU)", _SWITCH),
@@ -89,16 +89,21 @@ _SETTINGS: dict[str, _Settings] = {
 _ACTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "--recipe": (
         None,
-        "its name, or a TOML file (default: fast on a GPU or with --arch, else cpu-quick; cpu-short if slow)",
+        "its name, or a TOML file (default: fast on a GPU or with --arch; else cpu-quick, or cpu-short on up to three "
+        "cores without AVX-512)",
         _NAME,
     ),
     "--set": ([], "any other setting, such as optimizer.momentum=0.8", {"action": "append", "metavar": "SECTION.X=Y"}),
     "--out": (None, "the run's folder (default: runs/<set>-<arch>-<recipe>)", {"metavar": "DIR"}),
-    "--resume": (None, "go on with the last such run, or with a checkpoint", {"metavar": "auto|PATH"}),
-    "--stop-after": (None, "save and stop behind epoch N; --resume goes on", _INT),
+    "--resume": (
+        None,
+        "go on: auto with the last such run and this command's settings, PATH with a run or checkpoint and its own",
+        {"metavar": "auto|PATH"},
+    ),
+    "--stop-after": (None, "save and stop after epoch N; --resume goes on", _INT),
     "--evaluate": (None, "evaluate a checkpoint (or a run's folder), do not train", {"metavar": "CKPT"}),
     "--show-batch": (False, "write a picture of augmented training images, do not train", {"action": "store_true"}),
-    "--brief": (False, "end with one line in place of a table of classes and pictures", {"action": "store_true"}),
+    "--brief": (False, "end with one line instead of the table of classes and the pictures", {"action": "store_true"}),
     "--list-loaders": (False, "which loaders can run here, and what the others lack", {"action": "store_true"}),
     "--verify": (False, "check the prepared set's SHA-256 sums first", {"action": "store_true"}),
     "--debug": (False, "show the trace of an error", {"action": "store_true"}),

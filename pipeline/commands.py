@@ -24,6 +24,7 @@ from pipeline.logs import RunLog
 from pipeline.recipe import merge, read_recipe, resolve, tomllib, without_steps_if_epochs
 from pipeline.report import data_note, print_accuracy, print_evaluation, write_batch_picture, write_pictures
 from pipeline.runs import (
+    changed_settings,
     check_classes,
     check_resumable,
     check_shape,
@@ -133,8 +134,9 @@ def default_recipe(settings: dict[str, Any]) -> str:
     return _SLOW_CPU_RECIPE if is_slow_cpu() else _CPU_RECIPE
 
 
-def fit_to_data(config: Config, prepared: PreparedSet, console: Console) -> Config:
-    """Take the model's input and output from the data, and a batch size that a small split can fill."""
+def fit_to_data(config: Config, prepared: PreparedSet, console: Console | None = None) -> Config:
+    """Take the model's input and output from the data, and a batch size that a small split can fill, which
+    ``console`` is told."""
     height, width, channels = prepared.manifest.image_shape
     model = dataclasses.replace(
         config.model,
@@ -144,7 +146,8 @@ def fit_to_data(config: Config, prepared: PreparedSet, console: Console) -> Conf
     )
     data, images = config.data, prepared.size("train")
     if images < data.batch_size:
-        console.print(f"batch size {data.batch_size} -> {images}: the training split holds no more images")
+        if console is not None:
+            console.print(f"batch size {data.batch_size} -> {images}: the training split holds no more images")
         data = dataclasses.replace(data, batch_size=max(images, 1))
     return dataclasses.replace(config, model=model, data=data)
 
@@ -160,7 +163,7 @@ def length_advice(config: Config, prepared: PreparedSet, settings: dict[str, Any
     smaller = min(_SMALL_BATCH, batch_size)
     epochs = math.ceil(_ENOUGH_STEPS / (images // smaller))
     return (
-        f"{steps} steps are few: recipe {config.recipe} is made for more than {images:,} images; "
+        f"{steps} steps are few: recipe {config.recipe} is made for larger sets than this one of {images:,} images; "
         f"--batch-size {smaller} --epochs {epochs} trains longer and should learn more"
     )
 
@@ -221,6 +224,8 @@ def _train(
         state = load_checkpoint(folder / CHECKPOINT)
     if state is not None:
         check_resumable(state, folder / CHECKPOINT, config, prepared)
+        for name, was, now in changed_settings(state, config):
+            console.print(f"note: {name} was {was} so far, is {now} from here on", soft_wrap=True)
     elif advice is not None:
         console.print(advice, soft_wrap=True)
     _announce(config, prepared, runtime, folder, console)
@@ -229,16 +234,21 @@ def _train(
         if state is not None:
             trainer.load_state_dict(state)
             if trainer.finished:
-                console.print(f"{show_path(folder)} is complete: {len(trainer.history)} epochs; nothing to do")
+                done = len(trainer.history)
+                console.print(f"{show_path(folder)} is complete: {done} epoch{'s'[: done != 1]}; nothing to do")
                 return 0
-            console.print(f"going on behind step {trainer.done_steps:,} of {trainer.total_steps:,}")
+            console.print(f"going on after step {trainer.done_steps:,} of {trainer.total_steps:,}")
         write_config(folder, config, prepared, runtime)
         started = time.perf_counter()
         seconds = trainer.prepare()
         if runtime.compile or runtime.graph:
             console.print(f"compiled in {seconds:.1f} s")
+        before = trainer.train_seconds
         outcome = _fit(trainer, folder, others, console)
-        return _finish(trainer, outcome, folder, time.perf_counter() - started, others, console)
+        in_all = f" ({outcome.train_seconds:.1f} s in all)" if before else ""
+        trained = f"trained for {outcome.train_seconds - before:.1f} s{in_all}"
+        spent = f"{trained}; {time.perf_counter() - started:.1f} s with compilation, evaluation and saving"
+        return _finish(trainer, outcome, folder, spent, others, console)
 
 
 def _announce(config: Config, prepared: PreparedSet, runtime: Runtime, folder: Path, console: Console) -> None:
@@ -262,8 +272,9 @@ def _fit(trainer: Trainer, folder: Path, others: argparse.Namespace, console: Co
 
 
 def _finish(
-    trainer: Trainer, outcome: Outcome, folder: Path, seconds: float, others: argparse.Namespace, console: Console
+    trainer: Trainer, outcome: Outcome, folder: Path, spent: str, others: argparse.Namespace, console: Console
 ) -> int:
+    """spent: the seconds, in words."""
     go_on = f"{PROGRAM} --resume {show_path(folder)}"
     if outcome.interrupted is not None:
         print(f"{PROGRAM}: stopped by a signal, saved; go on with: {go_on}", file=sys.stderr)
@@ -273,11 +284,9 @@ def _finish(
         print_accuracy(console, result, trainer.prepared)
     else:
         _report(folder, result, trainer.history, trainer.config, trainer.prepared, console)
-    console.print(
-        f"trained for {outcome.train_seconds:.1f} s; {seconds:.1f} s with compilation, evaluation and saving",
-    )
+    console.print(spent)
     if not trainer.finished:
-        console.print(f"stopped behind epoch {len(trainer.history)}; go on with: {go_on}", soft_wrap=True)
+        console.print(f"stopped after epoch {len(trainer.history)}; go on with: {go_on}", soft_wrap=True)
         return 0
     if outcome.target_reached is False:
         target = trainer.config.run.target_accuracy

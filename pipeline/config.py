@@ -135,7 +135,7 @@ class ScheduleConfig:
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """How long and how to run. steps: the length in steps instead of epochs. amp: autocast type, ``auto`` for
-    bf16 where the processor computes in it. tf32: float32 convolutions by TF32 where the GPU has it, which is torch's
+    bf16 where the hardware has it. tf32: float32 convolutions by TF32 where the GPU has it, which is torch's
     default. compile and graph: None for what is best on the device. compile_mode: of
     torch.compile. fuse: which layers share a kernel, see `pipeline.models.build_model`.
     tta: ``flip`` averages the predictions for each test image and its mirror image, ``multicrop`` those for both

@@ -18,7 +18,7 @@ _SECONDS_BETWEEN_LOOKS = 0.25
 class Glimpse:
     """Reads a tensor of sums now and then without making the host wait for the device.
 
-    On CUDA a copy to pinned memory is queued behind the steps, and its values are looked at once it is done: what
+    On CUDA a copy to pinned memory is queued after the steps, and its values are looked at once it is done: what
     is shown is what the device has finished, not what the host has queued.
     """
 

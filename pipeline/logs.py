@@ -20,11 +20,12 @@ _CURVES = {
 
 
 class RunLog:
-    """Appends one record an epoch. ``history`` is what an earlier part of the run has recorded: records behind
+    """Appends one record an epoch. ``history`` is what an earlier part of the run has recorded: records after
     it (an epoch that a crash left without a checkpoint) are dropped. note: what to say of the data, if anything."""
 
     def __init__(self, folder: Path, history: list[dict[str, Any]], *, note: str = "") -> None:
         self.history = list(history)
+        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / METRICS
         self._path.write_text("".join(json.dumps(r) + "\n" for r in self.history), encoding="utf-8")
         purge = self.history[-1]["step"] + 1 if self.history else 0

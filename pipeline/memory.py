@@ -1,6 +1,6 @@
 """Whether a training fits the computer's memory: on Linux a process that takes too much is killed without a word.
 
-A GPU's allocator raises an error in place of that, so this looks at trainings on the CPU.
+A GPU's allocator raises an error instead of that, so this looks at trainings on the CPU.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def _draw_rate(axes: Axes, epochs: np.ndarray, rates: np.ndarray) -> None:
     if peak > 0:
         axes.set_ylim(0, 1.15 * peak)
         axes.set_yticks([0, peak], ["0", f"{peak:.3g}"])
-    axes.set_ylabel("learning\nrate", fontsize=9)
+    axes.set_ylabel("learning rate at\nthe epoch's end", fontsize=8)
     _style_epochs(axes, epochs)
 
 

@@ -21,7 +21,7 @@ _MOST_ROWS = 20
 
 
 def data_note(prepared: PreparedSet) -> str:
-    """What to write behind a figure that does not come from real images; empty if it does."""
+    """What to write after a figure that does not come from real images; empty if it does."""
     return " (synthetic data)" if prepared.synthetic else ""
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,14 @@ def check_resumable(state: dict[str, Any], path: Path, config: Config, prepared:
                 f"{path} was trained with {section}.{name} = {before}, this command says {now}; leave that setting "
                 "out to go on, or start a new run"
             )
+
+
+def changed_settings(state: dict[str, Any], config: Config) -> Iterator[tuple[str, Any, Any]]:
+    """(setting, its value in the checkpoint, its value now) of what a resumed run does in another way; where the data
+    lie is none of that."""
+    for section, name, before, now in differences(Config.from_dict(state["config"]), config):
+        if (section, name) != ("data", "path"):
+            yield f"{section}.{name}", before, now
 
 
 def _check_images(folder: Path, prepared: PreparedSet, format: str) -> None:

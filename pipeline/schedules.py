@@ -33,7 +33,7 @@ class Schedule:
         return self._curve((done - warmup) / (1 - warmup))
 
     def _curve(self, done: float) -> float:
-        """The share of the peak after the share ``done`` of the steps behind the warm-up, both in [0, 1]."""
+        """The share of the peak after the share ``done`` of the steps after the warm-up, both in [0, 1]."""
         return 1.0
 
     def epoch_end(self, train_loss: float) -> None:

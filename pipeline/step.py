@@ -100,7 +100,7 @@ class TrainStep:
         """Train on one batch of a loader's `feed`."""
         images = self.augmenter(batch, gather=self.gathers)
         labels = batch.labels[batch.indices] if self.gathers else batch.labels
-        # None, not zeros: the backward pass then writes gradients in place of adding to them.
+        # None, not zeros: the backward pass then writes gradients instead of adding to them.
         self.optimizer.zero_grad(set_to_none=True)
         loss, correct = self._forward_loss(images, labels)
         self.scaler.scale(loss).backward()
@@ -114,7 +114,7 @@ class TrainStep:
         self.metrics.add(loss, correct, len(labels))
 
     def after(self, done: int, total: int) -> None:
-        """What comes behind step number ``done`` (1-based) of ``total`` but is not part of every step: lookahead's
+        """What comes after step number ``done`` (1-based) of ``total`` but is not part of every step: lookahead's
         correction, which therefore stays out of the captured graph."""
         if self.lookahead:
             self.lookahead.after_step(done, total)

@@ -6,11 +6,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.console import Console
 
 from data_prep.manifest import PreparedSet
 from kernels.augment import NO_AUGMENT, augment, normalisation_table
@@ -152,8 +154,10 @@ def ready_step(step: TrainStep, example: Batch, runtime: Runtime) -> Callable[[B
 
 
 class Trainer:
-    """One run. Builds everything that it needs; `fit` trains; a context manager, which closes the loaders.
+    """One run. Builds everything that it needs; a context manager, which closes the loaders. After it come
+    `load_state_dict` of a run that goes on, `prepare`, and `fit`, which trains.
 
+    Raises ValueError where network, loader or images do not fit together, and OSError where a file can't be read.
     resumes: `load_state_dict` will be called, so that nothing is initialised from the data.
     """
 
@@ -222,11 +226,22 @@ class Trainer:
         self.step.load_state_dict(fresh.state_dict())
         self._begin(config)
 
-    def fit(self, folder: Path, log: RunLog, display: Display, *, stop_after: int | None = None) -> Outcome:
+    def fit(
+        self, folder: Path, log: RunLog | None = None, display: Display | None = None, *, stop_after: int | None = None
+    ) -> Outcome:
         """Train to the end, to the target accuracy, to a signal, or to the end of epoch ``stop_after`` (1-based).
 
+        folder: of the checkpoint. log, display: without them, figures go to the same folder and to standard output.
         Raises TrainingDiverged when the loss is no finite number; the last checkpoint is then left as it was.
         """
+        with ExitStack() as opened:
+            if log is None:
+                log = opened.enter_context(closing(RunLog(folder, self.history)))
+            if display is None:
+                display = opened.enter_context(closing(Display(Console(), epochs=self.epochs)))
+            return self._fit(folder, log, display, stop_after)
+
+    def _fit(self, folder: Path, log: RunLog, display: Display, stop_after: int | None) -> Outcome:
         evaluation = None
         self._saved_at = time.monotonic()
         with Interrupt() as interrupt:

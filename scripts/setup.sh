@@ -12,7 +12,7 @@ say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 2; }
 
 command -v "$python" >/dev/null ||
-    die "no $python here; install Python 3.10 or later, or name it: make PYTHON=python3.12"
+    die "no $python here; install Python 3.10 to 3.13, or name it: make PYTHON=python3.12"
 "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
     die "$("$python" --version) is not supported; name Python 3.10 to 3.13: make PYTHON=python3.12"
 
@@ -88,4 +88,4 @@ make_virtual_environment
 have_python_packages || install_python_packages
 install_ffcv
 touch .venv/.installed
-say "ready: .venv/bin holds prep-data and fast-train"
+say "ready: prep-data, fast-train, bench-throughput and bench-study are in .venv/bin; source .venv/bin/activate finds them"

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Prepare data and train on them: `make train`.
-#   DATA    what to train on: cifar10 (default), cifar100, folder:DIR, synthetic
-#   SOURCE  where CIFAR comes from, if not from its own host: an archive, a folder of its batches, an address
-#   ARGS    more flags for fast-train
+#   DATA        what to train on: cifar10 (default), cifar100, folder:DIR, synthetic
+#   SOURCE      where CIFAR comes from, if not from its own host: an archive, a folder of its batches, an address
+#   PREP_ARGS   more flags for prep-data, such as --skip-bad or --size 96
+#   ARGS        more flags for fast-train
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
@@ -14,7 +15,8 @@ case $dataset in
 esac
 
 status=0
-prep-data --dataset "$dataset" --out "data/$name" ${SOURCE:+--source "$SOURCE"} || status=$?
+# shellcheck disable=SC2086  # flags, to be split
+prep-data --dataset "$dataset" --out "data/$name" ${SOURCE:+--source "$SOURCE"} ${PREP_ARGS:-} || status=$?
 if [ "$status" = 3 ] && [ -z "${DATA:-}" ]; then
     echo "CIFAR-10 can't be downloaded here: training on the built-in synthetic set instead (DATA=folder:DIR trains on your own images)"
     name=synthetic

@@ -44,9 +44,10 @@ def test_cifar10_by_default(train):
 
 
 def test_a_folder_a_source_and_more_flags(train, tmp_path):
-    _, calls, _ = train(DATA=f"folder:{tmp_path}/my photos/", ARGS="--epochs 2", SOURCE="x.tar.gz")
+    more = {"ARGS": "--epochs 2", "PREP_ARGS": "--skip-bad --size 96", "SOURCE": "x.tar.gz"}
+    _, calls, _ = train(DATA=f"folder:{tmp_path}/my photos/", **more)
     assert calls == [
-        f"prep-data --dataset folder:{tmp_path}/my photos/ --out data/my photos --source x.tar.gz",
+        f"prep-data --dataset folder:{tmp_path}/my photos/ --out data/my photos --source x.tar.gz --skip-bad --size 96",
         "fast-train --data data/my photos --epochs 2",
     ]
 

@@ -33,7 +33,7 @@ class Loader(ABC):
     """Batches of one split of a prepared set, on ``device``.
 
     Training (``train=True``) goes through the epoch's permutation in batches of one fixed size; what is left of
-    the permutation behind the last whole batch is not used in that epoch. Otherwise every image comes exactly
+    the permutation after the last whole batch is not used in that epoch. Otherwise every image comes exactly
     once, in the order of the file, and the last batch may be smaller.
 
     Iterating starts at the epoch's first batch, or, once, where `load_state_dict` put it. A loader makes one pass at a
@@ -96,7 +96,7 @@ class Loader(ABC):
         return {"epoch": self.epoch, "step": self._position, **{name: getattr(self, name) for name in _KEPT}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue behind the last batch that was given out.
+        """Continue after the last batch that was given out.
 
         ValueError if the seed, the batch size or the split's size differ, or if the epoch has fewer batches.
         """
@@ -191,7 +191,7 @@ class _Pass(Iterator[Batch]):
                 "one since; for two at once build two loaders"
             )
         batch = next(self._batches)
-        # Before the batch is given out: a state saved while it is in use continues behind it.
+        # Before the batch is given out: a state saved while it is in use continues after it.
         self._loader._position += 1
         return batch
 

@@ -1,4 +1,4 @@
-"""Augmentation by a loader's library, in place of our kernel: what is asked of it."""
+"""Augmentation by a loader's library, instead of our kernel: what is asked of it."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def _architectures() -> dict[str, Architecture]:
                 network=ResNet, block=PlainBlock, layers=layers, widths=widths, shortcut=None
             )
     # Most of a small net's time goes into full-size layers: this one has only the stem there, and twice the channels
-    # of resnet8 behind it, for less time.
+    # of resnet8 after it, for less time.
     found["quick-resnet8"] = Architecture(
         network=ResNet, block=BasicBlock, layers=(0, 1, 1, 1), widths=(16, 32, 64, 128), shortcut="B"
     )

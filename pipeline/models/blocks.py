@@ -40,7 +40,7 @@ def build_shortcut(
     """What a block of ``inputs`` to ``outputs`` channels does to its input before adding it: None for nothing.
 
     option: A, B or C of He et al. 2015, section 4.1 (zero padding, projection where shapes differ, projection
-    everywhere), or None where there is no shortcut. norm: the normalisation behind a projection, None for none.
+    everywhere), or None where there is no shortcut. norm: the normalisation after a projection, None for none.
     """
     same_shape = stride == 1 and inputs == outputs
     if option is None or (same_shape and option != "C"):
@@ -62,7 +62,7 @@ class PlainBlock(BasicBlock):
 class PreActBasicBlock(BasicBlock):
     """BatchNorm, activation, convolution, twice: the full pre-activation of He et al. 2016, figure 4(e).
 
-    shares_activation: the shortcut starts behind the first activation rather than before it (see `PreActResNet`).
+    shares_activation: the shortcut starts after the first activation rather than before it (see `PreActResNet`).
     """
 
     shares_activation = False

@@ -64,7 +64,7 @@ def _twice(x: Tensor | Twice) -> Twice:
 
 
 class FusedBasicBlock(BasicBlock):
-    """`BasicBlock`. last: no block comes behind it, so that its result needs no second name."""
+    """`BasicBlock`. last: no block comes after it, so that its result needs no second name."""
 
     last = False
 

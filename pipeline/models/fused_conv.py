@@ -46,7 +46,7 @@ def _apply(x: Pending) -> Tensor:
 
 
 def _convolve(x: Pending, conv: nn.Conv2d, norm: FusedNorm, *, shared: bool = False) -> tuple[Pending, Tensor | None]:
-    """(behind ``conv`` and before ``norm``, what ``conv`` read if ``shared``)."""
+    """(after ``conv`` and before ``norm``, what ``conv`` read if ``shared``)."""
     raw, read = norm_relu_convolution(
         x.raw,
         x.norm.weight,
@@ -70,7 +70,7 @@ def _enter(x: Pending | Tensor, conv: nn.Conv2d, norm: FusedNorm) -> tuple[Pendi
     return _pending(conv, x, norm), x
 
 
-# In training a block takes a `Pending` (the first one behind a pool: a tensor) and returns one; evaluating, it takes
+# In training a block takes a `Pending` (the first one after a pool: a tensor) and returns one; evaluating, it takes
 # and returns what its twin does.
 class FusedConvBasicBlock(FusedBasicBlock):
     """`FusedBasicBlock`."""
@@ -122,7 +122,7 @@ class FusedConvResNet(FusedResNet):
 
 
 #: The twin of each network and of each block, of ``--fuse conv``. A pre-activation network has none: its norms stand
-#: before convolutions and, half of them, behind additions.
+#: before convolutions and, half of them, after additions.
 FUSED_CONV_NETWORKS: dict[type[ResNet], type[ResNet]] = {ResNet: FusedConvResNet}
 FUSED_CONV_BLOCKS: dict[type[BasicBlock | Bottleneck], type[BasicBlock | Bottleneck]] = {
     BasicBlock: FusedConvBasicBlock,

@@ -93,9 +93,9 @@ class ResNet(torchvision.models.ResNet):
 
 
 class PreActResNet(ResNet):
-    """Pre-activation blocks (He et al. 2016): no BatchNorm behind the stem, one more behind the last block.
+    """Pre-activation blocks (He et al. 2016): no BatchNorm after the stem, one more after the last block.
 
-    The shortcut starts behind the activation in the first block of all (their appendix: "we adopt the first
+    The shortcut starts after the activation in the first block of all (their appendix: "we adopt the first
     activation right after conv1 and before splitting into two paths") and where it is a projection, which has no
     BatchNorm of its own (as in their code); elsewhere the way of the identity stays clear.
     """

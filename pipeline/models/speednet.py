@@ -64,7 +64,7 @@ class Whitening(nn.Conv2d):
 
 
 class BiasNorm(nn.BatchNorm2d):
-    """BatchNorm whose scale stays 1: the convolution behind it can scale as well."""
+    """BatchNorm whose scale stays 1: the convolution after it can scale as well."""
 
     def __init__(self, channels: int, momentum: float) -> None:
         super().__init__(channels, eps=1e-12, momentum=momentum)
@@ -80,7 +80,7 @@ def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 class Stage(nn.Module):
-    """[N, inputs, H, W] to [N, outputs, H // 2, W // 2]: two or three convolutions, a max-pool behind the first, each
+    """[N, inputs, H, W] to [N, outputs, H // 2, W // 2]: two or three convolutions, a max-pool after the first, each
     followed by `BiasNorm` and GELU. With three, a shortcut leads around the last two."""
 
     def __init__(self, inputs: int, outputs: int, convolutions: int, momentum: float) -> None:

@@ -88,7 +88,7 @@ def test_a_small_set_is_told_how_to_train_longer(prepared_path, tmp_path, monkey
     assert "--batch-size 120 --epochs 400 " in printed
     assert cli.main(begin_or_go_on) == 0
     assert "are few" not in (printed := capsys.readouterr().out)
-    assert "going on behind step 1 of 8" in printed
+    assert "going on after step 1 of 8" in printed
     for chosen in (["--epochs", "1"], ["--batch-size", "60", "--stop-after", "1"], ["--set", "run.steps=2"]):
         assert cli.main([*options, *chosen]) == 0
         assert "are few" not in capsys.readouterr().out

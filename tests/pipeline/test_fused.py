@@ -140,7 +140,7 @@ def test_every_convolution_but_the_stem_and_projections_is_fused(kind, monkeypat
             module.register_forward_hook(lambda *_, name=name: calls.append(name))
     fused.train()(_images())
     blocks = sum(isinstance(m, nn.Conv2d) for name, m in fused.named_modules() if "conv" in name) - 1
-    # A pool's output has no norm to wait: the first convolution behind it is PyTorch's.
+    # A pool's output has no norm to wait: the first convolution after it is PyTorch's.
     first = ["layer1.0.conv1"] if kind == "imagenet" else []
     assert len(joint) == blocks - len(first)
     assert [name for name in calls if "downsample" not in name] == ["conv1", *first]

@@ -77,7 +77,7 @@ def test_learning_curves_name_the_best_evaluation(tmp_path, texts, epochs, test_
     best = max((r["test_accuracy"], r["epoch"]) for r in history if r["test_accuracy"] is not None)
     assert f"best test: {best[0]:.2%} (epoch {best[1]})" in texts
     assert "shapes (synthetic data)" in texts
-    assert "learning\nrate" in texts
+    assert "learning rate at\nthe epoch's end" in texts
 
 
 def test_learning_curves_mark_a_best_that_is_not_the_last(tmp_path, texts):

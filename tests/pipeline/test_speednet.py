@@ -1,4 +1,4 @@
-"""The whitening layer and the nets behind it."""
+"""The whitening layer and the nets after it."""
 
 import pytest
 import torch

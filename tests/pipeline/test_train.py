@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import signal
 
@@ -142,13 +143,13 @@ def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(train, interrupt_at
     assert load_checkpoint(train.folder / "parts" / "last.pt")["done_steps"] == at_step
     assert train("--out", "parts", "--resume", "auto") == 0
     assert_same_run(train.folder / "straight" / "last.pt", train.folder / "parts" / "last.pt")
-    # Stopped behind an epoch's last step, nothing of it was left to train: no speed is better than none a second.
+    # Stopped after an epoch's last step, nothing of it was left to train: no speed is better than none a second.
     speeds = [record["images_per_second"] for record in load_checkpoint(train.folder / "parts" / "last.pt")["history"]]
     assert (None in speeds) == (at_step == 10)
     assert all(speed is None or speed > 0 for speed in speeds)
 
 
-def test_stopping_behind_an_epoch_that_is_done_trains_no_further(train):
+def test_stopping_after_an_epoch_that_is_done_trains_no_further(train):
     for resume in ([], ["--resume", "auto"]):
         assert train("--out", "run", "--stop-after", "2", *resume) == 0
         assert len(load_checkpoint(train.folder / "run" / "last.pt")["history"]) == 2
@@ -281,10 +282,18 @@ def test_resume_auto_begins_anew_where_a_run_was_killed_before_its_first_checkpo
 
 
 @pytest.mark.parametrize(("before", "then"), [("bf16", "fp16"), ("fp16", "off")])
-def test_a_run_goes_on_in_another_type(train, before, then):
+def test_a_run_goes_on_in_another_type(train, capsys, before, then):
     """Of these float16 alone scales the loss, and has the scale in its checkpoint."""
     assert train("--out", "run", "--amp", before, "--stop-after", "1") == 0
+    printed = capsys.readouterr().out
+    assert "note:" not in printed
+    assert "in all" not in printed
     assert train("--out", "run", "--resume", "auto", "--amp", then) == 0
+    printed = capsys.readouterr().out
+    assert f"note: run.amp was {before} so far, is {then} from here on\n" in printed
+    assert printed.count("note:") == 1
+    this_part, in_all = map(float, re.search(r"trained for ([\d.]+) s \(([\d.]+) s in all\);", printed).groups())
+    assert in_all > this_part
     assert len(load_checkpoint(train.folder / "run" / "last.pt")["history"]) == 3
 
 
@@ -295,7 +304,7 @@ def test_resuming_reads_the_checkpoint_that_is_named(train, capsys):
     assert train("--out", "run", "--resume", "auto") == 0
     shutil.copytree(train.folder / "run", train.folder / "straight")
     assert cli.main(["--resume", "run/kept.pt"]) == 0
-    assert "going on behind step 5 of 15" in capsys.readouterr().out
+    assert "going on after step 5 of 15" in capsys.readouterr().out
     assert_same_run(train.folder / "straight" / "last.pt", train.folder / "run" / "last.pt")
     lines = (train.folder / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
