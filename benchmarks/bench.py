@@ -63,13 +63,14 @@ class Measured:
 
 @dataclass(kw_only=True)
 class Bench:
-    """recipe: what fast-train would run. config: the same, with smaller batches where a CPU would take long over a
-    step. notes: the study notes' baseline, on the same network and set. runtime: of ``config``. scratch: an empty
-    folder that goes away. debug: show the trace of an error that ends a suite. impossible: why the command fails though
-    it wrote a report."""
+    """recipe: what fast-train would run. notes_recipe: the study notes' baseline, on the same network and set. config,
+    notes: the same, with smaller batches where a CPU would take long over a step. runtime: of ``config``. scratch: an
+    empty folder that goes away. debug: show the trace of an error that ends a suite. impossible: why the command fails
+    though it wrote a report."""
 
     prepared: PreparedSet
     recipe: Config
+    notes_recipe: Config
     config: Config
     notes: Config
     runtime: Runtime
@@ -84,6 +85,7 @@ class Bench:
 
     @property
     def device(self) -> torch.device:
+        """Where the recipe's step runs."""
         return self.runtime.device
 
     def skip(self, suite: str, name: str, reason: str) -> None:

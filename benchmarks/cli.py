@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.signals import exit_status
-from pipeline.errors import ConfigError, check_name, complain
+from benchmarks.signals import run_command
+from pipeline.errors import ConfigError, check_name
 from pipeline.startup import quick_imports
 
 PROGRAM = "bench-throughput"
@@ -24,7 +24,7 @@ suites: roofline, augmentation, loaders, ladder, end-to-end, accuracy, startup, 
 Ctrl-C ends the measuring; the report then holds the suites that were finished and says that it is not complete.
 
 exit status: 0 done, 1 a loss (--compare), a suite or a training that failed, or figures that can't be true,
-2 bad input, 130/143 stopped by a signal"""
+2 bad input, 130/143 stopped by a signal, 141 where nobody reads on (--compare)"""
 
 
 def add_subject(parser: argparse.ArgumentParser, *, recipe: str | None = None) -> None:
@@ -63,23 +63,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_subject(parser)
     add = parser.add_argument
-    add("--out", type=Path, metavar="DIR", help="where the report goes (default: reports/ and the device's name)")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the report goes (default: reports/NETWORK-DEVICE, or the next free -N)",
+    )
     add("--quick", action="store_true", help="fewer cases and repeats: a look, not a measurement")
-    group = parser.add_argument_group("what to measure")
-    group.add_argument(
-        "--only",
-        metavar="SUITES",
-        help="these suites alone, with commas between; roofline comes with augmentation and ladder",
-    )
-    group.add_argument("--skip", metavar="SUITES", help="all suites but these")
-    group.add_argument("--target-accuracy", type=float, metavar="X", help="of time to accuracy, a fraction")
-    group.add_argument("--runs", type=int, metavar="N", help="seeds of time to accuracy (default: 5; 2 on a CPU)")
-    group.add_argument(
-        "--epochs", type=int, metavar="N", help="of time to accuracy (default: the recipe's; 2 on a CPU)"
-    )
-    group.add_argument(
-        "--prep-dataset", metavar="NAME", help="what `preparation` prepares, as prep-data takes it (default: synthetic)"
-    )
+    _add_suites(parser.add_argument_group("what to measure"))
     group = parser.add_argument_group("how")
     group.add_argument(
         "--repeats",
@@ -97,6 +88,27 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--max-loss", type=float, metavar="X", help="of --compare, a fraction (default: 0.1)")
     group.add_argument("--debug", action="store_true", help="show the trace of an error")
     return parser
+
+
+def _add_suites(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--only",
+        metavar="SUITES",
+        help="these suites alone, with commas between; roofline comes with augmentation and ladder",
+    )
+    add("--skip", metavar="SUITES", help="all suites but these")
+    add("--target-accuracy", type=float, metavar="X", help="where the suite `accuracy` stops, a fraction")
+    add("--runs", type=int, metavar="N", help="number of seeds of the suite `accuracy` (default: 5; 2 on a CPU)")
+    add(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="length of the trainings of the suite `accuracy` (default: the recipe's; 2 on a CPU)",
+    )
+    add(
+        "--prep-dataset", metavar="NAME", help="what `preparation` prepares, as prep-data takes it (default: synthetic)"
+    )
 
 
 def _check_actions(flags: argparse.Namespace, arguments: list[str]) -> None:
@@ -122,19 +134,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     given = sys.argv[1:] if arguments is None else arguments
     flags = build_parser().parse_args(given)
-    try:
-        _check_actions(flags, given)
-        # After parsing: torch takes seconds to import, and --help needs none of it.
-        with quick_imports():
-            from benchmarks import commands
+    return run_command(PROGRAM, lambda: _run(flags, given), debug=flags.debug, interrupted="no report was written")
 
-        return commands.compare_reports(flags) if flags.compare else commands.measure(flags, [PROGRAM, *given])
-    except (ValueError, OSError) as error:
-        complain(PROGRAM, error, debug=flags.debug)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(f"{PROGRAM}: interrupted; no report was written", file=sys.stderr)
-        return exit_status(stop)
+
+def _run(flags: argparse.Namespace, given: list[str]) -> int:
+    _check_actions(flags, given)
+    # After parsing: torch takes seconds to import, and --help needs none of it.
+    with quick_imports():
+        from benchmarks import commands
+
+    return commands.compare_reports(flags) if flags.compare else commands.measure(flags, [PROGRAM, *given])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from benchmarks.bench import Bench, Settings
 from benchmarks.cli import known_names, names_in
@@ -27,8 +26,8 @@ from benchmarks.output import report_folder
 from benchmarks.report import JSON, device_of, write_report
 from benchmarks.result import Result, read_result
 from benchmarks.signals import exit_status, termination_as_interrupt
-from benchmarks.sizes import fit_batch
-from benchmarks.suites import NEEDS, SUITES, accuracy, preparation
+from benchmarks.sizes import batch_warnings, fit_batch
+from benchmarks.suites import NEEDS, SUITES, accuracy, end_to_end, ladder, preparation, startup
 from data_prep.display import Display
 from data_prep.manifest import PreparedSet
 from data_prep.sources import SourceOptions, build_source
@@ -43,6 +42,8 @@ from pipeline.runtime import apply_global_flags, device_name, resolve_runtime
 SPREAD_LIMIT = 0.05
 _NAMED_ROWS = 5
 _MAX_LOSS = 0.1
+# Suites that measure steps, in batches that a CPU takes in.
+_ON_STEPS = (ladder.SUITE, end_to_end.SUITE, startup.SUITE)
 # What one suite alone looks at, by argparse's names. --quick leaves these suites out.
 _FLAGS_OF = {accuracy.SUITE: ("target_accuracy", "runs", "epochs"), preparation.SUITE: ("prep_dataset",)}
 
@@ -51,7 +52,7 @@ def compare_reports(flags: argparse.Namespace) -> int:
     """Print the ratios; 1 where a row lost more than ``--max-loss``."""
     max_loss = _MAX_LOSS if flags.max_loss is None else flags.max_loss
     if not 0 <= max_loss < 1:
-        raise ValueError(f"--max-loss {max_loss} is no fraction in [0, 1)")
+        raise ValueError(f"--max-loss {max_loss} is not a fraction in [0, 1)")
     comparison = compare(*map(read_result, flags.compare))
     print("\n".join(describe(comparison, max_loss)))
     return 1 if comparison.losses(max_loss) else 0
@@ -67,6 +68,9 @@ def measure(flags: argparse.Namespace, command: Sequence[str]) -> int:
     scratch = tempfile.TemporaryDirectory(prefix="bench-throughput-")
     with termination_as_interrupt(), scratch:
         bench = build_bench(flags, command, display, Path(scratch.name))
+        if any(suite in chosen for suite in _ON_STEPS):
+            for recipe, fitted in ((bench.recipe, bench.config), (bench.notes_recipe, bench.notes)):
+                bench.result.warnings += batch_warnings(recipe, fitted)
         with report_folder(flags.out, _default_folder(bench), JSON) as folder:
             display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
             display.say(f"report folder: {show_path(folder)}")
@@ -138,7 +142,7 @@ def build_bench(flags: argparse.Namespace, command: Sequence[str], display: Disp
     given["model"] = {"arch": config.model.arch}
     notes = resolve("notes", given)
     prepared = PreparedSet.open(flags.data)
-    config, notes = (fit_to_data(c, prepared, Console(quiet=True)) for c in (config, notes))
+    config, notes = (fit_to_data(c, prepared) for c in (config, notes))
     # A step is measured alone on the resident split, whatever loader the recipe names.
     config, notes = (
         dataclasses.replace(c, data=dataclasses.replace(c.data, loader="resident")) for c in (config, notes)
@@ -146,9 +150,9 @@ def build_bench(flags: argparse.Namespace, command: Sequence[str], display: Disp
     runtime = resolve_runtime(config.run)
     apply_global_flags(config.run, runtime.device)
     cuda = runtime.device.type == "cuda"
-    recipe, full = config, (config, notes)
+    recipe, notes_recipe = config, notes
     if not cuda:
-        config, notes = map(fit_batch, full)
+        config, notes = map(fit_batch, (recipe, notes_recipe))
     settings = build_settings(flags, config, cuda=cuda)
     result = Result(
         settings={**dataclasses.asdict(settings), "command": shlex.join(command), "started_at": time.time()},
@@ -156,15 +160,10 @@ def build_bench(flags: argparse.Namespace, command: Sequence[str], display: Disp
         data=_describe(prepared),
         machine=fingerprint(runtime.device),
     )
-    for before, now in zip(full, (config, notes), strict=True):
-        if now != before:
-            result.warnings.append(
-                f"steps of recipe {now.recipe} take {now.data.batch_size} images in place of {before.data.batch_size}: "
-                f"a CPU takes long over {now.model.arch}"
-            )
     return Bench(
         prepared=prepared,
         recipe=recipe,
+        notes_recipe=notes_recipe,
         config=config,
         notes=notes,
         runtime=runtime,

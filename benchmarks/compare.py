@@ -28,6 +28,17 @@ _SPEED = {
 }
 # What other notes say.
 _SAID = {"data.path", "run.device"}
+# Of how it was measured: what does not change a row, only which rows there are, and what the trainings' notes say.
+_NOT_OF_ROWS = {
+    "command",
+    "started_at",
+    "scaling",
+    "batch_sizes",
+    "worker_counts",
+    "accuracy_asked",
+    "target_accuracy",
+    "epochs",
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ def compare(before: Result, after: Result) -> Comparison:
 
 def _change(before: Row, after: Row) -> Change:
     over, under = (after, before) if after.better == "higher" else (before, after)
-    # A smallest number in place of zero: seconds and rates that are zero compare with nothing.
+    # A smallest number instead of zero: seconds and rates that are zero compare with nothing.
     speed = over.value / max(under.value, 1e-30)
     return Change(before, after, speed, bootstrap_ratio(over.repeats, under.repeats, after.statistic))
 
@@ -122,6 +133,7 @@ def _notes(before: Result, after: Result) -> list[str]:
     notes += _software_notes(before, after)
     notes += _data_notes(before, after)
     notes += _settings_notes(before, after)
+    notes += _method_notes(before, after)
     for name, result in (("old", before), ("new", after)):
         if not result.complete:
             notes.append(f"the {name} report was interrupted")
@@ -178,6 +190,17 @@ def _settings_notes(before: Result, after: Result) -> list[str]:
             if len(values) == 2 and values[0] != values[1]:
                 notes.append(f"trainings of different {name.replace('_', ' ')}: {values[0]} and {values[1]}")
     return notes
+
+
+def _method_notes(before: Result, after: Result) -> list[str]:
+    old, new = before.settings, after.settings
+    differing = [
+        f"{name} {old[name]} and {new[name]}"
+        # A report from before there was a setting does not tell what it would have been.
+        for name in old
+        if name in new and name not in _NOT_OF_ROWS and old[name] != new[name]
+    ]
+    return [f"measured in different ways: {', '.join(differing)}"] if differing else []
 
 
 def describe(comparison: Comparison, max_loss: float) -> list[str]:

@@ -1,7 +1,7 @@
 """Where a benchmark's batches come from: any of the library's loaders, or a peer's own recipe, in passes of any length.
 
-What is timed lies in the midst of a pass, where the loader makes as many batches as it gives out. The batches before
-it start the workers and bring their queue to where the step keeps it; those behind it keep them at work to the end of
+What is timed lies in the middle of a pass, where the loader makes as many batches as it gives out. The batches before
+it start the workers and bring their queue to where the step keeps it; those after it keep them at work to the end of
 the timed part, and are taken from the loader too, so that nothing goes on in the background while another case is
 measured.
 """
@@ -63,7 +63,7 @@ class Feed(ABC):
 
     def seconds(self, count: int, consume: Callable[[Batch], object] = lambda batch: None) -> float:
         """How long ``count`` batches take, from the consumption of the one before until the device has consumed the
-        last. As many batches as the loader may hold come before them, and behind."""
+        last. As many batches as the loader may hold come before them, and after."""
         batches = self.batches(self.ahead + count + self.ahead)
         for batch in islice(batches, self.ahead):
             consume(batch)
@@ -103,6 +103,7 @@ class LoaderFeed(Feed):
         self._epoch = 0
 
     def batches(self, count: int) -> Iterator[Batch]:
+        """``count`` training batches, of further epochs in each pass."""
         loader = self.loader
         while count:
             part = count % len(loader) or len(loader)
@@ -115,9 +116,11 @@ class LoaderFeed(Feed):
             yield from iter(loader) if self._raw else loader.feed()
 
     def example(self) -> Batch:
+        """The loader's own example."""
         return self.loader.example()
 
     def close(self) -> None:
+        """Close the loader."""
         self.loader.close()
 
 
@@ -205,6 +208,7 @@ class Peer(Feed):
         self.ahead = batches_ahead(workers, self.per_epoch)
 
     def example(self) -> Batch:
+        """Black images of the shape and type that come."""
         height, width, channels = self.prepared.manifest.image_shape
         shape = (channels, height, width) if self.augment else (height, width, channels)
         dtype = self.dtype if self.augment else torch.uint8
@@ -213,6 +217,7 @@ class Peer(Feed):
         return Batch(images, torch.zeros_like(indices), indices)
 
     def batches(self, count: int) -> Iterator[Batch]:
+        """``count`` batches, epoch after epoch. Indices only count the images of a batch: a peer has none."""
         indices = torch.arange(self.batch_size, device=self.device)
         while count:
             part = min(count, self.per_epoch)

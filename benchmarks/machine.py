@@ -58,7 +58,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the code that runs, with ``+`` where files differ from it; None where it is no checkout."""
+    """The commit of the code that runs, with ``+`` where files differ from it; None where it is not a checkout."""
     here = Path(__file__).resolve().parent
     try:
         named = _git(here, "rev-parse", "--short=12", "HEAD")

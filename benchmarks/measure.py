@@ -31,7 +31,7 @@ CONFIDENCE = 0.95
 _RESAMPLES = 10_000
 # A trial shorter than this part of a repeat is too short to size the repeat by.
 _SHORTEST_TRIAL = 0.25
-# A repeat shorter than this part of what was meant is lengthened for those behind it.
+# A repeat shorter than this part of what was meant is lengthened for those after it.
 _SHORTEST_REPEAT = 0.75
 
 
@@ -102,7 +102,7 @@ class Rate:
 
     work: does ``n`` iterations, to the end on the device, and returns the seconds. items: of one iteration. seconds:
     how long a repeat takes; the first call finds out how many iterations that is, after one trial that it discards, and
-    a repeat that turns out much shorter, since that trial was disturbed, has those behind it take more. lot: iterations
+    a repeat that turns out much shorter, since that trial was disturbed, has those after it take more. lot: iterations
     come in multiples of it. most: iterations at most.
     """
 

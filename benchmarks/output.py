@@ -16,7 +16,7 @@ def report_folder(out: Path | None, default: Path, report: str) -> Iterator[Path
     """The folder for a report, there and writable: ``out``, or the first free one of ``default``, ``default-2`` ...
 
     report: the file that a finished report has. Folders that were made for the block and that it leaves empty go
-    again. Raises ValueError where ``out`` holds anything already, is no folder, or can't be written.
+    again. Raises ValueError where ``out`` holds anything already, is not a folder, or can't be written.
     """
     folder = out or default
     made: list[Path] = []

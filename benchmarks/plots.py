@@ -3,14 +3,18 @@ nothing to show."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+from benchmarks.feeds import library_entries
 from benchmarks.present.picture import Picture
 from benchmarks.present.tables import number, percent
 from benchmarks.present.theme import LINES, MARKERS, Theme
@@ -21,6 +25,8 @@ from pipeline.plots import short_text
 
 _WIDTH = 9.0
 _ROW = 0.36
+_OURS, _OTHERS = "this project", "others' recipes"
+_HATCH = "///"
 
 
 def loaders_alone(result: Result) -> Picture | None:
@@ -73,8 +79,7 @@ def _lollipops(axes: Axes, theme: Theme, rows: Sequence[Row], names: Sequence[st
             values, places, xerr=_whiskers(chosen), fmt=marker, color=colour, label=label, capsize=3, zorder=3
         )
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_minor_formatter("")
+    _label_log(axes.xaxis)
     axes.grid(axis="x")
     axes.hlines(range(len(names)), *axes.get_xlim(), color=theme.grid, linewidth=0.8, zorder=0)
     axes.set_yticks(range(len(names)), [short_text(name, 28) for name in names])
@@ -84,6 +89,14 @@ def _lollipops(axes: Axes, theme: Theme, rows: Sequence[Row], names: Sequence[st
         text = " / ".join(number(found.get(kind)) for kind in styles)
         axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     axes.text(1.02, 1.02, "bytes / augmented", transform=axes.transAxes, fontsize=9, color=theme.muted, va="bottom")
+
+
+def _label_log(axis: Axis) -> None:
+    """Labels at 1, 2 and 5 of each decade, on a long axis at 1 and 3: between powers of ten nobody can read a value."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 3000 * low else (1, 3)))
+    axis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _whiskers(rows: Sequence[Row]) -> np.ndarray:
@@ -103,29 +116,33 @@ def scaling(result: Result) -> Picture | None:
     if not panels:
         return None
     names = list(dict.fromkeys(name for _, curves in panels for name in curves))
+    ours = _ours()
+    # Ours first: what is counted on goes to colours that they leave.
+    names.sort(key=lambda name: name not in ours)
 
     def draw(figure: Figure, theme: Theme) -> None:
         all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (label, curves) in zip(all_axes, panels, strict=True):
             for name, curve in curves.items():
-                style = _style(theme, names.index(name))
+                line = "-" if name in ours else "--"
+                style = {**_style(theme, names.index(name)), "linestyle": line}
                 axes.plot(*zip(*sorted(curve.items()), strict=True), label=name, **style)
             ticks = sorted({x for curve in curves.values() for x in curve})
             axes.set_xscale("log", base=2)
             axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
             axes.minorticks_off()
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+            _label_log(axes.yaxis)
             axes.set_xlabel(label)
             axes.grid(True)
         all_axes[0].set_ylabel("augmented images/s (logarithmic)")
-        handles, labels = _legend_of(all_axes)
-        figure.legend(handles, labels, loc="outside right center")
+        _legend_by_origin(figure, all_axes, ours)
 
     return Picture(
         name="scaling",
         title="Loaders over batch sizes and workers",
-        caption="Augmented images a second of each loader alone. Where a line is flat, more of it doesn't help.",
+        caption="Augmented images a second of each loader alone, those of this project solid, others' recipes dashed. "
+        "Where a line is flat, more of it doesn't help.",
         size=(_WIDTH + 1, 4.2),
         draw=draw,
     )
@@ -144,12 +161,24 @@ def _style(theme: Theme, number: int) -> dict[str, Any]:
     return {"color": theme.series[number % count], "linestyle": line, "marker": MARKERS[number % len(MARKERS)]}
 
 
-def _legend_of(all_axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:
+def _ours() -> set[str]:
+    """The names of this project's entries."""
+    return {entry.name for entry in library_entries()}
+
+
+def _legend_by_origin(figure: Figure, all_axes: Sequence[Axes], ours: Collection[str]) -> None:
+    """One legend of all lines at the right, this project's below their heading, the others' below theirs."""
     found: dict[str, Any] = {}
     for axes in all_axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    return list(found.values()), list(found)
+    shown: list[tuple[str, Any]] = []
+    for heading, mine in ((f"{_OURS}:", True), (f"{_OTHERS}:", False)):
+        group = [(label, handle) for label, handle in found.items() if (label in ours) == mine]
+        shown += [(heading, Line2D([], [], linestyle="none")), *group] if group else []
+    labels, handles = zip(*shown, strict=True)
+    # Long enough for a dashed line to show that it is one.
+    figure.legend(handles, labels, loc="outside right center", handlelength=3.2)
 
 
 def step_ladder(result: Result) -> Picture | None:
@@ -180,7 +209,7 @@ def step_ladder(result: Result) -> Picture | None:
 
 
 def _bars(axes: Axes, theme: Theme, rows: Sequence[Row], names: Sequence[str], text: Callable[[Row], str]) -> None:
-    """Bars from above to below, their intervals, and a text behind each, outside of the axes."""
+    """Bars from above to below, their intervals, and a text after each, outside of the axes."""
     places = range(len(rows))
     axes.barh(places, [row.value for row in rows], color=theme.series[0], height=0.64)
     axes.errorbar(
@@ -208,31 +237,38 @@ def end_to_end_bars(result: Result) -> Picture | None:
     groups = [sorted((r for r in rows if r.details["step"] == step), key=lambda r: -r.value) for step in steps]
     if not groups:
         return None
+    ours = _ours()
 
     def text(row: Row) -> str:
         return f"{number(row.value)}, waits {percent(row.details['wait_share'], 0)}"
 
     def draw(figure: Figure, theme: Theme) -> None:
         heights = [len(group) + 1.2 for group in groups]
+        mark: dict[str, Any] = {"color": theme.highlight, "markersize": 15, "mew": 2.5}
         all_axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, step, group in zip(all_axes, steps, groups, strict=True):
             _bars(axes, theme, group, [row.details["entry"] for row in group], text)
+            for bar, row in zip(axes.patches, group, strict=True):
+                bar.set_hatch(None if row.details["entry"] in ours else _HATCH)
             alone = [row.details["step_alone"] for row in group]
-            axes.plot(
-                alone, range(len(group)), "|", color=theme.highlight, markersize=15, mew=2.5, label="the step alone"
-            )
+            axes.plot(alone, range(len(group)), "|", label="the step alone", **mark)
             axes.set_title(f"with {step}", loc="left")
             ends = [row.interval[1] if row.interval else row.value for row in group]
             axes.set_xlim(0, 1.05 * max(*alone, *ends))
-        all_axes[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
-        all_axes[-1].set_xlabel("training images/s")
+            axes.set_xlabel("training images/s")
+        bars = [Patch(facecolor=theme.series[0], label=_OURS)]
+        if any(row.details["entry"] not in ours for row in rows):
+            bars.append(Patch(facecolor=theme.series[0], hatch=_HATCH, label=_OTHERS))
+        figure.legend(handles=[*bars, all_axes[0].lines[-1]], loc="outside upper center", ncols=3)
 
     return Picture(
         name="end-to-end",
         title="End to end",
-        caption="Training images a second of each loader with each step (bars, with 95 % intervals), and of the same "
-        "step alone on one batch (upright marks). What lies between the two is time in which the step waits.",
-        size=(_WIDTH, 1.2 + 0.36 * sum(len(group) + 1.4 for group in groups)),
+        caption="Training images a second of each loader with each step (bars, with 95 % intervals; others' recipes "
+        "hatched), and of the same step alone on one batch (upright marks). What lies between the two is time in which "
+        "the step waits. Each is measured with noise of its own: where the step does not wait, a bar may end somewhat "
+        "beyond its mark.",
+        size=(_WIDTH, 1.2 + 0.36 * sum(len(group) + 1.8 for group in groups)),
         draw=draw,
     )
 
@@ -253,11 +289,15 @@ def roofline(result: Result) -> Picture | None:
             x = row.details["flops_per_image"] / row.details["bytes_per_image"]
             y = row.details["flops_per_second"]
             marker = MARKERS[place % len(MARKERS)]
-            axes.plot(x, y, marker, color=theme.highlight, markersize=7, label=f"step {row.name}", zorder=4)
-        for row in augmented[:1] + augmented[-1:] if len(augmented) > 1 else augmented:
+            # Hollow: rungs of nearly the same rate lie on one another.
+            look: dict[str, Any] = {"color": theme.highlight, "markersize": 9, "fillstyle": "none", "mew": 1.6}
+            axes.plot(x, y, marker, label=f"step {row.name}", zorder=4, **look)
+        for place, row in enumerate(augmented[:1] + augmented[-1:] if len(augmented) > 1 else augmented):
             values = _values_per_image(result)
             x, y = values / row.details["bytes_per_image"], row.value * values
-            axes.plot(x, y, "*", color=theme.series[2], markersize=11, label=f"augmentation, {row.name}", zorder=4)
+            # One full, one hollow: where they fall together both can be seen.
+            look = {"color": theme.series[2], "markersize": 12 + 3 * place, "fillstyle": ("full", "none")[place]}
+            axes.plot(x, y, "*", label=f"augmentation, {row.name}", zorder=4, **look)
         axes.set_xlabel("operations per byte (logarithmic)")
         axes.set_ylabel("operations/s (logarithmic)")
         figure.legend(loc="outside right center", fontsize=9)
@@ -281,16 +321,17 @@ def _values_per_image(result: Result) -> int:
 
 def _roofs(axes: Axes, theme: Theme, result: Result, kinds: Sequence[str], bandwidth: float) -> None:
     peaks = {kind: peak_flops(result, kind) or 0.0 for kind in kinds}
-    right = 30 * max(peaks.values()) / bandwidth
-    x = np.geomspace(0.05, max(right, 1e3), 300)
+    ridge = max(peaks.values()) / bandwidth
+    left, right = 0.05, max(30 * ridge, 1e3)
+    label = f"copy: {EngFormatter(places=1)(bandwidth)}B/s"
+    axes.plot([left, ridge], [bandwidth * left, bandwidth * ridge], color=theme.text, label=label)
     for place, (kind, peak) in enumerate(peaks.items()):
         label = f"{kind}: {EngFormatter(places=1)(peak)}FLOP/s"
-        axes.plot(x, np.minimum(bandwidth * x, peak), LINES[place], color=theme.series[0], label=label)
-    axes.plot([], [], " ", label=f"copy: {EngFormatter(places=1)(bandwidth)}B/s")
+        axes.plot([peak / bandwidth, right], [peak, peak], LINES[place], color=theme.series[0], label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(EngFormatter())
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.grid(True)
 
 
@@ -319,7 +360,7 @@ def accuracy_over_time(result: Result) -> Picture | None:
     return Picture(
         name="accuracy",
         title="Accuracy over time",
-        caption="Test accuracy behind each epoch. Start-up and compilation come before second 0; the table has them.",
+        caption="Test accuracy after each epoch. Start-up and compilation come before second 0; the table has them.",
         size=(_WIDTH, 4.0),
         draw=draw,
     )

@@ -295,9 +295,9 @@ def _machine(result: Result) -> list[Block]:
         f"Cases that are compared ran in turn: {settings['warm_up']} round(s) of warm-up, which count for nothing, "
         f"then {settings['repeats']} rounds of about {settings['seconds']} s a case; of starts and preparations, whole "
         f"processes, {settings['slow_repeats']}. Each timing begins and ends with the device idle; of a loader it "
-        "lies in the midst of a longer pass, where the loader makes as many batches as it gives out. Given are medians "
-        "with bootstrap intervals; spread is the largest less the smallest repeat over the median. `report.json` holds "
-        "every repeat."
+        "lies in the middle of a longer pass, where the loader makes as many batches as it gives out. Given are "
+        "medians with bootstrap intervals; spread is the largest less the smallest repeat over the median. "
+        "`report.json` holds every repeat."
     )
     return [method, Table(["what", "value"], cells, numeric=())]
 

@@ -50,7 +50,7 @@ class Row:
         _require(self.better in _BETTER, f"{where}: better is '{self.better}', not {' or '.join(_BETTER)}")
         _require(self.statistic in _STATISTICS, f"{where}: statistic is '{self.statistic}'")
         finite = all(math.isfinite(v) and v >= 0 for v in self.repeats + self.warm_up)
-        _require(finite, f"{where} has repeats that are no finite numbers of 0 or more")
+        _require(finite, f"{where} has repeats that are not finite numbers of 0 or more")
         for name in ("share_of_peak", "share_of_copy"):
             share = self.details.get(name)
             if share is not None and not 0 <= share <= 1:
@@ -148,7 +148,7 @@ class Result:
             return _result_of(json.loads(text))
         except (ValueError, RecursionError) as error:
             raise ReportError(
-                f"{where} is no usable report of bench-throughput: {one_line(error)}; measure anew"
+                f"{where} is not a usable report of bench-throughput: {one_line(error)}; measure anew"
             ) from error
 
 
@@ -207,7 +207,7 @@ def _numbers(data: Mapping[str, Any], name: str) -> tuple[float, ...]:
 
 
 def _number(what: str, value: Any) -> float:
-    _require(isinstance(value, (int, float)) and not isinstance(value, bool), f"{what} is no number")
+    _require(isinstance(value, (int, float)) and not isinstance(value, bool), f"{what} is not a number")
     return float(value)
 
 
@@ -218,7 +218,7 @@ def _field(data: Mapping[str, Any], name: str, kind: type) -> Any:
 
 def _typed(what: str, value: Any, kind: type) -> Any:
     fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    _require(fits, f"{what} is no {kind.__name__}")
+    _require(fits, f"{what} is not of type {kind.__name__}")
     return value
 
 

@@ -1,11 +1,15 @@
-"""What a signal is to a measurement: one way out for Ctrl-C and termination, and the exit status of each."""
+"""How a command of this room ends: one way out for Ctrl-C and termination, and the exit status of every end."""
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from pipeline.errors import complain
 
 
 @contextmanager
@@ -26,3 +30,24 @@ def termination_as_interrupt() -> Iterator[None]:
 def exit_status(stop: KeyboardInterrupt) -> int:
     """128 and the signal's number, as a shell reports it."""
     return 128 + int(stop.args[0] if stop.args else signal.SIGINT)
+
+
+def run_command(program: str, work: Callable[[], int], *, debug: bool, interrupted: str) -> int:
+    """The exit status: what ``work`` returns, or that of the error or signal that ended it, which is said on stderr.
+    interrupted: what to say besides of a signal."""
+    try:
+        status = work()
+        # Here, not when Python ends, it must show that nobody reads the last lines.
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The reader has seen enough, as `head` does. What is still to be written goes nowhere, without a message.
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (ValueError, OSError) as error:
+        complain(program, error, debug=debug)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"{program}: interrupted; {interrupted}", file=sys.stderr)
+        return exit_status(stop)

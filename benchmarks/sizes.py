@@ -35,3 +35,13 @@ def fit_batch(config: Config) -> Config:
         return config
     batch = 1 << max(int(most), 1).bit_length() - 1
     return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch))
+
+
+def batch_warnings(recipe: Config, fitted: Config) -> list[str]:
+    """A line where `fit_batch` gave smaller batches: for reports in which steps are measured."""
+    if fitted == recipe:
+        return []
+    return [
+        f"steps of recipe {recipe.recipe} take {fitted.data.batch_size} images instead of {recipe.data.batch_size}: "
+        f"a CPU takes long over {recipe.model.arch}"
+    ]

@@ -1,7 +1,7 @@
 """``python -m benchmarks.step_lab``: what each way to a faster training step is worth, on this machine, in minutes.
 
 The metric: images per second of wall time of the whole training step (captured as one CUDA graph, on a GPU), on one
-fixed batch and behind the resident loader; cases run in turn, each repeat some half a second, the median counts. Beside
+fixed batch and fed by the resident loader; cases run in turn, each repeat some half a second, the median counts. Beside
 it stand the time of each group of kernels, the least time that each layer could take, the augmentation's share of the
 copy bandwidth, and whether an option changes the losses by more than another seed does. The last line is JSON: what
 was aimed at, and what was reached.
@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import cli
 from benchmarks.output import report_folder
-from benchmarks.signals import exit_status, termination_as_interrupt
-from pipeline.errors import complain
+from benchmarks.signals import run_command, termination_as_interrupt
 from pipeline.startup import quick_imports
 
 if TYPE_CHECKING:
@@ -88,7 +87,8 @@ def measure(flags: argparse.Namespace, command: list[str]) -> int:
 def _build(flags: argparse.Namespace, command: list[str], scratch: Path, started: float) -> Lab:
     """What is to be measured, and with what; ValueError for flags that can't be."""
     from benchmarks.commands import build_bench
-    from benchmarks.lab.run import FLOORS, Lab
+    from benchmarks.lab.run import FLOORS, ON_STEPS, Lab
+    from benchmarks.sizes import batch_warnings
     from data_prep.display import Display
 
     points = _points(flags.only)
@@ -100,6 +100,8 @@ def _build(flags: argparse.Namespace, command: list[str], scratch: Path, started
     settings = vars(cli.build_parser().parse_args([]))
     settings |= {name: value for name, value in vars(flags).items() if name in settings}
     bench = build_bench(argparse.Namespace(**settings), command, Display(), scratch)
+    if flags.batch_sizes is None and not flags.quick and any(point in points for point in ON_STEPS):
+        bench.result.warnings += batch_warnings(bench.recipe, bench.config)
     cuda = bench.device.type == "cuda"
     default = (1024, 512, 2048) if cuda else (32,) if flags.quick else (bench.config.data.batch_size,)
     return Lab(
@@ -138,7 +140,7 @@ def _sizes(text: str) -> tuple[int, ...]:
     except ValueError:
         sizes = ()
     if not sizes or min(sizes) < 1:
-        raise ValueError(f"--batch-sizes {text} are no sizes; give numbers of 1 or more with commas between")
+        raise ValueError(f"--batch-sizes {text} are not sizes; give numbers of 1 or more with commas between")
     return sizes
 
 
@@ -152,14 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     flags = build_parser().parse_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
-    try:
-        return measure(flags, [*shlex.split(PROGRAM), *given])
-    except (ValueError, OSError) as error:
-        complain(PROGRAM, error, debug=flags.debug)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(f"{PROGRAM}: interrupted; no report was written", file=sys.stderr)
-        return exit_status(stop)
+    command = [*shlex.split(PROGRAM), *given]
+    return run_command(PROGRAM, lambda: measure(flags, command), debug=flags.debug, interrupted="no report was written")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cli import names_in
+from benchmarks.signals import run_command
 from benchmarks.studies import STUDIES
 from benchmarks.studies.base import Study, Variant
-from pipeline.errors import ConfigError, check_name, complain
+from pipeline.errors import ConfigError, check_name
 from pipeline.startup import quick_imports
 
 if TYPE_CHECKING:
@@ -73,7 +74,13 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     flags = build_parser().parse_args(given)
     command = shlex.join([PROGRAM, *given])
-    # Behind the parser, as in all functions below: it imports torch.
+    return run_command(
+        PROGRAM, lambda: _resumable(flags, command), debug=flags.debug, interrupted=f"go on with: {command}"
+    )
+
+
+def _resumable(flags: argparse.Namespace, command: str) -> int:
+    # After parsing, as in all functions below: it imports torch.
     with quick_imports():
         from benchmarks.studies.train import Interrupted
 
@@ -82,12 +89,6 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as error:
         print(f"{PROGRAM}: {error}; go on with: {command}", file=sys.stderr)
         return error.status
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; go on with: {command}", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        complain(PROGRAM, error, debug=flags.debug)
-        return 2
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the terminal shows: messages and progress bars, or plain lines where it is no terminal."""
+"""What the terminal shows: messages and progress bars, or plain lines where it is not a terminal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def format_bytes(count: float) -> str:
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f}/s" if speed else "", style="progress.data.speed")
+        return Text(f"{speed:,.0f}/s" if speed and round(speed) else "", style="progress.data.speed")
 
 
 class Display:
@@ -83,6 +83,6 @@ class Display:
 
         yield advance
         seconds = time.monotonic() - began
-        # Over a moment, a rate says nothing.
-        rate = f" ({amount((done - already) / seconds)}/s)" if seconds > 0.5 else ""
-        self.say(f"{label}: {amount(done)} in {seconds:.1f} s{rate}")
+        # Over a moment, a rate says nothing; nor does one that rounds to 0.
+        rate = (done - already) / seconds if seconds > 0.5 else 0
+        self.say(f"{label}: {amount(done)} in {seconds:.1f} s" + (f" ({amount(rate)}/s)" if round(rate) else ""))

@@ -28,7 +28,7 @@ class BadFilesError(PreparedSetError):
 
 
 def show(name: str | os.PathLike[str]) -> str:
-    """A path or name that prints on one line anywhere: bytes that are no text and control characters escaped."""
+    """A path or name that prints on one line anywhere: bytes that are not text and control characters escaped."""
     text = os.fsencode(os.fspath(name)).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -21,19 +21,19 @@ _SIXTEEN_BIT = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
 _WITH_ALPHA = {"RGBA", "LA", "PA", "RGBa", "La"}
 _EXIF_OF_PNG = {"exif", "Raw profile type exif"}
 _USUAL_FORMATS = ("PNG", "JPEG", "WEBP")
-# Pillow hands EPS to Ghostscript: a program to be run on files from anywhere. It is no photograph's format.
+# Pillow hands EPS to Ghostscript: a program to be run on files from anywhere. Photographs come in other formats.
 _REFUSED_FORMATS = {"EPS"}
 
 
 class BadImageError(ValueError):
-    """The file is no image that can be read; the message is the reason alone."""
+    """The file is not an image that can be read; the message is the reason alone."""
 
 
 def read_size(path: str) -> tuple[int, int]:
     """(height, width) of an image as its header has it, the EXIF orientation applied. Raises BadImageError."""
     with _open(path) as image:
         width, height = _stored_size(image)
-        # Pillow decodes a whole PNG to look for EXIF data behind its pixels; `read_rgb` fits such an image.
+        # Pillow decodes a whole PNG to look for EXIF data after its pixels; `read_rgb` fits such an image.
         known = image.format != "PNG" or not _EXIF_OF_PNG.isdisjoint(image.info)
         turned = known and _orientation(image) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
@@ -160,7 +160,7 @@ class Decoded:
 
 
 def decode(job: DecodeJob) -> Decoded:
-    """Decode the files of one job, in order; one that is no image is left out and reported."""
+    """Decode the files of one job, in order; one that is not an image is left out and reported."""
     images = np.empty((len(job.paths), *job.shape, 3), dtype=np.uint8)
     labels: list[int] = []
     bad: list[tuple[str, str]] = []
@@ -179,7 +179,7 @@ def decode(job: DecodeJob) -> Decoded:
 
 
 def scan(paths: list[str]) -> list[tuple[int, int] | str]:
-    """For each file its (height, width), or the reason why it is no image."""
+    """For each file its (height, width), or the reason why it is not an image."""
     results: list[tuple[int, int] | str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -75,7 +75,7 @@ class Manifest:
             if isinstance(error, _NewerVersionError):
                 raise PreparedSetError(f"{where} {one_line(error)}") from error
             raise PreparedSetError(
-                f"{where} is no usable manifest: {one_line(error)}; move it away and prepare the set anew"
+                f"{where} is not a usable manifest: {one_line(error)}; move it away and prepare the set anew"
             ) from error
 
 
@@ -135,7 +135,7 @@ def _files_of(data: dict[str, Any], counts: dict[str, tuple[int, ...]]) -> tuple
         path = PurePosixPath(entry.path)
         inside = path.parts and not path.is_absolute() and ".." not in path.parts and path.as_posix() == entry.path
         _require(inside and "\\" not in entry.path, f"the path {entry.path!r} leaves the set")
-        _require(entry.path.isprintable(), f"the path {entry.path!r} is no file name")
+        _require(entry.path.isprintable(), f"the path {entry.path!r} is not a file name")
         _require(entry.split in counts, f"file '{entry.path}' belongs to the unknown split '{entry.split}'")
         _require(entry.bytes >= 0, f"file '{entry.path}' has {entry.bytes} bytes")
         _require(re.fullmatch("[0-9a-f]{64}", entry.sha256), f"file '{entry.path}' has no SHA-256")
@@ -155,7 +155,7 @@ def _field(data: dict[str, Any], name: str, kind: type) -> Any:
     value = data[name]
     # A JSON `true` is an int to Python, but a number it is not; and 1 stands for 1.0.
     fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-    _require(fits, f"'{name}' is no {_KIND_NAMES[kind]}")
+    _require(fits, f"'{name}' is not of type {_KIND_NAMES[kind]}")
     return value
 
 
@@ -280,7 +280,7 @@ class PreparedSet:
         except OSError as error:
             raise PreparedSetError(f"{show(path)} can't be read: {one_line(error)}; {ANEW}") from error
         if size != entry.bytes:
-            raise PreparedSetError(f"{show(path)} is broken: {size} bytes in place of {entry.bytes}; {ANEW}")
+            raise PreparedSetError(f"{show(path)} is broken: {size} bytes instead of {entry.bytes}; {ANEW}")
         if entry.format == "packed":
             expected = self._shape(entry.split)
             shape = read_header(path).shape

@@ -133,7 +133,7 @@ def _is_there(place: Path, request: Request, source: Source) -> bool:
     known = {MANIFEST_NAME, *(PurePosixPath(entry.path).parts[0] for entry in manifest.files)}
     for path in place.iterdir():
         if path.name not in known:
-            raise PreparedSetError(f"--overwrite would delete {show(path)}, which is no part of the set; move it away")
+            raise PreparedSetError(f"--overwrite would delete {show(path)}, which is not part of the set; move it away")
     return False
 
 
@@ -150,7 +150,7 @@ def _recognise(place: Path) -> Manifest:
     """The manifest of the set at ``place``, which may be broken otherwise."""
     path = place / MANIFEST_NAME
     if not path.is_file():
-        raise PreparedSetError(f"{show(place)} is there and is no prepared set; give another --out or move it away")
+        raise PreparedSetError(f"{show(place)} is there and is not a prepared set; give another --out or move it away")
     return Manifest.from_json(path.read_bytes(), where=show(path))
 
 

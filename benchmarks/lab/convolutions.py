@@ -109,10 +109,10 @@ class Work:
     def _layer(self, tiles: Tiles | None) -> tuple[Raw, Tensor]:
         """As the first of a residual block: a residual before it, a shortcut beside it."""
         momentum, eps = 0.1, 1e-5
-        mean_before, var_before, mean_behind, var_behind = self.running
+        mean_before, var_before, mean_after, var_after = self.running
         raw = with_statistics_triton(self.x, mean_before, var_before, momentum=momentum, eps=eps)
         out, read = norm_relu_convolution_triton(
-            raw, self.weight, self.bias, self.filters, mean_behind, var_behind, self.residual,
+            raw, self.weight, self.bias, self.filters, mean_after, var_after, self.residual,
             stride=self.stride, shared=True, momentum=momentum, eps=eps, tiles=tiles,
         )  # fmt: skip
         assert read is not None

@@ -1,7 +1,7 @@
 """The least time that each layer of a step can take: its operations at the matrix rate, its bytes at the copy's rate.
 
 Computed from shapes, not measured. A convolution reads and writes each of its tensors once; a BatchNorm, with the
-addition and the ReLU behind it, makes the passes of `kernels.batchnorm`. Parameters' gradients are written, and
+addition and the ReLU after it, makes the passes of `kernels.batchnorm`. Parameters' gradients are written, and
 nothing is left in a cache.
 """
 

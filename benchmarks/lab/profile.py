@@ -29,7 +29,7 @@ _PATTERNS = (
     (CONVOLUTION_FORWARD, r"_convolution_kernel|fprop|implicit_convolve|conv2d_grouped_direct"),
     (CONVOLUTION_GRADIENT, r"triton_tem_\w*convolution_backward"),
     (CONVOLUTION_FORWARD, r"triton_tem_\w*convolution"),
-    # Behind the convolutions, some of which cuDNN names implicit_gemm: the last layer, and all of Muon's iteration.
+    # After the convolutions, some of which cuDNN names implicit_gemm: the last layer, and all of Muon's iteration.
     (MATRIX, r"nvjet|gemm|gemv|cublas"),
     (OPTIMIZER, r"multi_tensor_apply|[Ff]used_?[Ss]gd|foreach"),
     (NORM, r"_moments_kernel|_statistics_kernel|_apply_kernel|_gradient_sums_kernel|_join_sums_kernel"),

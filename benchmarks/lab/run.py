@@ -23,7 +23,8 @@ STEP, END_TO_END, AUGMENTATION, KERNELS, LOSSES, FLOORS = (
     "step", "end-to-end", "augmentation", "kernels", "losses", "floors",
 )  # fmt: skip
 POINTS = (FLOORS, AUGMENTATION, LOSSES, KERNELS, STEP, END_TO_END)
-_ON_STEPS = (LOSSES, KERNELS, STEP, END_TO_END)
+#: Points for which steps are built.
+ON_STEPS = (LOSSES, KERNELS, STEP, END_TO_END)
 AUGMENTATION_BATCHES = (8_192, 32_768)
 _MOST_EPOCHS = 20
 _STEPS_A_PROFILE = 10
@@ -60,7 +61,7 @@ def run(lab: Lab) -> None:
         _guarded(bench, FLOORS, partial(_floors, lab))
     if AUGMENTATION in lab.points:
         _guarded(bench, AUGMENTATION, partial(augmentation.measure, bench, AUGMENTATION_BATCHES))
-    if any(point in lab.points for point in _ON_STEPS):
+    if any(point in lab.points for point in ON_STEPS):
         if bench.device.type != "cuda":
             bench.skip(
                 STEP, "the captured step", "CUDA graphs need a CUDA device; the step is measured as it runs here"
@@ -105,7 +106,7 @@ def _floors(lab: Lab) -> None:
 def _batch(lab: Lab, size: int, *, first: bool) -> None:
     """All that is measured on steps of one batch size: losses and kernels only with the first one."""
     bench = lab.bench
-    chosen = [p for p in _ON_STEPS if p in lab.points and (first or p in (STEP, END_TO_END))]
+    chosen = [p for p in ON_STEPS if p in lab.points and (first or p in (STEP, END_TO_END))]
     if not chosen:
         return
     with build_loader("resident", bench.prepared, "train", batch_size=size, device=bench.device) as loader:
@@ -180,7 +181,7 @@ def _milliseconds(bench: Bench, name: str, seconds: Sequence[float], details: di
 
 
 def _rates(bench: Bench, built: Sequence[Built], size: int, chosen: Sequence[str]) -> None:
-    """Images/s of each option, on a fixed batch and behind the loader, all in turn."""
+    """Images/s of each option, on a fixed batch and fed by the loader, all in turn."""
     cases: list[Measured] = []
     for one in built:
         one.step.set_rate(RATE)

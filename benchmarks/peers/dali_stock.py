@@ -28,6 +28,8 @@ class DaliStock(Peer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        # DALI knows no bfloat16.
+        self.dtype = self.dtype if self.dtype == torch.float32 else torch.float16
         if importlib.util.find_spec("nvidia.dali") is None:
             raise ValueError("DALI is not installed; pip install 'fast-train[dali]'")
         self.prepared.tfrecords("train")
@@ -45,15 +47,9 @@ class DaliStock(Peer):
         )
 
     def _build(self) -> Any:
-        from nvidia.dali import fn, pipeline_def, tfrecord, types
+        from nvidia.dali import pipeline_def
 
-        files = [str(path) for path in self.prepared.files("train", "dali")]
-        shards, indices = files[: len(files) // 2], files[len(files) // 2 :]
-        height, width, _ = shape = self.prepared.manifest.image_shape
-        manifest, gpu = self.prepared.manifest, self.device.type == "cuda"
-        dtypes = {torch.float32: types.FLOAT, torch.float16: types.FLOAT16}
-        # DALI knows no bfloat16.
-        self.dtype = self.dtype if self.dtype in dtypes else torch.float16
+        gpu = self.device.type == "cuda"
 
         @pipeline_def(
             batch_size=self.batch_size,
@@ -62,42 +58,56 @@ class DaliStock(Peer):
             seed=0,
         )
         def graph() -> Any:
-            read: Any = fn.readers.tfrecord(
-                path=shards,
-                index_path=indices,
-                features={
-                    "image": tfrecord.FixedLenFeature([], tfrecord.string, ""),
-                    "label": tfrecord.FixedLenFeature([1], tfrecord.int64, -1),
-                },
-                random_shuffle=True,
-                initial_fill=4096,
-                name="reader",
-            )
-            images = fn.reinterpret(read["image"], shape=list(shape), layout="HWC")
-            labels = read["label"]
+            images, labels = self._read()
             if gpu:
                 images, labels = images.gpu(), labels.gpu()
-            if self.augment:
-                start = fn.random.uniform(values=list(range(-_PAD, _PAD + 1)), shape=(2,))
-                # By name: as positional arguments they would be copied back from the GPU for each batch.
-                images = fn.slice(
-                    images,
-                    start=fn.cast(start, dtype=types.INT32),
-                    shape=(height, width),
-                    axes=(0, 1),
-                    out_of_bounds_policy="pad",
-                )
-                images = fn.crop_mirror_normalize(
-                    images,
-                    mirror=fn.random.coin_flip(),
-                    mean=[255 * value for value in manifest.mean],
-                    std=[255 * value for value in manifest.std],
-                    dtype=dtypes[self.dtype],
-                    output_layout="CHW",
-                )
-            return images, labels
+            return self._augmented(images) if self.augment else images, labels
 
         return graph()
+
+    def _read(self) -> tuple[Any, Any]:
+        """Images uint8 [H, W, C] and labels int64 [1], as nodes of DALI's graph."""
+        from nvidia.dali import fn, tfrecord
+
+        files = [str(path) for path in self.prepared.files("train", "dali")]
+        shards, indices = files[: len(files) // 2], files[len(files) // 2 :]
+        read: Any = fn.readers.tfrecord(
+            path=shards,
+            index_path=indices,
+            features={
+                "image": tfrecord.FixedLenFeature([], tfrecord.string, ""),
+                "label": tfrecord.FixedLenFeature([1], tfrecord.int64, -1),
+            },
+            random_shuffle=True,
+            initial_fill=4096,
+            name="reader",
+        )
+        images = fn.reinterpret(read["image"], shape=list(self.prepared.manifest.image_shape), layout="HWC")
+        return images, read["label"]
+
+    def _augmented(self, images: Any) -> Any:
+        """Images [C, H, W] of `dtype`, as a node of DALI's graph."""
+        from nvidia.dali import fn, types
+
+        manifest = self.prepared.manifest
+        height, width, _ = manifest.image_shape
+        start = fn.random.uniform(values=list(range(-_PAD, _PAD + 1)), shape=(2,))
+        # By name: as positional arguments they would be copied back from the GPU for each batch.
+        images = fn.slice(
+            images,
+            start=fn.cast(start, dtype=types.INT32),
+            shape=(height, width),
+            axes=(0, 1),
+            out_of_bounds_policy="pad",
+        )
+        return fn.crop_mirror_normalize(
+            images,
+            mirror=fn.random.coin_flip(),
+            mean=[255 * value for value in manifest.mean],
+            std=[255 * value for value in manifest.std],
+            dtype=types.FLOAT if self.dtype == torch.float32 else types.FLOAT16,
+            output_layout="CHW",
+        )
 
     def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(count):

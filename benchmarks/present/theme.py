@@ -14,7 +14,6 @@ from pipeline.plots import BLUE, DPI, GREEN, ORANGE, RED
 SKY, PURPLE, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
-HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,4 +82,3 @@ DARK = Theme(
     highlight="#FF8A3D",
     series=(SKY, ORANGE, "#2CC79B", PURPLE, YELLOW, "#FF8A3D", "#DDDDDD"),
 )
-THEMES = (LIGHT, DARK)

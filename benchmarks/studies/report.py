@@ -33,6 +33,8 @@ from pipeline.errors import ConfigError
 
 SCHEMA, VERSION = "fast-train.bench-study", 1
 _JSON = "report.json"
+# Of training errors in a panel that has test errors too.
+_THIN, _DASHED = 1.0, (0, (2, 1.5))
 _ERRORS = {"train": "training error", "test": "test error"}
 
 
@@ -79,7 +81,7 @@ def check_folder(folder: Path, study: Study) -> None:
     except ValueError:
         record = None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise ConfigError(f"{path} is no report of a study; give another --out")
+        raise ConfigError(f"{path} is not a report of a study; give another --out")
     if record.get("study") != study.name:
         raise ConfigError(f"{folder} holds a report of study {record.get('study')}; give another --out")
 
@@ -97,7 +99,7 @@ def build_document(findings: Findings) -> Document:
     sections = [
         Section("What was found", _comparisons(findings)),
         Section("Curves", pictures),
-        Section("Errors behind the last epoch", [_errors(findings)]),
+        Section("Errors after the last epoch", [_errors(findings)]),
         Section("What the papers report", [_reported(study)]),
         Section("How far this is from the paper's setting", [Notice("note", distance(findings))]),
         Section("Machine and settings", [_machine(findings)]),
@@ -272,8 +274,8 @@ def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], runs: Sequence[R
                 epochs,
                 errors,
                 color=colour,
-                linewidth=2.2 if tested else 1.0,
-                linestyle=LINES[place % len(LINES)] if named else (0, (2, 1.5)),
+                linewidth=2.2 if tested else _THIN,
+                linestyle=LINES[place % len(LINES)] if named else _DASHED,
                 # Of a single epoch there is no line to see.
                 marker="o" if named and len(epochs) < 15 else "x" if len(epochs) == 1 else None,
                 label=name if named else None,
@@ -284,8 +286,10 @@ def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], runs: Sequence[R
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(True)
+    if len(panel.errors) == 2:
+        axes.plot([], [], color=theme.muted, linewidth=_THIN, linestyle=_DASHED, label="training error")
     if names:
-        axes.legend(loc="upper right")
+        axes.legend(loc="best")
 
 
 def _mean_curve(runs: Sequence[Run], variant: str, key: str) -> tuple[list[int], list[float]]:

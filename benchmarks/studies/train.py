@@ -237,7 +237,7 @@ def _run(variant: Variant, seed: int, folder: Path, status: str) -> Run:
 
 
 def last_errors(runs: Sequence[Run], variant: str, error: str) -> list[float]:
-    """The errors ``train`` or ``test`` of a variant behind the last epoch, one for each seed that came to its end."""
+    """The errors ``train`` or ``test`` of a variant after the last epoch, one for each seed that came to its end."""
     values = [
         run.history[-1][f"{error}_error"]
         for run in runs

@@ -19,7 +19,7 @@ from pipeline.logs import RunLog
 from pipeline.train import Trainer, TrainingDiverged
 
 SUITE = "accuracy"
-#: The row of the accuracies behind the last epoch. Its details: ``runs`` and ``diverged``, each in the order of the
+#: The row of the accuracies after the last epoch. Its details: ``runs`` and ``diverged``, each in the order of the
 #: seeds, ``seeds`` (how many there were to be), ``target``, ``epochs`` and ``batch_size`` of the trainings.
 FINAL = "test accuracy at the end"
 #: The row of the seconds from the first step to the end of the last epoch, evaluations included.
@@ -123,7 +123,7 @@ def _trainings(bench: Bench) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
             try:
                 done = start | _train(trainer, bench.scratch / f"seed-{seed}")
                 runs.append(done)
-                # Said at once: of many trainings, those behind an interruption are worth knowing.
+                # Said at once: of many trainings, those done before an interruption are worth knowing.
                 bench.display.say(f"seed {seed}: {done['accuracy']:.2%}, {done['train_seconds']:.2f} s of training")
             except TrainingDiverged as error:
                 diverged.append({"seed": seed, "reason": str(error)})

@@ -21,7 +21,7 @@ from pipeline.runtime import Runtime, has_tf32, resolve_runtime
 from pipeline.train import build_augmenter, build_step, ready_step
 
 SUITE = "ladder"
-#: Far below any recipe's: the step costs the same, and a loss that is no number any more would not.
+#: Far below any recipe's: the step costs the same, and a loss that is not a number any more would not.
 RATE = 1e-4
 _COUNTED_IMAGES = 32
 
@@ -36,6 +36,7 @@ class Rung:
 
     @property
     def runtime(self) -> Runtime:
+        """What its settings come to on this machine."""
         return resolve_runtime(self.config.run)
 
 

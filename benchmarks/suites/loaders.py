@@ -41,8 +41,8 @@ def run(bench: Bench) -> None:
 def row_name(entry: Entry, kind: str, batch_size: int, workers: int) -> str:
     """The name of a row. workers: of those that leave their number open."""
     count = _workers(entry, workers)
-    behind = f", {count} worker{'s' if count != 1 else ''}" if count else ""
-    return f"{entry.name}, {kind}, batch {batch_size:,}{behind}"
+    suffix = f", {count} worker{'s' if count != 1 else ''}" if count else ""
+    return f"{entry.name}, {kind}, batch {batch_size:,}{suffix}"
 
 
 def _workers(entry: Entry, workers: int) -> int:

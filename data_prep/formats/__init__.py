@@ -21,7 +21,7 @@ class Writer(Protocol):
     """Writes one split of a set in one format, as the images come.
 
     Built from the folder to write into, the split's name, the greatest number of images that will come, their shape
-    (H, W, C), and how to store them. Fewer may come: files that turn out to be no images are left out.
+    (H, W, C), and how to store them. Fewer may come: files that turn out not to be images are left out.
     """
 
     def __init__(

@@ -101,7 +101,7 @@ def _check_tensors(path: Path, tensors: Any, *, start: int, size: int) -> Packed
 
 
 def _check_tensor(path: Path, name: str, tensor: Any) -> tuple[int, int]:
-    """The tensor's first byte and the one behind its last, counted from the end of the header."""
+    """The tensor's first byte and the one after its last, counted from the end of the header."""
     fields: dict[str, Any] = tensor if isinstance(tensor, dict) else {}
     shape: Any
     offsets: Any

@@ -69,8 +69,8 @@ _EMPTY = _example(0, 0, (0, 0, 0), b"")
 _BEFORE_IMAGE = len(_EMPTY)
 _AROUND_IMAGE = _HEAD + _BEFORE_IMAGE + _CRC
 _NAMES = ("label", "index", "shape", "image")
-#: Behind its name, a feature's values follow three tags and lengths: Feature, list, values.
-_VALUES_BEHIND = 3 * (1 + _VARINT)
+#: After its name, a feature's values follow three tags and lengths: Feature, list, values.
+_BEFORE_VALUES = 3 * (1 + _VARINT)
 
 
 class TFRecordWriter:
@@ -278,7 +278,7 @@ def _check_heads(
 
 def _number(heads: NDArray[np.uint8], name: str, place: int = 0) -> NDArray[np.int64]:
     """A feature's number in each Example, int64 [n]; ``place``: which of its numbers."""
-    begin = _EMPTY.index(name.encode()) + len(name) + _VALUES_BEHIND + place * _VARINT
+    begin = _EMPTY.index(name.encode()) + len(name) + _BEFORE_VALUES + place * _VARINT
     return _decode(heads[:, begin : begin + _VARINT])
 
 

@@ -23,7 +23,7 @@ class SourceOptions:
     """What the command was told about the source; None: not told.
 
     ``source``: an archive, a folder or an address. ``size``: side of the stored square, in pixels. ``test_fraction``,
-    ``split_seed``: how to part images that are not parted yet. ``skip_bad``: leave out files that are no images.
+    ``split_seed``: how to part images that are not parted yet. ``skip_bad``: leave out files that are not images.
     ``workers``: processes that decode.
     """
 

@@ -110,7 +110,7 @@ def test_a_seed_that_diverged_did_not_reach_the_target(bench_with, diverging):
     assert [run["seed"] for run in final.details["runs"]] == [0, 2]
     assert [lost["seed"] for lost in final.details["diverged"]] == [1]
     assert final.details["seeds"] == 3
-    # The seeds behind it are trained as they would be without it.
+    # The seeds after it are trained as they would be without it.
     assert final.repeats == clean.result.suite("accuracy")[0].repeats[::2]
     reasons = {skipped.name: skipped.reason for skipped in bench.result.skipped}
     assert reasons["seconds to 1.00%"] == "not reached by seed 1: diverged"

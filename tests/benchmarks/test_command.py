@@ -2,9 +2,11 @@
 
 import errno
 import json
+import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -272,6 +274,16 @@ def test_a_loss_past_the_limit_fails(slower, capsys):
     assert "0.800x [" in line
     assert cli.main(["--compare", str(old), str(new), "--max-loss", "0.3"]) == 0
     assert cli.main(["--compare", str(new), str(old), "--max-loss", "0.1"]) == 0
+
+
+def test_a_reader_that_goes_away_is_no_error(quick_report, capfd, monkeypatch):
+    """As `head` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert cli.main(["--compare", str(quick_report), str(quick_report)]) == 128 + signal.SIGPIPE
+    assert capfd.readouterr().err == ""
 
 
 def test_broken_and_missing_reports_are_named(quick_report, tmp_path, capsys):

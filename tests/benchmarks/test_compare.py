@@ -21,6 +21,9 @@ def test_the_same_report_needs_no_note(result, other):
     other.data["files"]["train-00000-of-00001.tfrecord"] = "0" * 64
     # Made before there was this setting.
     del other.config["run"]["fuse"]
+    del other.settings["prep_dataset"]
+    # Which rows there are, not how each was measured.
+    other.settings.update(worker_counts=[1, 2, 3], batch_sizes=[8], command="again", started_at=0.0)
     assert compare(result, other).notes == []
 
 
@@ -53,6 +56,11 @@ def test_other_networks_are_refused_in_one_line(result, other, quick_report, tmp
         ("machine", ("packages", "torch"), "1.0", "and 1.0"),
         ("machine", ("packages", "triton"), None, "and none"),
         ("data", ("source",), "cifar100", "cifar100 (64 for training)"),
+        ("settings", ("quick",), False, "measured in different ways: quick True and False"),
+        ("settings", ("repeats",), 7, "different ways: repeats 2 and 7"),
+        ("settings", ("seconds",), 0.5, "different ways: seconds 0.1 and 0.5"),
+        ("settings", ("workers",), 99, "and 99"),
+        ("settings", ("prep_dataset",), "cifar10", "different ways: prep_dataset synthetic and cifar10"),
     ],
 )
 def test_what_differs_is_noted(result, other, part, place, value, note):

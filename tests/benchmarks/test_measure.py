@@ -41,7 +41,7 @@ def test_a_replay_keeps_what_its_graph_reads(monkeypatch):
     """A CUDA graph holds addresses: of tensors that are freed it would read other tensors' memory."""
     replays = []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: replays.append(1)))
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: nullcontext())
     tensor = torch.ones(3)
     read = weakref.ref(tensor)
     replay = captured(partial(torch.add, tensor, 1))

@@ -27,7 +27,7 @@ def _with(result, change):
         (lambda data: data["settings"].update(warm_up=0), "--warm-up 0 is too few"),
         (lambda data: data["rows"][0].update(value=1e12), "does not follow from its repeats"),
         (lambda data: data["rows"][0].update(repeats=[]), "has no repeats"),
-        (lambda data: data["rows"][0].update(repeats=["1"]), "is no number"),
+        (lambda data: data["rows"][0].update(repeats=["1"]), "is not a number"),
         (lambda data: data["rows"].append(data["rows"][0]), "two rows of one name"),
         (lambda data: data["rows"][0]["details"].update(share_of_peak=1.01), "more than 100 % can't be"),
     ],
@@ -44,7 +44,7 @@ def test_a_report_that_is_not_in_order_is_refused_in_one_line(result, change, me
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "NaN", "[" * 100_000])
 def test_what_is_no_report_is_refused(text):
-    with pytest.raises(ReportError, match="somewhere is no usable report"):
+    with pytest.raises(ReportError, match="somewhere is not a usable report"):
         Result.from_json(text, where="somewhere")
 
 

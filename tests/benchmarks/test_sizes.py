@@ -2,8 +2,9 @@
 
 import pytest
 
-from benchmarks import cli, commands
-from benchmarks.sizes import fit_batch, training_flops
+from benchmarks import cli, commands, suites
+from benchmarks.result import read_result
+from benchmarks.sizes import batch_warnings, fit_batch, training_flops
 from benchmarks.suites import accuracy
 from data_prep.display import Display
 from pipeline.config import Config, DataConfig
@@ -26,13 +27,27 @@ def test_only_a_large_network_gets_a_smaller_batch(arch, batch):
     assert fit_batch(config).data.batch_size == batch
 
 
-def test_the_report_says_that_batches_are_smaller(prepared_path, tmp_path):
+def test_batches_of_a_large_network_are_smaller(prepared_path, tmp_path):
     small = _bench(prepared_path, tmp_path, "--arch", "resnet8")
-    assert not small.result.warnings
+    assert batch_warnings(small.recipe, small.config) == []
     large = _bench(prepared_path, tmp_path, "--arch", "resnet50", "--recipe", "fast")
     # Images of 16 x 16 pixels: a quarter of the operations of 32 x 32.
     assert (large.recipe.data.batch_size, large.config.data.batch_size) == (64, 16)
-    assert "steps of recipe fast take 16 images in place of 64" in large.result.warnings[0]
+    (warning,) = batch_warnings(large.recipe, large.config)
+    assert warning.startswith("steps of recipe fast take 16 images instead of 64: a CPU takes long")
+
+
+@pytest.mark.parametrize(("suite", "steps"), [("ladder", True), ("augmentation", False)])
+def test_the_report_says_so_where_steps_are_measured(suite, steps, prepared_path, tmp_path, monkeypatch):
+    for name in ("roofline", suite):
+        monkeypatch.setitem(suites.SUITES, name, lambda bench: None)
+    flags = ["--data", str(prepared_path), "--device", "cpu", "--arch", "resnet50", "--recipe", "fast", "--quick"]
+    assert cli.main([*flags, "--only", suite, "--out", str(tmp_path / "report")]) == 0
+    warnings = read_result(tmp_path / "report").warnings
+    said = [warning for warning in warnings if "16 images instead of 64" in warning]
+    assert [warning.split(" take ")[0] for warning in said] == (
+        ["steps of recipe fast", "steps of recipe notes"] if steps else []
+    )
 
 
 @pytest.mark.parametrize(("flags", "trains"), [([], False), (["--epochs", "1"], True), (["--only", "accuracy"], True)])

@@ -58,8 +58,8 @@ def test_comparisons_follow_from_the_rows(lab):
     plain, fused = rows["plain, batch 32"], rows["fused norm, batch 32"]
     assert plain["details"]["over_plain"] == 1
     assert fused["details"]["over_plain"] == pytest.approx(fused["value"] / plain["value"])
-    behind = rows["plain, batch 32, resident loader"]
-    assert behind["details"]["share_of_step"] == pytest.approx(behind["value"] / plain["value"])
+    fed = rows["plain, batch 32, resident loader"]
+    assert fed["details"]["share_of_step"] == pytest.approx(fed["value"] / plain["value"])
     assert "fused norm" in fused["details"]["runtime"]
 
 
@@ -101,8 +101,8 @@ def test_floors_of_another_machine(prepared_path, tmp_path):
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--only", "steps"], "did you mean 'step'"),
-    (["--batch-sizes", "12,many"], "are no sizes"),
-    (["--batch-sizes", "0"], "are no sizes"),
+    (["--batch-sizes", "12,many"], "are not sizes"),
+    (["--batch-sizes", "0"], "are not sizes"),
     (["--copy-bandwidth", "-1"], "must be above 0"),
     (["--minutes", "-1"], "--minutes -1.0 must be 0 or more"),
     (["--only", ","], "--only ',' names no point"),
@@ -120,6 +120,24 @@ def test_bad_input_is_one_line(prepared_path, tmp_path, capsys, flags, message):
 def _floors(prepared_path, *flags):
     arguments = ["--data", str(prepared_path), "--device", "cpu", "--arch", "resnet8", "--only", "floors"]
     return step_lab.main([*arguments, "--copy-bandwidth", "1e9", "--matrix-rate", "1e12", *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--only", "floors"], False),
+        (["--only", "kernels"], True),
+        (["--only", "kernels", "--batch-sizes", "64"], False),
+    ],
+)
+def test_smaller_batches_are_said_where_steps_take_them(flags, said, prepared_path, tmp_path):
+    arguments = ["--data", str(prepared_path), "--device", "cpu", "--arch", "resnet50", "--minutes", "0", *flags]
+    if "floors" in flags:
+        arguments += ["--copy-bandwidth", "1e9", "--matrix-rate", "1e12"]
+    assert step_lab.main([*arguments, "--out", str(tmp_path / "lab")]) == 0
+    warnings = json.loads((tmp_path / "lab" / "step-lab.json").read_text())["warnings"]
+    found = [warning for warning in warnings if "images instead of" in warning]
+    assert [warning.startswith("steps of recipe fast-sgd take 16 images") for warning in found] == [True] * said
 
 
 def test_no_report_is_overwritten(prepared_path, tmp_path, monkeypatch, capsys):
@@ -196,7 +214,7 @@ def test_floors_of_the_whole_network():
     assert sum(part.flops for (_, what), part in found.items() if what == "forward") == pytest.approx(1.11e9, rel=5e-3)
     assert ("conv1", "data gradient") not in found
     assert ("conv1", "weight gradient") in found
-    # Nothing comes behind the last block, so its norm has one gradient: one pass less.
+    # Nothing comes after the last block, so its norm has one gradient: one pass less.
     last, before = found["layer4.1.bn2", "backward"], found["layer4.0.bn2", "backward"]
     assert before.bytes - last.bytes == 2 * 8192
 
@@ -287,7 +305,7 @@ def test_the_kernels_compile_for_an_h100_without_one(tmp_path):
     for record in records:
         multiplies = record["kernel"] in ("_convolution_kernel", "_data_gradient_kernel")
         assert (record["group_products"] > 0) == multiplies
-        # A convolution may spill a little at its end, behind thousands of loads.
+        # A convolution may spill a little at its end, after thousands of loads.
         assert record["spilled_bytes"] <= (256 if multiplies else 0)
         assert record["programs_a_processor"] >= (1 if multiplies else 4)
         assert record["wide_loads"] > 0 or record["kernel"] in ("_statistics_kernel", "_join_sums_kernel")

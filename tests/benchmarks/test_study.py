@@ -313,7 +313,7 @@ def test_the_report_of_another_study_is_kept(study, prepared_path, tmp_path, cap
     assert contents(folder) == before
     (folder / "report.json").write_text('{"schema": "fast-train.bench-throughput"}')
     assert study() == 2
-    assert "is no report of a study; give another --out" in one_line_error(capsys)
+    assert "is not a report of a study; give another --out" in one_line_error(capsys)
 
 
 def test_out_that_is_a_file_is_refused(study, tmp_path, capsys):

@@ -99,7 +99,7 @@ def test_images_of_another_size_than_their_header_says_are_told(make_folder, pre
     turned[0x0112] = 6
     path = root / "train" / "a" / "000.png"
     Image.new("RGB", (8, 6)).save(path, exif=turned)
-    # Where the data on the orientation come behind the pixels, they show once those are decoded.
+    # Where the data on the orientation come after the pixels, they show once those are decoded.
     chunks = path.read_bytes()
     start = chunks.index(b"eXIf") - 4
     end = start + 12 + int.from_bytes(chunks[start : start + 4], "big")
@@ -126,12 +126,12 @@ def test_modes_and_formats_mix(make_folder, prepare):
     opened, _ = prepare(root)
     assert opened.manifest.image_shape == (6, 8, 3)
     assert opened.size("train") == 7
-    # All five are black; they come behind 000.png in the order of names.
+    # All five are black; they come after 000.png in the order of names.
     assert not opened.packed("train").images[1:6].any()
 
 
 def _spoil(root):
-    """Three files that are no images, in train/a; their names."""
+    """Three files that are not images, in train/a; their names."""
     place = root / "train" / "a"
     (place / "notes.txt").write_text("not an image")
     (place / "empty.png").write_bytes(b"")

@@ -180,7 +180,7 @@ def test_labels_must_be_those_that_are_counted(prepared, label):
 )
 def test_a_manifest_out_of_order_is_one_line(prepared, change):
     _edit(prepared, change)
-    with pytest.raises(PreparedSetError, match=r"manifest\.json is no usable manifest") as caught:
+    with pytest.raises(PreparedSetError, match=r"manifest\.json is not a usable manifest") as caught:
         PreparedSet.open(prepared)
     assert "\n" not in str(caught.value)
 
@@ -188,7 +188,7 @@ def test_a_manifest_out_of_order_is_one_line(prepared, change):
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"format_version": 1}'])
 def test_a_manifest_that_is_no_json_is_one_line(prepared, text):
     (prepared / MANIFEST_NAME).write_bytes(text)
-    with pytest.raises(PreparedSetError, match=r"manifest\.json is no usable manifest") as caught:
+    with pytest.raises(PreparedSetError, match=r"manifest\.json is not a usable manifest") as caught:
         PreparedSet.open(prepared)
     assert "\n" not in str(caught.value)
 
