@@ -7,14 +7,24 @@ from torch import Tensor
 
 from data_prep.manifest import Manifest
 from kernels.augment import AugmentSpec, augment, check_reflection, normalisation_table
+from pipeline.errors import ConfigError
 from pipeline.loaders import Batch
 
 
 def normalisation(manifest: Manifest, how: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, as `DataConfig.normalise` says, in units where byte 255 is 1."""
+    """Mean and standard deviation per channel, as `DataConfig.normalise` says, in units where byte 255 is 1.
+
+    Raises ConfigError for a set's own where a channel does not vary, so that nothing can be divided by its deviation.
+    """
     if how == "half":
         half = (0.5,) * manifest.image_shape[2]
         return half, half
+    constant = [str(channel) for channel, std in enumerate(manifest.std) if std == 0]
+    if constant:
+        raise ConfigError(
+            f"all training images have one and the same value in channel {', '.join(constant)}, so they can't be "
+            "normalised by its deviation of 0; are they the right images? If so, give --set data.normalise=half"
+        )
     return tuple(manifest.mean), tuple(manifest.std)
 
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import complain
-from pipeline.startup import quick_imports
+from pipeline.errors import OUT_OF_MEMORY, complain, memory_error
+from pipeline.startup import end_at_once_by_ctrl_c, print_anything, quick_imports
 
 PROGRAM = "fast-train"
 _EPILOG = """examples:
@@ -19,10 +19,9 @@ _EPILOG = """examples:
   fast-train --evaluate runs/cifar10-resnet18-fast  evaluate a run's checkpoint
 
 exit status: 0 done, 1 diverged or target accuracy not reached, 2 bad input or out of memory,
-  130/143 stopped by a signal"""
+  129/130/143 stopped by a signal"""
 
-OUT_OF_MEMORY = "the GPU is out of memory; give a smaller --batch-size, or --loader torch"
-
+__all__ = ["OUT_OF_MEMORY", "PROGRAM", "build_parser", "main", "parse_flags", "show_path"]
 
 # Flags that name a setting: where it stands in the configuration, its help, argparse's options.
 _Settings = dict[str, tuple[str, str, dict[str, Any]]]
@@ -145,31 +144,39 @@ def parse_flags(arguments: list[str] | None = None) -> tuple[dict[str, Any], arg
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    settings, others = parse_flags(arguments)
+    """Run the command; returns the exit status. Without arguments it is the process's own: they are the process's, and
+    it ends with the command."""
     try:
-        # After parsing: torch takes seconds to import, and --help needs none of it.
-        with quick_imports():
-            import torch
-
-            from pipeline import commands
-            from pipeline.train import TrainingDiverged
-
-        try:
-            return commands.run(settings, others)
-        except (ValueError, OSError) as error:
-            complain(PROGRAM, error, debug=others.debug)
-            return 2
-        except TrainingDiverged as error:
-            complain(PROGRAM, error, debug=others.debug)
-            return 1
-        except torch.OutOfMemoryError as error:
-            hint = ValueError(OUT_OF_MEMORY)
-            complain(PROGRAM, hint.with_traceback(error.__traceback__), debug=others.debug)
-            return 2
+        print_anything()
+        return _run(*parse_flags(arguments))
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
+    finally:
+        if arguments is None:
+            end_at_once_by_ctrl_c()
+
+
+def _run(settings: dict[str, Any], others: argparse.Namespace) -> int:
+    # After parsing: torch takes seconds to import, and --help needs none of it.
+    with quick_imports():
+        from pipeline import commands
+        from pipeline.train import TrainingDiverged
+
+    try:
+        return commands.run(settings, others)
+    except (ValueError, OSError) as error:
+        complain(PROGRAM, error, debug=others.debug)
+        return 2
+    except TrainingDiverged as error:
+        complain(PROGRAM, error, debug=others.debug)
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        hint = memory_error(error)
+        if hint is None:
+            raise
+        complain(PROGRAM, hint, debug=others.debug)
+        return 2
 
 
 def show_path(path: Path) -> str:

@@ -5,33 +5,40 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
+import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
+from data_prep.errors import one_line
 from data_prep.manifest import PreparedSet
-from pipeline.checkpoint import load_checkpoint
+from pipeline.checkpoint import load_run_state
 from pipeline.cli import PROGRAM, show_path
-from pipeline.config import Config
+from pipeline.config import Config, differences
 from pipeline.display import Display
-from pipeline.errors import ConfigError
-from pipeline.evaluate import Evaluation, evaluate
+from pipeline.errors import ConfigError, check_name
+from pipeline.evaluate import Evaluation, check_tta, evaluate
 from pipeline.loaders import LOADERS
 from pipeline.logs import RunLog
 from pipeline.recipe import merge, read_recipe, resolve, tomllib, without_steps_if_epochs
 from pipeline.report import data_note, print_accuracy, print_evaluation, write_batch_picture, write_pictures
 from pipeline.runs import (
+    Saved,
+    as_trained,
     changed_settings,
     check_classes,
     check_resumable,
     check_shape,
     checkpoint_path,
+    claim_folder,
     default_folder,
-    new_folder,
-    resume_folder,
     write_config,
 )
 from pipeline.runtime import Runtime, apply_global_flags, device_name, is_slow_cpu, resolve_runtime
@@ -49,39 +56,52 @@ _CPU_RECIPE, _SLOW_CPU_RECIPE = "cpu-quick", "cpu-short"
 # `fast` takes 400 steps on CIFAR-10. On 1,500 of its images 24 steps learn little and 400 of 128 images much more
 # (docs/recipes.md); the bound between is a choice.
 _FEW_STEPS, _ENOUGH_STEPS, _SMALL_BATCH = 80, 400, 128
+# The settings that an evaluation depends on; the network's and the training's are the checkpoint's.
+_EVALUATED_BY = {
+    *("data.path", "data.loader", "data.workers"),
+    *("run.device", "run.amp", "run.tf32", "run.tta", "run.channels_last", "run.deterministic"),
+}
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read along is gone (``| head``): the training goes on without a word."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(settings: dict[str, Any], others: argparse.Namespace) -> int:
     """Train, evaluate or show a batch; returns the exit status."""
     # Paths and names are printed as they are: brackets and colons in them are no markup.
-    console = Console(markup=False, highlight=False, emoji=False)
+    console = _Console(markup=False, highlight=False, emoji=False)
     if others.list_loaders:
         return _list_loaders(console)
     settings = merge(settings, _parse_sets(others.set))
     _check_actions(others)
     if others.evaluate is not None:
         return _evaluate(settings, others, console)
-    state = None
-    if others.resume not in (None, "auto"):
-        state = load_checkpoint(checkpoint_path(Path(others.resume)))
-    config, prepared, runtime = _configure(settings, others, state, console)
     if others.show_batch:
-        return _show_batch(config, prepared, runtime, others, console)
-    advice = length_advice(config, prepared, settings)
-    return _train(config, prepared, runtime, others, state, advice, console)
+        config, prepared = _configured(settings, others, None, console)
+        return _show_batch(config, prepared, _runtime(config), others, console)
+    return _train(settings, others, console)
 
 
 def _check_actions(others: argparse.Namespace) -> None:
     """ConfigError for flags that do not go together: none is ignored."""
     if others.stop_after is not None and others.stop_after < 1:
         raise ConfigError(f"--stop-after {others.stop_after} is no epoch; give 1 or more")
+    for name in ("out", "resume", "evaluate", "recipe"):
+        if getattr(others, name) == "":
+            raise ConfigError(f"--{name} is empty; give it a value, or leave it out")
     without: tuple[str, ...] = ()
     if others.evaluate is not None:
         action, without = "--evaluate", ("recipe", "resume", "stop_after", "show_batch")
+        if others.brief:
+            action, without = "--evaluate --brief", (*without, "out")
     elif others.show_batch:
-        action, without = "--show-batch", ("stop_after",)
+        action, without = "--show-batch", ("stop_after", "resume", "brief")
     elif others.resume not in (None, "auto"):
-        action, without = f"--resume {others.resume}", ("recipe", "out")
+        action, without = f"--resume {others.resume}", ("recipe",)
     for name in without:
         if getattr(others, name) not in (None, False):
             raise ConfigError(f"{action} does not go with --{name.replace('_', '-')}; leave one of them out")
@@ -109,19 +129,29 @@ def _parse_sets(assignments: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _configure(
-    settings: dict[str, Any], others: argparse.Namespace, state: dict[str, Any] | None, console: Console
-) -> tuple[Config, PreparedSet, Runtime]:
-    if state is not None:
-        # The run's own settings take the place of a recipe.
-        config = Config.from_dict(merge(state["config"], without_steps_if_epochs(settings)))
+def _configured(
+    settings: dict[str, Any], others: argparse.Namespace, saved: dict[str, Any] | None, console: Console | None
+) -> tuple[Config, PreparedSet]:
+    """The configuration, fitted to its data. saved: that of a run, which takes the place of a recipe."""
+    if saved is not None:
+        config = Config.from_dict(merge(saved, without_steps_if_epochs(settings)))
     else:
         config = resolve(others.recipe or default_recipe(settings), settings)
-    prepared = PreparedSet.open(Path(config.data.path), verify=others.verify)
-    config = fit_to_data(config, prepared, console)
+    check_name("loader", config.data.loader, LOADERS)
+    path = Path(config.data.path)
+    if saved is not None and "path" not in settings.get("data", {}) and not path.exists():
+        raise ConfigError(f"the run's data, {path}, are not there any more; give --data")
+    prepared = PreparedSet.open(path, verify=others.verify)
+    check_tta(config.run.tta, prepared.manifest.image_shape)
+    # Absolute: the run may be continued from elsewhere.
+    data = dataclasses.replace(config.data, path=str(path.resolve()))
+    return fit_to_data(dataclasses.replace(config, data=data), prepared, console), prepared
+
+
+def _runtime(config: Config) -> Runtime:
     runtime = resolve_runtime(config.run)
     apply_global_flags(config.run, runtime.device)
-    return config, prepared, runtime
+    return runtime
 
 
 def default_recipe(settings: dict[str, Any]) -> str:
@@ -182,18 +212,24 @@ def _show_batch(
 
 def _evaluate(settings: dict[str, Any], others: argparse.Namespace, console: Console) -> int:
     path = checkpoint_path(Path(others.evaluate))
-    state = load_checkpoint(path)
-    for section in settings.keys() - {"data", "run"}:
-        names = ", ".join(f"{section}.{name}" for name in settings[section])
-        raise ConfigError(f"{show_path(path)} says how the network is built and was trained; leave out {names}")
-    config = Config.from_dict(merge(state["config"], settings))
-    prepared = PreparedSet.open(Path(config.data.path), verify=others.verify)
+    state = load_run_state(path)
+    for section, values in settings.items():
+        for name in values:
+            if f"{section}.{name}" not in _EVALUATED_BY:
+                raise ConfigError(
+                    f"{show_path(path)} says how the network is built and was trained; leave out {section}.{name}"
+                )
+    # How the training ran on its machine says nothing of this one.
+    saved = {**state["config"], "run": {"tta": state["config"]["run"]["tta"], "amp": state["config"]["run"]["amp"]}}
+    config, prepared = _configured(settings, others, saved, None)
+    config = dataclasses.replace(config, model=Config.from_dict(state["config"]).model)
     check_classes(state, prepared, path)
     check_shape(config.model, prepared, path)
-    runtime = resolve_runtime(config.run)
-    apply_global_flags(config.run, runtime.device)
+    prepared = as_trained(prepared, state)
+    runtime = _runtime(config)
     model = build_network(config, runtime)
-    model.load_state_dict(state["step"]["average"] or state["step"]["model"])
+    with _fitting(path):
+        model.load_state_dict(state["step"]["average"] or state["step"]["model"])
     console.print(f"evaluating {show_path(path)} on {device_name(runtime.device)}", soft_wrap=True)
     with build_split_loader(config, prepared, runtime, train=False) as loader:
         augmenter = build_augmenter(config, prepared, runtime, train=False)
@@ -206,37 +242,71 @@ def _evaluate(settings: dict[str, Any], others: argparse.Namespace, console: Con
     return 0
 
 
-def _train(
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """ConfigError where a checkpoint's contents are not those that the block asks it for."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"{show_path(path)} does not fit this network ({one_line(error)}); use another one"
+        ) from error
+
+
+def _train(settings: dict[str, Any], others: argparse.Namespace, console: Console) -> int:
+    saved = None
+    if others.resume not in (None, "auto"):
+        path = checkpoint_path(Path(others.resume))
+        saved = Saved(path, load_run_state(path))
+    config, prepared = _configured(settings, others, saved and saved.state["config"], console)
+    with ExitStack() as held:
+        folder = claim_folder(default_folder(config, prepared), others.resume, others.out, saved, held)
+        if others.resume == "auto" and (folder / CHECKPOINT).exists():
+            saved = Saved(folder / CHECKPOINT, load_run_state(folder / CHECKPOINT))
+            config = _as_it_began(config, saved.state, settings, console)
+        if saved is not None:
+            check_resumable(saved.state, saved.path, config, prepared)
+            prepared = as_trained(prepared, saved.state)
+            for name, was, now in changed_settings(saved.state, config):
+                console.print(f"note: {name} was {was} so far, is {now} from here on", soft_wrap=True)
+        elif (advice := length_advice(config, prepared, settings)) is not None:
+            console.print(advice, soft_wrap=True)
+        return _run(config, prepared, folder, others, saved, console)
+
+
+def _as_it_began(config: Config, state: dict[str, Any], settings: dict[str, Any], console: Console) -> Config:
+    """``config`` with the data and the length of the run that is continued, but for what ``settings`` say."""
+    given = without_steps_if_epochs({name: settings[name] for name in ("data", "run") if name in settings})
+    before = Config.from_dict(merge(state["config"], given))
+    kept = dataclasses.replace(config, data=dataclasses.replace(before.data, path=config.data.path), run=before.run)
+    for section, name, saved, alone in differences(kept, config):
+        console.print(f"note: {section}.{name} stays {saved}, as the run began, not {alone}", soft_wrap=True)
+    return kept
+
+
+def _run(
     config: Config,
     prepared: PreparedSet,
-    runtime: Runtime,
+    folder: Path,
     others: argparse.Namespace,
-    state: dict[str, Any] | None,
-    advice: str | None,
+    saved: Saved | None,
     console: Console,
 ) -> int:
-    """state: of the checkpoint that --resume names. advice: printed where the run begins, not where it goes on."""
-    base = default_folder(config, prepared)
-    folder = None if others.resume is None else resume_folder(others.resume, others.out, base)
-    if folder is None:
-        folder = new_folder(others.out, base)
-    elif state is None and (folder / CHECKPOINT).exists():
-        state = load_checkpoint(folder / CHECKPOINT)
-    if state is not None:
-        check_resumable(state, folder / CHECKPOINT, config, prepared)
-        for name, was, now in changed_settings(state, config):
-            console.print(f"note: {name} was {was} so far, is {now} from here on", soft_wrap=True)
-    elif advice is not None:
-        console.print(advice, soft_wrap=True)
+    """saved: what the run goes on from; None for a new one."""
+    runtime = _runtime(config)
     _announce(config, prepared, runtime, folder, console)
-    with Trainer(config, prepared, runtime, resumes=state is not None) as trainer:
+    with Trainer(config, prepared, runtime, resumes=saved is not None) as trainer:
         trainer.check_memory()
-        if state is not None:
-            trainer.load_state_dict(state)
+        if saved is not None:
+            with _fitting(saved.path):
+                trainer.load_state_dict(saved.state)
             if trainer.finished:
                 done = len(trainer.history)
-                console.print(f"{show_path(folder)} is complete: {done} epoch{'s'[: done != 1]}; nothing to do")
-                return 0
+                over = f"{show_path(folder)} is complete: {done} epoch{'s'[: done != 1]}; nothing to do"
+                console.print(over, soft_wrap=True)
+                return _target_status(trainer)
             console.print(f"going on after step {trainer.done_steps:,} of {trainer.total_steps:,}")
         write_config(folder, config, prepared, runtime)
         started = time.perf_counter()
@@ -275,7 +345,7 @@ def _finish(
     trainer: Trainer, outcome: Outcome, folder: Path, spent: str, others: argparse.Namespace, console: Console
 ) -> int:
     """spent: the seconds, in words."""
-    go_on = f"{PROGRAM} --resume {show_path(folder)}"
+    go_on = f"{PROGRAM} --resume {shlex.quote(show_path(folder))}"
     if outcome.interrupted is not None:
         print(f"{PROGRAM}: stopped by a signal, saved; go on with: {go_on}", file=sys.stderr)
         return 128 + outcome.interrupted
@@ -284,15 +354,20 @@ def _finish(
         print_accuracy(console, result, trainer.prepared)
     else:
         _report(folder, result, trainer.history, trainer.config, trainer.prepared, console)
-    console.print(spent)
+    console.print(spent, soft_wrap=True)
     if not trainer.finished:
         console.print(f"stopped after epoch {len(trainer.history)}; go on with: {go_on}", soft_wrap=True)
         return 0
-    if outcome.target_reached is False:
-        target = trainer.config.run.target_accuracy
-        print(f"{PROGRAM}: the target accuracy of {target:.2%} was not reached", file=sys.stderr)
-        return 1
-    return 0
+    return _target_status(trainer)
+
+
+def _target_status(trainer: Trainer) -> int:
+    """The exit status of a run that is over: 1, and a line that says so, where it missed its target accuracy."""
+    target = trainer.config.run.target_accuracy
+    if target is None or trainer.target_reached:
+        return 0
+    print(f"{PROGRAM}: the target accuracy of {target:.2%} was not reached", file=sys.stderr)
+    return 1
 
 
 def _report(

@@ -20,6 +20,8 @@ OPTIMIZERS = ("sgd", "muon")
 TTA = ("none", "flip", "multicrop")
 AMP_DTYPES = ("off", "auto", "bf16", "fp16")
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
+# Rates are float32 on the device.
+_LARGEST_RATE = 1e30
 T = TypeVar("T")
 
 
@@ -86,10 +88,11 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_name("optimizer", self.name, OPTIMIZERS)
-        _require(0 < self.lr < math.inf, f"learning rate {self.lr} must be above 0")
+        _require(0 < self.lr < _LARGEST_RATE, f"learning rate {self.lr} must be above 0 and below {_LARGEST_RATE:g}")
         for name in ("bias_lr", "head_lr", "whiten_lr"):
             rate = getattr(self, name)
-            _require(rate is None or 0 < rate < math.inf, f"{name} {rate} must be above 0")
+            fits = rate is None or 0 < rate < _LARGEST_RATE
+            _require(fits, f"{name} {rate} must be above 0 and below {_LARGEST_RATE:g}")
         _require(self.whiten_epochs >= 1, f"whiten_epochs {self.whiten_epochs} must be 1 or more")
         _require(0 <= self.momentum < 1, f"momentum {self.momentum} must be in [0, 1)")
         _require(not self.nesterov or self.momentum > 0, "Nesterov needs a momentum above 0")
@@ -166,7 +169,7 @@ class RunConfig:
         check_name("compile mode", self.compile_mode, COMPILE_MODES)
         check_name("fusion", self.fuse, FUSIONS)
         fits = self.fuse == "none" or self.channels_last
-        _require(fits, f"--fuse {self.fuse} needs channels_last memory; leave out --no-channels-last")
+        _require(fits, f"--fuse {self.fuse} needs channels_last memory; give --channels-last")
         check_name("test-time augmentation", self.tta, TTA)
         target = self.target_accuracy
         _require(target is None or 0 < target <= 1, f"target accuracy {target} must be a fraction in (0, 1]")

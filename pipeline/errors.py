@@ -1,13 +1,28 @@
-"""The error of a setting that cannot work, the one of a name that is not known, and how a command prints an error."""
+"""The error of a setting that cannot work, the one of a name that is not known, and how a command prints an error.
+
+What only an error needs is imported where it is used: a command imports this before it can tell anyone of Ctrl-C.
+"""
 
 from __future__ import annotations
 
-import difflib
+import re
 import sys
-import traceback
 from collections.abc import Iterable
 
 from data_prep.errors import one_line
+
+OUT_OF_MEMORY = "the GPU is out of memory; give a smaller --batch-size, or --loader torch"
+_OUT_OF_HOST_MEMORY = "the computer is out of memory; give a smaller --batch-size"
+_LOADING_KILLED = (
+    "a loading process was killed, likely for lack of memory; give fewer --workers, or --loader resident, ffcv or dali"
+)
+# Words of errors that torch raises as plain RuntimeErrors.
+_MEMORY_ERRORS = {
+    OUT_OF_MEMORY: r"CUDA error: out of memory|CU(DNN|BLAS)_STATUS_ALLOC_FAILED",
+    _OUT_OF_HOST_MEMORY: r"DefaultCPUAllocator: (can't allocate|not enough) memory|std::bad_alloc",
+    # By the kernel, or where shared memory is full.
+    _LOADING_KILLED: r"DataLoader worker \(pid\D*\d+\) is killed by signal: (Killed|Bus error)",
+}
 
 
 class ConfigError(ValueError):
@@ -16,6 +31,8 @@ class ConfigError(ValueError):
 
 def check_name(what: str, name: str, known: Iterable[str]) -> None:
     """Raise ConfigError with the nearest names, whatever their case, hyphens and underscores, if it is not known."""
+    import difflib
+
     names = list(known)
     if name in names:
         return
@@ -32,8 +49,28 @@ def check_name(what: str, name: str, known: Iterable[str]) -> None:
 def complain(program: str, error: Exception, *, debug: bool) -> None:
     """Print an error as a command does, in one line on stderr; with ``debug`` its trace before that."""
     if debug:
+        import traceback
+
         traceback.print_exception(error)
     print(f"{program}: error: {one_line(error)}", file=sys.stderr)
+
+
+def memory_error(error: Exception) -> ConfigError | None:
+    """What to tell the user of an error that lack of memory has caused; None for one of another cause."""
+    import torch
+
+    hint = None
+    if isinstance(error, torch.OutOfMemoryError):
+        hint = OUT_OF_MEMORY
+    elif isinstance(error, MemoryError):
+        hint = _OUT_OF_HOST_MEMORY
+    elif isinstance(error, RuntimeError):
+        hint = next((hint for hint, words in _MEMORY_ERRORS.items() if re.search(words, str(error))), None)
+    if hint is None:
+        return None
+    told = ConfigError(hint)
+    told.__cause__ = error
+    return told
 
 
 def _squeeze(name: str) -> str:

@@ -9,8 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data_prep.manifest import PreparedSet
 from pipeline.augmentation import Augmenter
+from pipeline.errors import ConfigError
 from pipeline.loaders import Loader
+
+# Images of CIFAR's size: of larger ones a batch holds as many as have no more pixels, and so takes no more memory.
+_BATCH, _PIXELS = 1000, 1000 * 32 * 32
+
+
+def evaluation_batch(prepared: PreparedSet, split: str) -> int:
+    """How many images to evaluate at once, at least 1."""
+    height, width, _ = prepared.manifest.image_shape
+    return max(min(_BATCH, _PIXELS // (height * width), prepared.size(split)), 1)
+
+
+def check_tta(tta: str, image_shape: tuple[int, int, int]) -> None:
+    """Raise ConfigError where images of a shape (H, W, C) are too small for a kind of test-time augmentation."""
+    height, width, _ = image_shape
+    if tta == "multicrop" and min(height, width) < 2:
+        raise ConfigError(
+            f"--tta multicrop moves images by a pixel, for which {height} x {width} pixels are too few; give --tta flip"
+        )
 
 
 @dataclass(frozen=True)
@@ -39,7 +59,9 @@ def evaluate(
     tta: ``flip`` averages the logits of each image and of its mirror image. ``multicrop`` (Jordan 2024, arXiv
     2404.00498, section 3.5) averages six: image and mirror image weigh 1/4 each, and both of them moved by one pixel
     up and left, and down and right, 1/8 each; what comes in at the border is its reflection.
+    Raises ConfigError where the images are too small for that.
     """
+    check_tta(tta, loader.prepared.manifest.image_shape)
     classes, device = len(loader.prepared.manifest.classes), loader.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
     labels = torch.zeros(loader.count, dtype=torch.int64, device=device)

@@ -12,7 +12,8 @@ from typing import BinaryIO
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Write ``path`` through the file that the block gets: it lies beside, is flushed to the disk, and is renamed into
-    its place as the last act. If the block fails, ``path`` is as it was and nothing is left beside it."""
+    its place as the last act. If the block fails, ``path`` is as it was and nothing is left beside it; an OSError names
+    ``path``."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(beside, "wb") as file:
@@ -20,6 +21,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         beside.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

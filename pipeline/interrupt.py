@@ -8,14 +8,17 @@ from typing import Any
 
 
 class Interrupt:
-    """Inside the block, the first SIGINT or SIGTERM sets ``signum``; a second one acts as usual."""
+    """Inside the block, the first SIGINT, SIGTERM or SIGHUP sets ``signum``; a second one acts as usual. A hang-up that
+    is ignored (nohup) stays ignored."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN:
+                continue
             self._previous[signum] = signal.signal(signum, self._handle)
         return self
 

@@ -17,7 +17,8 @@ from pipeline.errors import ConfigError
 # Torch itself, the weights, their gradients and momenta take about this besides, for networks of usual size.
 _BESIDES = 1 << 30
 _MEMINFO = Path("/proc/meminfo")
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+# What a container sees as the root is its own group (version 2).
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def check_memory(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, amp: torch.dtype | None) -> None:
@@ -41,18 +42,32 @@ def check_memory(model: nn.Module, image_shape: tuple[int, int, int], batch_size
 
 
 def free_memory() -> int | None:
-    """Bytes that this process could take without swapping: what Linux calls available, and not more than the limit of
-    the process's container. None on other systems."""
+    """Bytes that this process could take without swapping: what Linux calls available, and not more than the process's
+    container has left. None on other systems."""
     try:
         lines = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="ascii").splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
+    left = _container_memory()
+    return free if left is None else min(free, left)
+
+
+def _container_memory() -> int | None:
+    """Bytes up to the container's limit; None where it has none."""
     try:
-        return min(free, int(_CGROUP_LIMIT.read_text(encoding="ascii")))
+        limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))
+        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
     except (OSError, ValueError):
         # No such file, or "max".
-        return free
+        return None
+    try:
+        lines = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        # Pages of files that nobody has read again lately: the kernel drops them before it refuses memory.
+        reclaimable = int(dict(line.split(" ", 1) for line in lines)["inactive_file"])
+    except (OSError, KeyError, ValueError):
+        reclaimable = 0
+    return max(limit - max(used - reclaimable, 0), 0)
 
 
 def saved_bytes_per_image(model: nn.Module, image_shape: tuple[int, int, int], amp: torch.dtype | None) -> int:

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import math
 import textwrap
+import unicodedata
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pipeline.files import whole_file
@@ -29,6 +33,14 @@ _MOST_IMAGES = 64
 _MOST_BARS = 100
 _MOST_CELL_TEXTS = 20
 _MOST_TICKS = 40
+# Fonts with the letters that matplotlib's own lacks: of Noto, Linux distributions, macOS and Windows.
+_MORE_FONTS = (
+    *(f"Noto Sans CJK {area}" for area in ("JP", "SC", "TC", "HK", "KR")),
+    *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "IPAexGothic", "IPAGothic", "TakaoGothic", "NanumGothic", "UnDotum"),
+    *("Droid Sans Fallback", "Source Han Sans", "Noto Sans", "FreeSans", "Unifont"),
+    *("Hiragino Sans", "PingFang HK", "Heiti TC", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Yu Gothic", "MS Gothic", "Microsoft YaHei", "SimHei", "Malgun Gothic", "Nirmala UI", "Leelawadee UI"),
+)
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], path: Path | str, *, title: str) -> Path:
@@ -109,7 +121,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path | st
     names = [short_text(classes[k], 20) for k in ticks]
     size = 9 if texts else 7
     side = float(np.clip(0.5 * count, 3.0, 9.0))
-    longest = 0.6 * size / 72 * max(map(len, names))
+    longest = 0.6 * size / 72 * max(map(_letters, names))
     upright = count <= 2
     figure = _figure(side + longest + 1.9, side + 1.2 + (0 if upright else longest), layout="compressed")
     axes = figure.subplots()
@@ -282,9 +294,18 @@ def plain_text(text: str) -> str:
 
 
 def short_text(name: str, length: int) -> str:
-    """At most ``length`` letters, the last of them … if there were more."""
+    """At most ``length`` letters, the last of them … if there were more; a Chinese one counts as two."""
     name = " ".join(name.split())
-    return plain_text(name if len(name) <= length else name[: length - 1].rstrip() + "…")
+    if _letters(name) <= length:
+        return plain_text(name)
+    while _letters(name) > length - 1:
+        name = name[:-1]
+    return plain_text(name.rstrip() + "…")
+
+
+def _letters(text: str) -> int:
+    """How many letters of usual width are as wide as a text."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _column(history: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
@@ -338,6 +359,22 @@ def _require(condition: bool, message: str) -> None:
 def _save(figure: Any, path: Path | str) -> Path:
     """Write the figure beside its place and rename it into it."""
     path = Path(path)
-    with whole_file(path) as file:
+    _find_fonts(figure)
+    with whole_file(path) as file, warnings.catch_warnings():
+        # A letter that no font here has is drawn as a box, which says as much.
+        warnings.filterwarnings("ignore", message="Glyph ", category=UserWarning)
         FigureCanvasAgg(figure).print_png(file)
     return path
+
+
+def _find_fonts(figure: Figure) -> None:
+    """Draw a figure's letters that matplotlib's own font lacks by fonts that are installed, if any has them."""
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    letters = {ord(letter) for text in texts for letter in text.get_text() if letter.isprintable()}
+    own = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    if letters <= own.get_charmap().keys():
+        return
+    installed = set(font_manager.get_font_names())
+    fonts = [name for name in _MORE_FONTS if name in installed]
+    for text in texts:
+        text.set_fontfamily([*text.get_fontfamily(), *fonts])

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from data_prep.manifest import PreparedSet
 from pipeline.augmentation import Augmenter
-from pipeline.evaluate import Evaluation
-from pipeline.loaders import Loader
+from pipeline.evaluate import Evaluation, evaluation_batch
+from pipeline.loaders import LOADERS, Loader, build_loader
 
 GRID_IMAGES = 32
 BATCH_IMAGES = 64
@@ -42,13 +44,14 @@ def write_pictures(
     paths.append(plots.confusion_matrix(matrix, classes, folder / "confusion-matrix.png", title=title))
     paths.append(plots.per_class_accuracy(matrix, classes, folder / "class-accuracy.png", title=title))
 
-    packed = prepared.packed("test")
+    count = prepared.size("test")
     # Spread over the split: its file is in the order of the classes where it comes from class folders.
-    chosen = np.linspace(0, len(packed.labels) - 1, min(GRID_IMAGES, len(packed.labels))).astype(np.int64)
+    chosen = np.linspace(0, count - 1, min(GRID_IMAGES, count)).astype(np.int64)
+    images, labels = _test_images(prepared, chosen)
     paths.append(
         plots.prediction_grid(
-            packed.images[chosen],
-            packed.labels[chosen],
+            images,
+            labels,
             evaluation.predictions[chosen],
             evaluation.confidences[chosen],
             classes,
@@ -58,6 +61,25 @@ def write_pictures(
         )
     )
     return paths
+
+
+def _test_images(prepared: PreparedSet, chosen: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images uint8 [n, H, W, C] and labels [n] of the test split, whatever format it is prepared in. chosen: their
+    numbers, rising."""
+    formats = [entry.format for entry in prepared.manifest.files if entry.split == "test"]
+    # A packed file gives single images; any other is read through, by a loader.
+    readers = [name for name, loader in LOADERS.items() if loader.format in formats and loader.missing() is None]
+    if "packed" in formats or not readers:
+        packed = prepared.packed("test")
+        return packed.images[chosen], packed.labels[chosen]
+    batch_size = evaluation_batch(prepared, "test")
+    images, labels = [], []
+    with build_loader(readers[0], prepared, "test", batch_size=batch_size, train=False) as loader:
+        for batch in loader:
+            wanted = torch.isin(batch.indices, torch.from_numpy(chosen))
+            images.append(batch.images[wanted].numpy())
+            labels.append(batch.labels[wanted].numpy())
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def write_batch_picture(path: Path, loader: Loader, augmenter: Augmenter, *, title: str) -> Path:
@@ -101,4 +123,5 @@ def print_accuracy(console: Console, evaluation: Evaluation, prepared: PreparedS
     console.print(
         f"test accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.3f}, on {images:,} images"
         f"{data_note(prepared)}",
+        soft_wrap=True,
     )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from data_prep.manifest import PreparedSet
+from pipeline.checkpoint import load_run_state
 from pipeline.config import Config, differences
 from pipeline.errors import ConfigError
 from pipeline.files import whole_file
@@ -22,6 +26,8 @@ from pipeline.runtime import Runtime
 from pipeline.train import CHECKPOINT
 
 CONFIG = "config.json"
+# Beside the network and its training: what a run can't change on the way.
+_KEPT = {("data", "normalise"), ("run", "seed")}
 
 
 def default_folder(config: Config, prepared: PreparedSet) -> Path:
@@ -30,12 +36,11 @@ def default_folder(config: Config, prepared: PreparedSet) -> Path:
     return Path("runs") / f"{prepared.root.resolve().name}-{config.model.arch}-{recipe}"
 
 
-def _taken(base: Path) -> list[Path]:
-    """Those of ``base``, ``base-2``, ``base-3`` ... that hold a run, up to the first that does not."""
-    folders: list[Path] = []
-    while (_numbered(base, len(folders) + 1) / CONFIG).exists():
-        folders.append(_numbered(base, len(folders) + 1))
-    return folders
+def _numbers(base: Path) -> list[int]:
+    """Which of ``base``, ``base-2``, ``base-3`` ... hold a run, in rising order."""
+    pattern = re.compile(re.escape(base.name) + r"(?:-([2-9]|[1-9]\d+))?")
+    found = ((pattern.fullmatch(path.parent.name), path) for path in base.parent.glob(f"*/{CONFIG}"))
+    return sorted(int(match[1] or 1) for match, _ in found if match)
 
 
 def _numbered(base: Path, number: int) -> Path:
@@ -47,27 +52,104 @@ def checkpoint_path(given: Path) -> Path:
     return given / CHECKPOINT if given.is_dir() else given
 
 
-def new_folder(out: str | None, base: Path) -> Path:
-    """The folder of a new run: ``out``, or a free one beside ``base``. ConfigError if ``out`` is in use."""
-    if out is None:
-        return _numbered(base, len(_taken(base)) + 1)
+class Saved(NamedTuple):
+    """A checkpoint that a run goes on from."""
+
+    path: Path
+    state: dict[str, Any]
+
+
+class FolderInUse(ConfigError):
+    """Another process writes into the run's folder."""
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, which is made if need be: no other process writes into it meanwhile.
+
+    Raises FolderInUse where another does, and ConfigError where a file has that name.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give a folder as --out")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderInUse(
+                f"another fast-train is writing into {folder}; wait for it, or give another --out"
+            ) from None
+        except OSError:
+            # A disk without locks: as before there were any.
+            pass
+        # What a process that was killed left of the files that it was writing.
+        for left in folder.glob(".*.part"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            # Up to the first that something was written into.
+            for path in made:
+                path.rmdir()
+
+
+def _new_folder(out: str | None, base: Path, held: ExitStack) -> Path:
+    """The folder of a new run, `claimed` within ``held``: ``out``, or a free one beside ``base``. ConfigError if
+    ``out`` is in use."""
+    number = max(_numbers(base), default=0)
+    while out is None:
+        number += 1
+        with suppress(FolderInUse):
+            held.enter_context(claimed(_numbered(base, number)))
+            return _numbered(base, number)
     folder = Path(out)
     if (folder / CONFIG).exists():
         raise ConfigError(f"{folder} holds a run already; add --resume auto to go on with it, or give another --out")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; give a folder as --out")
+    held.enter_context(claimed(folder))
     return folder
 
 
-def resume_folder(resume: str, out: str | None, base: Path) -> Path | None:
-    """The folder of the run that ``--resume`` continues; None if ``auto`` finds no run.
+def _last_folder(out: str | None, base: Path) -> Path | None:
+    """The folder of the run that ``--resume auto`` continues; None if there is none.
 
     It may lack a checkpoint: a run that was killed before its first one begins anew in its own folder.
     """
-    if resume != "auto":
-        return checkpoint_path(Path(resume)).parent
-    candidates = _taken(base)[-1:] if out is None else [Path(out)]
+    candidates = [Path(out)] if out is not None else [_numbered(base, number) for number in _numbers(base)[-1:]]
     return next((folder for folder in candidates if (folder / CONFIG).exists()), None)
+
+
+def _folder_of(saved: Saved) -> Path:
+    """The folder of the run that the checkpoint belongs to. ConfigError where that is no run's, or where its last
+    checkpoint is further, which would be lost."""
+    path, folder = saved.path, saved.path.parent
+    if not (folder / CONFIG).exists():
+        raise ConfigError(f"{folder} holds {path.name} but no run; give the folder of a new one as --out")
+    last = folder / CHECKPOINT
+    if last.exists() and not last.samefile(path):
+        done, further = saved.state["done_steps"], load_run_state(last)["done_steps"]
+        if further > done:
+            raise ConfigError(
+                f"{last} is at step {further:,}, {path} at {done:,}; give a new folder as --out, so that the later one "
+                "is kept"
+            )
+    return folder
+
+
+def claim_folder(base: Path, resume: str | None, out: str | None, saved: Saved | None, held: ExitStack) -> Path:
+    """The folder of a new run, or of the one that ``resume`` (``auto``, or where ``saved`` comes from) means, `claimed`
+    within ``held``. base: where a new run lies that has no ``out``."""
+    folder = None
+    if resume == "auto":
+        folder = _last_folder(out, base)
+    elif saved is not None and out is None:
+        folder = _folder_of(saved)
+    if folder is None:
+        return _new_folder(out, base, held)
+    held.enter_context(claimed(folder))
+    return folder
 
 
 def check_resumable(state: dict[str, Any], path: Path, config: Config, prepared: PreparedSet) -> None:
@@ -76,7 +158,7 @@ def check_resumable(state: dict[str, Any], path: Path, config: Config, prepared:
     _check_images(path.parent, prepared, LOADERS[config.data.loader].format)
     saved = Config.from_dict(state["config"])
     for section, name, before, now in differences(saved, config):
-        if section in ("model", "augment", "optimizer", "schedule"):
+        if section in ("model", "augment", "optimizer", "schedule") or (section, name) in _KEPT:
             raise ConfigError(
                 f"{path} was trained with {section}.{name} = {before}, this command says {now}; leave that setting "
                 "out to go on, or start a new run"
@@ -104,6 +186,13 @@ def _check_images(folder: Path, prepared: PreparedSet, format: str) -> None:
                 f"{folder} was trained on other images than {prepared.root} holds now ({entry.path} differs); "
                 "give the right --data, or start a new run"
             )
+
+
+def as_trained(prepared: PreparedSet, state: dict[str, Any]) -> PreparedSet:
+    """The set with the mean and the deviation of the images that the checkpoint was trained on: the network's input is
+    normalised by these, whatever images it is given."""
+    mean, std = (tuple(state.get(name, getattr(prepared.manifest, name))) for name in ("mean", "std"))
+    return dataclasses.replace(prepared, manifest=dataclasses.replace(prepared.manifest, mean=mean, std=std))
 
 
 def check_classes(state: dict[str, Any], prepared: PreparedSet, path: Path) -> None:

@@ -90,7 +90,7 @@ def resolve_runtime(run: RunConfig) -> Runtime:
     device = _resolve_device(run.device)
     cuda = device.type == "cuda"
     if run.graph and not cuda:
-        raise ConfigError("--graph needs a CUDA device; leave it out on the CPU")
+        raise ConfigError("--graph needs a CUDA device; give --no-graph")
     if cuda:
         _check_triton_builds()
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
@@ -140,7 +140,7 @@ def _resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device '{name}' is not supported; give cpu, cuda or cuda:N")
     if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
-        raise ConfigError(f"no device '{name}' is visible here; leave --device out to use what there is")
+        raise ConfigError(f"no device '{name}' is visible here; give --device auto to use what there is")
     return device
 
 

@@ -126,6 +126,13 @@ class TrainStep:
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         return loss, (logits.argmax(dim=1) == labels).sum()
 
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether each weight and statistic, of the averaged model too, is a finite number. The host waits for it."""
+        values = [t for t in self.evaluated_model.state_dict().values() if t.is_floating_point()]
+        values += [t for t in self.model.state_dict().values() if t.is_floating_point()] if self.average else []
+        return bool(torch.stack([t.isfinite().all() for t in values]).all())
+
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that a step changes, but the scaler's."""
         yield from self.model.parameters()

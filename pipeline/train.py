@@ -20,7 +20,7 @@ from pipeline.augmentation import Augmenter, NativeAugmenter, normalisation
 from pipeline.checkpoint import save_checkpoint
 from pipeline.config import Config
 from pipeline.display import Display, Glimpse
-from pipeline.evaluate import Evaluation, evaluate
+from pipeline.evaluate import Evaluation, evaluate, evaluation_batch
 from pipeline.graph import CapturedStep, warm_up
 from pipeline.interrupt import Interrupt
 from pipeline.loaders import Batch, Loader, build_loader
@@ -34,11 +34,13 @@ from pipeline.schedules import build_schedule, whitening_share
 from pipeline.step import Totals, TrainStep
 
 CHECKPOINT = "last.pt"
-_EVALUATION_BATCH = 1000
 # Pixels of the images that a model starts from: the first 5,000 of CIFAR-10 (Jordan 2024, section 3.2).
 _START_PIXELS = 5000 * 32 * 32
 # A small model's epoch takes a second on a GPU: saving each one would cost as much as training it.
 _SECONDS_BETWEEN_SAVES = 10.0
+
+
+_REMEDY = "begin anew with a lower --lr or with --grad-clip 1; the last good checkpoint, if any, is kept"
 
 
 class TrainingDiverged(RuntimeError):
@@ -92,7 +94,7 @@ def build_split_loader(config: Config, prepared: PreparedSet, runtime: Runtime, 
         config.data.loader,
         prepared,
         split,
-        batch_size=config.data.batch_size if train else min(_EVALUATION_BATCH, max(prepared.size(split), 1)),
+        batch_size=config.data.batch_size if train else evaluation_batch(prepared, split),
         seed=config.run.seed,
         device=runtime.device,
         train=train,
@@ -186,7 +188,7 @@ class Trainer:
         self._run_step: Callable[[Batch], None] = self.step
         self._rates: tuple[float, float] | None = None
         self._saved_at = time.monotonic()
-        self._target_reached = False
+        self.target_reached = False
 
     def __enter__(self) -> Trainer:
         return self
@@ -199,7 +201,7 @@ class Trainer:
     def finished(self) -> bool:
         """Whether the last epoch, with its evaluation, is behind us."""
         complete = len(self.history) >= self.epochs and self.done_steps >= self.total_steps
-        return complete or self._target_reached
+        return complete or self.target_reached
 
     def check_memory(self) -> None:
         """ConfigError where a step is to run eagerly on the CPU and can't fit into the memory that is free."""
@@ -263,12 +265,13 @@ class Trainer:
                     break
                 if time.monotonic() - self._saved_at > _SECONDS_BETWEEN_SAVES:
                     self.save(folder)
-        self.save(folder)
+            # Inside of the block: a signal meanwhile must not cost the run.
+            self.save(folder)
         target = self.config.run.target_accuracy
         return Outcome(
             evaluation=evaluation,
             interrupted=None if self.finished else interrupt.signum,
-            target_reached=None if target is None else self._target_reached,
+            target_reached=None if target is None else self.target_reached,
             train_seconds=self.train_seconds,
         )
 
@@ -316,7 +319,7 @@ class Trainer:
         if not math.isfinite(sums.loss):
             raise TrainingDiverged(
                 f"the loss became {sums.loss} in epoch {epoch + 1} at a learning rate of "
-                f"{self.schedule.rate(self.done_steps - 1):.4g}; lower --lr or add --grad-clip 1"
+                f"{self.schedule.rate(self.done_steps - 1):.4g}; {_REMEDY}"
             )
 
     def _evaluate_epoch(self, epoch: int) -> Evaluation | None:
@@ -324,8 +327,10 @@ class Trainer:
         if not last and (epoch + 1) % self.config.run.eval_every:
             return None
         result = self.evaluate()
+        if not math.isfinite(result.loss):
+            raise TrainingDiverged(f"the loss of the test images became {result.loss} in epoch {epoch + 1}; {_REMEDY}")
         target = self.config.run.target_accuracy
-        self._target_reached = target is not None and result.accuracy >= target
+        self.target_reached = target is not None and result.accuracy >= target
         return result
 
     def evaluate(self) -> Evaluation:
@@ -355,11 +360,16 @@ class Trainer:
         }
 
     def save(self, folder: Path) -> None:
-        """Write all that the continuation needs to the run's checkpoint."""
+        """Write all that the continuation needs to the run's checkpoint; TrainingDiverged, and the last checkpoint is
+        left as it was, where a weight is no finite number."""
+        if not self.step.is_finite():
+            raise TrainingDiverged(f"a weight became infinite or no number by step {self.done_steps:,}; {_REMEDY}")
         cuda = torch.cuda.get_rng_state(self.runtime.device) if self.runtime.device.type == "cuda" else None
         state = {
             "config": self.config.to_dict(),
             "classes": list(self.prepared.manifest.classes),
+            "mean": list(self.prepared.manifest.mean),
+            "std": list(self.prepared.manifest.std),
             "step": self.step.state_dict(),
             "loader": self.loader.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -383,7 +393,7 @@ class Trainer:
         self.history = state["history"]
         # A target is judged anew: the resumed run may have been given another one.
         target, accuracy = self.config.run.target_accuracy, self.history[-1]["test_accuracy"] if self.history else None
-        self._target_reached = target is not None and accuracy is not None and accuracy >= target
+        self.target_reached = target is not None and accuracy is not None and accuracy >= target
         # A run of so many steps that ended inside an epoch and is now made longer: that epoch is not over.
         inside = self.done_steps % len(self.loader) and len(self.history) > self.loader.epoch
         if inside and self.done_steps < self.total_steps:

@@ -20,6 +20,9 @@ from kernels.philox import check_seed
 # What a loader's place in its order depends on, and what a user calls it.
 _KEPT = {"seed": "seed", "batch_size": "batch size", "count": "split size"}
 
+# Of processes or threads: many more than there are cores only take memory, and in the end the machine.
+_MOST_WORKERS = 1024
+
 
 class Batch(NamedTuple):
     """images uint8 [N, H, W, C]; labels int64 [N]; indices int64 [N], the images' numbers in their split."""
@@ -62,8 +65,8 @@ class Loader(ABC):
         check_seed(seed)
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size} is out of range; give 1 or more")
-        if workers is not None and workers < 0:
-            raise ValueError(f"{workers} workers are out of range; give 0 or more")
+        if workers is not None and not 0 <= workers <= _MOST_WORKERS:
+            raise ValueError(f"{workers} workers are out of range; give 0 to {_MOST_WORKERS}")
         self.prepared, self.split, self.seed, self.train = prepared, split, seed, train
         self.batch_size, self.workers, self.device = batch_size, workers, torch.device(device)
         self.count = prepared.size(split)

@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -55,6 +57,14 @@ def _leave_signals_to_the_parent(worker: int) -> None:
         threading.Thread(target=_obey_the_parent, daemon=True).start()
 
 
+@contextmanager
+def _more_workers_than_cores() -> Iterator[None]:
+    """Without torch's advice against them: they are what somebody asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+        yield
+
+
 def _obey_the_parent() -> None:
     """SIGTERM is how the parent ends a worker that does not answer; from anyone else it is not for this process."""
     parent = multiprocessing.parent_process()
@@ -76,23 +86,26 @@ class TorchLoader(Loader):
         if workers is None:
             workers = min(DEFAULT_WORKERS, os.cpu_count() or 1)
         self._sampler = _EpochSampler()
-        self._loader: DataLoader[tuple[Tensor, int, int]] | None = DataLoader(
-            PackedDataset(prepared, split),
-            batch_size=self.batch_size,
-            sampler=self._sampler,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_parent if workers else None,
-            # The workers' seeds, which nothing here depends on, would otherwise come out of the process's generator.
-            generator=torch.Generator(),
-        )
+        with _more_workers_than_cores():
+            self._loader: DataLoader[tuple[Tensor, int, int]] | None = DataLoader(
+                PackedDataset(prepared, split),
+                batch_size=self.batch_size,
+                sampler=self._sampler,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                pin_memory=self.device.type == "cuda",
+                worker_init_fn=_leave_signals_to_the_parent if workers else None,
+                # The workers' seeds, which nothing here depends on, would else come out of the process's generator.
+                generator=torch.Generator(),
+            )
 
     def _batches(self, start: int) -> Generator[Batch]:
         if self._loader is None:
             raise self._closed()
         self._sampler.indices = self.order()[start * self.batch_size :].tolist()
-        for images, labels, indices in self._loader:
+        with _more_workers_than_cores():
+            batches = iter(self._loader)
+        for images, labels, indices in batches:
             yield Batch(*(t.to(self.device, non_blocking=True) for t in (images, labels, indices)))
 
     def close(self) -> None:

@@ -1,6 +1,8 @@
 """What the command says to a newcomer and to bad input."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from pipeline import cli, commands
+from pipeline.errors import memory_error
 
 
 def test_help_needs_no_torch():
@@ -37,6 +40,8 @@ def test_no_training_waits_for_pictures():
     (["--recipe", "nots"], "did you mean 'notes'"),
     (["--batch-size", "0"], "batch size 0 is too small"),
     (["--lr", "-1"], "learning rate -1.0 must be above 0"),
+    (["--lr", "1e39"], "must be above 0 and below 1e+30"),
+    (["--workers", "100000"], "100000 workers are out of range; give 0 to 1024"),
     (["--epochs", "0"], "0 epochs; give 1 or more"),
     (["--stop-after", "0"], "--stop-after 0 is no epoch"),
     (["--seed", "-4"], "seed -4 is out of range"),
@@ -67,7 +72,9 @@ def test_bad_input_is_one_line_and_exit_2(prepared_path, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--resume", "nowhere.pt"], "no checkpoint at nowhere.pt"),
-    (["--resume", "nowhere.pt", "--out", "there"], "--resume nowhere.pt does not go with --out"),
+    (["--out", ""], "--out is empty"),
+    (["--evaluate", "nowhere", "--brief", "--out", "there"], "--evaluate --brief does not go with --out"),
+    (["--show-batch", "--resume", "auto"], "--show-batch does not go with --resume"),
     (["--evaluate", "nowhere"], "no checkpoint at nowhere"),
     (["--evaluate", "nowhere", "--resume", "auto"], "--evaluate does not go with --resume"),
     (["--evaluate", "nowhere", "--show-batch"], "--evaluate does not go with --show-batch"),
@@ -121,6 +128,12 @@ def test_debug_shows_the_trace(tmp_path, monkeypatch, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+_NO_HOST_MEMORY = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "1605632000 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
 def test_out_of_memory_and_ctrl_c_are_one_line(monkeypatch, capsys):
     def fail(error):
         def run(settings, others):
@@ -129,7 +142,11 @@ def test_out_of_memory_and_ctrl_c_are_one_line(monkeypatch, capsys):
         return run
 
     for error, status, message in (
-        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), 2, "smaller --batch-size"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), 2, "the GPU is out of memory; give a"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 2, "the GPU is out of memory; give a"),
+        (RuntimeError(_NO_HOST_MEMORY), 2, "the computer is out of memory; give a smaller --batch-size"),
+        (MemoryError(), 2, "the computer is out of memory; give a smaller --batch-size"),
+        (RuntimeError("DataLoader worker (pid 9) is killed by signal: Killed. "), 2, "give fewer --workers"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ):
         monkeypatch.setattr(commands, "run", fail(error))
@@ -137,6 +154,55 @@ def test_out_of_memory_and_ctrl_c_are_one_line(monkeypatch, capsys):
         printed = capsys.readouterr().err
         assert message in printed
         assert printed.count("\n") == 1
+
+
+def test_a_batch_that_no_memory_holds_is_what_torch_says_so_of():
+    """The words are torch's own."""
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    told = memory_error(raised.value)
+    assert "the computer is out of memory" in str(told)
+    assert told.__cause__ is raised.value
+
+
+@pytest.mark.parametrize("text", ["DataLoader worker (pid 9) is killed by signal: Segmentation fault. ", "shapes"])
+def test_an_error_of_another_cause_keeps_its_trace(monkeypatch, text):
+    def run(settings, others):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(commands, "run", run)
+    with pytest.raises(RuntimeError, match=text[:6]):
+        cli.main([])
+
+
+@pytest.mark.parametrize("name", ["日本語", "\udcff"])
+def test_a_letter_that_cannot_be_printed_is_a_question_mark(name):
+    code = f"import sys\nfrom pipeline import cli\ntry: cli.main(['--help'])\nexcept SystemExit: print({name!r})"
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.splitlines()[-1] == b"?" * len(name)
+
+
+_ENDED = """
+import os, signal, sys
+from pipeline import cli, commands
+
+def run(settings, others):
+    raise KeyboardInterrupt
+
+commands.run = run
+sys.argv = ["fast-train"]
+status = cli.main()
+print(status, flush=True)
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_second_ctrl_c_while_the_command_ends_prints_nothing():
+    done = subprocess.run([sys.executable, "-c", _ENDED], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGINT
+    assert (done.stdout, done.stderr) == ("130\n", "fast-train: interrupted\n")
 
 
 def test_another_architecture_cannot_resume(prepared_path, tmp_path, monkeypatch, capsys):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,8 @@ from torch import nn
 
 from kernels.augment import NO_AUGMENT
 from pipeline.augmentation import Augmenter
-from pipeline.evaluate import evaluate
+from pipeline.errors import ConfigError
+from pipeline.evaluate import check_tta, evaluate, evaluation_batch
 from pipeline.loaders import LOADERS, build_loader
 from pipeline.models import ModelConfig, build_model
 
@@ -32,7 +35,7 @@ def _plainly(model, prepared):
 
 
 @pytest.mark.parametrize("name", sorted(LOADERS))
-@pytest.mark.parametrize("batch_size", [5, 33, 100])
+@pytest.mark.parametrize("batch_size", [1, 5, 33, 100])
 def test_equals_one_big_batch(prepared, name, batch_size):
     model = build_model(ModelConfig(arch="resnet8", num_classes=3))
     probabilities, labels = _plainly(model, prepared)
@@ -94,6 +97,23 @@ def test_multicrop_is_the_weighted_mean_of_the_logits_of_six_views(prepared):
     expected = logits.softmax(1)
     assert np.array_equal(result.predictions, expected.argmax(1).numpy())
     assert result.confidences == pytest.approx(expected.max(1).values.numpy(), abs=1e-5)
+
+
+def test_images_of_one_pixel_cannot_be_moved_by_one():
+    for tta, shape in (("multicrop", (2, 2, 3)), ("flip", (1, 1, 3)), ("none", (1, 1, 3))):
+        check_tta(tta, shape)
+    for shape in ((1, 8, 3), (8, 1, 1)):
+        with pytest.raises(ConfigError, match=f"--tta multicrop .* {shape[0]} x {shape[1]} pixels .* give --tta flip"):
+            check_tta("multicrop", shape)
+
+
+@pytest.mark.parametrize(
+    ("size", "images", "expected"),
+    [(32, 10_000, 1000), (16, 10_000, 1000), (32, 60, 60), (64, 10_000, 250), (224, 10_000, 20), (2000, 60, 1)],
+)
+def test_a_batch_of_large_images_takes_no_more_memory(prepared, size, images, expected):
+    manifest = dataclasses.replace(prepared.manifest, image_shape=(size, size, 3), counts={"test": (images, 0, 0)})
+    assert evaluation_batch(dataclasses.replace(prepared, manifest=manifest), "test") == expected
 
 
 def test_a_class_without_images_has_no_accuracy(prepared):

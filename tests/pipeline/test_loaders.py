@@ -298,12 +298,23 @@ def test_state_of_another_run_is_refused(name, prepared, change, message):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"batch_size": 0}, "batch size 0"), ({"workers": -1}, "-1 workers"), ({"seed": -1}, "seed -1")],
+    [
+        ({"batch_size": 0}, "batch size 0"),
+        ({"workers": -1}, "-1 workers are out of range; give 0 to "),
+        ({"workers": 100_000}, "100000 workers are out of range; give 0 to "),
+        ({"seed": -1}, "seed -1"),
+    ],
 )
 def test_options_out_of_range(name, prepared, options, message):
     for train in (True, False):
         with pytest.raises(ValueError, match=message):
             _build(name, prepared, train=train, **options)
+
+
+def test_more_workers_than_cores_are_no_warning(prepared, recwarn):
+    with _build("torch", prepared, workers=(os.cpu_count() or 1) + 1) as loader:
+        next(iter(loader))
+        assert not [warning for warning in recwarn if "DataLoader" in str(warning.message)]
 
 
 _KILLED_GROUP = """

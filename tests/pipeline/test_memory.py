@@ -11,6 +11,8 @@ from pipeline.loaders import build_loader
 from pipeline.memory import check_memory, free_memory, saved_bytes_per_image
 from pipeline.models import build_model
 
+_AVAILABLE = "MemTotal:  9 kB\nMemAvailable:  2048 kB\n"
+
 
 def _small_network():
     pool = nn.AdaptiveAvgPool2d(1)
@@ -55,20 +57,27 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("meminfo", "limit", "free"),
+    ("meminfo", "container", "free"),
     [
-        ("MemTotal:  9 kB\nMemAvailable:  2048 kB\n", None, 2 << 20),
-        ("MemTotal:  9 kB\nMemAvailable:  2048 kB\n", "max\n", 2 << 20),
-        ("MemTotal:  9 kB\nMemAvailable:  2048 kB\n", f"{1 << 20}\n", 1 << 20),
-        ("MemTotal:  9 kB\n", None, None),
-        (None, None, None),
+        (_AVAILABLE, {}, 2 << 20),
+        (_AVAILABLE, {"max": "max", "current": "1000"}, 2 << 20),
+        (_AVAILABLE, {"max": str(1 << 20), "current": "1000"}, (1 << 20) - 1000),
+        (_AVAILABLE, {"max": str(1 << 20), "current": "1000", "stat": "anon 600\ninactive_file 300"}, (1 << 20) - 700),
+        (_AVAILABLE, {"max": str(1 << 20), "current": "1000", "stat": "anon 600"}, (1 << 20) - 1000),
+        (_AVAILABLE, {"max": str(1 << 20), "current": "200", "stat": "inactive_file 300"}, 1 << 20),
+        (_AVAILABLE, {"max": "1000", "current": "1200"}, 0),
+        (_AVAILABLE, {"max": str(1 << 30), "current": "1000"}, 2 << 20),
+        ("MemTotal:  9 kB\n", {"max": "1000", "current": "1000"}, None),
+        (None, {}, None),
     ],
 )
-def test_free_memory_is_what_linux_or_the_container_allows(monkeypatch, tmp_path, meminfo, limit, free):
-    for name, text in (("_MEMINFO", meminfo), ("_CGROUP_LIMIT", limit)):
-        monkeypatch.setattr(memory, name, tmp_path / name)
-        if text is not None:
-            (tmp_path / name).write_text(text)
+def test_free_memory_is_what_linux_or_the_container_has_left(monkeypatch, tmp_path, meminfo, container, free):
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    if meminfo is not None:
+        (tmp_path / "meminfo").write_text(meminfo)
+    for name, text in container.items():
+        (tmp_path / f"memory.{name}").write_text(text + "\n")
     assert free_memory() == free
 
 

@@ -3,6 +3,8 @@ import sys
 
 import numpy as np
 import pytest
+from fontTools import ttLib
+from matplotlib import font_manager
 from matplotlib.text import Text
 from PIL import Image
 
@@ -294,6 +296,63 @@ def test_names_are_no_formulas(tmp_path):
         plots.prediction_grid(_images(3), labels, labels[::-1], None, names, tmp_path / "c.png", title=names[0] + "$"),
     ):
         _pixels(path)
+
+
+@pytest.fixture
+def a_font_of_one_letter(tmp_path):
+    """A font that is called as a Japanese one and draws 日 as an A."""
+    path = tmp_path / "font.ttf"
+    with ttLib.TTFont(font_manager.findfont("DejaVu Sans")) as font:
+        for table in font["cmap"].tables:
+            table.cmap = {0x65E5: "A"}
+        for number in (1, 16):
+            font["name"].setName("IPAGothic", number, 3, 1, 0x409)
+            font["name"].setName("IPAGothic", number, 1, 0, 0)
+        font.save(path)
+    before = list(font_manager.fontManager.ttflist)
+    font_manager.fontManager.addfont(path)
+    yield
+    font_manager.fontManager.ttflist[:] = before
+
+
+@pytest.fixture
+def no_more_fonts(monkeypatch):
+    monkeypatch.setattr(plots, "_MORE_FONTS", ())
+
+
+def _draw_every_name(folder, name):
+    names, labels = [name, "cat", "dog"], np.arange(3)
+    return [
+        _pixels(path)
+        for path in (
+            plots.confusion_matrix(_matrix(3), names, folder / "a.png", title=name),
+            plots.per_class_accuracy(_matrix(3), names, folder / "b.png", title=name),
+            plots.prediction_grid(_images(3), labels, labels[::-1], None, names, folder / "c.png", title=name),
+            plots.batch_grid(_images(3), labels, names, folder / "d.png", title=name),
+        )
+    ]
+
+
+def test_letters_that_no_font_has_are_boxes_without_a_word(tmp_path, no_more_fonts, recwarn):
+    _draw_every_name(tmp_path, "日本語")
+    assert not recwarn.list
+
+
+@pytest.mark.usefixtures("a_font_of_one_letter")
+def test_letters_are_drawn_by_an_installed_font_that_has_them(tmp_path, monkeypatch, recwarn):
+    drawn = _draw_every_name(tmp_path, "日")
+    assert not recwarn.list
+    monkeypatch.setattr(plots, "_MORE_FONTS", ())
+    for picture, boxes in zip(drawn, _draw_every_name(tmp_path, "日"), strict=True):
+        assert picture.shape != boxes.shape or (picture != boxes).any()
+
+
+def test_a_wide_letter_takes_the_place_of_two():
+    assert plots.short_text("日本語日本語", 12) == "日本語日本語"
+    assert plots.short_text("日本語日本語", 11) == "日本語日本…"
+    assert plots.short_text("日本語日本語", 10) == "日本語日…"
+    assert plots.short_text("abcdef", 6) == "abcdef"
+    assert plots.short_text("abc defg", 5) == "abc…"
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):

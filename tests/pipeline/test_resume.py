@@ -1,0 +1,290 @@
+"""Which run goes on, with which settings, and what is never lost by it."""
+
+import errno
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from data_prep import cli as prep_cli
+from pipeline import cli
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.train import Trainer
+
+RECIPE = """
+[model]
+arch = "resnet8"
+[data]
+batch_size = 24
+[optimizer]
+lr = 0.05
+[schedule]
+name = "constant"
+[run]
+epochs = 3
+"""
+CPU = ["--device", "cpu", "--brief"]
+
+
+@pytest.fixture
+def train(prepared_path, tmp_path, monkeypatch):
+    """Call fast-train with a small recipe from an empty folder; returns the exit status."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(RECIPE)
+    return lambda *given: cli.main(["--data", str(prepared_path), "--recipe", "small.toml", *CPU, *given])
+
+
+def _steps(path):
+    return load_checkpoint(path)["done_steps"]
+
+
+def test_a_named_checkpoint_goes_on_where_nothing_later_is_lost(train, tmp_path, capsys):
+    run, kept = tmp_path / "run", tmp_path / "run" / "kept.pt"
+    assert train("--out", "run", "--stop-after", "1") == 0
+    shutil.copy(run / "last.pt", kept)
+    assert train("--out", "run", "--resume", "auto") == 0
+    assert cli.main(["--resume", "run/kept.pt", *CPU]) == 2
+    assert "run/last.pt is at step 15, run/kept.pt at 5; give a new folder as --out" in capsys.readouterr().err
+    assert cli.main(["--resume", "run/kept.pt", "--out", "branch", *CPU]) == 0
+    assert "going on after step 5 of 15" in capsys.readouterr().out
+    assert _steps(run / "last.pt") == _steps(tmp_path / "branch" / "last.pt") == 15
+    for first, second in zip(
+        load_checkpoint(run / "last.pt")["step"]["model"].values(),
+        load_checkpoint(tmp_path / "branch" / "last.pt")["step"]["model"].values(),
+        strict=True,
+    ):
+        assert torch.equal(first, second)
+    lines = (tmp_path / "branch" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_a_checkpoint_beside_no_run_needs_a_folder(train, tmp_path, capsys):
+    assert train("--out", "run", "--stop-after", "1") == 0
+    (tmp_path / "backup").mkdir()
+    shutil.copy(tmp_path / "run" / "last.pt", tmp_path / "backup" / "a.pt")
+    assert cli.main(["--resume", "backup/a.pt", *CPU]) == 2
+    assert "backup holds a.pt but no run; give the folder of a new one as --out" in capsys.readouterr().err
+    assert os.listdir("backup") == ["a.pt"]
+    assert cli.main(["--resume", "backup/a.pt", "--out", "new", *CPU]) == 0
+    assert _steps(tmp_path / "new" / "last.pt") == 15
+
+
+def test_auto_keeps_the_length_that_the_run_began_with(train, tmp_path, capsys):
+    assert train("--out", "run", "--epochs", "5", "--stop-after", "4") == 0
+    assert train("--out", "run", "--resume", "auto") == 0
+    assert "note: run.epochs stays 5, as the run began, not 3" in capsys.readouterr().out
+    assert len(load_checkpoint(tmp_path / "run" / "last.pt")["history"]) == 5
+    assert train("--out", "run", "--resume", "auto", "--epochs", "6") == 0
+    assert "note: run.epochs was 5 so far, is 6 from here on" in capsys.readouterr().out
+
+
+def test_auto_goes_on_with_the_last_of_numbered_runs(train, tmp_path):
+    for _ in range(2):
+        assert train("--epochs", "1") == 0
+    first, second = (tmp_path / "runs" / f"shapes-resnet8-small{end}" for end in ("", "-2"))
+    shutil.rmtree(first)
+    assert train("--resume", "auto", "--epochs", "2") == 0
+    assert _steps(second / "last.pt") == 10
+    assert not first.exists()
+    assert train("--epochs", "1") == 0
+    assert (tmp_path / "runs" / "shapes-resnet8-small-3").exists()
+
+
+@pytest.mark.parametrize("change", [["--set", "data.normalise=half"], ["--seed", "5"], ["--loader", "residnet"]])
+def test_what_a_run_can_not_change_on_the_way(train, capsys, change):
+    assert train("--out", "run", "--stop-after", "1") == 0
+    capsys.readouterr()
+    assert cli.main(["--resume", "run", *CPU, *change]) == 2
+    printed = capsys.readouterr()
+    assert len(printed.err.splitlines()) == 1
+    assert "note" not in printed.out
+
+
+def test_a_run_goes_on_from_another_working_directory(prepared_path, tmp_path, monkeypatch, capsys):
+    shutil.copytree(prepared_path, tmp_path / "here" / "set")
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "small.toml").write_text(RECIPE)
+    options = ["--data", "set", "--recipe", "small.toml", "--out", "run", "--stop-after", "1", *CPU]
+    assert cli.main(options) == 0
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--resume", "here/run", *CPU]) == 0
+    shutil.move(tmp_path / "here" / "set", tmp_path / "moved")
+    assert cli.main(["--evaluate", "here/run", *CPU]) == 2
+    assert "the run's data, " in (said := capsys.readouterr().err)
+    assert "are not there any more; give --data" in said
+    assert cli.main(["--evaluate", "here/run", "--data", "moved", *CPU]) == 0
+
+
+def test_a_checkpoint_of_a_gpu_is_evaluated_without_one(train, tmp_path):
+    assert train("--out", "run", "--epochs", "1") == 0
+    state = load_checkpoint(tmp_path / "run" / "last.pt")
+    state["config"]["run"] |= {"device": "cuda", "graph": True, "compile": True, "fuse": "norm"}
+    save_checkpoint(tmp_path / "gpu.pt", {name: value for name, value in state.items() if name != "format_version"})
+    assert cli.main(["--evaluate", "gpu.pt", *CPU]) == 0
+
+
+@pytest.mark.parametrize("change", [["--epochs", "7"], ["--seed", "3"], ["--batch-size", "3"], ["--compile"]])
+def test_an_evaluation_ignores_no_flag(train, capsys, change):
+    assert train("--out", "run", "--epochs", "1") == 0
+    assert cli.main(["--evaluate", "run", *CPU, *change]) == 2
+    assert "leave out " in capsys.readouterr().err
+
+
+def test_an_evaluation_on_other_images_normalises_as_the_training_did(image_folder, train, tmp_path, capsys):
+    """The same test images beside other training images have another mean; the network's input must not change."""
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder / "test", folder / "test")
+    # Other training images: fewer of each class, so of another mean.
+    for kind in (image_folder / "train").iterdir():
+        (folder / "train" / kind.name).mkdir(parents=True)
+        for path in sorted(kind.iterdir())[:2]:
+            shutil.copy(path, folder / "train" / kind.name)
+    assert prep_cli.main(["--dataset", f"folder:{folder}", "--out", "other"]) == 0
+    assert train("--out", "run") == 0
+    capsys.readouterr()
+    results = []
+    for more in ([], ["--data", "other"]):
+        assert cli.main(["--evaluate", "run", *CPU, *more]) == 0
+        results.append(capsys.readouterr().out.splitlines()[-1])
+    assert "test accuracy" in results[0]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda state: state.pop("config"), lambda state: state["step"]["model"].pop("fc.bias"),
+    lambda state: state["step"].update(model={}),
+])  # fmt: skip
+def test_a_checkpoint_that_lacks_something_is_named(train, tmp_path, capsys, damage):
+    assert train("--out", "run", "--stop-after", "1") == 0
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    damage(state)
+    torch.save(state, tmp_path / "run" / "last.pt")
+    capsys.readouterr()
+    for action in ("--evaluate", "--resume"):
+        assert cli.main([action, "run", *CPU]) == 2
+        assert len((said := capsys.readouterr().err).splitlines()) == 1
+        assert "run/last.pt" in said
+
+
+def test_no_two_processes_write_one_run(train, tmp_path, capsys):
+    assert train("--out", "run", "--stop-after", "1") == 0
+    other = os.open(tmp_path / "run", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    assert train("--out", "run", "--resume", "auto") == 2
+    assert "another fast-train is writing into run; wait for it, or give another --out" in capsys.readouterr().err
+    os.close(other)
+    assert train("--out", "run", "--resume", "auto") == 0
+
+
+def _hold(folder, ready, over):
+    folder.mkdir(parents=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    ready.set()
+    over.wait(60)
+
+
+def test_a_second_run_of_the_same_kind_takes_the_next_folder(train, tmp_path):
+    """The first has not written anything yet."""
+    context = multiprocessing.get_context("spawn")
+    ready, over = context.Event(), context.Event()
+    base = tmp_path / "runs" / "shapes-resnet8-small"
+    other = context.Process(target=_hold, args=(base, ready, over))
+    other.start()
+    assert ready.wait(60)
+    try:
+        assert train("--epochs", "1") == 0
+    finally:
+        over.set()
+        other.join()
+    assert os.listdir(base) == []
+    assert (base.with_name(f"{base.name}-2") / "last.pt").exists()
+
+
+def test_what_a_killed_run_left_is_cleared_away(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".last.pt.123.part").write_text("half")
+    assert train("--out", "run", "--epochs", "1") == 0
+    assert not [name for name in os.listdir("run") if name.endswith(".part")]
+
+
+def test_a_refused_run_leaves_no_folder(train, tmp_path):
+    assert train("--out", "run", "--batch-size", "20", "--set", "augment.pad=9") == 2
+    assert train("--out", "run", "--graph") == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_no_numbers_are_not_saved(train, tmp_path, monkeypatch, capsys):
+    """The loss of a step is that of the weights before it: the last step of an epoch may break them unseen."""
+    assert train("--out", "run", "--stop-after", "1") == 0
+    evaluate = Trainer.evaluate
+
+    def broken(trainer):
+        result = evaluate(trainer)
+        with torch.no_grad():
+            trainer.step.model.fc.bias.fill_(float("nan"))
+        return result
+
+    monkeypatch.setattr(Trainer, "evaluate", broken)
+    assert train("--out", "run", "--resume", "auto", "--stop-after", "2") == 1
+    assert "a weight became infinite or no number by step 10; begin anew with a lower --lr" in capsys.readouterr().err
+    assert _steps(tmp_path / "run" / "last.pt") == 5
+
+
+def test_a_test_loss_that_is_no_number_ends_the_run(train, tmp_path, capsys):
+    assert train("--out", "run", "--lr", "1e29", "--set", "run.steps=1") == 1
+    assert "begin anew with a lower --lr" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "last.pt").exists()
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_end_is_saved_costs_nothing(train, tmp_path, monkeypatch, signum):
+    save = Trainer.save
+
+    def interrupted(trainer, folder):
+        os.kill(os.getpid(), signum)
+        save(trainer, folder)
+
+    monkeypatch.setattr(Trainer, "save", interrupted)
+    assert train("--out", "run", "--epochs", "1") == 0
+    assert _steps(tmp_path / "run" / "last.pt") == 5
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(train, tmp_path, monkeypatch, capsys):
+    """torch makes a RuntimeError of it."""
+
+    class _Full:
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def flush(self):
+            pass
+
+    whole = torch.save
+    monkeypatch.setattr(torch, "save", lambda state, file: whole(state, _Full()))
+    assert train("--out", "run", "--epochs", "1") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line
+    assert "run/last.pt" in line
+
+
+def test_a_reader_that_goes_away_does_not_end_the_training(prepared_path, tmp_path):
+    """As ``fast-train ... | head -1``."""
+    (tmp_path / "small.toml").write_text(RECIPE)
+    command = [sys.executable, "-m", "pipeline.cli", "--data", str(prepared_path), "--recipe", "small.toml", *CPU]
+    process = subprocess.Popen(
+        [*command, "--out", "run"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(120) == 0
+    assert process.stderr.read() == ""
+    assert _steps(tmp_path / "run" / "last.pt") == 15
