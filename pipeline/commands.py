@@ -78,6 +78,7 @@ def run(settings: dict[str, Any], others: argparse.Namespace) -> int:
         return _list_loaders(console)
     settings = merge(settings, _parse_sets(others.set))
     _check_actions(others)
+    _check_settings(settings)
     if others.evaluate is not None:
         return _evaluate(settings, others, console)
     if others.show_batch:
@@ -105,6 +106,17 @@ def _check_actions(others: argparse.Namespace) -> None:
     for name in without:
         if getattr(others, name) not in (None, False):
             raise ConfigError(f"{action} does not go with --{name.replace('_', '-')}; leave one of them out")
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """ConfigError for settings that would be overruled without a word."""
+    if "recipe" in settings:
+        raise ConfigError("--set changes no recipe; choose one by --recipe")
+    for name in ("num_classes", "image_size", "in_channels"):
+        if name in settings.get("model", {}):
+            raise ConfigError(f"model.{name} is what the data say; leave it out")
+    if settings.get("run", {}).keys() >= {"epochs", "steps"}:
+        raise ConfigError("run.epochs and run.steps both say how long to train; leave one of them out")
 
 
 def _list_loaders(console: Console) -> int:
