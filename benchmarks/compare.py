@@ -22,13 +22,14 @@ _SPEED = {
     "run.compile",
     "run.compile_mode",
     "run.fuse",
+    "run.tf32",
     "run.channels_last",
     "run.graph",
     "run.deterministic",
 }
 # What other notes say.
 _SAID = {"data.path", "run.device"}
-# Of how it was measured: what does not change a row, only which rows there are, and what the trainings' notes say.
+# Settings of the measurement that need no note: they decide which rows there are, or the trainings' notes name them.
 _NOT_OF_ROWS = {
     "command",
     "started_at",

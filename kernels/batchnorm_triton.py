@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 # Elements of a tile, 16 to each of a program's 128 threads. Of twice as many, a program that sums gradients would take
-# 128 to 162 registers a thread instead of 94, and three or four in place of five would fit on one processor of an H100
+# 128 to 162 registers a thread instead of 94, and three or four instead of five would fit on one processor of an H100
 # (`benchmarks.lab.registers`).
 _TILE = 2048
 # 64 channels in bfloat16 are one cache line of 128 bytes.

@@ -35,6 +35,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         raise CheckpointError(f"no checkpoint at {path}; give the path of a .pt file that fast-train wrote")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise CheckpointError(f"{path} is damaged, or no checkpoint of fast-train; use another one") from error
     if not isinstance(state, dict) or "format_version" not in state:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import OUT_OF_MEMORY, complain, memory_error
+from pipeline.errors import complain, memory_error
 from pipeline.startup import end_at_once_by_ctrl_c, print_anything, quick_imports
 
 PROGRAM = "fast-train"
@@ -21,7 +21,6 @@ _EPILOG = """examples:
 exit status: 0 done, 1 diverged or target accuracy not reached, 2 bad input or out of memory,
   129/130/143 stopped by a signal"""
 
-__all__ = ["OUT_OF_MEMORY", "PROGRAM", "build_parser", "main", "parse_flags", "show_path"]
 
 # Flags that name a setting: where it stands in the configuration, its help, argparse's options.
 _Settings = dict[str, tuple[str, str, dict[str, Any]]]
@@ -144,8 +143,8 @@ def parse_flags(arguments: list[str] | None = None) -> tuple[dict[str, Any], arg
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status. Without arguments it is the process's own: they are the process's, and
-    it ends with the command."""
+    """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
+    with the command."""
     try:
         print_anything()
         return _run(*parse_flags(arguments))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import os
 import shlex
 import sys
 import time
@@ -14,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from data_prep.errors import one_line
@@ -22,8 +20,8 @@ from data_prep.manifest import PreparedSet
 from pipeline.checkpoint import load_run_state
 from pipeline.cli import PROGRAM, show_path
 from pipeline.config import Config, differences
-from pipeline.display import Display
-from pipeline.errors import ConfigError, check_name
+from pipeline.display import Display, SteadyConsole
+from pipeline.errors import ConfigError, check_name, memory_error
 from pipeline.evaluate import Evaluation, check_tta, evaluate
 from pipeline.loaders import LOADERS
 from pipeline.logs import RunLog
@@ -63,17 +61,10 @@ _EVALUATED_BY = {
 }
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Whoever read along is gone (``| head``): the training goes on without a word."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def run(settings: dict[str, Any], others: argparse.Namespace) -> int:
     """Train, evaluate or show a batch; returns the exit status."""
     # Paths and names are printed as they are: brackets and colons in them are no markup.
-    console = _Console(markup=False, highlight=False, emoji=False)
+    console = SteadyConsole(markup=False, highlight=False, emoji=False)
     if others.list_loaders:
         return _list_loaders(console)
     settings = merge(settings, _parse_sets(others.set))
@@ -232,7 +223,8 @@ def _evaluate(settings: dict[str, Any], others: argparse.Namespace, console: Con
                     f"{show_path(path)} says how the network is built and was trained; leave out {section}.{name}"
                 )
     # How the training ran on its machine says nothing of this one.
-    saved = {**state["config"], "run": {"tta": state["config"]["run"]["tta"], "amp": state["config"]["run"]["amp"]}}
+    run = state["config"]["run"]
+    saved = {**state["config"], "run": {name: run[name] for name in ("tta", "amp", "tf32") if name in run}}
     config, prepared = _configured(settings, others, saved, None)
     config = dataclasses.replace(config, model=Config.from_dict(state["config"]).model)
     check_classes(state, prepared, path)
@@ -256,12 +248,12 @@ def _evaluate(settings: dict[str, Any], others: argparse.Namespace, console: Con
 
 @contextmanager
 def _fitting(path: Path) -> Iterator[None]:
-    """ConfigError where a checkpoint's contents are not those that the block asks it for."""
+    """ConfigError where a checkpoint lacks what the block loads from it, or holds it in another shape."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (KeyError, RuntimeError, TypeError) as error:
+        if memory_error(error) is not None:
+            raise
         raise ConfigError(
             f"{show_path(path)} does not fit this network ({one_line(error)}); use another one"
         ) from error
@@ -277,7 +269,7 @@ def _train(settings: dict[str, Any], others: argparse.Namespace, console: Consol
         folder = claim_folder(default_folder(config, prepared), others.resume, others.out, saved, held)
         if others.resume == "auto" and (folder / CHECKPOINT).exists():
             saved = Saved(folder / CHECKPOINT, load_run_state(folder / CHECKPOINT))
-            config = _as_it_began(config, saved.state, settings, console)
+            config = _as_it_began(config, saved.state, prepared, settings, console)
         if saved is not None:
             check_resumable(saved.state, saved.path, config, prepared)
             prepared = as_trained(prepared, saved.state)
@@ -288,11 +280,14 @@ def _train(settings: dict[str, Any], others: argparse.Namespace, console: Consol
         return _run(config, prepared, folder, others, saved, console)
 
 
-def _as_it_began(config: Config, state: dict[str, Any], settings: dict[str, Any], console: Console) -> Config:
+def _as_it_began(
+    config: Config, state: dict[str, Any], prepared: PreparedSet, settings: dict[str, Any], console: Console
+) -> Config:
     """``config`` with the data and the length of the run that is continued, but for what ``settings`` say."""
     given = without_steps_if_epochs({name: settings[name] for name in ("data", "run") if name in settings})
     before = Config.from_dict(merge(state["config"], given))
-    kept = dataclasses.replace(config, data=dataclasses.replace(before.data, path=config.data.path), run=before.run)
+    data = dataclasses.replace(before.data, path=config.data.path)
+    kept = fit_to_data(dataclasses.replace(config, data=data, run=before.run), prepared)
     for section, name, saved, alone in differences(kept, config):
         console.print(f"note: {section}.{name} stays {saved}, as the run began, not {alone}", soft_wrap=True)
     return kept
@@ -316,7 +311,7 @@ def _run(
                 trainer.load_state_dict(saved.state)
             if trainer.finished:
                 done = len(trainer.history)
-                over = f"{show_path(folder)} is complete: {done} epoch{'s'[: done != 1]}; nothing to do"
+                over = f"{show_path(saved.path.parent)} is complete: {done} epoch{'s'[: done != 1]}; nothing to do"
                 console.print(over, soft_wrap=True)
                 return _target_status(trainer)
             console.print(f"going on after step {trainer.done_steps:,} of {trainer.total_steps:,}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from pipeline.interrupt import nowhere
 from pipeline.step import Totals, totals
 
 _SECONDS_BETWEEN_LOOKS = 0.25
@@ -45,6 +47,14 @@ class Glimpse:
             return None
         self._event, self._last_look = None, now
         return totals(self._pinned)
+
+
+class SteadyConsole(Console):
+    """One whose reader may go away (``| head``): what is printed then goes nowhere, and the training goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere(sys.stdout.fileno())
 
 
 class Display:

@@ -86,5 +86,5 @@ class CapturedStep:
                 )
             static.copy_(given, non_blocking=True)
         self._graph.replay()
-        self._done[self._calls % _MOST_AHEAD].record()
+        self._done[self._calls % _MOST_AHEAD].record(torch.cuda.current_stream(self._step.device))
         self._calls += 1

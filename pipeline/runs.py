@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from data_prep.manifest import PreparedSet
-from pipeline.checkpoint import load_run_state
+from pipeline.checkpoint import CheckpointError, load_run_state
 from pipeline.config import Config, differences
 from pipeline.errors import ConfigError
 from pipeline.files import whole_file
@@ -31,7 +31,7 @@ _KEPT = {("data", "normalise"), ("run", "seed")}
 
 
 def default_folder(config: Config, prepared: PreparedSet) -> Path:
-    """``runs/<set>-<architecture>-<recipe>``; `new_folder` adds a number where it is taken."""
+    """``runs/<set>-<architecture>-<recipe>``; `claim_folder` adds a number where it is taken."""
     recipe = Path(config.recipe).stem
     return Path("runs") / f"{prepared.root.resolve().name}-{config.model.arch}-{recipe}"
 
@@ -50,6 +50,10 @@ def _numbered(base: Path, number: int) -> Path:
 def checkpoint_path(given: Path) -> Path:
     """A checkpoint, given by its own path or by its run's folder."""
     return given / CHECKPOINT if given.is_dir() else given
+
+
+# Open folders that are locked.
+_held: set[int] = set()
 
 
 class Saved(NamedTuple):
@@ -74,6 +78,7 @@ def claimed(folder: Path) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
+    _held.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,18 +87,42 @@ def claimed(folder: Path) -> Iterator[None]:
                 f"another fast-train is writing into {folder}; wait for it, or give another --out"
             ) from None
         except OSError:
-            # A disk without locks: as before there were any.
+            # A disk without locks: then nobody looks after it.
             pass
-        # What a process that was killed left of the files that it was writing.
-        for left in folder.glob(".*.part"):
-            left.unlink(missing_ok=True)
+        _clear(folder)
         yield
     finally:
-        os.close(descriptor)
         with suppress(OSError):
             # Up to the first that something was written into.
             for path in made:
                 path.rmdir()
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what processes that were killed left of the files that they were writing (`whole_file`)."""
+    for left in folder.glob(".*.part"):
+        number = re.fullmatch(r"\..+\.(\d+)\.part", left.name)
+        if number is None:
+            continue
+        try:
+            os.kill(int(number[1]), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except (OSError, OverflowError):
+            continue
+
+
+def _release_in_child() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+# A lock lasts as long as any process has its file open: a loader's workers, which are forked, may outlive a training
+# that was killed, and must not keep its folder from the one that goes on with it.
+os.register_at_fork(after_in_child=_release_in_child)
 
 
 def _new_folder(out: str | None, base: Path, held: ExitStack) -> Path:
@@ -129,13 +158,21 @@ def _folder_of(saved: Saved) -> Path:
         raise ConfigError(f"{folder} holds {path.name} but no run; give the folder of a new one as --out")
     last = folder / CHECKPOINT
     if last.exists() and not last.samefile(path):
-        done, further = saved.state["done_steps"], load_run_state(last)["done_steps"]
+        done, further = saved.state["done_steps"], _steps_of(last)
         if further > done:
             raise ConfigError(
                 f"{last} is at step {further:,}, {path} at {done:,}; give a new folder as --out, so that the later one "
                 "is kept"
             )
     return folder
+
+
+def _steps_of(checkpoint: Path) -> int:
+    """0 for a damaged one, of which nothing can be lost."""
+    try:
+        return int(load_run_state(checkpoint)["done_steps"])
+    except CheckpointError:
+        return 0
 
 
 def claim_folder(base: Path, resume: str | None, out: str | None, saved: Saved | None, held: ExitStack) -> Path:

@@ -159,7 +159,7 @@ def _resolve_amp(name: str, device: torch.device) -> torch.dtype | None:
 def apply_global_flags(run: RunConfig, device: torch.device) -> None:
     """Set torch's process-wide switches for this run; called once, by the command."""
     if device.type == "cuda" and device.index is not None:
-        # Triton's kernels and the streams of the run are those of the current device.
+        # The streams of the run are those of the current device.
         torch.cuda.set_device(device)
     if run.deterministic:
         # Read by cuBLAS when it starts; without it, its deterministic mode refuses to run.

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 
 def print_anything() -> None:
     """Have standard output show a question mark for a letter that its encoding lacks, where Python would raise an
-    error: names of classes may be in any script, and come when the training is over. Standard error has its way."""
+    error: names of classes may be in any script, and come when the training is over. Standard error never raises
+    one."""
     # Whoever embeds a command may have put any object there.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")

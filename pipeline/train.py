@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 
 from data_prep.manifest import PreparedSet
 from kernels.augment import NO_AUGMENT, augment, normalisation_table
 from pipeline.augmentation import Augmenter, NativeAugmenter, normalisation
 from pipeline.checkpoint import save_checkpoint
 from pipeline.config import Config
-from pipeline.display import Display, Glimpse
+from pipeline.display import Display, Glimpse, SteadyConsole
 from pipeline.evaluate import Evaluation, evaluate, evaluation_batch
 from pipeline.graph import CapturedStep, warm_up
 from pipeline.interrupt import Interrupt
@@ -29,6 +28,7 @@ from pipeline.logs import RunLog
 from pipeline.memory import check_memory
 from pipeline.models import build_model, initialise_from_data, starts_from_data
 from pipeline.optimizer import has_whitening
+from pipeline.report import data_note
 from pipeline.runtime import Runtime
 from pipeline.schedules import build_schedule, whitening_share
 from pipeline.step import Totals, TrainStep
@@ -38,13 +38,11 @@ CHECKPOINT = "last.pt"
 _START_PIXELS = 5000 * 32 * 32
 # A small model's epoch takes a second on a GPU: saving each one would cost as much as training it.
 _SECONDS_BETWEEN_SAVES = 10.0
-
-
 _REMEDY = "begin anew with a lower --lr or with --grad-clip 1; the last good checkpoint, if any, is kept"
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is no finite number any more."""
+    """The loss, of training or of test images, or a weight is no finite number any more."""
 
 
 class EpochTotals(NamedTuple):
@@ -234,13 +232,14 @@ class Trainer:
         """Train to the end, to the target accuracy, to a signal, or to the end of epoch ``stop_after`` (1-based).
 
         folder: of the checkpoint. log, display: without them, figures go to the same folder and to standard output.
-        Raises TrainingDiverged when the loss is no finite number; the last checkpoint is then left as it was.
+        Raises TrainingDiverged when a loss or a weight is no finite number; the last checkpoint is then left as it was.
         """
+        note = data_note(self.prepared)
         with ExitStack() as opened:
             if log is None:
-                log = opened.enter_context(closing(RunLog(folder, self.history)))
+                log = opened.enter_context(closing(RunLog(folder, self.history, note=note)))
             if display is None:
-                display = opened.enter_context(closing(Display(Console(), epochs=self.epochs)))
+                display = opened.enter_context(closing(Display(SteadyConsole(), epochs=self.epochs, note=note)))
             return self._fit(folder, log, display, stop_after)
 
     def _fit(self, folder: Path, log: RunLog, display: Display, stop_after: int | None) -> Outcome:
@@ -322,10 +321,15 @@ class Trainer:
                 f"{self.schedule.rate(self.done_steps - 1):.4g}; {_REMEDY}"
             )
 
+    def _check_weights(self) -> None:
+        if not self.step.is_finite():
+            raise TrainingDiverged(f"a weight became infinite or no number by step {self.done_steps:,}; {_REMEDY}")
+
     def _evaluate_epoch(self, epoch: int) -> Evaluation | None:
         last = self.done_steps >= self.total_steps
         if not last and (epoch + 1) % self.config.run.eval_every:
             return None
+        self._check_weights()
         result = self.evaluate()
         if not math.isfinite(result.loss):
             raise TrainingDiverged(f"the loss of the test images became {result.loss} in epoch {epoch + 1}; {_REMEDY}")
@@ -362,8 +366,7 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Write all that the continuation needs to the run's checkpoint; TrainingDiverged, and the last checkpoint is
         left as it was, where a weight is no finite number."""
-        if not self.step.is_finite():
-            raise TrainingDiverged(f"a weight became infinite or no number by step {self.done_steps:,}; {_REMEDY}")
+        self._check_weights()
         cuda = torch.cuda.get_rng_state(self.runtime.device) if self.runtime.device.type == "cuda" else None
         state = {
             "config": self.config.to_dict(),

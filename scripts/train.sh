@@ -4,7 +4,8 @@
 #   SOURCE      where CIFAR comes from, if not from its own host: an archive, a folder of its batches, an address
 #   PREP_ARGS   more flags for prep-data, such as --skip-bad or --size 96
 #   ARGS        more flags for fast-train
-set -euo pipefail
+# f: flags are split into words, but not taken for patterns of file names.
+set -feuo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 

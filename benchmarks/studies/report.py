@@ -143,8 +143,8 @@ def distance(findings: Findings) -> list[str]:
         )
     if {run.dtype for run in findings.runs} - {FLOAT32}:
         sentences.append(
-            f"Arithmetic: mixed precision, convolutions and matrix products in {_arithmetic(findings)}. The paper's is "
-            "float32, which --amp off gives."
+            f"Arithmetic: convolutions and matrix products in {_arithmetic(findings)}. The paper's is float32, which "
+            "--amp off gives."
         )
     return [*sentences, *findings.study.differences]
 

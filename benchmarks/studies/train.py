@@ -17,7 +17,7 @@ from data_prep.errors import one_line
 from data_prep.manifest import PreparedSet
 from pipeline import cli, commands
 from pipeline.config import Config, differences
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, memory_error
 from pipeline.loaders import LOADERS
 from pipeline.logs import METRICS
 from pipeline.models import build_model
@@ -121,8 +121,10 @@ def train_variant(variant: Variant, options: Options, seed: int, folder: Path) -
     except TrainingDiverged as error:
         print(f"{what} diverged: {one_line(error)}", file=sys.stderr)
         return _run(variant, seed, folder, DIVERGED)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(f"{what} failed: {cli.OUT_OF_MEMORY}") from error
+    except (RuntimeError, MemoryError) as error:
+        if (hint := memory_error(error)) is None:
+            raise
+        raise ConfigError(f"{what} failed: {hint}") from error
     except (ValueError, OSError) as error:
         raise ConfigError(f"{what} failed: {one_line(error)}") from error
     if status > 128:
@@ -173,7 +175,7 @@ def _saved(folder: Path) -> _Saved | None:
         return _Saved(
             config=Config.from_dict(record["config"]),
             files=dict(record["data"]["files"]),
-            dtype=str(record["environment"]["dtype"]),
+            dtype=str(record["environment"].get("dtype", "a type that was not recorded")),
         )
     except FileNotFoundError:
         return None

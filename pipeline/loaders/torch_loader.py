@@ -49,9 +49,11 @@ class _EpochSampler(Sampler[int]):
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and a job's end reach the whole process group; the training finishes its step with the workers alive."""
+    """Ctrl-C, a hang-up and a job's end reach the whole process group; the training finishes its step with the workers
+    alive."""
     del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_the_parent, daemon=True).start()

@@ -159,6 +159,13 @@ def test_out_of_memory_and_ctrl_c_are_one_line(monkeypatch, capsys):
         assert printed.count("\n") == 1
 
 
+def test_a_killed_worker_is_known_by_the_error_that_torch_raises_from_its_reason():
+    """What is raised where the training waits for a batch of it."""
+    raised = RuntimeError("DataLoader worker (pid(s) 9) exited unexpectedly")
+    raised.__cause__ = RuntimeError("DataLoader worker (pid 9) is killed by signal: Killed. ")
+    assert "a loading process was killed" in str(memory_error(raised))
+
+
 def test_a_batch_that_no_memory_holds_is_what_torch_says_so_of():
     """The words are torch's own."""
     with pytest.raises(RuntimeError) as raised:

@@ -16,6 +16,7 @@ import torch
 from data_prep import cli as prep_cli
 from pipeline import cli
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.runs import FolderInUse, claimed
 from pipeline.train import Trainer
 
 RECIPE = """
@@ -288,3 +289,63 @@ def test_a_reader_that_goes_away_does_not_end_the_training(prepared_path, tmp_pa
     assert process.wait(120) == 0
     assert process.stderr.read() == ""
     assert _steps(tmp_path / "run" / "last.pt") == 15
+
+
+def test_the_same_command_goes_on_where_the_batch_was_larger_than_the_split(train, tmp_path, capsys):
+    command = ["--out", "run", "--batch-size", "1024", "--stop-after", "1"]
+    assert train(*command) == 0
+    assert train(*command[:-2], "--resume", "auto") == 0
+    assert "stays" not in capsys.readouterr().out
+    assert len(load_checkpoint(tmp_path / "run" / "last.pt")["history"]) == 3
+
+
+def test_a_good_copy_goes_on_beside_a_damaged_checkpoint(train, tmp_path):
+    assert train("--out", "run", "--stop-after", "1") == 0
+    shutil.copy(tmp_path / "run" / "last.pt", tmp_path / "run" / "copy.pt")
+    (tmp_path / "run" / "last.pt").write_bytes(b"damaged")
+    assert cli.main(["--resume", "run/copy.pt", *CPU]) == 0
+    assert _steps(tmp_path / "run" / "last.pt") == 15
+
+
+def test_a_child_that_outlives_the_training_does_not_keep_its_folder(tmp_path):
+    """As a loader's worker does for some seconds after its parent was killed."""
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        with claimed(tmp_path / "run"):
+            os.write(write, b"1" if os.fork() else b"2")
+            signal.alarm(60)
+            signal.pause()
+    said = b""
+    while len(said) < 2:
+        said += os.read(read, 2)
+    with pytest.raises(FolderInUse), claimed(tmp_path / "run"):
+        pass
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    with claimed(tmp_path / "run"):
+        assert os.path.isdir(tmp_path / "run")
+
+
+def test_a_terminal_that_hangs_up_leaves_a_saved_run(prepared_path, tmp_path):
+    """The kernel and the shell each send a hang-up, and what is printed from then on would be an error."""
+    (tmp_path / "small.toml").write_text(RECIPE)
+    command = [sys.executable, "-m", "pipeline.cli", "--data", str(prepared_path), "--recipe", "small.toml", *CPU]
+    terminal, inside = os.openpty()
+    process = subprocess.Popen(
+        [*command, "--out", "run", "--epochs", "100000"],
+        cwd=tmp_path, stdin=inside, stdout=inside, stderr=inside, preexec_fn=_hears_hang_ups,
+    )  # fmt: skip
+    os.close(inside)
+    shown = b""
+    while b"epoch   2" not in shown:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+    assert process.wait(120) == 129
+    assert _steps(tmp_path / "run" / "last.pt") > 5
+
+
+def _hears_hang_ups():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
