@@ -140,9 +140,9 @@ def test_the_distance_from_the_papers_setting_is_said():
 
 
 def test_mixed_precision_is_a_distance_from_the_papers_setting():
-    assert "precision" not in " ".join(distance(findings([finished("plain-20", 0, 0.5)])))
+    assert "Arithmetic" not in " ".join(distance(findings([finished("plain-20", 0, 0.5)])))
     mixed = [finished("plain-20", seed, 0.5, dtype="bfloat16") for seed in (0, 1)]
-    assert "mixed precision, convolutions and matrix products in bfloat16." in " ".join(distance(findings(mixed)))
+    assert "convolutions and matrix products in bfloat16." in " ".join(distance(findings(mixed)))
     both = [*mixed, finished("plain-20", 2, 0.5)]
     assert "bfloat16 (2 of 3 trainings) and float32 (1 of 3 trainings)" in " ".join(distance(findings(both)))
 
@@ -152,7 +152,7 @@ def test_a_report_says_what_was_computed_in(study, tmp_path):
     assert [run["dtype"] for run in report_of(tmp_path / "study")["runs"]] == ["bfloat16"]
     text = (tmp_path / "study" / "report.md").read_text()
     assert re.search(r"\| computed in +\| bfloat16 ", text)
-    assert "Arithmetic: mixed precision" in text
+    assert "Arithmetic: convolutions and matrix products in" in text
     assert study("--variants", "resnet20-none", out=tmp_path / "full") == 0
     text = (tmp_path / "full" / "report.md").read_text()
     assert re.search(r"\| computed in +\| float32 ", text)

@@ -88,7 +88,7 @@ class _Event:
         self.number = _Event.made
         _Event.made += 1
 
-    def record(self):
+    def record(self, stream):
         _Event.log.append(("record", self.number))
 
     def synchronize(self):
