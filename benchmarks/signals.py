@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from pipeline.errors import complain
+from pipeline.interrupt import nowhere
 
 
 @contextmanager
@@ -42,8 +42,7 @@ def run_command(program: str, work: Callable[[], int], *, debug: bool, interrupt
         return status
     except BrokenPipeError:
         # The reader has seen enough, as `head` does. What is still to be written goes nowhere, without a message.
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        nowhere(sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
         complain(program, error, debug=debug)

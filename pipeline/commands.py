@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from pipeline.display import Display, SteadyConsole
 from pipeline.errors import ConfigError, check_name, memory_error
 from pipeline.evaluate import Evaluation, check_tta, evaluate
 from pipeline.loaders import LOADERS
-from pipeline.logs import RunLog
 from pipeline.recipe import merge, read_recipe, resolve, tomllib, without_steps_if_epochs
 from pipeline.report import data_note, print_accuracy, print_evaluation, write_batch_picture, write_pictures
 from pipeline.runs import (
@@ -339,13 +338,8 @@ def _announce(config: Config, prepared: PreparedSet, runtime: Runtime, folder: P
 
 
 def _fit(trainer: Trainer, folder: Path, others: argparse.Namespace, console: Console) -> Outcome:
-    log = RunLog(folder, trainer.history, note=data_note(trainer.prepared))
-    display = Display(console, epochs=trainer.epochs, note=data_note(trainer.prepared))
-    try:
-        return trainer.fit(folder, log, display, stop_after=others.stop_after)
-    finally:
-        display.close()
-        log.close()
+    with closing(Display(console, epochs=trainer.epochs, note=data_note(trainer.prepared))) as display:
+        return trainer.fit(folder, display=display, stop_after=others.stop_after)
 
 
 def _finish(

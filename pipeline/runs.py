@@ -39,8 +39,8 @@ def default_folder(config: Config, prepared: PreparedSet) -> Path:
 def _numbers(base: Path) -> list[int]:
     """Which of ``base``, ``base-2``, ``base-3`` ... hold a run, in rising order."""
     pattern = re.compile(re.escape(base.name) + r"(?:-([2-9]|[1-9]\d+))?")
-    found = ((pattern.fullmatch(path.parent.name), path) for path in base.parent.glob(f"*/{CONFIG}"))
-    return sorted(int(match[1] or 1) for match, _ in found if match)
+    found = (pattern.fullmatch(path.parent.name) for path in base.parent.glob(f"*/{CONFIG}"))
+    return sorted(int(match[1] or 1) for match in found if match)
 
 
 def _numbered(base: Path, number: int) -> Path:

@@ -56,12 +56,11 @@ class EpochTotals(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. evaluation: the last one. interrupted: the signal's number. target_reached: None where no
-    target was set. train_seconds: without start-up and evaluation."""
+    """How a run ended. evaluation: the last one. interrupted: the signal's number. train_seconds: without
+    start-up and evaluation."""
 
     evaluation: Evaluation | None
     interrupted: int | None
-    target_reached: bool | None
     train_seconds: float
 
 
@@ -155,7 +154,7 @@ def ready_step(step: TrainStep, example: Batch, runtime: Runtime) -> Callable[[B
 
 class Trainer:
     """One run. Builds everything that it needs; a context manager, which closes the loaders. After it come
-    `load_state_dict` of a run that goes on, `prepare`, and `fit`, which trains.
+    `load_state_dict` of a run that goes on, `prepare`, and `fit`, which trains. target_reached: by the last evaluation.
 
     Raises ValueError where network, loader or images do not fit together, and OSError where a file can't be read.
     resumes: `load_state_dict` will be called, so that nothing is initialised from the data.
@@ -266,11 +265,9 @@ class Trainer:
                     self.save(folder)
             # Inside of the block: a signal meanwhile must not cost the run.
             self.save(folder)
-        target = self.config.run.target_accuracy
         return Outcome(
             evaluation=evaluation,
             interrupted=None if self.finished else interrupt.signum,
-            target_reached=None if target is None else self.target_reached,
             train_seconds=self.train_seconds,
         )
 

@@ -157,6 +157,6 @@ def _train(trainer: Trainer, folder: Path) -> dict[str, Any]:
         "compile_seconds": compile_seconds,
         "train_seconds": outcome.train_seconds,
         "accuracy": trainer.history[-1]["test_accuracy"],
-        "reached": bool(outcome.target_reached),
+        "reached": trainer.target_reached,
         "epochs": epochs,
     }
