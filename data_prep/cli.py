@@ -13,7 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from data_prep.errors import BadFilesError, DownloadError, one_line, show
+from fast_train.common.text import one_line, show
+from fast_train.data_prep.errors import BadFilesError, DownloadError
 
 PROGRAM = "prep-data"
 EXIT_BAD_INPUT, EXIT_DOWNLOAD = 2, 3
@@ -115,10 +116,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(flags: argparse.Namespace) -> None:
     # After parsing: --help needs none of it.
-    from data_prep.display import Display
-    from data_prep.formats import FormatOptions
-    from data_prep.prepare import Request, default_place, prepare, verify
-    from data_prep.sources import SourceOptions, build_source
+    from fast_train.common.console import Display
+    from fast_train.data_prep.formats import FormatOptions
+    from fast_train.data_prep.prepare import Request, default_place, prepare, verify
+    from fast_train.data_prep.sources import SourceOptions, build_source
 
     display = Display()
     options = SourceOptions(

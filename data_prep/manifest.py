@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import ANEW, DownloadError, PreparedSetError, one_line, show
-from data_prep.formats.beton import beton_labels, check_beton
-from data_prep.formats.packed import PackedSplit, open_packed, read_header
-from data_prep.formats.tfrecord import TFRecordSplit, open_tfrecords
-from data_prep.whole import is_known_whole, remember_whole
+from fast_train.common.text import one_line, show
+from fast_train.data_prep.errors import ANEW, DownloadError, PreparedSetError
+from fast_train.data_prep.formats.beton import beton_labels, check_beton
+from fast_train.data_prep.formats.packed import PackedSplit, open_packed, read_header
+from fast_train.data_prep.formats.tfrecord import TFRecordSplit, open_tfrecords
+from fast_train.data_prep.whole import is_known_whole, remember_whole
 
 __all__ = ["DownloadError", "FileEntry", "Manifest", "PreparedSet", "PreparedSetError"]
 
@@ -308,3 +309,8 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(_HASH_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def data_note(prepared: PreparedSet) -> str:
+    """What to write after a figure that does not come from real images; empty if it does."""
+    return " (synthetic data)" if prepared.synthetic else ""

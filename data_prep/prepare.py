@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.display import Display, format_bytes
-from data_prep.errors import PreparedSetError, show
-from data_prep.formats import WRITERS, FormatOptions, Writer
-from data_prep.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, PreparedSet, sha256_of
-from data_prep.sources import Plan, Source, SourceOptions, build_source
-from data_prep.staging import Stage, check_free_disk, remove_leftovers, staging
-from data_prep.stats import ChannelHistogram
+from fast_train.common.console import Display
+from fast_train.common.text import format_bytes, show
+from fast_train.data_prep.errors import PreparedSetError
+from fast_train.data_prep.formats import WRITERS, FormatOptions, Writer
+from fast_train.data_prep.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, PreparedSet, sha256_of
+from fast_train.data_prep.sources import Plan, Source, SourceOptions, build_source
+from fast_train.data_prep.staging import Stage, check_free_disk, remove_leftovers, staging
+from fast_train.data_prep.stats import ChannelHistogram
 
 
 @dataclass(frozen=True, kw_only=True)

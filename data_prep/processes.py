@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
-from data_prep.errors import PreparedSetError
+from fast_train.data_prep.errors import PreparedSetError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

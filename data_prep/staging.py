@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.display import format_bytes
-from data_prep.errors import PreparedSetError, show
+from fast_train.common.text import format_bytes, show
+from fast_train.data_prep.errors import PreparedSetError
 
 _SPARE_BYTES = 16 << 20
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

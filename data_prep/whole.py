@@ -11,15 +11,10 @@ import os
 import time
 from pathlib import Path
 
+from fast_train.common.files import cache_folder
+
 # The clock of a file system may tick only every so often: a file touched just now could change again within the tick.
 _SETTLED_NS = 2_000_000_000
-
-
-def cache_folder() -> Path:
-    """What can be made anew lies here: ``$XDG_CACHE_HOME/fast-train``, by default ``~/.cache/fast-train``."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification (https://specifications.freedesktop.org/basedir-spec) has relative paths ignored.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fast-train"
 
 
 def is_known_whole(path: Path, sha256: str) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.augment import AugmentSpec, crop_offsets, cutout_corners, source_coordinates
+from fast_train.kernels.augment_reference import crop_offsets, cutout_corners, source_coordinates
+from fast_train.kernels.spec import AugmentSpec
 
 
 def augment_cpu(

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.augment import AugmentSpec
-from kernels.philox import STREAM_AUGMENT, STREAM_CUTOUT
+from fast_train.kernels.philox import STREAM_AUGMENT, STREAM_CUTOUT
+from fast_train.kernels.spec import AugmentSpec
 
 _AUGMENT: tl.constexpr = tl.constexpr(STREAM_AUGMENT)
 _CUTOUT: tl.constexpr = tl.constexpr(STREAM_CUTOUT)

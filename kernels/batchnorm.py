@@ -20,8 +20,9 @@ computed anew, tells where the ReLU passed. g is the residual's gradient too.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from fast_train.kernels.batchnorm_reference import batch_norm_reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -51,7 +52,7 @@ def batch_norm(
     arguments = (x, weight, bias, running_mean, running_var, residual)
     _check_inputs(*arguments)
     if x.is_cuda:
-        from kernels.batchnorm_triton import batch_norm_triton
+        from fast_train.kernels.batchnorm_triton import batch_norm_triton
 
         return batch_norm_triton(*arguments, relu=relu, momentum=momentum, eps=eps)
     return batch_norm_reference(*arguments, relu=relu, momentum=momentum, eps=eps)
@@ -77,30 +78,11 @@ def batch_norm_twice(
     arguments = (x, weight, bias, running_mean, running_var, residual)
     _check_inputs(*arguments)
     if x.is_cuda:
-        from kernels.batchnorm_triton import batch_norm_twice_triton
+        from fast_train.kernels.batchnorm_triton import batch_norm_twice_triton
 
         return batch_norm_twice_triton(*arguments, relu=relu, momentum=momentum, eps=eps)
     y = batch_norm_reference(*arguments, relu=relu, momentum=momentum, eps=eps)
     return y, y
-
-
-def batch_norm_reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    residual: Tensor | None,
-    *,
-    relu: bool,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    """`batch_norm` in plain PyTorch, on any device; the definition that the Triton kernels meet up to rounding."""
-    y = F.batch_norm(x.float(), running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps)
-    if residual is not None:
-        y = y + residual
-    return (y.relu() if relu else y).to(x.dtype)
 
 
 def _check_inputs(

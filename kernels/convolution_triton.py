@@ -20,20 +20,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.batchnorm_triton import (
+from fast_train.kernels.batchnorm_triton import (
     _apply_op,
     _BatchNorm,
+    _gradients_op,
+    _input_gradient_kernel,
+    _statistics_op,
+)
+from fast_train.kernels.convolution_reference import Raw
+from fast_train.kernels.rows_triton import (
     _behind_relu,
     _channels_last,
-    _gradients_op,
     _grids,
-    _input_gradient_kernel,
     _join_sums_kernel,
     _matrix,
     _statistics_kernel,
-    _statistics_op,
 )
-from kernels.convolution import Raw
 
 # Wider layers are left to cuDNN: ResNet-18's 64 and 128 channels have four fifths of the activations' bytes, which are
 # to be saved, and its 256 and 512 half of the operations, which cuDNN is best at.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.philox import STREAM_ORDER, check_seed, sample_words
+from fast_train.kernels.philox import STREAM_ORDER, sample_words
+from fast_train.kernels.spec import check_seed
 
 
 def epoch_order(count: int, *, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MAX_SEED = 2**63 - 1
 _MASK = 0xFFFFFFFF
 _ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
 _KEY_A, _KEY_B = 0x9E3779B9, 0xBB67AE85
@@ -20,12 +19,6 @@ _ROUNDS = 10
 STREAM_AUGMENT = 0
 STREAM_CUTOUT = 1
 STREAM_ORDER = 2
-
-
-def check_seed(seed: int) -> None:
-    """Raise ValueError unless ``0 <= seed < 2**63``."""
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed {seed} is out of range; give a whole number from 0 to 2**63 - 1")
 
 
 def _multiply(factor: int, words: Tensor) -> tuple[Tensor, Tensor]:

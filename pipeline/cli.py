@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
-from pipeline.errors import complain, memory_error
-from pipeline.startup import end_at_once_by_ctrl_c, print_anything, quick_imports
+from fast_train.common.command import complain
+from fast_train.common.startup import end_at_once_by_ctrl_c, print_anything, quick_imports
+from fast_train.pipeline.engine.memory import memory_error
 
 PROGRAM = "fast-train"
 _EPILOG = """examples:
@@ -159,8 +159,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(settings: dict[str, Any], others: argparse.Namespace) -> int:
     # After parsing: torch takes seconds to import, and --help needs none of it.
     with quick_imports():
-        from pipeline import commands
-        from pipeline.train import TrainingDiverged
+        from fast_train.pipeline import commands
+        from fast_train.pipeline.errors import TrainingDiverged
 
     try:
         return commands.run(settings, others)
@@ -176,14 +176,6 @@ def _run(settings: dict[str, Any], others: argparse.Namespace) -> int:
             raise
         complain(PROGRAM, hint, debug=others.debug)
         return 2
-
-
-def show_path(path: Path) -> str:
-    """A path as short as it can be typed here."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 if __name__ == "__main__":

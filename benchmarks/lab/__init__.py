@@ -1,1 +1,1 @@
-"""What `benchmarks.step_lab` measures: each way to a faster step, alone, beside the step without it."""
+"""What `benchmarks.lab.cli` measures: each way to a faster step, alone, beside the step without it."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.lab.convolutions``: which convolutions are faster with a BatchNorm's sums inside.
+"""``python -m fast_train.benchmarks.lab.convolutions``: which convolutions are faster with a BatchNorm's sums inside.
 
 The metric: images per second of wall time of one layer (norm, ReLU, convolution, and the sums that the norms around it
 need), forward, and forward and backward, as one CUDA graph on one fixed batch in bfloat16. For each shape of the
@@ -21,15 +21,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.lab.floors import on_meta
-from benchmarks.measure import FAILURES, Case, Rate, bootstrap_ratio, captured, estimate, interleave, spread, timed
-from data_prep.errors import one_line
-from kernels.convolution import Raw
-from kernels.convolution_triton import Tile, Tiles, fit, norm_relu_convolution_triton, with_statistics_triton
-from pipeline.errors import complain
-from pipeline.models import ModelConfig
+from fast_train.benchmarks.instrument.statistics import bootstrap_ratio, estimate, spread
+from fast_train.benchmarks.instrument.timing import FAILURES, Case, Rate, captured, interleave, timed
+from fast_train.benchmarks.lab.floors import on_meta
+from fast_train.common.command import complain
+from fast_train.common.text import one_line
+from fast_train.kernels.convolution_reference import Raw
+from fast_train.kernels.convolution_triton import Tile, Tiles, fit, norm_relu_convolution_triton, with_statistics_triton
+from fast_train.pipeline.config.settings import ModelConfig
 
-PROGRAM = "python -m benchmarks.lab.convolutions"
+PROGRAM = "python -m fast_train.benchmarks.lab.convolutions"
 CUDNN = "cuDNN and sums"
 _REPEATS, _SECONDS = 5, 0.15
 #: (rows, depth, warps, stages); columns are the layer's own, 128 at most.

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.models import ModelConfig, build_model
-from pipeline.models.fused import FusedNorm
+from fast_train.pipeline.config.settings import ModelConfig
+from fast_train.pipeline.models import build_model
+from fast_train.pipeline.models.fused import FusedNorm
 
 CONVOLUTION, NORM = "convolution", "norm"
 FORWARD, BACKWARD = "forward", "backward"

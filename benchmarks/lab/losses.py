@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.lab.options import Built
-from kernels.order import epoch_order
-from pipeline.loaders import Batch
-from pipeline.schedules import build_schedule
-from pipeline.train import build_step
+from fast_train.benchmarks.lab.options import Built
+from fast_train.kernels.order import epoch_order
+from fast_train.pipeline.engine.build import build_step
+from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.optim.schedules import build_schedule
 
 # What is compared: the mean loss over this part of the steps, at their end.
 _END = 0.25

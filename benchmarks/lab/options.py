@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.bench import Bench
-from benchmarks.feeds import LoaderFeed
-from pipeline.config import Config
-from pipeline.loaders import Batch, Loader
-from pipeline.runtime import Runtime, resolve_runtime
-from pipeline.step import TrainStep
-from pipeline.train import build_augmenter, build_step, ready_step
+from fast_train.benchmarks.instrument.bench import Bench
+from fast_train.benchmarks.instrument.feeds import LoaderFeed
+from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.engine.build import build_augmenter, build_step, ready_step
+from fast_train.pipeline.engine.runtime import Runtime, resolve_runtime
+from fast_train.pipeline.engine.step import TrainStep
+from fast_train.pipeline.loaders import Batch, Loader
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""``python -m benchmarks.lab.registers``: the step's kernels compiled for an H100, on a machine that needs no GPU.
+"""The step's kernels compiled for an H100, on a machine that needs no GPU:
+``python -m fast_train.benchmarks.lab.registers``.
 
 Registers and shared memory decide how many programs a processor holds at once; spilled bytes and narrow loads cost
 memory traffic that no source line shows, and a product that is not of warp groups (wgmma) half of the matrix rate.
@@ -20,9 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.errors import ConfigError, complain
+from fast_train.common.command import complain
+from fast_train.pipeline.errors import ConfigError
 
-PROGRAM = "python -m benchmarks.lab.registers"
+PROGRAM = "python -m fast_train.benchmarks.lab.registers"
 CAPABILITY = 90
 # Of one processor of compute capability 9.0: registers, threads, and bytes of shared memory, of which each program
 # takes 1,024 more than it asks for (CUDA C++ programming guide, table "technical specifications").
@@ -58,19 +60,23 @@ def measure() -> list[dict[str, Any]]:
 
 
 def _norms() -> list[Compiled]:
-    from kernels import batchnorm_triton as kernels
+    from fast_train.kernels import batchnorm_triton as kernels
+    from fast_train.kernels import rows_triton as rows
 
-    tiles = kernels.tiling(1024 * 32 * 32, 64)
+    tiles = rows.tiling(1024 * 32 * 32, 64)
     block = {"BLOCK_R": tiles.block_rows, "BLOCK_C": tiles.block_channels}
     flags = ("SECOND", "RELU", "FROM_Y", "STORE")
     cases = [
         (kernels._moments_kernel, block),
-        (kernels._statistics_kernel, {"BLOCK_R": tiles.block_rows, "CHUNKS": tiles.chunks}),
+        (rows._statistics_kernel, {"BLOCK_R": tiles.block_rows, "CHUNKS": tiles.chunks}),
         (kernels._apply_kernel, {"RESIDUAL": False, "RELU": True, **block}),
         (kernels._apply_kernel, {"RESIDUAL": True, "RELU": True, **block}),
-        (kernels._gradient_sums_kernel, {**dict(zip(flags, (False, True, False, False), strict=True)), **block}),
+        (
+            kernels._gradient_sums_kernel,
+            {**dict(zip(flags, (False, True, False, False), strict=True)), **block},
+        ),
         (kernels._gradient_sums_kernel, {**dict.fromkeys(flags, True), **block}),
-        (kernels._join_sums_kernel, {"CHUNKS": tiles.chunks}),
+        (rows._join_sums_kernel, {"CHUNKS": tiles.chunks}),
         (kernels._input_gradient_kernel, {"RELU": True, **block}),
     ]
     return [Compiled(*case) for case in cases]
@@ -79,7 +85,7 @@ def _norms() -> list[Compiled]:
 def _convolutions() -> Iterator[Compiled]:
     import torch
 
-    from kernels import convolution_triton as kernels
+    from fast_train.kernels import convolution_triton as kernels
 
     for channels in (64, 128):
         tiles = kernels.tiles_of(channels, channels, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The figures of `benchmarks.step_lab` as tables, against what they aim at, and as JSON."""
+"""The figures of `benchmarks.lab.cli` as tables, against what they aim at, and as JSON."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import profile
-from benchmarks.lab.floors import NORM
-from benchmarks.lab.run import AUGMENTATION, END_TO_END, KERNELS, STEP, Lab
-from benchmarks.present.tables import Table, interval, number, percent
-from benchmarks.result import Row
-from pipeline.files import whole_file
+from fast_train.benchmarks.instrument.result import Row
+from fast_train.benchmarks.lab import profile
+from fast_train.benchmarks.lab.floors import NORM
+from fast_train.benchmarks.lab.run import AUGMENTATION, END_TO_END, KERNELS, STEP, Lab
+from fast_train.benchmarks.present.tables import Table, interval, number, percent
+from fast_train.common.files import whole_file
 
 SCHEMA, VERSION = "fast-train.step-lab", 1
 JSON, TEXT = "step-lab.json", "step-lab.md"

@@ -1,4 +1,4 @@
-"""Measure the points of `benchmarks.step_lab`, one after the other, as long as there is time."""
+"""Measure the points of `benchmarks.lab.cli`, one after the other, as long as there is time."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.bench import Bench, Measured
-from benchmarks.commands import clean_up
-from benchmarks.lab import floors, losses, options, profile
-from benchmarks.lab.options import Built, Option
-from benchmarks.measure import FAILURES, Rate, bootstrap_ratio, timed
-from benchmarks.result import Row
-from benchmarks.suites import augmentation, roofline
-from benchmarks.suites.ladder import RATE
-from data_prep.errors import one_line
-from pipeline.loaders import Loader, build_loader
+from fast_train.benchmarks.instrument import roofline
+from fast_train.benchmarks.instrument.bench import Bench, Measured, clean_up
+from fast_train.benchmarks.instrument.result import Row
+from fast_train.benchmarks.instrument.statistics import bootstrap_ratio
+from fast_train.benchmarks.instrument.timing import FAILURES, Rate, timed
+from fast_train.benchmarks.lab import floors, losses, options, profile
+from fast_train.benchmarks.lab.options import Built, Option
+from fast_train.benchmarks.throughput.suites import augmentation
+from fast_train.benchmarks.throughput.suites.ladder import RATE
+from fast_train.common.text import one_line
+from fast_train.pipeline.loaders import Loader, build_loader
 
 STEP, END_TO_END, AUGMENTATION, KERNELS, LOSSES, FLOORS = (
     "step", "end-to-end", "augmentation", "kernels", "losses", "floors",

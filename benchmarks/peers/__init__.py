@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks.bench import Bench
-from benchmarks.feeds import Entry, Feed, Peer
-from benchmarks.peers.dali_stock import DaliStock
-from benchmarks.peers.ffcv_readme import FfcvReadme
-from benchmarks.peers.notes_dataloader import NotesDataLoader
-from benchmarks.peers.tuned_dataloader import TunedDataLoader
-from pipeline.config import Config
-from pipeline.runtime import Runtime
+from fast_train.benchmarks.instrument.bench import Bench
+from fast_train.benchmarks.instrument.feeds import Entry, Feed, Peer
+from fast_train.benchmarks.peers.dali_stock import DaliStock
+from fast_train.benchmarks.peers.ffcv_readme import FfcvReadme
+from fast_train.benchmarks.peers.notes_dataloader import NotesDataLoader
+from fast_train.benchmarks.peers.tuned_dataloader import TunedDataLoader
+from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.engine.runtime import Runtime
 
 PEERS: tuple[type[Peer], ...] = (NotesDataLoader, TunedDataLoader, FfcvReadme, DaliStock)
 

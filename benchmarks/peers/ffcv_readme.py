@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.feeds import Peer
+from fast_train.benchmarks.instrument.feeds import Peer
 
 
 class FfcvReadme(Peer):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 from torchvision import transforms
 
-from benchmarks.feeds import Peer
+from fast_train.benchmarks.instrument.feeds import Peer
 
 
 class PilDataset(Dataset[tuple[Any, int]]):

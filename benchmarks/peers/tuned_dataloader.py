@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from benchmarks.feeds import Peer, batches_ahead
+from fast_train.benchmarks.instrument.feeds import Peer, batches_ahead
 
 _PREFETCH = 4
 

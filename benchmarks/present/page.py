@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.present.picture import Picture
-from benchmarks.present.tables import Table, inline_html
-from benchmarks.present.theme import DARK, LIGHT, Theme
-from pipeline.files import whole_file
+from fast_train.benchmarks.present.picture import Picture
+from fast_train.benchmarks.present.tables import Table, inline_html
+from fast_train.benchmarks.present.theme import DARK, LIGHT, Theme
+from fast_train.common.files import whole_file
 
 
 @dataclass(frozen=True)

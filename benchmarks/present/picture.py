@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from benchmarks.present.theme import Theme
-from pipeline.plots import DPI
+from fast_train.benchmarks.present.theme import Theme
+from fast_train.pipeline.report.plots import DPI
 
 
 @dataclass(frozen=True, kw_only=True)

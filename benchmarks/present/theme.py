@@ -1,7 +1,7 @@
 """One look for every picture: colours that the colour-blind tell apart, light and dark.
 
-The colours are Okabe and Ito's (2008), as in `pipeline.plots`. The dark theme takes the brighter half of them: the
-darker blue is hard to see on black. Give series a marker or a line style besides their colour.
+The colours are Okabe and Ito's (2008), as in `pipeline.report.plots`. The dark theme takes the brighter half of them:
+the darker blue is hard to see on black. Give series a marker or a line style besides their colour.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.plots import BLUE, DPI, GREEN, ORANGE, RED
+from fast_train.pipeline.report.plots import BLUE, DPI, GREEN, ORANGE, RED
 
 SKY, PURPLE, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.studies.augmentation import AUGMENTATION
-from benchmarks.studies.base import Study
-from benchmarks.studies.degradation import DEGRADATION
-from benchmarks.studies.shortcuts import SHORTCUTS
+from fast_train.benchmarks.studies.augmentation import AUGMENTATION
+from fast_train.benchmarks.studies.base import Study
+from fast_train.benchmarks.studies.degradation import DEGRADATION
+from fast_train.benchmarks.studies.shortcuts import SHORTCUTS
 
 STUDIES: dict[str, Study] = {study.name: study for study in (DEGRADATION, SHORTCUTS, AUGMENTATION)}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import ConfigError, check_name
+from fast_train.pipeline.errors import ConfigError, check_name
 
 #: The setting that the studies are held against: He et al. 2015 (arXiv 1512.03385), section 4.2.
 PAPER_STEPS, PAPER_BATCH, PAPER_IMAGES = 64_000, 128, 50_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.studies.base import Comparison, CurvePlot, Panel, Reported, Study, Variant
+from fast_train.benchmarks.studies.base import Comparison, CurvePlot, Panel, Reported, Study, Variant
 
 _TABLE_6 = {20: 0.0875, 32: 0.0751, 44: 0.0717, 56: 0.0697}
 _DEPTHS = tuple(_TABLE_6)

@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from benchmarks.measure import bootstrap
-from benchmarks.present.page import Block, Document, Notice, Section, document_files, write_files
-from benchmarks.present.picture import Picture
-from benchmarks.present.tables import Table, percent
-from benchmarks.present.theme import LINES, Theme
-from benchmarks.studies.base import (
+from fast_train.benchmarks.instrument.statistics import bootstrap
+from fast_train.benchmarks.present.page import Block, Document, Notice, Section, document_files, write_files
+from fast_train.benchmarks.present.picture import Picture
+from fast_train.benchmarks.present.tables import Table, percent
+from fast_train.benchmarks.present.theme import LINES, Theme
+from fast_train.benchmarks.studies.base import (
     PAPER_BATCH,
     PAPER_IMAGES,
     PAPER_STEPS,
@@ -28,8 +28,8 @@ from benchmarks.studies.base import (
     Panel,
     Study,
 )
-from benchmarks.studies.train import DIVERGED, DONE, FLOAT32, Run, last_errors
-from pipeline.errors import ConfigError
+from fast_train.benchmarks.studies.train import DIVERGED, DONE, FLOAT32, Run, last_errors
+from fast_train.pipeline.errors import ConfigError
 
 SCHEMA, VERSION = "fast-train.bench-study", 1
 _JSON = "report.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.studies.base import Comparison, CurvePlot, Panel, Reported, Study, Variant
+from fast_train.benchmarks.studies.base import Comparison, CurvePlot, Panel, Reported, Study, Variant
 
 _ARCHS = ("resnet20", "resnet32", "resnet18")
 _OPTIONS = ("A", "B", "C")

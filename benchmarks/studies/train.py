@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.studies.base import RECIPE, Variant
-from data_prep.errors import one_line
-from data_prep.manifest import PreparedSet
-from pipeline import cli, commands
-from pipeline.config import Config, differences
-from pipeline.errors import ConfigError, memory_error
-from pipeline.loaders import LOADERS
-from pipeline.logs import METRICS
-from pipeline.models import build_model
-from pipeline.recipe import resolve
-from pipeline.runs import CONFIG
-from pipeline.train import TrainingDiverged
+from fast_train.benchmarks.studies.base import RECIPE, Variant
+from fast_train.common.text import one_line
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline import cli, commands
+from fast_train.pipeline.config.recipe import resolve
+from fast_train.pipeline.config.settings import Config, differences
+from fast_train.pipeline.engine.memory import memory_error
+from fast_train.pipeline.errors import ConfigError, TrainingDiverged
+from fast_train.pipeline.loaders import LOADERS
+from fast_train.pipeline.models import build_model
+from fast_train.pipeline.run.log import METRICS
+from fast_train.pipeline.run.record import _Saved, _saved
 
 DONE, DIVERGED = "done", "diverged"
 #: Of a training without mixed precision.
@@ -156,33 +156,6 @@ def _flags(variant: Variant, options: Options, seed: int) -> list[str]:
             else:
                 flags += ["--set", f"{section}.{name}={json.dumps(value)}"]
     return flags
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """What a run's folder says of it. files: SHA-256 of the prepared set's, by path. dtype: see `Run`."""
-
-    config: Config
-    files: Mapping[str, str]
-    dtype: str
-
-
-def _saved(folder: Path) -> _Saved | None:
-    """Of the training in ``folder``, None where there is none; a setting that it does not name has its default."""
-    path = folder / CONFIG
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return _Saved(
-            config=Config.from_dict(record["config"]),
-            files=dict(record["data"]["files"]),
-            dtype=str(record["environment"].get("dtype", "a type that was not recorded")),
-        )
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{path} can't be read ({one_line(error)}); move {folder} away, or give another --out"
-        ) from error
 
 
 def _check_same(saved: _Saved, wanted: Config, prepared: PreparedSet, folder: Path) -> None:

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.formats.beton import BetonWriter
-from data_prep.formats.options import FormatOptions
-from data_prep.formats.packed import PackedWriter
-from data_prep.formats.tfrecord import TFRecordWriter
+from fast_train.data_prep.formats.beton import BetonWriter
+from fast_train.data_prep.formats.options import FormatOptions
+from fast_train.data_prep.formats.packed import PackedWriter
+from fast_train.data_prep.formats.tfrecord import TFRecordWriter
 
 __all__ = ["WRITERS", "FormatOptions", "Writer"]
 

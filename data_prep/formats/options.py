@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.errors import PreparedSetError
+from fast_train.data_prep.errors import PreparedSetError
 
 FFCV_MODES = ("raw", "jpg", "proportion")
 DALI_MODES = ("raw", "jpg")

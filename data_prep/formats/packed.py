@@ -19,8 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import ANEW, PreparedSetError, one_line, show
-from data_prep.formats.options import FormatOptions
+from fast_train.common.text import one_line, show
+from fast_train.data_prep.errors import ANEW, PreparedSetError
+from fast_train.data_prep.formats.options import FormatOptions
 
 #: Where the images begin: a whole page, so that a mapping of them is aligned.
 DATA_START = 4096

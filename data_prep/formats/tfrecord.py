@@ -23,8 +23,9 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import ANEW, PreparedSetError, one_line, show
-from data_prep.formats.options import FormatOptions, JpegEncoder
+from fast_train.common.text import one_line, show
+from fast_train.data_prep.errors import ANEW, PreparedSetError
+from fast_train.data_prep.formats.options import FormatOptions, JpegEncoder
 
 #: Shards of about this size: large enough to read in one go, small enough to share out.
 SHARD_BYTES = 128 << 20

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from data_prep.display import Display
-from data_prep.errors import PreparedSetError, show
-from data_prep.sources.base import Chunk, Plan, Source, SourceOptions
-from data_prep.sources.cifar import Cifar10, Cifar100
-from data_prep.sources.folder import ImageFolder
-from data_prep.sources.synthetic import Synthetic
+from fast_train.common.console import Display
+from fast_train.common.text import show
+from fast_train.data_prep.errors import PreparedSetError
+from fast_train.data_prep.sources.base import Chunk, Plan, Source, SourceOptions
+from fast_train.data_prep.sources.cifar import Cifar10, Cifar100
+from fast_train.data_prep.sources.folder import ImageFolder
+from fast_train.data_prep.sources.synthetic import Synthetic
 
 __all__ = ["SOURCES", "Chunk", "Plan", "Source", "SourceOptions", "build_source"]
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.display import Display
-from data_prep.errors import PreparedSetError
+from fast_train.common.console import Display
+from fast_train.data_prep.errors import PreparedSetError
 
 #: images uint8 [n, H, W, C], labels int64 [n]
 Chunk = tuple[NDArray[np.uint8], NDArray[np.int64]]

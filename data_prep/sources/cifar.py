@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from data_prep.errors import DownloadError, PreparedSetError, show
-from data_prep.sources.base import Chunk, Plan, Source
-from data_prep.sources.download import download
-from data_prep.staging import check_free_disk, disk_room
-from data_prep.whole import cache_folder
+from fast_train.common.files import cache_folder
+from fast_train.common.text import show
+from fast_train.data_prep.errors import DownloadError, PreparedSetError
+from fast_train.data_prep.sources.base import Chunk, Plan, Source
+from fast_train.data_prep.sources.download import download
+from fast_train.data_prep.staging import check_free_disk, disk_room
 
 _CHUNK = 2000
 _UNPACKED_BYTES = 190_000_000

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_prep.display import Advance, Display
-from data_prep.errors import DownloadError, one_line, show
-from data_prep.staging import check_free_disk, disk_room
+from fast_train.common.console import Advance, Display
+from fast_train.common.text import one_line, show
+from fast_train.data_prep.errors import DownloadError
+from fast_train.data_prep.staging import check_free_disk, disk_room
 
 _CHUNK = 1 << 16
 _TIMEOUT_SECONDS = 20.0

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import BadFilesError, PreparedSetError, show
-from data_prep.images import DecodeJob, decode, scan
-from data_prep.processes import WorkerPool
-from data_prep.sources.base import Chunk, Plan, Source
-from data_prep.sources.listing import ImageFile, Listing, list_folder, part
+from fast_train.common.text import show
+from fast_train.data_prep.errors import BadFilesError, PreparedSetError
+from fast_train.data_prep.images import DecodeJob, decode, scan
+from fast_train.data_prep.processes import WorkerPool
+from fast_train.data_prep.sources.base import Chunk, Plan, Source
+from fast_train.data_prep.sources.listing import ImageFile, Listing, list_folder, part
 
 _DEFAULT_TEST_FRACTION = 0.2
 #: Side of the stored square where the images have different sizes and none was asked for.

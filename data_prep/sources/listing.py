@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.errors import PreparedSetError, show
+from fast_train.common.text import show
+from fast_train.data_prep.errors import PreparedSetError
 
 _TEST_FOLDERS = ("test", "val")
 _CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.sources.base import Chunk, Plan, Source
+from fast_train.data_prep.sources.base import Chunk, Plan, Source
 
 _CLASSES, _SIDE = 10, 32
 _COUNTS = {"train": 10_000, "test": 2_000}

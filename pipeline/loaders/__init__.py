@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_prep.manifest import PreparedSet
-from pipeline.errors import check_name
-from pipeline.loaders.base import Batch, Loader
-from pipeline.loaders.dali_loader import DaliLoader
-from pipeline.loaders.ffcv_loader import FfcvLoader
-from pipeline.loaders.resident import ResidentLoader
-from pipeline.loaders.torch_loader import TorchLoader
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.errors import check_name
+from fast_train.pipeline.loaders.base import Batch, Loader
+from fast_train.pipeline.loaders.dali_loader import DaliLoader
+from fast_train.pipeline.loaders.ffcv_loader import FfcvLoader
+from fast_train.pipeline.loaders.resident import ResidentLoader
+from fast_train.pipeline.loaders.torch_loader import TorchLoader
 
 LOADERS: dict[str, type[Loader]] = {
     "resident": ResidentLoader,

@@ -13,9 +13,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from data_prep.manifest import PreparedSet
-from kernels.order import epoch_order
-from kernels.philox import check_seed
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.kernels.order import epoch_order
+from fast_train.kernels.spec import check_seed
 
 # What a loader's place in its order depends on, and what a user calls it.
 _KEPT = {"seed": "seed", "batch_size": "batch size", "count": "split size"}

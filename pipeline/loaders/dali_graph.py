@@ -10,7 +10,7 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
 
-from pipeline.loaders.native import NativeAugment
+from fast_train.pipeline.loaders.native import NativeAugment
 
 #: Called before each batch for the arrays of the graph's inputs; raises StopIteration at the end of the epoch.
 Source = Callable[[], list[Any]]

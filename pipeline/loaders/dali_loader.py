@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from data_prep.manifest import PreparedSet
-from kernels.augment import check_reflection
-from pipeline.loaders.base import Batch, Loader
-from pipeline.loaders.native import NativeAugment
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.kernels.spec import check_reflection
+from fast_train.pipeline.loaders.base import Batch, Loader
+from fast_train.pipeline.loaders.native import NativeAugment
 
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline
@@ -39,7 +39,7 @@ class DaliLoader(Loader):
             check_reflection(native.spec, *prepared.manifest.image_shape[:2])
         self._by_image = self._encoded or native is not None
         self._coming: Iterator[Tensor] = iter(())
-        from pipeline.loaders.dali_graph import build_graph
+        from fast_train.pipeline.loaders.dali_graph import build_graph
 
         # The graph holds its source, so a source that held the loader would keep both, and DALI's threads, alive.
         next_inputs = weakref.WeakMethod(self._next_inputs)
@@ -63,7 +63,7 @@ class DaliLoader(Loader):
     @classmethod
     def missing(cls) -> str | None:
         try:
-            import pipeline.loaders.dali_graph  # noqa: F401  # whether it can be imported
+            import fast_train.pipeline.loaders.dali_graph  # noqa: F401  # whether it can be imported
         except Exception as error:
             reason = " ".join(str(error).split())
             return (

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from data_prep.manifest import PreparedSet
-from pipeline.loaders.base import Batch, Loader
-from pipeline.loaders.transfer import DeviceRing
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.loaders.base import Batch, Loader
+from fast_train.pipeline.loaders.transfer import DeviceRing
 
 if TYPE_CHECKING:
-    from pipeline.loaders.ffcv_reader import Reader
+    from fast_train.pipeline.loaders.ffcv_reader import Reader
 
 
 class FfcvLoader(Loader):
@@ -32,7 +32,7 @@ class FfcvLoader(Loader):
         path = prepared.beton(split)
         import numba
 
-        from pipeline.loaders.ffcv_reader import Reader
+        from fast_train.pipeline.loaders.ffcv_reader import Reader
 
         most = numba.config.NUMBA_NUM_THREADS
         workers = os.cpu_count() or 1 if self.workers is None else self.workers
@@ -50,7 +50,7 @@ class FfcvLoader(Loader):
     @classmethod
     def missing(cls) -> str | None:
         try:
-            import pipeline.loaders.ffcv_reader  # noqa: F401  # whether it can be imported
+            import fast_train.pipeline.loaders.ffcv_reader  # noqa: F401  # whether it can be imported
         except Exception as error:
             reason = " ".join(str(error).split())
             return (

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kernels.augment import AugmentSpec, crop_offsets, cutout_corners
+from fast_train.kernels.augment_reference import crop_offsets, cutout_corners
+from fast_train.kernels.spec import AugmentSpec
 
 
 @dataclass(frozen=True, kw_only=True)

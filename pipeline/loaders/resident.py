@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from data_prep.manifest import PreparedSet
-from pipeline.loaders.base import Batch, Loader
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.loaders.base import Batch, Loader
 
 
 class ResidentLoader(Loader):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data_prep.manifest import PreparedSet
-from pipeline.loaders.base import Batch, Loader
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.loaders.base import Batch, Loader
 
 DEFAULT_WORKERS = 4
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from kernels.batchnorm import batch_norm, batch_norm_twice
-from pipeline.models.blocks import PlainBlock, PreActBasicBlock, PreActBottleneck
-from pipeline.models.resnet import PreActResNet, ResNet
+from fast_train.kernels.batchnorm import batch_norm, batch_norm_twice
+from fast_train.pipeline.models.blocks import PlainBlock, PreActBasicBlock, PreActBottleneck
+from fast_train.pipeline.models.resnet import PreActResNet, ResNet
 
 
 class Twice(NamedTuple):

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from kernels.convolution import Raw, norm_relu_convolution, normalise, with_statistics
-from pipeline.models.blocks import PlainBlock
-from pipeline.models.fused import (
+from fast_train.kernels.convolution import norm_relu_convolution, normalise, with_statistics
+from fast_train.kernels.convolution_reference import Raw
+from fast_train.pipeline.models.blocks import PlainBlock
+from fast_train.pipeline.models.fused import (
     FusedBasicBlock,
     FusedBottleneck,
     FusedNorm,
@@ -22,7 +23,7 @@ from pipeline.models.fused import (
     FusedResNet,
     shortcut_of,
 )
-from pipeline.models.resnet import ResNet
+from fast_train.pipeline.models.resnet import ResNet
 
 
 class Pending(NamedTuple):

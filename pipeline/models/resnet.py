@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv3x3
 
-from pipeline.models.blocks import PreActBasicBlock, PreActBottleneck, build_shortcut, zero_residual_branch
+from fast_train.pipeline.models.blocks import PreActBasicBlock, PreActBottleneck, build_shortcut, zero_residual_branch
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     # In place, as torchvision's: the backward pass of each needs its output only.

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: The smallest side in pixels that three halvings leave something of.
-SMALLEST_IMAGE = 9
+from fast_train.pipeline.config.architectures import SpeedNetShape
+
 _PATCH = 2
 # Of the logits at the start: their spread is then small next to the loss's own scale.
 _LOGIT_SCALE = 1 / 9
@@ -18,23 +16,6 @@ _LOGIT_SCALE = 1 / 9
 _WHITENING_EPSILON = 5e-4
 # Patches of this many images at a time: 9 MB in float64 at 32 x 32, which caches hold.
 _CHUNK = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeedNetShape:
-    """widths: channels of the three stages. convolutions: of each stage. bn_momentum: the share of a batch's
-    statistics in the running ones."""
-
-    widths: tuple[int, int, int]
-    convolutions: int
-    bn_momentum: float
-
-
-#: The number counts weighted layers, the whitening and the classifier among them.
-SPEEDNETS = {
-    "speednet8": SpeedNetShape(widths=(64, 256, 256), convolutions=2, bn_momentum=0.4),
-    "speednet11": SpeedNetShape(widths=(128, 512, 512), convolutions=3, bn_momentum=0.1),
-}
 
 
 class Whitening(nn.Conv2d):

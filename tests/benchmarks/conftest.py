@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import cli
-from benchmarks.result import read_result
-from data_prep import cli as prep_cli
+from fast_train.benchmarks.instrument.result import read_result
+from fast_train.benchmarks.throughput import cli
+from fast_train.data_prep import cli as prep_cli
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from benchmarks import cli, commands
-from benchmarks.result import read_result
-from benchmarks.suites import accuracy
-from data_prep.display import Display
-from pipeline.train import Trainer
+from fast_train.benchmarks.instrument.result import read_result
+from fast_train.benchmarks.throughput import cli, commands
+from fast_train.benchmarks.throughput.suites import accuracy
+from fast_train.common.console import Display
+from fast_train.pipeline.engine.trainer import Trainer
 
 # 3 steps of 32 out of 64 images; nothing is evaluated before the end.
 RECIPE = '[model]\narch = "resnet8"\n[data]\nbatch_size = 32\n[run]\nsteps = 3\neval_every = 9\n'

@@ -11,11 +11,11 @@ import tempfile
 
 import pytest
 
-from benchmarks import cli, commands, suites
-from benchmarks.result import Result, read_result
-from data_prep.display import Display
-from pipeline import commands as training
-from pipeline.loaders import LOADERS
+from fast_train.benchmarks.instrument.result import Result, read_result
+from fast_train.benchmarks.throughput import cli, commands, suites
+from fast_train.common.console import Display
+from fast_train.pipeline import commands as training
+from fast_train.pipeline.loaders import LOADERS
 
 PLOTS = {f"{name}.{kind}" for name in ("end-to-end", "ladder", "loaders", "roofline") for kind in ("png", "svg")}
 

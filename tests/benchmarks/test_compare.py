@@ -4,9 +4,9 @@ import copy
 
 import pytest
 
-from benchmarks import cli
-from benchmarks.compare import compare, describe
-from benchmarks.result import ReportError
+from fast_train.benchmarks.instrument.result import ReportError
+from fast_train.benchmarks.throughput import cli
+from fast_train.benchmarks.throughput.compare import compare, describe
 
 
 @pytest.fixture

@@ -5,17 +5,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.feeds import Feed, LoaderFeed, batches_ahead, library_entries, timed_lot
-from benchmarks.peers import peer_entries
-from benchmarks.report import headline
-from benchmarks.result import Result, Row
-from benchmarks.suites import end_to_end, loaders
-from benchmarks.suites.end_to_end import EITHER, LOADER, STEP, UNKNOWN, slower
-from data_prep import cli as prep_cli
-from data_prep.manifest import PreparedSet
-from kernels.augment import AugmentSpec
-from pipeline.config import Config
-from pipeline.loaders import Batch
+from fast_train.benchmarks.instrument.feeds import Feed, LoaderFeed, batches_ahead, library_entries, timed_lot
+from fast_train.benchmarks.instrument.result import Result, Row
+from fast_train.benchmarks.peers import peer_entries
+from fast_train.benchmarks.throughput.report import headline
+from fast_train.benchmarks.throughput.suites import end_to_end, loaders
+from fast_train.benchmarks.throughput.suites.end_to_end import EITHER, LOADER, STEP, UNKNOWN, slower
+from fast_train.data_prep import cli as prep_cli
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.kernels.spec import AugmentSpec
+from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.loaders import Batch
 
 
 class _Prefetching(Feed):
@@ -44,7 +44,7 @@ class _Prefetching(Feed):
 @pytest.mark.parametrize("count", [1, 2, 20])
 def test_as_many_batches_are_made_in_the_timed_part_as_are_taken(ahead, count, monkeypatch):
     feed, made, consumed = _Prefetching(ahead), [], []
-    monkeypatch.setattr("benchmarks.feeds.synchronise", lambda device: made.append(feed.made))
+    monkeypatch.setattr("fast_train.benchmarks.instrument.feeds.synchronise", lambda device: made.append(feed.made))
     feed.seconds(count, consumed.append)
     begin, end = made
     assert end - begin == count
@@ -56,7 +56,7 @@ def test_as_many_batches_are_made_in_the_timed_part_as_are_taken(ahead, count, m
 def test_only_the_timed_part_is_timed(monkeypatch):
     feed, clock = _Prefetching(4), iter(range(100))
     now = [0.0]
-    monkeypatch.setattr("benchmarks.feeds.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("fast_train.benchmarks.instrument.feeds.time.perf_counter", lambda: now[0])
 
     def consume(batch):
         now[0] += 1.0 + next(clock) // 4

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from benchmarks.lab import convolutions
-from benchmarks.lab.convolutions import CUDNN, Layer, Work, check, layers, main, tiles
+from fast_train.benchmarks.lab import convolutions
+from fast_train.benchmarks.lab.convolutions import CUDNN, Layer, Work, check, layers, main, tiles
 
 
 def test_the_layers_of_resnet18():
@@ -69,7 +69,7 @@ def test_ctrl_c_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", interrupt)
     assert main(["--arch", "resnet8"]) == 130
-    assert capsys.readouterr().err == "python -m benchmarks.lab.convolutions: interrupted\n"
+    assert capsys.readouterr().err == "python -m fast_train.benchmarks.lab.convolutions: interrupted\n"
 
 
 @pytest.mark.gpu

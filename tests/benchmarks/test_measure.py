@@ -10,10 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.cli import build_parser
-from benchmarks.commands import build_settings
-from benchmarks.measure import Case, Rate, bootstrap, bootstrap_ratio, captured, estimate, interleave, spread
-from pipeline.config import Config
+from fast_train.benchmarks.instrument.bench import build_settings
+from fast_train.benchmarks.instrument.statistics import bootstrap, bootstrap_ratio, estimate, spread
+from fast_train.benchmarks.instrument.timing import Case, Rate, captured, interleave
+from fast_train.benchmarks.throughput.cli import build_parser
+from fast_train.pipeline.config.settings import Config
 
 values = st.lists(st.floats(0.1, 1e6), min_size=2, max_size=20)
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from benchmarks.mllog import log_lines
-from benchmarks.result import Result, Row
-from benchmarks.suites import accuracy
+from fast_train.benchmarks.instrument.result import Result, Row
+from fast_train.benchmarks.throughput.mllog import log_lines
+from fast_train.benchmarks.throughput.suites import accuracy
 
 
 def training(seed, *accuracies, reached):

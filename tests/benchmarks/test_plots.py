@@ -5,14 +5,14 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks import plots
-from benchmarks.present.theme import DARK, LIGHT
-from benchmarks.result import Result, Row
-from benchmarks.studies import STUDIES
-from benchmarks.studies.base import CurvePlot, Panel
-from benchmarks.studies.report import Findings, curve_picture
-from benchmarks.studies.train import DONE, FLOAT32, Run
-from benchmarks.suites import augmentation, end_to_end, ladder, loaders
+from fast_train.benchmarks.instrument.result import Result, Row
+from fast_train.benchmarks.present.theme import DARK, LIGHT
+from fast_train.benchmarks.studies import STUDIES
+from fast_train.benchmarks.studies.base import CurvePlot, Panel
+from fast_train.benchmarks.studies.report import Findings, curve_picture
+from fast_train.benchmarks.studies.train import DONE, FLOAT32, Run
+from fast_train.benchmarks.throughput import plots
+from fast_train.benchmarks.throughput.suites import augmentation, end_to_end, ladder, loaders
 
 OURS = ("resident", "ffcv", "dali", "torch", "dali, native")
 OTHERS = ("notes' DataLoader", "tuned DataLoader", "FFCV's example", "DALI's reader")

@@ -6,10 +6,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks.present.page import Document, Notice, Section, document_files, write_files
-from benchmarks.present.picture import Picture
-from benchmarks.present.tables import Table, interval, number, percent
-from benchmarks.present.theme import DARK, LIGHT
+from fast_train.benchmarks.present.page import Document, Notice, Section, document_files, write_files
+from fast_train.benchmarks.present.picture import Picture
+from fast_train.benchmarks.present.tables import Table, interval, number, percent
+from fast_train.benchmarks.present.theme import DARK, LIGHT
 
 
 def _draw(figure: Figure, theme) -> None:

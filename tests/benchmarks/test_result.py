@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from benchmarks.result import ImpossibleError, ReportError, Result, Row, read_result
+from fast_train.benchmarks.instrument.result import ImpossibleError, ReportError, Result, Row, read_result
 
 
 def test_a_report_reads_back_as_it_was_written(result):

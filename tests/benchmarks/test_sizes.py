@@ -2,13 +2,12 @@
 
 import pytest
 
-from benchmarks import cli, commands, suites
-from benchmarks.result import read_result
-from benchmarks.sizes import batch_warnings, fit_batch, training_flops
-from benchmarks.suites import accuracy
-from data_prep.display import Display
-from pipeline.config import Config, DataConfig
-from pipeline.models import ModelConfig
+from fast_train.benchmarks.instrument.cost import batch_warnings, fit_batch, training_flops
+from fast_train.benchmarks.instrument.result import read_result
+from fast_train.benchmarks.throughput import cli, commands, suites
+from fast_train.benchmarks.throughput.suites import accuracy
+from fast_train.common.console import Display
+from fast_train.pipeline.config.settings import Config, DataConfig, ModelConfig
 
 
 def _bench(prepared_path, tmp_path, *flags):

@@ -4,8 +4,8 @@ import json
 import subprocess
 import sys
 
-from benchmarks.suites.startup import package_environment
-from pipeline.recipe import resolve
+from fast_train.benchmarks.throughput.suites.startup import package_environment
+from fast_train.pipeline.config.recipe import resolve
 
 
 def test_it_imports_as_fast_train_does_and_trains_a_step(prepared_path, tmp_path):

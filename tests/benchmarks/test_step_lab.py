@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import step_lab
-from benchmarks.lab import floors, profile, registers, report
-from benchmarks.lab.losses import compare
-from benchmarks.lab.options import OPTIONS
-from benchmarks.lab.run import POINTS, kernel_rows
-from pipeline.models import ModelConfig
+from fast_train.benchmarks.lab import cli as step_lab
+from fast_train.benchmarks.lab import floors, profile, registers, report
+from fast_train.benchmarks.lab.losses import compare
+from fast_train.benchmarks.lab.options import OPTIONS
+from fast_train.benchmarks.lab.run import POINTS, kernel_rows
+from fast_train.pipeline.config.settings import ModelConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -156,7 +156,7 @@ def test_an_error_of_any_kind_costs_no_other_point_its_figures(prepared_path, tm
     def fail(*args, **options):
         raise OSError("Too many open files")
 
-    monkeypatch.setattr("benchmarks.lab.run.augmentation.measure", fail)
+    monkeypatch.setattr("fast_train.benchmarks.lab.run.augmentation.measure", fail)
     status, data = _run(prepared_path, tmp_path, "--only", "floors,augmentation")
     assert status == 1
     assert data["floors"]
@@ -224,7 +224,7 @@ def test_every_convolution_and_norm_has_floors(arch):
     layers = {layer for layer, _ in _parts(arch=arch)}
     from torch import nn
 
-    from pipeline.models import build_model
+    from fast_train.pipeline.models import build_model
 
     model = build_model(ModelConfig(arch=arch))
     wanted = {name for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))}
@@ -297,7 +297,7 @@ def test_the_kernels_compile_for_an_h100_without_one(tmp_path):
     """And spill no register, read activations 16 bytes at a time, and leave room for several programs a processor;
     convolutions multiply by warp groups."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.lab.registers"]
+    command = [sys.executable, "-m", "fast_train.benchmarks.lab.registers"]
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     said = subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     records = json.loads(said.splitlines()[-1])

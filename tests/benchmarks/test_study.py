@@ -8,14 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import study_cli
-from benchmarks.studies import STUDIES
-from benchmarks.studies.base import Comparison
-from benchmarks.studies.report import Findings, compare, distance
-from benchmarks.studies.train import DIVERGED, DONE, Options, Run, last_errors, variant_config
-from data_prep import cli as prep_cli
-from pipeline.errors import ConfigError
-from pipeline.train import TrainingDiverged
+from fast_train.benchmarks.studies import STUDIES
+from fast_train.benchmarks.studies import cli as study_cli
+from fast_train.benchmarks.studies.base import Comparison
+from fast_train.benchmarks.studies.report import Findings, compare, distance
+from fast_train.benchmarks.studies.train import DIVERGED, DONE, Options, Run, last_errors, variant_config
+from fast_train.data_prep import cli as prep_cli
+from fast_train.pipeline.errors import ConfigError, TrainingDiverged
 
 QUICK = ["--device", "cpu", "--amp", "off", "--steps", "2", "--batch-size", "16"]
 
@@ -203,7 +202,7 @@ def test_finished_trainings_are_kept_and_others_refused(study, tmp_path, capsys)
 
 
 def test_an_interrupted_study_says_how_to_go_on_and_does(study, tmp_path, capsys, monkeypatch):
-    from benchmarks.studies import train
+    from fast_train.benchmarks.studies import train
 
     real, calls = train.commands.run, []
 
@@ -324,7 +323,7 @@ def test_out_that_is_a_file_is_refused(study, tmp_path, capsys):
 
 
 def test_a_training_that_does_not_fit_ends_the_study_and_is_named(study, tmp_path, capsys, monkeypatch):
-    from benchmarks.studies import train
+    from fast_train.benchmarks.studies import train
 
     def run(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 1 GiB")
@@ -342,7 +341,7 @@ def test_a_training_that_fast_train_refuses_ends_the_study_and_is_named(study, c
 
 
 def test_a_diverged_training_is_said_and_the_study_goes_on(study, tmp_path, capsys, monkeypatch):
-    from benchmarks.studies import train
+    from fast_train.benchmarks.studies import train
 
     real = train.commands.run
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.work import count_work
-from data_prep.manifest import PreparedSet
-from kernels.augment import AugmentSpec
-from pipeline.augmentation import Augmenter
-from pipeline.config import OptimizerConfig
-from pipeline.loaders import Batch
-from pipeline.models import ModelConfig, build_model
-from pipeline.step import TrainStep
+from fast_train.benchmarks.instrument.cost import count_work
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.kernels.spec import AugmentSpec
+from fast_train.pipeline.config.settings import ModelConfig, OptimizerConfig
+from fast_train.pipeline.engine.augmentation import Augmenter
+from fast_train.pipeline.engine.step import TrainStep
+from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.models import build_model
 
 CPU = torch.device("cpu")
 
@@ -54,8 +54,8 @@ def test_counting_leaves_the_step_as_it_was(build):
 @pytest.mark.parametrize("kernel", ["cpu", pytest.param("triton", marks=pytest.mark.interpreter)])
 def test_a_gather_reads_the_rows_that_it_takes_not_the_split(build, monkeypatch, kernel):
     if kernel == "triton":
-        from kernels.augment_triton import augment_triton
+        from fast_train.kernels.augment_triton import augment_triton
 
-        monkeypatch.setattr("kernels.augment_cpu.augment_cpu", augment_triton)
+        monkeypatch.setattr("fast_train.kernels.augment_cpu.augment_cpu", augment_triton)
     small, large = (count_work(build(), _batch(8, split=split), batch_size=8) for split in (64, 6400))
     assert small.bytes == large.bytes

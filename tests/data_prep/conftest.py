@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import cli
+from fast_train.data_prep import cli
 
 CLASSES = ("ant", "bee", "cow")
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.errors import PreparedSetError
-from data_prep.formats import FormatOptions, beton
-from data_prep.formats.beton import BetonWriter, beton_labels, check_beton
+from fast_train.data_prep.errors import PreparedSetError
+from fast_train.data_prep.formats import FormatOptions, beton
+from fast_train.data_prep.formats.beton import BetonWriter, beton_labels, check_beton
 
 threads = torch.get_num_threads()
 pytest.importorskip("ffcv", reason="FFCV is not installed: pip install 'fast-train[ffcv]'")

@@ -6,8 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from data_prep.manifest import PreparedSet
-from data_prep.sources import download as download_module
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.data_prep.sources import download as download_module
 
 
 @pytest.fixture

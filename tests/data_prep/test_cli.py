@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from data_prep import cli
-from data_prep.manifest import PreparedSet
+from fast_train.data_prep import cli
+from fast_train.data_prep.manifest import PreparedSet
 
 
 def _python(code, *arguments):

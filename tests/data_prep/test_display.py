@@ -7,8 +7,8 @@ import re
 import pytest
 from rich.console import Console
 
-from data_prep import display
-from data_prep.display import Display
+from fast_train.common import console as display
+from fast_train.common.console import Display
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data_prep.display import Display
-from data_prep.errors import DownloadError, PreparedSetError
-from data_prep.sources import download as module
-from data_prep.sources.download import download
+from fast_train.common.console import Display
+from fast_train.data_prep.errors import DownloadError, PreparedSetError
+from fast_train.data_prep.sources import download as module
+from fast_train.data_prep.sources.download import download
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.manifest import PreparedSet
-from data_prep.sources import folder as folder_module
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.data_prep.sources import folder as folder_module
 
 
 @pytest.fixture

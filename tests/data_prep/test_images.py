@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from data_prep.images import BadImageError, read_rgb, read_size
+from fast_train.data_prep.images import BadImageError, read_rgb, read_size
 
 # Pillow warns of damage that it then reads past or refuses.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")

@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from data_prep import manifest as manifest_module
-from data_prep import whole
-from data_prep.manifest import MANIFEST_NAME, Manifest, PreparedSet, PreparedSetError, sha256_of
+from fast_train.data_prep import manifest as manifest_module
+from fast_train.data_prep import whole
+from fast_train.data_prep.manifest import MANIFEST_NAME, Manifest, PreparedSet, PreparedSetError, sha256_of
 
 
 def _edit(root, change):

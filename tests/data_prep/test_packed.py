@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data_prep.errors import PreparedSetError
-from data_prep.formats import FormatOptions
-from data_prep.formats.packed import DATA_START, PackedWriter, open_packed
+from fast_train.data_prep.errors import PreparedSetError
+from fast_train.data_prep.formats import FormatOptions
+from fast_train.data_prep.formats.packed import DATA_START, PackedWriter, open_packed
 
 _SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 7), st.integers(1, 7), st.integers(1, 4))
 

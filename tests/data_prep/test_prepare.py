@@ -11,11 +11,11 @@ from collections import namedtuple
 
 import pytest
 
-from data_prep import prepare as prepare_module
-from data_prep import staging as staging_module
-from data_prep.formats.packed import PackedWriter
-from data_prep.manifest import MANIFEST_NAME, PreparedSet
-from data_prep.sources.folder import ImageFolder
+from fast_train.data_prep import prepare as prepare_module
+from fast_train.data_prep import staging as staging_module
+from fast_train.data_prep.formats.packed import PackedWriter
+from fast_train.data_prep.manifest import MANIFEST_NAME, PreparedSet
+from fast_train.data_prep.sources.folder import ImageFolder
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_what_comes_into_the_way_meanwhile_is_never_deleted(prep, arguments, mea
 
 
 def test_of_two_runs_at_once_the_second_finds_the_set(prep, arguments, meanwhile):
-    command = [sys.executable, "-m", "data_prep.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "fast_train.data_prep.cli", *map(str, arguments)]
     meanwhile(lambda: subprocess.run(command, check=True, capture_output=True))
     result = prep(*arguments)
     assert result.status == 0

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from data_prep.errors import PreparedSetError
-from data_prep.processes import WorkerPool
+from fast_train.data_prep.errors import PreparedSetError
+from fast_train.data_prep.processes import WorkerPool
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
         "import os, time\n"
-        "from data_prep.processes import WorkerPool\n"
+        "from fast_train.data_prep.processes import WorkerPool\n"
         "if __name__ == '__main__':\n"
         "    pool = WorkerPool(1)\n"
         "    print(*pool.map(os.getpgid, [0]), flush=True)\n"

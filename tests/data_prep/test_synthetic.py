@@ -3,9 +3,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from data_prep.display import Display
-from data_prep.manifest import PreparedSet
-from data_prep.sources import SourceOptions, build_source
+from fast_train.common.console import Display
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.data_prep.sources import SourceOptions, build_source
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 
-from data_prep.errors import PreparedSetError
-from data_prep.formats import FormatOptions, tfrecord
-from data_prep.formats.tfrecord import TFRecordWriter, open_tfrecords
+from fast_train.data_prep.errors import PreparedSetError
+from fast_train.data_prep.formats import FormatOptions, tfrecord
+from fast_train.data_prep.formats.tfrecord import TFRecordWriter, open_tfrecords
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install 'fast-train[dali]'")
 from nvidia.dali import fn, pipeline_def, types

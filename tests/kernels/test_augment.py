@@ -4,17 +4,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.augment import (
-    NO_AUGMENT,
-    AugmentSpec,
-    augment,
-    augment_reference,
-    crop_offsets,
-    normalisation_table,
-)
-from kernels.augment_cpu import augment_cpu
-from kernels.philox import STREAM_CUTOUT, below, sample_words
-from pipeline.graph import no_garbage_collection
+from fast_train.kernels.augment import augment, normalisation_table
+from fast_train.kernels.augment_cpu import augment_cpu
+from fast_train.kernels.augment_reference import augment_reference, crop_offsets
+from fast_train.kernels.philox import STREAM_CUTOUT, below, sample_words
+from fast_train.kernels.spec import NO_AUGMENT, AugmentSpec
+from fast_train.pipeline.engine.graph import no_garbage_collection
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -83,7 +78,7 @@ def test_the_cpu_equals_the_reference_to_the_last_bit(spec, shape, dtype, seed):
 @given(specs, dtypes, st.integers(0, 2**63 - 1))
 def test_triton_equals_reference_to_the_last_bit(spec, dtype, seed):
     """On the CPU the kernel runs in Triton's interpreter; the same test on the GPU is below."""
-    from kernels.augment_triton import augment_triton
+    from fast_train.kernels.augment_triton import augment_triton
 
     _compare(augment_triton, "cpu", spec, dtype, seed, count=7, shape=(9, 13, 3))
 
@@ -96,7 +91,7 @@ def test_triton_equals_reference_to_the_last_bit(spec, dtype, seed):
 ])  # fmt: skip
 @pytest.mark.parametrize("shape", [(32, 32, 3), (28, 31, 1), (64, 48, 4)])
 def test_gpu_triton_equals_reference_to_the_last_bit(shape, spec, dtype):
-    from kernels.augment_triton import augment_triton
+    from fast_train.kernels.augment_triton import augment_triton
 
     _compare(augment_triton, "cuda", spec, dtype, seed=2**40 + 17, count=1000, shape=shape)
 

@@ -6,16 +6,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.batchnorm import batch_norm, batch_norm_twice
-from kernels.batchnorm_triton import (
+from fast_train.kernels.batchnorm import batch_norm, batch_norm_twice
+from fast_train.kernels.batchnorm_triton import (
     _apply_op,
     _gradients_op,
     _statistics_op,
     batch_norm_triton,
     batch_norm_twice_triton,
-    tiling,
 )
-from pipeline.graph import no_garbage_collection
+from fast_train.kernels.rows_triton import tiling
+from fast_train.pipeline.engine.graph import no_garbage_collection
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Of one rounding to the type, and in float32 of sums of a few thousand terms.
@@ -124,8 +124,8 @@ def test_triton_on_any_shape(count, channels, height, width, residual, relu, see
 @pytest.mark.interpreter
 def test_many_steps_and_chunks_share_the_rows(monkeypatch):
     """With few programs each sums several tiles: no row is left out or counted twice."""
-    monkeypatch.setattr("kernels.batchnorm_triton._PROGRAMS", 3)
-    monkeypatch.setattr("kernels.batchnorm_triton._TILE", 64)
+    monkeypatch.setattr("fast_train.kernels.rows_triton._PROGRAMS", 3)
+    monkeypatch.setattr("fast_train.kernels.rows_triton._TILE", 64)
     inputs = _inputs((3, 6, 9, 13), torch.float32, residual=True)
     tiles = tiling(3 * 9 * 13, 6)
     assert tiles.chunks > 1

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.convolution import Raw, norm_relu_convolution, normalise, with_statistics
-from kernels.convolution_triton import (
+from fast_train.kernels.convolution import norm_relu_convolution, normalise, with_statistics
+from fast_train.kernels.convolution_reference import Raw
+from fast_train.kernels.convolution_triton import (
     Tile,
     Tiles,
     _convolution_op,
@@ -19,7 +20,7 @@ from kernels.convolution_triton import (
     tiles_of,
     with_statistics_triton,
 )
-from pipeline.graph import no_garbage_collection
+from fast_train.pipeline.engine.graph import no_garbage_collection
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Of one rounding to the type, and in float32 of sums of a few hundred terms.

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.order import epoch_order
+from fast_train.kernels.order import epoch_order
 
 
 @given(st.integers(0, 3000), st.integers(0, 2**63 - 1), st.integers(0, 2**31))

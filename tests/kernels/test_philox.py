@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.philox import below, philox4x32
+from fast_train.kernels.philox import below, philox4x32
 
 WORD = st.integers(0, 2**32 - 1)
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import cli as prep_cli
-from data_prep.manifest import PreparedSet
-from pipeline.loaders import LOADERS
+from fast_train.data_prep import cli as prep_cli
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.loaders import LOADERS
 
 CLASSES = ("circle", "cross", "stripes")
 TRAIN_PER_CLASS, TEST_PER_CLASS, SIZE = 40, 11, 16

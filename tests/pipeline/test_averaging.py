@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from pipeline.averaging import Lookahead
+from fast_train.pipeline.optim.averaging import Lookahead
 
 
 def _net():

@@ -4,7 +4,7 @@ import pickle
 import pytest
 import torch
 
-from pipeline.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from fast_train.pipeline.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 
 def test_what_is_saved_is_what_is_read(tmp_path):

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from pipeline import cli, commands
-from pipeline.errors import memory_error
+from fast_train.pipeline import cli, commands
+from fast_train.pipeline.engine.memory import memory_error
 
 
 def test_help_needs_no_torch():

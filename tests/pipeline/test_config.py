@@ -3,10 +3,17 @@ import json
 
 import pytest
 
-from kernels.augment import AugmentSpec
-from pipeline.config import Config, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, differences
-from pipeline.errors import ConfigError
-from pipeline.recipe import merge, read_recipe, recipe_names, resolve
+from fast_train.kernels.spec import AugmentSpec
+from fast_train.pipeline.config.recipe import merge, read_recipe, recipe_names, resolve
+from fast_train.pipeline.config.settings import (
+    Config,
+    DataConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    differences,
+)
+from fast_train.pipeline.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep import cli as prep_cli
-from data_prep.manifest import PreparedSet
-from kernels.augment import AugmentSpec, augment, normalisation_table
-from pipeline import cli
-from pipeline.loaders import LOADERS, build_loader
-from pipeline.loaders.native import NativeAugment
+from fast_train.data_prep import cli as prep_cli
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.kernels.augment import augment, normalisation_table
+from fast_train.kernels.spec import AugmentSpec
+from fast_train.pipeline import cli
+from fast_train.pipeline.loaders import LOADERS, build_loader
+from fast_train.pipeline.loaders.native import NativeAugment
 
 needs_dali = pytest.mark.skipif(LOADERS["dali"].missing() is not None, reason=str(LOADERS["dali"].missing()))
 
@@ -124,8 +125,8 @@ def test_jpeg_files_are_near_the_pixels_and_all_there(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "library", "module", "install"),
     [
-        ("ffcv", "ffcv.loader", "pipeline.loaders.ffcv_reader", "then pip install ffcv"),
-        ("dali", "nvidia.dali", "pipeline.loaders.dali_graph", "pip install nvidia-dali-cuda120"),
+        ("ffcv", "ffcv.loader", "fast_train.pipeline.loaders.ffcv_reader", "then pip install ffcv"),
+        ("dali", "nvidia.dali", "fast_train.pipeline.loaders.dali_graph", "pip install nvidia-dali-cuda120"),
     ],
 )
 def test_a_missing_library_is_named_with_the_line_that_installs_it(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.errors import PreparedSetError
-from data_prep.manifest import PreparedSet
-from pipeline.loaders import LOADERS, build_loader
+from fast_train.data_prep.errors import PreparedSetError
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.loaders import LOADERS, build_loader
 
 ROUNDS = 50
 
@@ -67,7 +67,7 @@ def test_a_file_changed_behind_the_open_set_is_named(name, prepared_path, tmp_pa
 
 
 def test_a_set_without_the_loaders_files_says_how_to_make_them(name, image_folder, tmp_path, capsys):
-    from data_prep import cli
+    from fast_train.data_prep import cli
 
     other = next(form for form in ("packed", "ffcv") if form != LOADERS[name].format)
     assert cli.main(["--dataset", f"folder:{image_folder}", "--out", str(tmp_path / "set"), "--formats", other]) == 0
@@ -78,7 +78,7 @@ def test_a_set_without_the_loaders_files_says_how_to_make_them(name, image_folde
 
 
 def test_a_set_of_the_loaders_files_alone_is_enough(name, image_folder, prepared, tmp_path):
-    from data_prep import cli
+    from fast_train.data_prep import cli
 
     form = LOADERS[name].format
     assert cli.main(["--dataset", f"folder:{image_folder}", "--out", str(tmp_path / "set"), "--formats", form]) == 0

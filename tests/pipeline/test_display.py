@@ -5,9 +5,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from pipeline import display
-from pipeline.display import Display, Glimpse
-from pipeline.step import Totals
+from fast_train.pipeline.engine.metrics import Glimpse, Totals
+from fast_train.pipeline.report import progress as display
+from fast_train.pipeline.report.progress import Display
 
 RECORD = {
     "epoch": 2, "step": 20, "lr": 0.05, "train_loss": 1.25, "train_accuracy": 0.5, "test_loss": 1.0,

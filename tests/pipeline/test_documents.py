@@ -4,8 +4,8 @@ import dataclasses
 import re
 from pathlib import Path
 
-from pipeline.checkpoint import load_checkpoint
-from pipeline.config import Config
+from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.engine.checkpoint import load_checkpoint
 
 DOCUMENTS = Path(__file__).parents[2] / "docs"
 _FROM_THE_DATA = {"num_classes", "image_size", "in_channels"}

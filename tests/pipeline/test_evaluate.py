@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from kernels.augment import NO_AUGMENT
-from pipeline.augmentation import Augmenter
-from pipeline.errors import ConfigError
-from pipeline.evaluate import check_tta, evaluate, evaluation_batch
-from pipeline.loaders import LOADERS, build_loader
-from pipeline.models import ModelConfig, build_model
+from fast_train.kernels.spec import NO_AUGMENT
+from fast_train.pipeline.config.settings import ModelConfig
+from fast_train.pipeline.engine.augmentation import Augmenter
+from fast_train.pipeline.engine.evaluate import check_tta, evaluate, evaluation_batch
+from fast_train.pipeline.errors import ConfigError
+from fast_train.pipeline.loaders import LOADERS, build_loader
+from fast_train.pipeline.models import build_model
 
 
 class _LeftBright(nn.Module):

@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from pipeline.config import Config, RunConfig
-from pipeline.errors import ConfigError
-from pipeline.loaders import Batch
-from pipeline.models import FUSIONS, ModelConfig, build_model
-from pipeline.models.blocks import PreActBottleneck
-from pipeline.models.fused import FusedNorm
-from pipeline.models.resnet import PreActResNet, ResNet
-from pipeline.runtime import resolve_runtime
-from pipeline.train import build_augmenter, build_network, build_step, ready_step
+from fast_train.pipeline.config.settings import Config, ModelConfig, RunConfig
+from fast_train.pipeline.engine.build import build_augmenter, build_network, build_step, ready_step
+from fast_train.pipeline.engine.runtime import resolve_runtime
+from fast_train.pipeline.errors import ConfigError
+from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.models import FUSIONS, build_model
+from fast_train.pipeline.models.blocks import PreActBottleneck
+from fast_train.pipeline.models.fused import FusedNorm
+from fast_train.pipeline.models.resnet import PreActResNet, ResNet
 
 _KINDS = ("resnet14", "plain-14", "preact-resnet14", "bottleneck", "preact-bottleneck", "quick-resnet8", "imagenet")
 #: (how to fuse, network): all that there are.
@@ -49,13 +49,15 @@ def _images(count=8, size=16):
 
 def _through_the_kernels(monkeypatch):
     """As on a CUDA device: through the Triton kernels, in the interpreter."""
-    from kernels import batchnorm_triton, convolution_triton
+    from fast_train.kernels import batchnorm_triton, convolution_triton
 
     def run(kernel):
         return lambda *a, residual=None, **options: kernel(*a, residual, **options)
 
-    monkeypatch.setattr("pipeline.models.fused.batch_norm", run(batchnorm_triton.batch_norm_triton))
-    monkeypatch.setattr("pipeline.models.fused.batch_norm_twice", run(batchnorm_triton.batch_norm_twice_triton))
+    monkeypatch.setattr("fast_train.pipeline.models.fused.batch_norm", run(batchnorm_triton.batch_norm_triton))
+    monkeypatch.setattr(
+        "fast_train.pipeline.models.fused.batch_norm_twice", run(batchnorm_triton.batch_norm_twice_triton)
+    )
 
     def convolve(raw, weight, bias, filters, *rest, residual=None, **options):
         # The widest layers take cuDNN's way, as a large network's do.
@@ -64,7 +66,7 @@ def _through_the_kernels(monkeypatch):
             raw, weight, bias, filters, *rest, residual, tiles=tiles, **options
         )
 
-    here = "pipeline.models.fused_conv"
+    here = "fast_train.pipeline.models.fused_conv"
     monkeypatch.setattr(f"{here}.with_statistics", convolution_triton.with_statistics_triton)
     monkeypatch.setattr(f"{here}.normalise", run(convolution_triton.normalise_triton))
     monkeypatch.setattr(f"{here}.norm_relu_convolution", convolve)
@@ -129,7 +131,7 @@ def test_every_norm_is_fused_and_no_relu_is_left(kind):
 @pytest.mark.parametrize("kind", [kind for fuse, kind in _FUSED if fuse == "conv"])
 def test_every_convolution_but_the_stem_and_projections_is_fused(kind, monkeypatch):
     """Each is one call of the kernel; no norm, ReLU or convolution of a block runs on its own."""
-    from pipeline.models import fused_conv
+    from fast_train.pipeline.models import fused_conv
 
     _, fused = _pair(kind, "conv")
     calls, joint = [], []

@@ -13,13 +13,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kernels.augment import AugmentSpec, augment_reference
-from pipeline.augmentation import Augmenter
-from pipeline.config import OptimizerConfig
-from pipeline.graph import CapturedStep
-from pipeline.loaders import Batch
-from pipeline.models import ModelConfig, build_model
-from pipeline.step import TrainStep
+from fast_train.kernels.augment_reference import augment_reference
+from fast_train.kernels.spec import AugmentSpec
+from fast_train.pipeline.config.settings import ModelConfig, OptimizerConfig
+from fast_train.pipeline.engine.augmentation import Augmenter
+from fast_train.pipeline.engine.graph import CapturedStep
+from fast_train.pipeline.engine.step import TrainStep
+from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.models import build_model
 
 CPU = torch.device("cpu")
 
@@ -114,7 +115,7 @@ def recorded(monkeypatch):
     monkeypatch.setattr(_Event, "made", 0)
     monkeypatch.setattr(_Event, "log", [])
     # In operations of PyTorch, as the kernel of a GPU reads tensors and no Python numbers.
-    monkeypatch.setattr("kernels.augment_cpu.augment_cpu", augment_reference)
+    monkeypatch.setattr("fast_train.kernels.augment_cpu.augment_cpu", augment_reference)
 
 
 def _step(prepared, *, fuse="none", amp=None, gathers=True, arch="resnet8", **config):

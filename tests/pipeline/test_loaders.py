@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.order import epoch_order
-from pipeline.loaders import build_loader
+from fast_train.kernels.order import epoch_order
+from fast_train.pipeline.loaders import build_loader
 
 
 def _build(name, prepared, split="train", **options):
@@ -319,8 +319,8 @@ def test_more_workers_than_cores_are_no_warning(prepared, recwarn):
 
 _KILLED_GROUP = """
 import os, signal, subprocess, sys
-from data_prep.manifest import PreparedSet
-from pipeline.loaders import build_loader
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.loaders import build_loader
 
 signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
 signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))

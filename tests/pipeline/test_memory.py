@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import memory
-from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError
-from pipeline.loaders import build_loader
-from pipeline.memory import check_memory, free_memory, saved_bytes_per_image
-from pipeline.models import build_model
+from fast_train.pipeline.config.settings import ModelConfig
+from fast_train.pipeline.engine import memory
+from fast_train.pipeline.engine.memory import check_memory, free_memory, saved_bytes_per_image
+from fast_train.pipeline.errors import ConfigError
+from fast_train.pipeline.loaders import build_loader
+from fast_train.pipeline.models import build_model
 
 _AVAILABLE = "MemTotal:  9 kB\nMemAvailable:  2048 kB\n"
 

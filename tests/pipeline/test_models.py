@@ -6,10 +6,11 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from pipeline.models import ARCHITECTURES, ModelConfig, architecture_names, build_model, initialise_from_data
-from pipeline.models.blocks import PreActBottleneck
-from pipeline.models.resnet import PreActResNet, ResNet
-from pipeline.models.speednet import SPEEDNETS
+from fast_train.pipeline.config.architectures import ARCHITECTURES, SPEEDNETS, architecture_names
+from fast_train.pipeline.config.settings import ModelConfig
+from fast_train.pipeline.models import build_model, initialise_from_data
+from fast_train.pipeline.models.blocks import PreActBottleneck
+from fast_train.pipeline.models.resnet import PreActResNet, ResNet
 
 _BIG = ("50", "56", "101", "110", "152")
 _ALL = [pytest.param(a, marks=pytest.mark.slow) if a.endswith(_BIG) else a for a in architecture_names()]

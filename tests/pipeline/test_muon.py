@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.config import OptimizerConfig
-from pipeline.models import ModelConfig, build_model, initialise_from_data
-from pipeline.muon import orthogonalise
-from pipeline.optimizer import build_optimizer, optimizer_tensors, set_rates
+from fast_train.pipeline.config.settings import ModelConfig, OptimizerConfig
+from fast_train.pipeline.models import build_model, initialise_from_data
+from fast_train.pipeline.optim.muon import orthogonalise
+from fast_train.pipeline.optim.optimizer import build_optimizer, optimizer_tensors, set_rates
 
 CPU = torch.device("cpu")
 SETTINGS = {

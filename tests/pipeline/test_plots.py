@@ -8,7 +8,7 @@ from matplotlib import font_manager
 from matplotlib.text import Text
 from PIL import Image
 
-from pipeline import plots
+from fast_train.pipeline.report import plots
 
 ANIMALS = ["bird", "cat", "dog"]
 LONG = [f"a class of many words, number {i}, and then some" for i in range(10)]
@@ -372,5 +372,5 @@ def test_an_old_picture_is_replaced(tmp_path):
 
 
 def test_no_global_state_of_matplotlib():
-    code = "import sys, pipeline.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, fast_train.pipeline.report.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep import cli as prep_cli
-from pipeline import cli
-from pipeline.checkpoint import load_checkpoint
-from pipeline.errors import ConfigError
-from pipeline.loaders import LOADERS
-from pipeline.models import ModelConfig
-from pipeline.models.speednet import SpeedNet
-from pipeline.recipe import recipe_names
-from pipeline.runs import check_shape
+from fast_train.data_prep import cli as prep_cli
+from fast_train.pipeline import cli
+from fast_train.pipeline.config.recipe import recipe_names
+from fast_train.pipeline.config.settings import ModelConfig
+from fast_train.pipeline.engine.checkpoint import load_checkpoint
+from fast_train.pipeline.errors import ConfigError
+from fast_train.pipeline.loaders import LOADERS
+from fast_train.pipeline.models.speednet import SpeedNet
+from fast_train.pipeline.run.record import check_shape
 
 TIMED = [name for name in recipe_names() if name.startswith(("record-", "resnet18-"))]
 # Of the recipe's 2,000 images a batch the small set has 120.

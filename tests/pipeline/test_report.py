@@ -7,15 +7,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from data_prep import cli as prep_cli
-from data_prep.manifest import PreparedSet
-from kernels.augment import NO_AUGMENT
-from pipeline import plots
-from pipeline.augmentation import Augmenter, normalisation
-from pipeline.errors import ConfigError
-from pipeline.evaluate import Evaluation
-from pipeline.loaders import LOADERS
-from pipeline.report import print_accuracy, write_pictures
+from fast_train.data_prep import cli as prep_cli
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.kernels.spec import NO_AUGMENT
+from fast_train.pipeline.engine.augmentation import Augmenter, normalisation
+from fast_train.pipeline.engine.evaluate import Evaluation
+from fast_train.pipeline.errors import ConfigError
+from fast_train.pipeline.loaders import LOADERS
+from fast_train.pipeline.report import plots
+from fast_train.pipeline.report.summary import print_accuracy, write_pictures
 
 _PICTURES = ["class-accuracy.png", "confusion-matrix.png", "predictions.png"]
 

@@ -13,11 +13,11 @@ import sys
 import pytest
 import torch
 
-from data_prep import cli as prep_cli
-from pipeline import cli
-from pipeline.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.runs import FolderInUse, claimed
-from pipeline.train import Trainer
+from fast_train.data_prep import cli as prep_cli
+from fast_train.pipeline import cli
+from fast_train.pipeline.engine.checkpoint import load_checkpoint, save_checkpoint
+from fast_train.pipeline.engine.trainer import Trainer
+from fast_train.pipeline.run.folder import FolderInUse, claimed
 
 RECIPE = """
 [model]
@@ -280,7 +280,16 @@ def test_a_full_disk_is_one_line_that_names_the_file(train, tmp_path, monkeypatc
 def test_a_reader_that_goes_away_does_not_end_the_training(prepared_path, tmp_path):
     """As ``fast-train ... | head -1``."""
     (tmp_path / "small.toml").write_text(RECIPE)
-    command = [sys.executable, "-m", "pipeline.cli", "--data", str(prepared_path), "--recipe", "small.toml", *CPU]
+    command = [
+        sys.executable,
+        "-m",
+        "fast_train.pipeline.cli",
+        "--data",
+        str(prepared_path),
+        "--recipe",
+        "small.toml",
+        *CPU,
+    ]
     process = subprocess.Popen(
         [*command, "--out", "run"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -330,7 +339,16 @@ def test_a_child_that_outlives_the_training_does_not_keep_its_folder(tmp_path):
 def test_a_terminal_that_hangs_up_leaves_a_saved_run(prepared_path, tmp_path):
     """The kernel and the shell each send a hang-up, and what is printed from then on would be an error."""
     (tmp_path / "small.toml").write_text(RECIPE)
-    command = [sys.executable, "-m", "pipeline.cli", "--data", str(prepared_path), "--recipe", "small.toml", *CPU]
+    command = [
+        sys.executable,
+        "-m",
+        "fast_train.pipeline.cli",
+        "--data",
+        str(prepared_path),
+        "--recipe",
+        "small.toml",
+        *CPU,
+    ]
     terminal, inside = os.openpty()
     process = subprocess.Popen(
         [*command, "--out", "run", "--epochs", "100000"],

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from pipeline import runtime
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
-from pipeline.runtime import apply_global_flags, resolve_runtime
+from fast_train.pipeline.config.settings import RunConfig
+from fast_train.pipeline.engine import runtime
+from fast_train.pipeline.engine.runtime import apply_global_flags, resolve_runtime
+from fast_train.pipeline.errors import ConfigError
 
 
 def _resolve(**run):

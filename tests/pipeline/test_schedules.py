@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import SCHEDULES, ScheduleConfig
-from pipeline.schedules import build_schedule, whitening_share
+from fast_train.pipeline.config.settings import ScheduleConfig, settings
+from fast_train.pipeline.optim.schedules import build_schedule, whitening_share
 
 
 def _rates(total=1000, peak=0.4, **config):
@@ -12,7 +12,7 @@ def _rates(total=1000, peak=0.4, **config):
     return [schedule.rate(step) for step in range(total)]
 
 
-@given(st.sampled_from(SCHEDULES), st.integers(1, 400), st.floats(0, 0.9), st.floats(0, 1))
+@given(st.sampled_from(settings()["schedule.name"].choices), st.integers(1, 400), st.floats(0, 0.9), st.floats(0, 1))
 def test_every_rate_lies_between_zero_and_the_peak(name, total, warmup, final):
     rates = _rates(total, name=name, warmup=warmup, final=final, milestones=(0.5,))
     assert all(0 <= rate <= 0.4 + 1e-12 for rate in rates)

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.models import ModelConfig, build_model, initialise_from_data, starts_from_data
-from pipeline.models.speednet import Whitening
+from fast_train.pipeline.config.settings import ModelConfig
+from fast_train.pipeline.models import build_model, initialise_from_data, starts_from_data
+from fast_train.pipeline.models.speednet import Whitening
 
 
 def _correlated(count=64, size=12, channels=3, seed=0):
@@ -43,7 +44,7 @@ def test_whitened_patches_are_uncorrelated_with_unit_variance(channels):
 def test_fitting_does_not_depend_on_how_many_go_at_a_time(monkeypatch):
     images, layers = _correlated(30), (Whitening(3), Whitening(3))
     layers[0].fit(images)
-    monkeypatch.setattr("pipeline.models.speednet._CHUNK", 7)
+    monkeypatch.setattr("fast_train.pipeline.models.speednet._CHUNK", 7)
     layers[1].fit(images)
     torch.testing.assert_close(*(layer.weight[:12].abs() for layer in layers), rtol=1e-4, atol=1e-5)
 

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from pipeline.loaders import LOADERS
-from pipeline.startup import quick_imports
+from fast_train.common.startup import quick_imports
+from fast_train.pipeline.loaders import LOADERS
 
 _FRESH = """
 import gc
-from pipeline.startup import quick_imports
+from fast_train.common.startup import quick_imports
 with quick_imports():
     assert not gc.isenabled()
     import torch
@@ -73,7 +73,7 @@ def test_where_no_cache_can_be_made_torchs_own_serves(tmp_path):
 _FFCV = """
 import numba.typed
 theirs = numba.typed.Dict
-import pipeline.loaders.ffcv_reader
+import fast_train.pipeline.loaders.ffcv_reader
 from ffcv.fields.rgb_image import IMAGE_MODES
 assert numba.typed.Dict is theirs
 assert type(IMAGE_MODES) is dict and IMAGE_MODES == {"jpg": 0, "raw": 1}

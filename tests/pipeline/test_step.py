@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.augment import AugmentSpec
-from pipeline.augmentation import Augmenter
-from pipeline.config import OptimizerConfig
-from pipeline.graph import CapturedStep, warm_up
-from pipeline.loaders import Batch
-from pipeline.models import ModelConfig, build_model
-from pipeline.optimizer import build_optimizer
-from pipeline.step import TrainStep
+from fast_train.kernels.spec import AugmentSpec
+from fast_train.pipeline.config.settings import ModelConfig, OptimizerConfig
+from fast_train.pipeline.engine.augmentation import Augmenter
+from fast_train.pipeline.engine.graph import CapturedStep, warm_up
+from fast_train.pipeline.engine.step import TrainStep
+from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.models import build_model
+from fast_train.pipeline.optim.optimizer import build_optimizer
 
 CPU = torch.device("cpu")
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.config import Config, RunConfig
-from pipeline.display import Glimpse
-from pipeline.models import ModelConfig
-from pipeline.runtime import resolve_runtime
-from pipeline.train import build_augmenter, build_split_loader, build_step, ready_step
+from fast_train.pipeline.config.settings import Config, ModelConfig, RunConfig
+from fast_train.pipeline.engine.build import build_augmenter, build_split_loader, build_step, ready_step
+from fast_train.pipeline.engine.metrics import Glimpse
+from fast_train.pipeline.engine.runtime import resolve_runtime
 
 # What hands a tensor's value to Python, or makes a shape depend on values.
 _WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
@@ -81,7 +80,7 @@ class _SyncIsAnError:
 @pytest.mark.parametrize("fuse", ["none", "norm", "conv"])
 def test_gpu_nothing_waits_inside_an_epoch(prepared, prepared_path, fuse, amp, monkeypatch):
     """Captured, by PyTorch's own check, which raises at the first wait; looking at the sums included."""
-    monkeypatch.setattr("pipeline.display._SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr("fast_train.pipeline.engine.metrics._SECONDS_BETWEEN_LOOKS", 0.0)
     config = _config(prepared_path, device="cuda", fuse=fuse, amp=amp, compile=False)
     assert _epochs(config, prepared, _SyncIsAnError()) == 240
     with pytest.raises(RuntimeError, match="synchroniz"), _SyncIsAnError():

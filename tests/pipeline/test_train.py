@@ -10,14 +10,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from pipeline import cli
-from pipeline.checkpoint import load_checkpoint
-from pipeline.display import Display
-from pipeline.loaders import LOADERS
-from pipeline.logs import RunLog
-from pipeline.recipe import resolve
-from pipeline.runtime import resolve_runtime
-from pipeline.train import Trainer
+from fast_train.pipeline import cli
+from fast_train.pipeline.config.recipe import resolve
+from fast_train.pipeline.engine.checkpoint import load_checkpoint
+from fast_train.pipeline.engine.runtime import resolve_runtime
+from fast_train.pipeline.engine.trainer import Trainer
+from fast_train.pipeline.loaders import LOADERS
+from fast_train.pipeline.report.progress import Display
+from fast_train.pipeline.run.log import RunLog
 
 # lr 0.1 on a 0.1-million-weight network: enough to learn three shapes in a few epochs.
 RECIPE = """
@@ -182,7 +182,7 @@ def test_a_diverging_run_says_so_and_keeps_the_last_good_checkpoint(train, capsy
     good = (train.folder / "run" / "last.pt").read_bytes()
     state = load_checkpoint(train.folder / "run" / "last.pt")
     state["step"]["model"]["conv1.weight"].fill_(float("nan"))
-    from pipeline.checkpoint import save_checkpoint
+    from fast_train.pipeline.engine.checkpoint import save_checkpoint
 
     save_checkpoint(train.folder / "run" / "last.pt", {k: v for k, v in state.items() if k != "format_version"})
     poisoned = (train.folder / "run" / "last.pt").read_bytes()
@@ -321,7 +321,7 @@ def test_a_small_split_lowers_the_batch_size(train, capsys):
 
 
 def test_a_step_that_does_not_fit_into_memory_is_refused_before_the_run(train, capsys, monkeypatch):
-    monkeypatch.setattr("pipeline.memory.free_memory", lambda: 1 << 20)
+    monkeypatch.setattr("fast_train.pipeline.engine.memory.free_memory", lambda: 1 << 20)
     assert train("--out", "run", "--device", "cpu") == 2
     error = capsys.readouterr().err
     assert error.startswith("fast-train: error: a step on 24 images takes more than 0.0 GB of memory")

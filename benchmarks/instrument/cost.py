@@ -1,0 +1,112 @@
+"""What a training step costs: its operations, the bytes that it moves, and how much of it a CPU is asked to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from fast_train.pipeline.config.settings import Config, ModelConfig
+from fast_train.pipeline.engine.step import TrainStep
+from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.models import build_model
+
+
+class Work(NamedTuple):
+    """Of one image. flops: floating-point operations of convolutions and matrix products, forward and backward, a
+    multiply-add counts as two. bytes: what the step moves where each operation reads its inputs and writes its
+    outputs once, as eager execution does; fused operations move less."""
+
+    flops: float
+    bytes: float
+
+
+def count_work(step: TrainStep, batch: Batch, *, batch_size: int) -> Work:
+    """Run eager steps on a batch and on half of it, undo them, and say what a step on ``batch_size`` images does for
+    each of them. step: not compiled, of a loader that gathers.
+
+    Two, because the optimizer does the same whatever the batch: Muon's matrix products would count for much on few.
+    """
+    few = len(batch.indices) // 2
+    half, whole = (_count(step, batch._replace(indices=batch.indices[:n])) for n in (few, 2 * few))
+    # Each is what a step does once, and as much for every image.
+    return Work(*((b - a) / few + (2 * a - b) / batch_size for a, b in zip(half, whole, strict=True)))
+
+
+def _count(step: TrainStep, batch: Batch) -> Work:
+    """Of the whole step."""
+    counter, traffic = FlopCounterMode(display=False), _Traffic()
+    with step.unchanged(), counter, traffic:
+        step(batch)
+    return Work(counter.get_total_flops(), traffic.bytes)
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the bytes of the tensors that each operation reads and writes; views move nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not func.is_view:
+            # A gather reads the rows that it takes, not the whole split; the kernel takes bytes and writes its type.
+            if str(func) == _AUGMENTATION:
+                self.bytes += _bytes(result) + result.numel()
+                return result
+            touched = (result, result) if func in _GATHERS else (args, kwargs, result)
+            self.bytes += sum(_bytes(leaf) for leaf in tree_leaves(touched) if isinstance(leaf, Tensor))
+        return result
+
+
+# By name: the kernel is imported where there is a GPU.
+_AUGMENTATION = "fast_train.augment.default"
+_GATHERS = (torch.ops.aten.index.Tensor, torch.ops.aten.index_select.default)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+# A sixth of a second on two cores that do 300 GFLOP/s.
+STEP_FLOPS = 55e9
+# Two minutes on such cores, which reach less with small networks.
+TRAINING_FLOPS = 30e12
+
+
+def training_flops(model: ModelConfig) -> float:
+    """Floating-point operations of one training step for one image, a multiply-add counts as two: three times those of
+    the forward pass, since the backward pass has two gradients for each product."""
+    with torch.device("meta"):
+        network = build_model(model).eval()
+        image = torch.empty(1, model.in_channels, model.image_size, model.image_size)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        network(image)
+    return 3.0 * counter.get_total_flops()
+
+
+def fit_batch(config: Config) -> Config:
+    """The same with a batch, a power of two, whose step takes no more than `STEP_FLOPS`, where it would take more."""
+    most = STEP_FLOPS / training_flops(config.model)
+    if config.data.batch_size <= most:
+        return config
+    batch = 1 << max(int(most), 1).bit_length() - 1
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch))
+
+
+def batch_warnings(recipe: Config, fitted: Config) -> list[str]:
+    """A line where `fit_batch` gave smaller batches: for reports in which steps are measured."""
+    if fitted == recipe:
+        return []
+    return [
+        f"steps of recipe {recipe.recipe} take {fitted.data.batch_size} images instead of {recipe.data.batch_size}: "
+        f"a CPU takes long over {recipe.model.arch}"
+    ]

@@ -1,0 +1,233 @@
+"""Where a benchmark's batches come from: any of the library's loaders, or a peer's own recipe, in passes of any length.
+
+What is timed lies in the middle of a pass, where the loader makes as many batches as it gives out. The batches before
+it start the workers and bring their queue to where the step keeps it; those after it keep them at work to the end of
+the timed part, and are taken from the loader too, so that nothing goes on in the background while another case is
+measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from fast_train.benchmarks.instrument.bench import Bench
+from fast_train.benchmarks.instrument.timing import synchronise
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.config.settings import Config, DataConfig
+from fast_train.pipeline.engine.augmentation import Augmenter
+from fast_train.pipeline.engine.build import build_augmenter, build_split_loader
+from fast_train.pipeline.engine.runtime import Runtime
+from fast_train.pipeline.loaders import LOADERS, Batch, Loader
+
+# Times what a loader holds ahead: of longer epochs the end costs a few percent at most.
+_LONG_EPOCH = 6
+
+
+class Feed(ABC):
+    """Batches on the device. ``gathers``: as `Loader.gathers`. ``delivers``: images come augmented and normalised,
+    [N, C, H, W], rather than as bytes. ``per_epoch``: batches of an epoch. ``ahead``: those that the loader
+    has begun, at most, and not given out yet."""
+
+    gathers: bool = False
+    delivers: bool = False
+    batch_size: int
+    device: torch.device
+    workers: int
+    per_epoch: int
+    ahead: int
+
+    @property
+    def lot(self) -> int:
+        """What is timed is a multiple of so many batches."""
+        return timed_lot(self.workers, self.ahead, self.per_epoch)
+
+    @abstractmethod
+    def batches(self, count: int) -> Iterator[Batch]:
+        """``count`` training batches."""
+
+    @abstractmethod
+    def example(self) -> Batch:
+        """A batch as `batches` gives them, to warm up with."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release processes, threads and files."""
+
+    def seconds(self, count: int, consume: Callable[[Batch], object] = lambda batch: None) -> float:
+        """How long ``count`` batches take, from the consumption of the one before until the device has consumed the
+        last. As many batches as the loader may hold come before them, and after."""
+        batches = self.batches(self.ahead + count + self.ahead)
+        for batch in islice(batches, self.ahead):
+            consume(batch)
+        synchronise(self.device)
+        started = time.perf_counter()
+        for batch in islice(batches, count):
+            consume(batch)
+        synchronise(self.device)
+        seconds = time.perf_counter() - started
+        for _ in batches:
+            pass
+        return seconds
+
+
+def batches_ahead(workers: int | None, per_epoch: int, each: int = 2) -> int:
+    """Batches that a loader may have begun: ``each`` of every worker, by torch's default 2; with one worker or none as
+    many as with two, since FFCV holds 3 and makes another one, and DALI holds 2. None looks beyond an epoch."""
+    return min(each * max(workers or 1, 2), per_epoch)
+
+
+def timed_lot(workers: int | None, ahead: int, per_epoch: int) -> int:
+    """As many batches as come at a time, from workers that each make one. Or an epoch's, where it is short beside what
+    the loader holds ahead: at an epoch's end workers stall, and that is to count as often as it happens."""
+    return per_epoch if per_epoch < _LONG_EPOCH * ahead else max(workers or 1, 1)
+
+
+class LoaderFeed(Feed):
+    """One of the library's loaders. raw: bytes of the batch alone, even of a loader that gathers in the step."""
+
+    def __init__(self, loader: Loader, augmenter: Augmenter, *, raw: bool) -> None:
+        self.loader, self.augmenter, self._raw = loader, augmenter, raw
+        self.gathers = loader.gathers and not raw
+        self.batch_size, self.device = loader.batch_size, loader.device
+        self.workers, self.per_epoch = loader.workers or 0, len(loader)
+        # Of a loader that gathers there are only indices to make.
+        self.ahead = 1 if loader.gathers else batches_ahead(self.workers, self.per_epoch)
+        self._epoch = 0
+
+    def batches(self, count: int) -> Iterator[Batch]:
+        """``count`` training batches, of further epochs in each pass."""
+        loader = self.loader
+        while count:
+            part = count % len(loader) or len(loader)
+            count -= part
+            # The last batches of an epoch: a pass ends with the epoch.
+            state = {"epoch": self._epoch, "step": len(loader) - part}
+            loader.load_state_dict({**loader.state_dict(), **state})
+            self.augmenter.set_epoch(self._epoch)
+            self._epoch += 1
+            yield from iter(loader) if self._raw else loader.feed()
+
+    def example(self) -> Batch:
+        """The loader's own example."""
+        return self.loader.example()
+
+    def close(self) -> None:
+        """Close the loader."""
+        self.loader.close()
+
+
+class Delivered:
+    """Takes an augmenter's place in the step where a peer has augmented already."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing depends on it."""
+
+    def __call__(self, batch: Batch, *, gather: bool) -> Tensor:
+        return batch.images
+
+
+def delivered() -> Augmenter:
+    """`Delivered`, as what the step takes it for."""
+    return cast(Augmenter, Delivered())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A line of the comparison: who loads, and how a feed of it is made. augmentation: what is done to each image;
+    None for the recipe's, by our kernel. source: of a recipe that is not ours. workers: their number where the recipe
+    fixes it; 0 where there are none."""
+
+    name: str
+    open: Callable[[Bench, Config, Runtime, int, bool], Feed]
+    augmentation: str | None = None
+    source: str = "this project"
+    workers: int | None = None
+
+
+def library_entries() -> list[Entry]:
+    """Every loader in the registry, and the ways in which one can be configured to augment by itself."""
+    entries = []
+    for name in LOADERS:
+        entries.append(Entry(name=name, open=_opener({"loader": name}), workers=0 if name == "resident" else None))
+    if "dali" in LOADERS and "dali_augment" in {f.name for f in dataclasses.fields(DataConfig)}:
+        native = _opener({"loader": "dali", "dali_augment": "native"})
+        entries.append(Entry(name="dali, native", open=native, augmentation="the same, by DALI's operators"))
+    return entries
+
+
+def _opener(changes: dict[str, Any]) -> Callable[[Bench, Config, Runtime, int, bool], Feed]:
+    def open_feed(bench: Bench, config: Config, runtime: Runtime, workers: int, raw: bool) -> Feed:
+        data = dataclasses.replace(config.data, workers=workers, **changes)
+        if raw and changes.get("dali_augment") == "native":
+            raise ValueError("it augments inside DALI's graph; its bytes are those of 'dali'")
+        config = dataclasses.replace(config, data=data)
+        loader = build_split_loader(config, bench.prepared, runtime, train=True)
+        return LoaderFeed(loader, build_augmenter(config, bench.prepared, runtime, train=True), raw=raw)
+
+    return open_feed
+
+
+class Peer(Feed):
+    """A recipe that is not ours. It delivers augmented images; ``augment=False``: the bytes it reads, where it can.
+
+    dtype: of the images that it delivers. ValueError where its library is missing, where the set lacks its format,
+    or where it has no way to give bytes.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    #: What it does to each image.
+    augmentation: ClassVar[str]
+    #: Loading processes or threads, where the recipe fixes their number.
+    fixed_workers: ClassVar[int | None] = None
+
+    def __init__(
+        self,
+        prepared: PreparedSet,
+        *,
+        batch_size: int,
+        workers: int,
+        device: torch.device,
+        augment: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        self.prepared, self.batch_size, self.workers = prepared, batch_size, workers
+        self.device, self.augment, self.dtype = device, augment, dtype
+        self.delivers = augment
+        if prepared.size("train") < batch_size:
+            raise ValueError(f"{prepared.size('train')} training images are fewer than one batch of {batch_size}")
+        self.per_epoch = prepared.size("train") // batch_size
+        self.ahead = batches_ahead(workers, self.per_epoch)
+
+    def example(self) -> Batch:
+        """Black images of the shape and type that come."""
+        height, width, channels = self.prepared.manifest.image_shape
+        shape = (channels, height, width) if self.augment else (height, width, channels)
+        dtype = self.dtype if self.augment else torch.uint8
+        images = torch.zeros(self.batch_size, *shape, dtype=dtype, device=self.device)
+        indices = torch.arange(self.batch_size, device=self.device)
+        return Batch(images, torch.zeros_like(indices), indices)
+
+    def batches(self, count: int) -> Iterator[Batch]:
+        """``count`` batches, epoch after epoch. Indices only count the images of a batch: a peer has none."""
+        indices = torch.arange(self.batch_size, device=self.device)
+        while count:
+            part = min(count, self.per_epoch)
+            count -= part
+            for images, labels in self.epoch(part):
+                yield Batch(images, labels, indices)
+
+    @abstractmethod
+    def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """``count`` batches, at most an epoch, shuffled: images and labels int64 [N] on the device."""
+
+    def close(self) -> None:
+        """Release processes, threads and files."""

@@ -1,0 +1,100 @@
+"""The two limits of the device, measured here: how fast it copies, and how fast it multiplies matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from fast_train.benchmarks.instrument.bench import Bench, Measured, tf32
+from fast_train.benchmarks.instrument.result import Result
+from fast_train.benchmarks.instrument.timing import Rate, timed
+from fast_train.pipeline.device import computes_bf16, has_tf32
+
+SUITE = "roofline"
+COPY = "copy"
+NO_TF32 = "the device has no TF32, a type of NVIDIA's tensor cores from compute capability 8.0 on"
+_COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
+_SIDE = {"cuda": 8192, "cpu": 2048}
+
+
+def run(bench: Bench) -> None:
+    """Copy bandwidth, and matrix products in each type that the device computes in; on a CPU the faster one of
+    `torch.mm` and of a 1x1 convolution."""
+    device = bench.device
+    cases = [_copy(bench)]
+    for kind, dtype, fast in _kinds(device):
+        cases.append(_product(bench, kind, dtype, fast))
+    bench.measure(SUITE, "roofline", cases)
+    if not has_tf32(device):
+        bench.skip(SUITE, matmul("TF32"), NO_TF32)
+    if not computes_bf16(device):
+        bench.skip(SUITE, matmul("bfloat16"), "the device has no bfloat16 arithmetic")
+
+
+def matmul(kind: str) -> str:
+    """The name of the row of a type's matrix product."""
+    return f"matrix product, {kind}"
+
+
+def peak_flops(result: Result, kind: str) -> float | None:
+    """Operations a second of the fastest repeat: what the device can do. None where it was not measured."""
+    row = result.find(SUITE, matmul(kind))
+    return max(row.repeats) if row else None
+
+
+def copy_bandwidth(result: Result) -> float | None:
+    """Bytes a second, read and written, of the fastest repeat."""
+    row = result.find(SUITE, COPY)
+    return max(row.repeats) if row else None
+
+
+def kind_of(amp: torch.dtype | None, *, tf32: bool) -> str:
+    """The name of the type that a step computes in."""
+    if amp is None:
+        return "TF32" if tf32 else "float32"
+    return str(amp).removeprefix("torch.")
+
+
+def _kinds(device: torch.device) -> list[tuple[str, torch.dtype, bool]]:
+    kinds = [("float32", torch.float32, False)]
+    if has_tf32(device):
+        kinds.append(("TF32", torch.float32, True))
+    if device.type == "cuda":
+        kinds.append(("float16", torch.float16, True))
+    if computes_bf16(device):
+        kinds.append(("bfloat16", torch.bfloat16, True))
+    return kinds
+
+
+def _copy(bench: Bench) -> Measured:
+    size = _COPY_BYTES[bench.device.type] >> (4 if bench.settings.quick else 0)
+    source = torch.ones(size, dtype=torch.uint8, device=bench.device)
+    target = torch.empty_like(source)
+    work = timed(lambda: target.copy_(source), bench.device)
+    rate = Rate(work, items=2 * size, seconds=bench.settings.seconds)
+    return Measured(name=COPY, run=rate, unit="bytes/s", details={"bytes": size})
+
+
+def _product(bench: Bench, kind: str, dtype: torch.dtype, fast: bool) -> Measured:
+    side = _SIDE[bench.device.type] >> (1 if bench.settings.quick else 0)
+    left, right = (torch.randn(side, side, device=bench.device, dtype=dtype) for _ in range(2))
+    products: list[Callable[[], object]] = [lambda: torch.mm(left, right)]
+    if bench.device.type == "cpu":
+        # There the product of a convolution comes from another library than torch.mm's, which may be twice as fast.
+        # An image of as many pixels as the product has rows, in channels_last memory.
+        pixels = left.view(1, side // 32, 32, side).permute(0, 3, 1, 2)
+        filters = right[:, :, None, None].contiguous(memory_format=torch.channels_last)
+        products.append(lambda: F.conv2d(pixels, filters))
+    rates = [Rate(timed(p, bench.device), items=2 * side**3, seconds=bench.settings.seconds) for p in products]
+    run = _with_tf32(lambda: max(rate() for rate in rates), fast)
+    return Measured(name=matmul(kind), run=run, unit="FLOP/s", details={"side": side, "kind": kind})
+
+
+def _with_tf32(call: Callable[[], float], enabled: bool) -> Callable[[], float]:
+    def run() -> float:
+        with tf32(enabled):
+            return call()
+
+    return run

@@ -1,0 +1,224 @@
+"""Two reports side by side: the ratio of each row that both have, and whether something got worse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fast_train.benchmarks.instrument.result import ReportError, Result, Row
+from fast_train.benchmarks.instrument.statistics import bootstrap_ratio
+from fast_train.benchmarks.present.tables import number
+from fast_train.benchmarks.throughput.suites import accuracy
+from fast_train.pipeline.config.settings import Config
+
+# Settings of the network that follow from the images.
+_FITTED = ("num_classes", "image_size", "in_channels")
+# Settings that decide how fast a step is, whatever the recipe.
+_SPEED = {
+    "data.batch_size",
+    "data.loader",
+    "run.amp",
+    "run.compile",
+    "run.compile_mode",
+    "run.fuse",
+    "run.tf32",
+    "run.channels_last",
+    "run.graph",
+    "run.deterministic",
+}
+# What other notes say.
+_SAID = {"data.path", "run.device"}
+# Settings of the measurement that need no note: they decide which rows there are, or the trainings' notes name them.
+_NOT_OF_ROWS = {
+    "command",
+    "started_at",
+    "scaling",
+    "batch_sizes",
+    "worker_counts",
+    "accuracy_asked",
+    "target_accuracy",
+    "epochs",
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """speed: how many times as good as before, above 1 for better, whichever way the unit goes. interval: of it, or
+    None where a report has but one repeat."""
+
+    before: Row
+    after: Row
+    speed: float
+    interval: tuple[float, float] | None
+
+    @property
+    def loss(self) -> float:
+        """The part that was lost: 0.1 where the row is at 90 % of what it was; 0 or less where it got better."""
+        return 1 - self.speed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """changes: of the rows that both reports have. gone, added: names of the others. notes: what makes the two hard to
+    compare."""
+
+    changes: list[Change]
+    gone: list[str]
+    added: list[str]
+    notes: list[str]
+
+    def losses(self, max_loss: float) -> list[Change]:
+        """The rows that lost more than a part ``max_loss``."""
+        return [change for change in self.changes if change.loss > max_loss]
+
+
+def compare(before: Result, after: Result) -> Comparison:
+    """ReportError where the reports are of different networks, or have no row in common."""
+    _check_network(before, after)
+    old, new = ({(row.suite, row.name): row for row in result.rows} for result in (before, after))
+    changes = [_change(old[key], new[key]) for key in old if key in new]
+    if not changes:
+        raise ReportError("the reports have no row in common; compare reports of the same suites and settings")
+    return Comparison(
+        changes=changes,
+        gone=[f"{suite}: {name}" for suite, name in old if (suite, name) not in new],
+        added=[f"{suite}: {name}" for suite, name in new if (suite, name) not in old],
+        notes=_notes(before, after),
+    )
+
+
+def _change(before: Row, after: Row) -> Change:
+    over, under = (after, before) if after.better == "higher" else (before, after)
+    # A smallest number instead of zero: seconds and rates that are zero compare with nothing.
+    speed = over.value / max(under.value, 1e-30)
+    return Change(before, after, speed, bootstrap_ratio(over.repeats, under.repeats, after.statistic))
+
+
+def _check_network(before: Result, after: Result) -> None:
+    differing = [
+        f"{name} {one} and {other}"
+        for name, one, other in _differences(before, after)
+        if name.startswith("model.") and name.removeprefix("model.") not in _FITTED
+    ]
+    if differing:
+        raise ReportError(
+            f"the reports are of different networks: {', '.join(differing)}; compare reports of the same --arch"
+        )
+
+
+def _differences(before: Result, after: Result) -> Iterator[tuple[str, Any, Any]]:
+    """(setting, its value before, its value after) where they differ; what a report does not name has its default."""
+    for section, defaults in Config().to_dict().items():
+        if isinstance(defaults, dict):
+            old, new = ({**defaults, **_table(result.config, section)} for result in (before, after))
+            for name in dict.fromkeys([*old, *new]):
+                if old.get(name) != new.get(name):
+                    yield f"{section}.{name}", old.get(name), new.get(name)
+
+
+def _table(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """A table inside of a report's values; empty where there is none."""
+    table = values.get(name)
+    return table if isinstance(table, dict) else {}
+
+
+def _notes(before: Result, after: Result) -> list[str]:
+    notes = []
+    for what in ("cpu", "gpu", "usable_cores"):
+        one, other = (result.machine.get(what) for result in (before, after))
+        if isinstance(one, dict) and isinstance(other, dict):
+            one, other = one.get("name"), other.get("name")
+        if one != other:
+            notes.append(f"measured on different machines: {what} {one} and {other}")
+    notes += _software_notes(before, after)
+    notes += _data_notes(before, after)
+    notes += _settings_notes(before, after)
+    notes += _method_notes(before, after)
+    for name, result in (("old", before), ("new", after)):
+        if not result.complete:
+            notes.append(f"the {name} report was interrupted")
+    return notes
+
+
+def _software_notes(before: Result, after: Result) -> list[str]:
+    old, new = (
+        {"Python": result.machine.get("python"), **_table(result.machine, "packages")} for result in (before, after)
+    )
+    differing = [
+        f"{name} {old.get(name) or 'none'} and {new.get(name) or 'none'}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
+    notes = [f"measured with different software: {', '.join(differing)}"] if differing else []
+    one, other = (result.machine.get("commit") for result in (before, after))
+    if one != other:
+        notes.append(f"the code is of different commits: {one or 'unknown'} and {other or 'unknown'}")
+    return notes
+
+
+def _data_notes(before: Result, after: Result) -> list[str]:
+    old, new = (_table(result.data, "files") for result in (before, after))
+    # A set that was prepared in more formats has more files, of the same images.
+    shared = old.keys() & new.keys()
+    differing = sorted(path for path in shared if old[path] != new[path])
+    if shared and not differing:
+        return []
+    if len(differing) < len(shared):
+        return [f"files of the prepared sets differ, others are alike: {', '.join(differing)}"]
+    one, other = (f"{r.data.get('source')} ({r.data.get('train_images')} for training)" for r in (before, after))
+    why = ("whose files differ" if shared else "which have no file in common") if one == other else ""
+    return [f"measured on different images: {one} and {other}" + (f", {why}" if why else "")]
+
+
+def _settings_notes(before: Result, after: Result) -> list[str]:
+    notes = []
+    one, other = (result.config.get("recipe") for result in (before, after))
+    if one != other:
+        notes.append(f"measured by different recipes: {one} and {other}")
+    # Of different recipes, all others of these follow from the names.
+    differing = [
+        f"{name} {old} and {new}"
+        for name, old, new in _differences(before, after)
+        if name in _SPEED or (one == other and not name.startswith("model.") and name not in _SAID)
+    ]
+    if differing:
+        notes.append(f"measured with different settings: {', '.join(differing)}")
+    trainings = [row.details for r in (before, after) if (row := r.find(accuracy.SUITE, accuracy.FINAL)) is not None]
+    if len(trainings) == 2:
+        for name in ("target", "epochs", "batch_size"):
+            values = [details[name] for details in trainings if name in details]
+            if len(values) == 2 and values[0] != values[1]:
+                notes.append(f"trainings of different {name.replace('_', ' ')}: {values[0]} and {values[1]}")
+    return notes
+
+
+def _method_notes(before: Result, after: Result) -> list[str]:
+    old, new = before.settings, after.settings
+    differing = [
+        f"{name} {old[name]} and {new[name]}"
+        # A report from before there was a setting does not tell what it would have been.
+        for name in old
+        if name in new and name not in _NOT_OF_ROWS and old[name] != new[name]
+    ]
+    return [f"measured in different ways: {', '.join(differing)}"] if differing else []
+
+
+def describe(comparison: Comparison, max_loss: float) -> list[str]:
+    """The lines that the command prints."""
+    lines = [f"note: {note}" for note in comparison.notes]
+    lost = comparison.losses(max_loss)
+    for change in comparison.changes:
+        before, after = change.before, change.after
+        low_high = change.interval
+        ends = f"[{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else "one repeat, no interval"
+        noise = ", within the noise" if low_high and low_high[0] <= 1 <= low_high[1] else ""
+        mark = "LOSS " if change in lost else "     "
+        lines.append(
+            f"{mark}{change.speed:6.3f}x {ends}{noise}  {after.suite}: {after.name}  "
+            f"({number(before.value)} to {number(after.value)} {after.unit})"
+        )
+    lines += [f"only in the old report: {name}" for name in comparison.gone]
+    lines += [f"only in the new report: {name}" for name in comparison.added]
+    verdict = f"{len(lost)} of {len(comparison.changes)} rows lost more than {max_loss:.1%}"
+    return [*lines, verdict]

@@ -1,0 +1,49 @@
+"""A process that makes one training step and says when it was done:
+``python -m fast_train.benchmarks.throughput.first_step CONFIG.json``.
+
+It does what `fast-train` does up to there, imports, compilation and capture included; only the run's folder is left
+out. The last line it prints is JSON: ``done_at``, seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from fast_train.common.startup import quick_imports
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the configuration (`Config.to_dict` as JSON) and train one step."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fast_train.benchmarks.throughput.first_step", description=(__doc__ or "").split(":")[0]
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG.json", help="a run's settings, as it keeps them")
+    flags = parser.parse_args(arguments)
+    # What `pipeline.cli` imports, in the same way.
+    with quick_imports():
+        from fast_train.pipeline import commands  # noqa: F401
+    from fast_train.data_prep.manifest import PreparedSet
+    from fast_train.pipeline.config.settings import Config
+    from fast_train.pipeline.engine.build import ready_step
+    from fast_train.pipeline.engine.runtime import apply_global_flags, resolve_runtime
+    from fast_train.pipeline.engine.trainer import Trainer
+
+    config = Config.from_dict(json.loads(flags.config.read_text(encoding="utf-8")))
+    prepared = PreparedSet.open(config.data.path)
+    runtime = resolve_runtime(config.run)
+    apply_global_flags(config.run, runtime.device)
+    with Trainer(config, prepared, runtime) as trainer:
+        trainer.check_memory()
+        # As `Trainer.prepare`, which keeps the step to itself.
+        ready = ready_step(trainer.step, trainer.loader.example(), runtime)
+        ready(next(trainer.loader.feed()))
+        # Reading the sums waits for the device.
+        trainer.step.metrics.read()
+        print(json.dumps({"done_at": time.time()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

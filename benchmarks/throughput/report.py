@@ -1,0 +1,316 @@
+"""The report that a person reads, from the figures: sections, tables, and one file for each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fast_train.benchmarks.instrument import roofline as roofline_suite
+from fast_train.benchmarks.instrument.result import Result, Row
+from fast_train.benchmarks.instrument.statistics import CONFIDENCE
+from fast_train.benchmarks.present.page import Block, Document, Notice, Section, document_files, write_files
+from fast_train.benchmarks.present.picture import Picture
+from fast_train.benchmarks.present.tables import Table, interval, number, percent
+from fast_train.benchmarks.throughput import plots
+from fast_train.benchmarks.throughput.suites import (
+    accuracy,
+    augmentation,
+    end_to_end,
+    ladder,
+    loaders,
+    preparation,
+    startup,
+)
+from fast_train.common.text import format_bytes
+
+JSON, MLLOG = "report.json", "mllog.txt"
+_MEDIAN = ("median", f"{CONFIDENCE:.0%} interval", "spread")
+
+
+def write_report(folder: Path, result: Result, *, mllog: str | None = None) -> list[Path]:
+    """Write report.json, report.md, report.html and the pictures. All of it is made before any of it is written, and
+    report.json comes last: where it stands, the rest is of the same run."""
+    files = document_files(build_document(result))
+    if mllog is not None:
+        files[MLLOG] = mllog.encode()
+    files[JSON] = result.to_json().encode() + b"\n"
+    return write_files(folder, files)
+
+
+def build_document(result: Result) -> Document:
+    """The report's sections; those without a figure are left out."""
+    sections = [
+        Section("End to end", _end_to_end(result)),
+        Section("Loaders alone", _loaders(result)),
+        Section("The step alone", _ladder(result)),
+        Section("Limits of the device", _roofline(result)),
+        Section("Time to accuracy", _accuracy(result)),
+        Section("Cold and warm start", _rows_table(result, startup.SUITE, "from the start of the process to")),
+        Section("Preparation", _preparation(result)),
+        Section("Not measured", _skipped(result)),
+        Section("Machine and method", _machine(result)),
+    ]
+    if result.warnings:
+        sections.insert(0, Section("Read this first", [Notice("warning", result.warnings)]))
+    model, data = result.config["model"]["arch"], result.data
+    title = f"Throughput of {model} on {data['source']}"
+    return Document(title, headline(result), [section for section in sections if section.blocks])
+
+
+def headline(result: Result) -> str:
+    """What was found, in a sentence or two."""
+    made_up = " The images are synthetic." if result.data["synthetic"] else ""
+    stopped = "" if result.complete else " The run was interrupted: what follows is what had been measured by then."
+    rows = [row for row in result.suite(end_to_end.SUITE) if row.details.get("wait_share") is not None]
+    if not rows:
+        return f"Measured on {device_of(result)}.{made_up}{stopped}"
+    best = max(rows, key=lambda row: row.value)
+    text = f"{best.details['entry']} with {best.details['step']} trains {number(best.value)} images/s"
+    notes = result.find(end_to_end.SUITE, "notes' DataLoader, the notes' step")
+    if notes is not None and notes is not best:
+        text += f", {best.value / notes.value:.1f} times the notes' {number(notes.value)}"
+    return f"{text}, on {device_of(result)}.{_equals(best, rows)}{made_up}{stopped}"
+
+
+def _equals(best: Row, rows: Sequence[Row]) -> str:
+    """A sentence on the loaders whose intervals overlap with the best one's, with the same step."""
+    low = best.interval[0] if best.interval else best.value
+    close = [
+        row.details["entry"]
+        for row in rows
+        if row is not best
+        and row.details["step"] == best.details["step"]
+        and (row.interval[1] if row.interval else row.value) >= low
+    ]
+    return f" Within the noise of it: {', '.join(close)}." if close else ""
+
+
+def device_of(result: Result) -> str:
+    """The device as a person would name it."""
+    machine = result.machine
+    gpu = machine.get("gpu")
+    return str(gpu["name"]) if gpu else f"{machine['usable_cores']} cores of {machine['cpu']}"
+
+
+def _with(picture: Picture | None, *blocks: Block) -> list[Block]:
+    return [picture, *blocks] if picture is not None else list(blocks)
+
+
+def _statistics(row: Row) -> list[str]:
+    low_high = row.interval
+    return [number(row.value), interval(*low_high) if low_high else "one repeat", percent(row.spread)]
+
+
+def _end_to_end(result: Result) -> list[Block]:
+    rows = result.suite(end_to_end.SUITE)
+    judged = [row for row in rows if row.details.get("wait_share") is not None]
+    if not judged:
+        return []
+    cells = [
+        [
+            row.details["entry"],
+            row.details["step"],
+            f"{row.details['batch_size']:,}",
+            *_statistics(row),
+            number(row.details["step_alone"]),
+            percent(row.details["wait_share"], 0),
+            row.details["bound"],
+        ]
+        for row in judged
+    ]
+    best = max(range(len(judged)), key=lambda place: judged[place].value)
+    columns = ["loader", "step", "batch", *_MEDIAN, "step alone", "waits", "bound by"]
+    table = Table(columns, cells, caption="Training images/s", strong=[best], numeric=range(2, 8))
+    return _with(plots.end_to_end_bars(result), table, Notice("note", [row.details["sentence"] for row in judged]))
+
+
+def _loaders(result: Result) -> list[Block]:
+    rows = result.suite(loaders.SUITE)
+    if not rows:
+        return []
+    cells = [
+        [
+            row.details["entry"],
+            row.details["kind"],
+            f"{row.details['batch_size']:,}",
+            str(row.details["workers"] or ""),
+            *_statistics(row),
+            row.details["augmentation"],
+        ]
+        for row in rows
+    ]
+    columns = ["loader", "what", "batch", "workers", *_MEDIAN, "augmentation"]
+    table = Table(columns, cells, caption="Images/s on the device", numeric=range(2, 7))
+    sources = {row.details["entry"]: row.details["source"] for row in rows}
+    peers = [f"{name}: {source}" for name, source in sources.items() if source != "this project"]
+    blocks: list[Block] = [Notice("note", ["Recipes that are not ours follow:", *peers])] if peers else []
+    return _with(plots.loaders_alone(result), *_with(plots.scaling(result), table, *blocks))
+
+
+def _ladder(result: Result) -> list[Block]:
+    rows = result.suite(ladder.SUITE)
+    if not rows:
+        return []
+    cells = [
+        [
+            row.name,
+            f"{row.details['batch_size']:,}",
+            *_statistics(row),
+            f"{row.value / rows[0].value:.2f}",
+            number(row.details["flops_per_second"] / 1e12),
+            percent(row.details["share_of_peak"]),
+            _bytes(row.details["peak_memory_bytes"]),
+        ]
+        for row in rows
+    ]
+    columns = ["rung", "batch", *_MEDIAN, "times the first", "TFLOP/s", "of the peak", "peak memory"]
+    flops = rows[0].details["flops_per_image"]
+    text = (
+        f"A training image costs {number(flops / 1e9)} GFLOP, forward and backward, as `torch.utils.flop_counter` "
+        "counts them. The peak is the fastest repeat of a large matrix product in the same type."
+    )
+    return _with(plots.step_ladder(result), text, Table(columns, cells, caption="Training images/s"))
+
+
+def _bytes(count: int | None) -> str:
+    return "not counted" if count is None else format_bytes(count)
+
+
+def _roofline(result: Result) -> list[Block]:
+    rows = result.suite(roofline_suite.SUITE)
+    if not rows:
+        return []
+    cells = [
+        [row.name, *(_scaled(row, value) for value in (row.value, max(row.repeats))), percent(row.spread)]
+        for row in rows
+    ]
+    tables: list[Block] = [Table(["limit", "median", "fastest repeat", "spread"], cells, caption="Measured limits")]
+    augmented = result.suite(augmentation.SUITE)
+    if augmented:
+        cells = [
+            [
+                row.name,
+                *_statistics(row),
+                format_bytes(row.details["bytes_per_image"]),
+                format_bytes(row.details.get("bytes_per_second", 0)) + "/s",
+                percent(row.details.get("share_of_copy")),
+            ]
+            for row in augmented
+        ]
+        columns = ["batch", *_MEDIAN, "bytes an image", "traffic", "of the copy bandwidth"]
+        tables.append(Table(columns, cells, caption="The augmentation alone, images/s"))
+    return _with(plots.roofline(result), *tables)
+
+
+def _scaled(row: Row, value: float) -> str:
+    if row.unit == "bytes/s":
+        return f"{format_bytes(value)}/s"
+    return f"{number(value / 1e12)} TFLOP/s"
+
+
+def _accuracy(result: Result) -> list[Block]:
+    rows = result.suite(accuracy.SUITE)
+    if not rows:
+        return []
+    final = result.find(accuracy.SUITE, accuracy.FINAL)
+    runs = final.details["runs"] if final else []
+    batch = final.details.get("batch_size") if final else None
+    cells = [
+        [
+            str(run["seed"]),
+            percent(run["accuracy"], 2),
+            number(run["epochs"][-1]["seconds"]),
+            number(run["train_seconds"]),
+            number(run["start_up_seconds"]),
+            number(run["compile_seconds"]),
+        ]
+        for run in runs
+    ]
+    columns = ["seed", "accuracy", "s to the end", "of them training", "start-up before, s", "compilation before, s"]
+    epochs = final.details["epochs"] if final else 0
+    summary = [[row.name, *_mean(row)] for row in rows]
+    return _with(
+        plots.accuracy_over_time(result),
+        Table(["what", "mean", f"{CONFIDENCE:.0%} interval over seeds", "seeds"], summary),
+        Table(columns, cells, caption=f"{epochs} epochs at most" + (f", batch {batch:,}" if batch else "")),
+    )
+
+
+def _mean(row: Row) -> list[str]:
+    low_high = row.interval
+    if row.unit == "accuracy":
+        ends = f"{percent(low_high[0], 2)} to {percent(low_high[1], 2)}" if low_high else "one seed"
+        return [percent(row.value, 2), ends, str(len(row.repeats))]
+    return [f"{number(row.value)} s", interval(*low_high) if low_high else "one seed", str(len(row.repeats))]
+
+
+def _rows_table(result: Result, suite: str, caption: str) -> list[Block]:
+    rows = result.suite(suite)
+    if not rows:
+        return []
+    cells = [[row.name, *_statistics(row), str(len(row.repeats))] for row in rows]
+    return [Table(["start", *_MEDIAN, "repeats"], cells, caption=f"Seconds {caption} the end of the first step")]
+
+
+def _preparation(result: Result) -> list[Block]:
+    cells = []
+    for row in result.suite(preparation.SUITE):
+        if row.unit != "s":
+            continue
+        size = result.find(preparation.SUITE, f"{row.details['format']}, bytes")
+        images = row.details.get("images")
+        per_second = number(images / row.value) if images else "-"
+        cells.append([row.details["format"], *_statistics(row), per_second, format_bytes(size.value) if size else "-"])
+    if not cells:
+        return []
+    dataset = result.suite(preparation.SUITE)[0].details["dataset"]
+    caption = f"Seconds of `prep-data --dataset {_without_path(dataset)}`, hashes included"
+    return [Table(["format", *_MEDIAN, "images/s", "bytes"], cells, caption=caption)]
+
+
+def _without_path(dataset: str) -> str:
+    kind, colon, _ = dataset.partition(":")
+    return f"{kind}{colon}DIR" if colon else kind
+
+
+def _skipped(result: Result) -> list[Block]:
+    if not result.skipped:
+        return []
+    cells = [[s.suite, s.name, s.reason] for s in result.skipped]
+    return [Table(["suite", "what", "why not"], cells, numeric=())]
+
+
+def _machine(result: Result) -> list[Block]:
+    machine, settings, run = result.machine, result.settings, result.config["run"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
+    gpu, watch = machine.get("gpu"), machine.get("watch", {})
+    cells = [
+        ["device", device_of(result)],
+        ["CPU", f"{machine['cpu']}, {machine['usable_cores']} of {machine['cores']} cores usable, "
+                f"{machine['torch_threads']} threads of torch"],
+        ["GPU", f"{gpu['name']}, {format_bytes(gpu['memory_bytes'])}, CUDA {gpu['cuda']}" if gpu else "none"],
+        ["GPU before", _state(watch.get("before"))],
+        ["GPU after", _state(watch.get("after"))],
+        ["GPU watched", str(watch.get("nvml", ""))],
+        ["software", f"Python {machine['python']}, {packages}"],
+        ["commit", machine["commit"] or "unknown: not a checkout"],
+        ["command", f"`{settings['command']}`"],
+        ["recipe", f"{result.config['recipe']}, AMP {run['amp']}; steps are measured in batches of "
+                   f"{result.config['data']['batch_size']:,}"],
+        ["data", f"{result.data['train_images']:,} training images of {result.data['source']}"],
+    ]  # fmt: skip
+    method = (
+        f"Cases that are compared ran in turn: {settings['warm_up']} round(s) of warm-up, which count for nothing, "
+        f"then {settings['repeats']} rounds of about {settings['seconds']} s a case; of starts and preparations, whole "
+        f"processes, {settings['slow_repeats']}. Each timing begins and ends with the device idle; of a loader it "
+        "lies in the middle of a longer pass, where the loader makes as many batches as it gives out. Given are "
+        "medians with bootstrap intervals; spread is the largest less the smallest repeat over the median. "
+        "`report.json` holds every repeat."
+    )
+    return [method, Table(["what", "value"], cells, numeric=())]
+
+
+def _state(state: dict[str, object] | None) -> str:
+    if not state:
+        return "not watched"
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in state.items())

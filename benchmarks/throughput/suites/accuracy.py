@@ -1,0 +1,163 @@
+"""Time to accuracy: whole trainings over seeds, by the wall clock, with start-up and compilation apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fast_train.benchmarks.instrument.bench import Bench
+from fast_train.benchmarks.instrument.cost import TRAINING_FLOPS, training_flops
+from fast_train.benchmarks.instrument.result import Row
+from fast_train.pipeline.engine.trainer import Trainer
+from fast_train.pipeline.errors import TrainingDiverged
+from fast_train.pipeline.report.progress import Display
+from fast_train.pipeline.run.log import RunLog
+
+SUITE = "accuracy"
+#: The row of the accuracies after the last epoch. Its details: ``runs`` and ``diverged``, each in the order of the
+#: seeds, ``seeds`` (how many there were to be), ``target``, ``epochs`` and ``batch_size`` of the trainings.
+FINAL = "test accuracy at the end"
+#: The row of the seconds from the first step to the end of the last epoch, evaluations included.
+ENDED = "seconds to the end"
+
+
+class _ClockedLog(RunLog):
+    """Notes when each epoch, its evaluation included, was over: seconds since ``began``."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, [])
+        self.began = 0.0
+        self.seconds: list[float] = []
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.seconds.append(time.perf_counter() - self.began)
+        super().add(record)
+
+
+def run(bench: Bench) -> None:
+    """Rows of the accuracy at the end, of the seconds to it, and, with a target, of the seconds to that where every
+    seed reached it. A seed that diverged has no figures, did not reach the target, and makes the command fail."""
+    settings = bench.settings
+    if settings.quick:
+        bench.skip(SUITE, "time to accuracy", "left out by --quick")
+        return
+    if bench.device.type == "cpu" and not settings.accuracy_asked:
+        images = settings.runs * (settings.epochs or bench.recipe.run.epochs) * bench.prepared.size("train")
+        if images * training_flops(bench.recipe.model) > TRAINING_FLOPS:
+            bench.skip(
+                SUITE,
+                "time to accuracy",
+                f"a CPU takes long to train {bench.recipe.model.arch}; --epochs or --target-accuracy asks for it",
+            )
+            return
+    runs, diverged = _trainings(bench)
+    if diverged:
+        _report_divergence(bench, runs, diverged)
+    times = tuple(float(run["epochs"][-1]["seconds"]) for run in runs)
+    if runs:
+        _add_ends(bench, runs, diverged, times)
+    target = settings.target_accuracy
+    if target is None:
+        return
+    name = f"seconds to {target:.2%}"
+    missed = {run["seed"]: f"{run['accuracy']:.2%}" for run in runs if not run["reached"]}
+    missed |= {lost["seed"]: "diverged" for lost in diverged}
+    if missed:
+        reasons = ", ".join(f"seed {seed}: {missed[seed]}" for seed in sorted(missed))
+        bench.skip(SUITE, name, f"not reached by {reasons}")
+        return
+    bench.add(Row(suite=SUITE, name=name, unit="s", better="lower", statistic="mean", repeats=times))
+
+
+def _add_ends(
+    bench: Bench, runs: list[dict[str, Any]], diverged: list[dict[str, Any]], times: tuple[float, ...]
+) -> None:
+    details = {
+        "runs": runs,
+        "diverged": diverged,
+        "seeds": bench.settings.runs,
+        "target": bench.settings.target_accuracy,
+        "epochs": runs[0]["planned_epochs"],
+        # That of the step alone may be smaller: see `benchmarks.instrument.cost.fit_batch`.
+        "batch_size": bench.recipe.data.batch_size,
+    }
+    finals = tuple(float(run["accuracy"]) for run in runs)
+    bench.add(Row(suite=SUITE, name=FINAL, unit="accuracy", statistic="mean", repeats=finals, details=details))
+    bench.add(Row(suite=SUITE, name=ENDED, unit="s", better="lower", statistic="mean", repeats=times))
+
+
+def _report_divergence(bench: Bench, runs: list[dict[str, Any]], diverged: list[dict[str, Any]]) -> None:
+    """Warn, and have the command fail: over the seeds that went well a recipe looks better than it is."""
+    seeds = ", ".join(str(lost["seed"]) for lost in diverged)
+    figures = f"the figures are of {len(runs)} of {bench.settings.runs} seeds" if runs else "there are no figures"
+    warning = f"time to accuracy: {len(diverged)} of {bench.settings.runs} trainings diverged (seed {seeds}); {figures}"
+    bench.result.warnings.append(warning)
+    bench.impossible.append(warning)
+
+
+def _trainings(bench: Bench) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One training of each seed, in JSON's types: those that came to an end, and ``seed`` and ``reason`` of those that
+    diverged. They share one Trainer, so that the step is compiled once."""
+    torch.compiler.reset()
+    run = dataclasses.replace(bench.recipe.run, seed=0, target_accuracy=bench.settings.target_accuracy)
+    if bench.settings.epochs is not None:
+        run = dataclasses.replace(run, epochs=bench.settings.epochs, steps=None)
+    runs: list[dict[str, Any]] = []
+    diverged: list[dict[str, Any]] = []
+    seeds = range(bench.settings.runs)
+    started_at, started = time.time(), time.perf_counter()
+    with (
+        bench.display.progress("time to accuracy", len(seeds)) as advance,
+        Trainer(dataclasses.replace(bench.recipe, run=run), bench.prepared, bench.runtime) as trainer,
+    ):
+        for seed in seeds:
+            if seed:
+                started_at, started = time.time(), time.perf_counter()
+                trainer.restart(seed)
+            start = {"seed": seed, "started_at": started_at, "start_up_seconds": time.perf_counter() - started}
+            try:
+                done = start | _train(trainer, bench.scratch / f"seed-{seed}")
+                runs.append(done)
+                # Said at once: of many trainings, those done before an interruption are worth knowing.
+                bench.display.say(f"seed {seed}: {done['accuracy']:.2%}, {done['train_seconds']:.2f} s of training")
+            except TrainingDiverged as error:
+                diverged.append({"seed": seed, "reason": str(error)})
+                bench.skip(SUITE, f"seed {seed}", str(error))
+            advance(1)
+            bench.watch.sample()
+    return runs, diverged
+
+
+def _train(trainer: Trainer, folder: Path) -> dict[str, Any]:
+    """The training itself. ``seconds`` of an epoch count from the first step's start."""
+    folder.mkdir()
+    compile_seconds = trainer.prepare()
+    log = _ClockedLog(folder)
+    display = Display(Console(file=io.StringIO()), epochs=trainer.epochs)
+    log.began, began_at = time.perf_counter(), time.time()
+    try:
+        outcome = trainer.fit(folder, log, display)
+    finally:
+        display.close()
+        log.close()
+    if outcome.interrupted is not None:
+        raise KeyboardInterrupt(outcome.interrupted)
+    epochs = [
+        {"epoch": record["epoch"], "seconds": seconds, "accuracy": record["test_accuracy"]}
+        for record, seconds in zip(trainer.history, log.seconds, strict=True)
+    ]
+    return {
+        "planned_epochs": trainer.epochs,
+        "began_at": began_at,
+        "compile_seconds": compile_seconds,
+        "train_seconds": outcome.train_seconds,
+        "accuracy": trainer.history[-1]["test_accuracy"],
+        "reached": trainer.target_reached,
+        "epochs": epochs,
+    }

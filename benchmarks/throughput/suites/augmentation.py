@@ -1,0 +1,93 @@
+"""The augmentation alone: batches gathered out of the split in device memory, against the copy bandwidth."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fast_train.benchmarks.instrument.bench import Bench, Measured
+from fast_train.benchmarks.instrument.result import Row
+from fast_train.benchmarks.instrument.roofline import copy_bandwidth
+from fast_train.benchmarks.instrument.timing import Rate, captured, timed
+from fast_train.pipeline.engine.build import build_augmenter
+from fast_train.pipeline.loaders import Batch, build_loader
+
+SUITE = "augmentation"
+BATCHES = (512, 1024, 2048, 4096, 8192, 16384)
+# More than any cache: what one call wrote must not lie there still when the next one comes.
+_RING_BYTES = 256 << 20
+_MOST_CALLS = 64
+
+
+def run(bench: Bench) -> None:
+    """Images a second for each size of batch; ``share_of_copy`` compares its traffic with a copy's."""
+    measure(bench, BATCHES, every=3 if bench.settings.quick else 1)
+
+
+def measure(bench: Bench, sizes: Sequence[int], *, every: int = 1) -> None:
+    """`run` for these sizes; every: only the first of so many that the split allows."""
+    size = bench.prepared.size("train")
+    batches = [batch for batch in sizes if batch <= size][::every]
+    for batch in sizes:
+        if batch > size:
+            bench.skip(SUITE, _name(batch), f"the training split holds only {size:,} images")
+    if not batches:
+        return
+    with build_loader("resident", bench.prepared, "train", batch_size=1, device=bench.device) as loader:
+        whole = loader.example()
+        cases = [_case(bench, whole, batch) for batch in batches]
+        rows = bench.measure(SUITE, "augmentation", cases)
+    for row in rows:
+        _compare_with_copy(bench, row)
+
+
+def _name(batch: int) -> str:
+    return f"batch {batch:,}"
+
+
+def _case(bench: Bench, whole: Batch, batch: int) -> Measured:
+    augmenter = build_augmenter(bench.config, bench.prepared, bench.runtime, train=True)
+    pixels = whole.images[0].numel()
+    image_bytes = pixels * (1 + augmenter.table.element_size())
+    calls = min(max(_RING_BYTES // (batch * pixels * augmenter.table.element_size()), 2), _MOST_CALLS)
+    permutation = torch.randperm(len(whole.images), device=bench.device)
+    parts = [permutation.roll(-k * batch)[:batch].contiguous() for k in range(calls)]
+
+    def augment(indices: Tensor) -> Tensor:
+        return augmenter(Batch(whole.images, whole.labels, indices), gather=True)
+
+    call, images = _repeated(augment, parts, bench.device)
+    # The kernel reads the bytes of each image and writes its pixels in the output's type; indices are nothing to it.
+    details = {"batch": batch, "bytes_per_image": image_bytes, "spec": dataclasses.asdict(bench.config.augment)}
+    rate = Rate(timed(call, bench.device), items=images, seconds=bench.settings.seconds)
+    return Measured(name=_name(batch), run=rate, details=details)
+
+
+def _repeated(
+    augment: Callable[[Tensor], Tensor], parts: list[Tensor], device: torch.device
+) -> tuple[Callable[[], object], int]:
+    """(a call, how many images it augments). On CUDA one graph of a call on each part, so that the kernel is measured
+    and not Python; elsewhere a call on one part after the other."""
+    if device.type == "cuda":
+        augment(parts[0])
+        return captured(lambda: [augment(part) for part in parts]), sum(map(len, parts))
+    kept: deque[Tensor] = deque(maxlen=len(parts) - 1)
+    place = 0
+
+    def call() -> None:
+        nonlocal place
+        kept.append(augment(parts[place]))
+        place = (place + 1) % len(parts)
+
+    return call, len(parts[0])
+
+
+def _compare_with_copy(bench: Bench, row: Row) -> None:
+    copy = copy_bandwidth(bench.result)
+    if copy is not None:
+        moved = row.value * row.details["bytes_per_image"]
+        bench.amend(row, bytes_per_second=moved, share_of_copy=moved / copy)

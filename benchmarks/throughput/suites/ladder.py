@@ -1,0 +1,168 @@
+"""The step alone on one resident batch, from the notes' to ours, one change a rung."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fast_train.benchmarks.instrument.bench import Bench, Measured, tf32
+from fast_train.benchmarks.instrument.cost import Work, count_work
+from fast_train.benchmarks.instrument.roofline import NO_TF32, kind_of, peak_flops
+from fast_train.benchmarks.instrument.timing import FAILURES, Rate, timed
+from fast_train.common.text import one_line
+from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.device import has_tf32
+from fast_train.pipeline.engine.build import build_augmenter, build_step, ready_step
+from fast_train.pipeline.engine.runtime import Runtime, resolve_runtime
+from fast_train.pipeline.loaders import Batch, Loader, build_loader
+
+SUITE = "ladder"
+#: Far below any recipe's: the step costs the same, and a loss that is not a number any more would not.
+RATE = 1e-4
+_COUNTED_IMAGES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """change: what distinguishes it from the rung before."""
+
+    change: str
+    config: Config
+    tf32: bool
+
+    @property
+    def runtime(self) -> Runtime:
+        """What its settings come to on this machine."""
+        return resolve_runtime(self.config.run)
+
+
+def run(bench: Bench) -> None:
+    """A row for each rung, with TFLOP/s, share of the peak, peak memory."""
+    cases = []
+    with build_loader("resident", bench.prepared, "train", batch_size=1, device=bench.device) as loader:
+        for number, rung in enumerate(rungs(bench)):
+            try:
+                cases.append(_case(bench, number, rung, loader))
+            except FAILURES as error:
+                bench.skip(SUITE, _name(number, rung), one_line(error))
+        rows = bench.measure(SUITE, "step ladder", cases)
+    for row in rows:
+        peak = peak_flops(bench.result, row.details["kind"])
+        flops = row.value * row.details["flops_per_image"]
+        bench.amend(row, flops_per_second=flops, share_of_peak=None if peak is None else flops / peak)
+
+
+def rungs(bench: Bench) -> list[Rung]:
+    """The rungs that this machine has; the others are listed with their reasons."""
+    recipe = bench.config
+    cuda, quick = bench.device.type == "cuda", bench.settings.quick
+    ladder = [Rung(change="float32, eager", config=bench.notes, tf32=False)]
+
+    def climb(
+        change: str, reason: str | None, *, tf32: bool | None = None, batch: int | None = None, **run: Any
+    ) -> None:
+        if reason is not None:
+            bench.skip(SUITE, change, reason)
+            return
+        last = ladder[-1]
+        config = dataclasses.replace(last.config, run=dataclasses.replace(last.config.run, **run))
+        if batch is not None:
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch))
+        ladder.append(Rung(change=change, config=config, tf32=last.tf32 if tf32 is None else tf32))
+
+    climb("TF32", None if has_tf32(bench.device) else NO_TF32, tf32=True)
+    amp = bench.runtime.amp
+    no_amp = "the recipe trains in float32 on this device" if amp is None else None
+    climb(f"AMP, {str(amp).removeprefix('torch.')}" if amp else "AMP", no_amp, amp=recipe.run.amp)
+    climb("channels_last", None, channels_last=True)
+    if recipe.data.batch_size != bench.notes.data.batch_size:
+        climb(f"batch {recipe.data.batch_size:,}", None, batch=recipe.data.batch_size)
+    climb("torch.compile", _no_compile(bench, quick), compile=True)
+    climb("captured graph", None if cuda else "CUDA graphs need a CUDA device", graph=True)
+    last = ladder[-1].config
+    config = dataclasses.replace(recipe, run=dataclasses.replace(last.run, seed=recipe.run.seed))
+    ladder.append(Rung(change=f"recipe {recipe.recipe}", config=config, tf32=ladder[-1].tf32))
+    return ladder
+
+
+def _no_compile(bench: Bench, quick: bool) -> str | None:
+    if quick:
+        return "left out by --quick: compiling takes most of a minute"
+    try:
+        resolve_runtime(dataclasses.replace(bench.config.run, compile=True))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _name(number: int, rung: Rung) -> str:
+    return f"{number + 1}. {'+ ' if number else ''}{rung.change}"
+
+
+def _case(bench: Bench, number: int, rung: Rung, loader: Loader) -> Measured:
+    before = _allocated(bench.device, reset=True)
+    with tf32(rung.tf32):
+        work = _count(bench, rung, loader)
+        # What it was counted on is no part of the rung's memory.
+        gc.collect()
+        batch = _first(loader, rung.config.data.batch_size)
+        step = _build(bench, rung.config, rung.runtime)
+        step.set_rate(RATE)
+        ready = ready_step(step, batch, rung.runtime)
+        ready(batch)
+    details: dict[str, Any] = {
+        "rung": number,
+        "change": rung.change,
+        "batch_size": rung.config.data.batch_size,
+        "kind": kind_of(rung.runtime.amp, tf32=rung.tf32),
+        "flops_per_image": work.flops,
+        "bytes_per_image": work.bytes,
+        "peak_memory_bytes": _peak(bench.device, before),
+    }
+    timed_step = timed(lambda: ready(batch), bench.device)
+    rate = Rate(timed_step, items=rung.config.data.batch_size, seconds=bench.settings.seconds)
+    return Measured(name=_name(number, rung), run=_within(rung.tf32, rate), details=details)
+
+
+def _build(bench: Bench, config: Config, runtime: Runtime) -> Any:
+    return build_step(config, build_augmenter(config, bench.prepared, runtime, train=True), runtime, gathers=True)
+
+
+def _count(bench: Bench, rung: Rung, loader: Loader) -> Work:
+    plain = dataclasses.replace(rung.runtime, compile=False, graph=False)
+    step = _build(bench, rung.config, plain)
+    return count_work(step, _first(loader, _COUNTED_IMAGES), batch_size=rung.config.data.batch_size)
+
+
+def _first(loader: Loader, count: int) -> Batch:
+    """The whole split, with ``count`` random indices of it."""
+    whole = loader.example()
+    if count > len(whole.labels):
+        raise ValueError(f"the training split holds {len(whole.labels)} images, fewer than one batch of {count}")
+    return Batch(whole.images, whole.labels, torch.randperm(len(whole.labels), device=loader.device)[:count])
+
+
+def _within(enabled: bool, call: Callable[[], float]) -> Callable[[], float]:
+    def run() -> float:
+        with tf32(enabled):
+            return call()
+
+    return run
+
+
+def _allocated(device: torch.device, *, reset: bool) -> int:
+    if device.type != "cuda":
+        return 0
+    if reset:
+        torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _peak(device: torch.device, before: int) -> int | None:
+    """Bytes that the step needed at most, without the split and other rungs; None on the CPU, which keeps no count."""
+    return torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None

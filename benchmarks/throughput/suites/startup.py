@@ -1,0 +1,85 @@
+"""From the start of the process to the first trained step: eager, and compiled with an empty and a filled cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fast_train.benchmarks.instrument.bench import Bench, Measured
+from fast_train.pipeline.engine.runtime import resolve_runtime
+
+SUITE = "startup"
+EAGER, COLD, WARM = "eager", "compiled, empty cache", "compiled, filled cache"
+_TIMEOUT = 600
+_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+
+
+def run(bench: Bench) -> None:
+    """Processes in turn. The warm-up round fills the cache of those that find it filled."""
+    if bench.settings.quick:
+        bench.skip(SUITE, "cold and warm start", "left out by --quick")
+        return
+    cases = [_eager(bench)]
+    try:
+        resolve_runtime(dataclasses.replace(bench.config.run, compile=True))
+        cases += [_compiled(bench, COLD), _compiled(bench, WARM)]
+    except ValueError as error:
+        bench.skip(SUITE, "compiled", str(error))
+    bench.measure(SUITE, "start", cases, repeats=bench.settings.slow_repeats)
+
+
+def package_environment() -> dict[str, str]:
+    """The environment, with this project on the path of a child's Python."""
+    root = str(Path(__file__).absolute().parents[4])
+    there = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{there}" if there else root}
+
+
+def _config(bench: Bench, *, compile: bool) -> Path:
+    run = dataclasses.replace(bench.config.run, compile=compile, graph=None if compile else False)
+    path = bench.scratch / f"start-{'compiled' if compile else 'eager'}.json"
+    path.write_text(json.dumps(dataclasses.replace(bench.config, run=run).to_dict()), encoding="utf-8")
+    return path
+
+
+def _eager(bench: Bench) -> Measured:
+    path = _config(bench, compile=False)
+    return Measured(name=EAGER, run=lambda: _start(path, {}), unit="s", better="lower")
+
+
+def _compiled(bench: Bench, name: str) -> Measured:
+    path = _config(bench, compile=True)
+    filled = tempfile.mkdtemp(dir=bench.scratch)
+
+    def run() -> float:
+        cache = filled if name == WARM else tempfile.mkdtemp(dir=bench.scratch)
+        return _start(path, {variable: str(Path(cache, variable)) for variable in _CACHES})
+
+    return Measured(name=name, run=run, unit="s", better="lower")
+
+
+def _start(path: Path, environment: dict[str, str]) -> float:
+    began = time.time()
+    command = [sys.executable, "-m", "fast_train.benchmarks.throughput.first_step", str(path)]
+    try:
+        done = subprocess.run(
+            command,
+            env={**package_environment(), **environment},
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"no step after {_TIMEOUT} s") from error
+    if done.returncode:
+        raise ValueError(f"the process failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return float(answer["done_at"]) - began

@@ -1,0 +1,1 @@
+"""What every command shares: text, files, the console, signals, how a command ends."""

@@ -1,0 +1,25 @@
+"""The fused BatchNorm in plain PyTorch; see `kernels.batchnorm`."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def batch_norm_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None,
+    *,
+    relu: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """`batch_norm` in plain PyTorch, on any device; the definition that the Triton kernels meet up to rounding."""
+    y = F.batch_norm(x.float(), running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps)
+    if residual is not None:
+        y = y + residual
+    return (y.relu() if relu else y).to(x.dtype)

@@ -1,0 +1,1 @@
+"""A run's settings and recipes, as plain data."""

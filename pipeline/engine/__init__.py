@@ -1,0 +1,1 @@
+"""What trains: augmentation, step, graph, trainer, evaluation, checkpoints."""

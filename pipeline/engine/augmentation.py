@@ -1,0 +1,82 @@
+"""The augmentation of one split: the kernel with everything bound that a run does not change."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fast_train.data_prep.manifest import Manifest
+from fast_train.kernels.augment import augment, normalisation_table
+from fast_train.kernels.spec import AugmentSpec, check_reflection
+from fast_train.pipeline.errors import ConfigError
+from fast_train.pipeline.loaders import Batch
+
+
+def normalisation(manifest: Manifest, how: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, as `DataConfig.normalise` says, in units where byte 255 is 1.
+
+    Raises ConfigError for a set's own where a channel does not vary, so that nothing can be divided by its deviation.
+    """
+    if how == "half":
+        half = (0.5,) * manifest.image_shape[2]
+        return half, half
+    constant = [str(channel) for channel, std in enumerate(manifest.std) if std == 0]
+    if constant:
+        raise ConfigError(
+            f"all training images have one and the same value in channel {', '.join(constant)}, so they can't be "
+            "normalised by its deviation of 0; are they the right images? If so, give --set data.normalise=half"
+        )
+    return tuple(manifest.mean), tuple(manifest.std)
+
+
+class Augmenter:
+    """Batches of bytes in, normalised [N, C, H, W] out, in channels_last memory or, for a model that is not, plain.
+
+    ``epoch`` is a 0-D int64 tensor on the device, so that a captured graph follows `set_epoch`. Raises ValueError if
+    the images have fewer pixels than ``spec`` reflects.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        spec: AugmentSpec,
+        *,
+        normalise: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        seed: int = 0,
+        channels_last: bool = True,
+    ) -> None:
+        check_reflection(spec, *manifest.image_shape[:2])
+        self.spec, self.seed, self._channels_last = spec, seed, channels_last
+        self.mean, self.std = normalisation(manifest, normalise)
+        self.table = normalisation_table(self.mean, self.std, dtype, device)
+        self.epoch = torch.zeros((), dtype=torch.int64, device=device)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose crops, flips and cutouts come next."""
+        self.epoch.fill_(epoch)
+
+    def __call__(self, batch: Batch, *, gather: bool) -> Tensor:
+        """``gather``: the batch holds the whole split (see `Loader.gathers`)."""
+        images = augment(
+            batch.images,
+            batch.indices,
+            self.table,
+            spec=self.spec,
+            seed=self.seed,
+            epoch=self.epoch,
+            gather=gather,
+        )
+        return images if self._channels_last else images.contiguous()
+
+
+class NativeAugmenter(Augmenter):
+    """For a loader that augments by itself (see `pipeline.loaders.native`): what is left is the type and the format."""
+
+    def __call__(self, batch: Batch, *, gather: bool) -> Tensor:
+        """images: [N, C, H, W], normalised, in channels_last memory."""
+        if gather:
+            raise ValueError("a loader that gathers does not augment; build the plain Augmenter")
+        images = batch.images.to(self.table.dtype)
+        return images if self._channels_last else images.contiguous()

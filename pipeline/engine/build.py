@@ -1,0 +1,112 @@
+"""Builds the pieces of a run from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.kernels.augment import augment, normalisation_table
+from fast_train.kernels.spec import NO_AUGMENT
+from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.engine.augmentation import Augmenter, NativeAugmenter, normalisation
+from fast_train.pipeline.engine.evaluate import evaluation_batch
+from fast_train.pipeline.engine.graph import CapturedStep, warm_up
+from fast_train.pipeline.engine.runtime import Runtime
+from fast_train.pipeline.engine.step import TrainStep
+from fast_train.pipeline.loaders import Batch, Loader, build_loader
+from fast_train.pipeline.loaders.native import NativeAugment
+from fast_train.pipeline.models import build_model, initialise_from_data, starts_from_data
+
+# Pixels of the images that a model starts from: the first 5,000 of CIFAR-10 (Jordan 2024, section 3.2).
+_START_PIXELS = 5000 * 32 * 32
+
+
+def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool) -> Augmenter:
+    """The augmentation of the training split, or the plain normalisation of evaluation."""
+    kind = NativeAugmenter if train and config.data.dali_augment == "native" else Augmenter
+    return kind(
+        prepared.manifest,
+        config.augment if train else NO_AUGMENT,
+        normalise=config.data.normalise,
+        dtype=runtime.image_dtype,
+        device=runtime.device,
+        seed=config.run.seed,
+        channels_last=config.run.channels_last,
+    )
+
+
+def build_split_loader(config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool) -> Loader:
+    """The loader of the training or of the test split."""
+    split = "train" if train else "test"
+    options: dict[str, Any] = {}
+    if train and config.data.dali_augment == "native":
+        mean, std = normalisation(prepared.manifest, config.data.normalise)
+        options["native"] = NativeAugment(
+            spec=config.augment, mean=mean, std=std, dtype=runtime.image_dtype, seed=config.run.seed
+        )
+    return build_loader(
+        config.data.loader,
+        prepared,
+        split,
+        batch_size=config.data.batch_size if train else evaluation_batch(prepared, split),
+        seed=config.run.seed,
+        device=runtime.device,
+        train=train,
+        workers=config.data.workers,
+        **options,
+    )
+
+
+def build_network(config: Config, runtime: Runtime, prepared: PreparedSet | None = None) -> torch.nn.Module:
+    """The model, initialised from the run's seed, on the device and in the memory format of the run.
+
+    prepared: the set whose first training images a model that `starts_from_data` is given; None leaves such a model
+    without them, for weights from a checkpoint or where only speed is measured.
+    """
+    torch.manual_seed(config.run.seed)
+    model = build_model(config.model, fuse=runtime.fuse)
+    if prepared is not None and starts_from_data(model):
+        initialise_from_data(model, _first_images(config, prepared))
+    model = model.to(runtime.device)
+    return model.to(memory_format=torch.channels_last) if config.run.channels_last else model
+
+
+def _first_images(config: Config, prepared: PreparedSet) -> torch.Tensor:
+    """The first images of the training split, normalised as the run does: float32 [N, C, H, W] on the CPU."""
+    height, width, _ = prepared.manifest.image_shape
+    pixels = prepared.packed("train").images[: max(_START_PIXELS // (height * width), 1)]
+    table = normalisation_table(*normalisation(prepared.manifest, config.data.normalise), torch.float32)
+    indices = torch.arange(len(pixels))
+    return augment(torch.tensor(pixels), indices, table, spec=NO_AUGMENT, seed=0, epoch=0)
+
+
+def build_step(
+    config: Config, augmenter: Augmenter, runtime: Runtime, *, gathers: bool, prepared: PreparedSet | None = None
+) -> TrainStep:
+    """The step of a run, not compiled or captured yet. gathers: of the loader that will feed it. prepared: see
+    `build_network`."""
+    return TrainStep(
+        build_network(config, runtime, prepared),
+        augmenter,
+        config.optimizer,
+        device=runtime.device,
+        gathers=gathers,
+        amp=runtime.amp,
+        compile=runtime.compile,
+        compile_mode=runtime.compile_mode,
+    )
+
+
+def ready_step(step: TrainStep, example: Batch, runtime: Runtime) -> Callable[[Batch], None]:
+    """The step as the run calls it: captured, or compiled, or as it is. example: a batch as the loader feeds it.
+
+    Compilation and capture happen here; the state of the step is as before.
+    """
+    if runtime.graph:
+        return CapturedStep(step, example)
+    if runtime.compile:
+        warm_up(step, example)
+    return step

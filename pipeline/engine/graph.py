@@ -1,0 +1,90 @@
+"""A training step captured once as a CUDA graph and replayed: one launch instead of hundreds."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from fast_train.pipeline.engine.step import TrainStep
+from fast_train.pipeline.loaders import Batch
+
+_WARM_UP_STEPS = 3
+# Replays that may be queued: the device never waits for the host, and what a loader hands over is soon free again.
+_MOST_AHEAD = 16
+
+
+def warm_up(step: TrainStep, batch: Batch) -> None:
+    """Run a few steps and undo them: compilation, algorithm choice and allocations happen here, once."""
+    with step.unchanged():
+        for _ in range(_WARM_UP_STEPS):
+            step(batch)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """What the collector frees during a capture may make CUDA calls that break it, such as unloading the candidates
+    that torch.compile tried and dropped; so it runs just before."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class CapturedStep:
+    """Call it as the step itself. Each batch is copied into the buffers that the graph reads.
+
+    batch: an example of the training shape. Of a loader that gathers, images and labels are the graph's own
+    inputs and must be the same tensors at every call; only the indices are copied.
+    """
+
+    def __init__(self, step: TrainStep, batch: Batch) -> None:
+        # What is garbage by now may be freed by threads of other libraries, with calls that wait for the whole device:
+        # let them do so before the capture, which such a call would break.
+        gc.collect()
+        # The graph reads and writes the step's tensors by their addresses, and keeps none of them alive.
+        self._step = step
+        self._gathers = step.gathers
+        if step.gathers:
+            self._static = Batch(batch.images, batch.labels, batch.indices.clone())
+        else:
+            self._static = Batch(*(tensor.clone() for tensor in batch))
+        # Warm-up runs on a stream of its own, as capture does, so that no work is left over on the first one.
+        stream = torch.cuda.Stream(step.device)
+        stream.wait_stream(torch.cuda.current_stream(step.device))
+        with torch.cuda.stream(stream):
+            warm_up(step, self._static)
+        torch.cuda.current_stream(step.device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        # Only this thread's calls are recorded; a loader's thread may pin memory meanwhile.
+        with (
+            no_garbage_collection(),
+            torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
+        ):
+            step(self._static)
+        self._done = [torch.cuda.Event() for _ in range(_MOST_AHEAD)]
+        self._calls = 0
+
+    def __call__(self, batch: Batch) -> None:
+        # Of as many replays ago; one that was never recorded is done.
+        self._done[self._calls % _MOST_AHEAD].synchronize()
+        for name, static, given in zip(Batch._fields, self._static, batch, strict=True):
+            if self._gathers and name != "indices":
+                if given.data_ptr() != static.data_ptr():
+                    raise ValueError(f"{name} moved since the step was captured; give the same tensor")
+                continue
+            if given.shape != static.shape or given.dtype != static.dtype or given.device != static.device:
+                raise ValueError(
+                    f"{name} is {given.dtype} {tuple(given.shape)} on {given.device}, but the step was captured "
+                    f"for {static.dtype} {tuple(static.shape)} on {static.device}"
+                )
+            static.copy_(given, non_blocking=True)
+        self._graph.replay()
+        self._done[self._calls % _MOST_AHEAD].record(torch.cuda.current_stream(self._step.device))
+        self._calls += 1

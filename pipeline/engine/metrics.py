@@ -1,0 +1,77 @@
+"""Sums over an epoch, kept on the device and looked at now and then."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_SECONDS_BETWEEN_LOOKS = 0.25
+
+
+class Glimpse:
+    """Reads a tensor of sums now and then without making the host wait for the device.
+
+    On CUDA a copy to pinned memory is queued after the steps, and its values are looked at once it is done: what
+    is shown is what the device has finished, not what the host has queued.
+    """
+
+    def __init__(self, sums: Tensor) -> None:
+        self._sums = sums
+        self._event: torch.cuda.Event | None = None
+        self._pinned = torch.empty_like(sums, device="cpu", pin_memory=True) if sums.is_cuda else None
+        self._last_look = time.monotonic()
+
+    def take(self) -> Totals | None:
+        """The totals, at most a few times a second; None in between."""
+        now = time.monotonic()
+        if now - self._last_look < _SECONDS_BETWEEN_LOOKS:
+            return None
+        if self._pinned is None:
+            self._last_look = now
+            return totals(self._sums)
+        if self._event is None:
+            self._pinned.copy_(self._sums, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+            return None
+        if not self._event.query():
+            return None
+        self._event, self._last_look = None, now
+        return totals(self._pinned)
+
+
+class Totals(NamedTuple):
+    """Sums over the images of an epoch so far, on the host."""
+
+    loss: float
+    correct: int
+    images: int
+
+
+class Metrics:
+    """Sums that the step adds to on the device; reading them is the epoch's only synchronisation."""
+
+    def __init__(self, device: torch.device) -> None:
+        # float64: sums of 50,000 losses keep their digits. Rows: loss, correct, images.
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
+        """loss: 0-D mean over the batch. correct: 0-D count."""
+        row = torch.stack([loss.detach() * images, correct, torch.full_like(loss, images)])
+        self.sums += row
+
+    def reset(self) -> None:
+        self.sums.zero_()
+
+    def read(self) -> Totals:
+        """Wait for the device and return the sums."""
+        return totals(self.sums)
+
+
+def totals(sums: Tensor) -> Totals:
+    """The sums of `Metrics.sums`, float64 [3], as numbers."""
+    loss, correct, images = sums.tolist()
+    return Totals(loss, int(correct), int(images))

@@ -1,0 +1,135 @@
+"""How a run executes on this machine: device, autocast type, compilation, graph; settings left open are chosen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fast_train.pipeline.config.architectures import Fusion
+from fast_train.pipeline.config.settings import RunConfig
+from fast_train.pipeline.device import computes_bf16, device_name, has_tf32
+from fast_train.pipeline.errors import ConfigError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """amp: the autocast type, None for float32. tf32: whether float32 convolutions are computed in TF32. graph: the
+    whole step as one CUDA graph. compile_mode: of torch.compile. fuse: see `pipeline.models.build_model`."""
+
+    device: torch.device
+    amp: torch.dtype | None
+    tf32: bool
+    compile: bool
+    graph: bool
+    compile_mode: str
+    fuse: Fusion
+
+    @property
+    def image_dtype(self) -> torch.dtype:
+        """The type that augmentation writes: what the first convolution computes in."""
+        return self.amp or torch.float32
+
+    @property
+    def dtype_name(self) -> str:
+        """What convolutions compute in: ``bfloat16``, ``float16``, ``float32`` or ``TF32``."""
+        return "TF32" if self.tf32 else str(self.image_dtype).removeprefix("torch.")
+
+    def describe(self) -> str:
+        """One line for the terminal."""
+        parts = [device_name(self.device), self.dtype_name]
+        mode = "" if self.compile_mode == "default" else f" ({self.compile_mode})"
+        parts += [f"compiled{mode}"] if self.compile else []
+        parts += [] if self.fuse == "none" else [f"fused {self.fuse}"]
+        parts += ["one CUDA graph a step"] if self.graph else []
+        return ", ".join(parts)
+
+
+def resolve_runtime(run: RunConfig) -> Runtime:
+    """Choose what ``run`` leaves open; ConfigError for what this machine can't do."""
+    device = _resolve_device(run.device)
+    cuda = device.type == "cuda"
+    if run.graph and not cuda:
+        raise ConfigError("--graph needs a CUDA device; give --no-graph")
+    if cuda:
+        _check_triton_builds()
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    if run.compile and not compiler:
+        raise ConfigError("--compile needs a C++ compiler; install one (apt-get install g++) or add --no-compile")
+    # Triton, which torch.compile generates code for, knows no older GPU.
+    generates = cuda and torch.cuda.get_device_capability(device) >= (7, 0)
+    if run.compile and cuda and not generates:
+        raise ConfigError(f"torch.compile can't generate code for {device_name(device)}; add --no-compile")
+    compiled = bool(compiler) and generates if run.compile is None else run.compile
+    amp = _resolve_amp(run.amp, device)
+    if run.compile_mode != "default" and not compiled:
+        raise ConfigError(f"--compile-mode {run.compile_mode} needs a compiled step; add --compile, or leave it out")
+    return Runtime(
+        device=device,
+        amp=amp,
+        tf32=run.tf32 and amp is None and has_tf32(device),
+        compile=compiled,
+        graph=cuda if run.graph is None else run.graph,
+        compile_mode=run.compile_mode,
+        fuse=run.fuse,
+    )
+
+
+def _check_triton_builds() -> None:
+    """ConfigError where Triton can't build what launches its kernels, such as the augmentation's."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    # As Triton itself asks: Debian's own scheme has no headers.
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    headers = Path(sysconfig.get_paths(scheme)["include"], "Python.h")
+    if not compiler or not headers.exists():
+        lacking = f"{headers} is not there" if compiler else "there is no C compiler"
+        raise ConfigError(
+            f"the GPU's kernels are built with a C compiler and Python's headers, and {lacking}; install both "
+            "(apt-get install gcc python3-dev) or add --device cpu"
+        )
+
+
+def _resolve_device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device '{name}'; give cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device '{name}' is not supported; give cpu, cuda or cuda:N")
+    if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"no device '{name}' is visible here; give --device auto to use what there is")
+    return device
+
+
+def _resolve_amp(name: str, device: torch.device) -> torch.dtype | None:
+    if name == "off":
+        return None
+    if name == "auto":
+        if computes_bf16(device):
+            return torch.bfloat16
+        return torch.float16 if device.type == "cuda" else None
+    if name == "bf16" and device.type == "cuda" and not computes_bf16(device):
+        raise ConfigError(f"{device_name(device)} has no bfloat16 arithmetic; use --amp fp16")
+    return _DTYPES[name]
+
+
+def apply_global_flags(run: RunConfig, device: torch.device) -> None:
+    """Set torch's process-wide switches for this run; called once, by the command."""
+    if device.type == "cuda" and device.index is not None:
+        # The streams of the run are those of the current device.
+        torch.cuda.set_device(device)
+    if run.deterministic:
+        # Read by cuBLAS when it starts; without it, its deterministic mode refuses to run.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.allow_tf32 = run.tf32
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not run.deterministic

@@ -1,0 +1,159 @@
+"""One training step: augmentation, forward, backward, optimizer, metrics, without a host synchronisation.
+
+The same method runs eagerly on any device and, on CUDA, is captured whole by `pipeline.engine.graph`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fast_train.pipeline.config.settings import OptimizerConfig
+from fast_train.pipeline.engine.augmentation import Augmenter
+from fast_train.pipeline.engine.metrics import Metrics
+from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.optim.averaging import Lookahead, WeightAverage
+from fast_train.pipeline.optim.optimizer import build_optimizer, optimizer_tensors, set_rates
+
+
+class TrainStep:
+    """A model with all that one step of it needs.
+
+    model: on its device, in its memory format. amp: the autocast type, None for float32; float16 scales the loss
+    (torch.amp.GradScaler). compile: the forward pass, the loss and through it the backward pass by torch.compile, in
+    its mode compile_mode.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        augmenter: Augmenter,
+        config: OptimizerConfig,
+        *,
+        device: torch.device,
+        gathers: bool,
+        amp: torch.dtype | None = None,
+        compile: bool = False,
+        compile_mode: str = "default",
+    ) -> None:
+        self.model, self.augmenter, self.config = model, augmenter, config
+        self.device, self.gathers, self.amp = device, gathers, amp
+        self.optimizer = build_optimizer(model, config, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
+        self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
+        self.lookahead = Lookahead(model, config.lookahead, config.lookahead_decay) if config.lookahead else None
+        self.metrics = Metrics(device)
+        self._forward_loss = self._plain_forward_loss
+        if compile:
+            # Not dynamic: a second step of the process, of another batch size, is compiled for its own shape too.
+            self._forward_loss = torch.compile(self._plain_forward_loss, mode=compile_mode, dynamic=False)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model that is worth evaluating: the averaged one where there is one."""
+        return self.average.model if self.average else self.model
+
+    def set_rate(self, rate: float, *, whitening: float = 1.0) -> None:
+        """The learning rate of the steps to come, and, as a part of its peak, that of a whitening layer's bias; queued
+        on the device like any other work."""
+        set_rates(self.optimizer, rate, whitening)
+
+    def __call__(self, batch: Batch) -> None:
+        """Train on one batch of a loader's `feed`."""
+        images = self.augmenter(batch, gather=self.gathers)
+        labels = batch.labels[batch.indices] if self.gathers else batch.labels
+        # None, not zeros: the backward pass then writes gradients instead of adding to them.
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, correct = self._forward_loss(images, labels)
+        self.scaler.scale(loss).backward()
+        if self.config.grad_clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip, foreach=True)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            self.average.update()
+        self.metrics.add(loss, correct, len(labels))
+
+    def after(self, done: int, total: int) -> None:
+        """What comes after step number ``done`` (1-based) of ``total`` but is not part of every step: lookahead's
+        correction, which therefore stays out of the captured graph."""
+        if self.lookahead:
+            self.lookahead.after_step(done, total)
+
+    def _plain_forward_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
+            logits = self.model(images)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        return loss, (logits.argmax(dim=1) == labels).sum()
+
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether each weight and statistic, of the averaged model too, is a finite number. The host waits for it."""
+        models = [self.model, self.average.model] if self.average else [self.model]
+        values = [t for model in models for t in model.state_dict().values() if t.is_floating_point()]
+        # The largest of all magnitudes: on a GPU a few launches, where a test of each tensor would take hundreds.
+        return bool(nn.utils.get_total_norm(values, norm_type=math.inf).isfinite())
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor that a step changes, but the scaler's."""
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+        yield from optimizer_tensors(self.optimizer)
+        if self.average:
+            yield from self.average.model.parameters()
+            yield from self.average.model.buffers()
+        if self.lookahead:
+            yield from self.lookahead.slow
+        yield self.metrics.sums
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Undo, in place, whatever steps inside the block changed: weights, statistics, momentum, scale."""
+        with torch.no_grad():
+            saved = [(tensor, tensor.detach().clone()) for tensor in self.tensors()]
+        scaler = self.scaler.state_dict()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in saved:
+                    tensor.copy_(value)
+            self.scaler.load_state_dict(scaler)
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the continuation needs, as tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.model.state_dict() if self.average else None,
+            "lookahead": self.lookahead.slow if self.lookahead else None,
+            "scaler": self.scaler.state_dict(),
+            "metrics": self.metrics.sums,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`, written into the tensors that are in place."""
+        self.model.load_state_dict(state["model"])
+        if self.average:
+            self.average.model.load_state_dict(state["average"])
+        saved = state["optimizer"]["state"]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        with torch.no_grad():
+            for number, parameter in enumerate(parameters):
+                for name, value in saved.get(number, {}).items():
+                    self.optimizer.state[parameter][name].copy_(value)
+            if self.lookahead:
+                torch._foreach_copy_(self.lookahead.slow, state["lookahead"])
+            self.metrics.sums.copy_(state["metrics"])
+        # Empty of a run that was not in float16: a scaler that is only needed now begins anew.
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,302 @@
+"""The training loop: epochs of steps, an evaluation after each, figures and checkpoints on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fast_train.common.console import SteadyConsole
+from fast_train.common.signals import Interrupt
+from fast_train.data_prep.manifest import PreparedSet, data_note
+from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.engine.build import build_augmenter, build_split_loader, build_step, ready_step
+from fast_train.pipeline.engine.checkpoint import CHECKPOINT, save_checkpoint
+from fast_train.pipeline.engine.evaluate import Evaluation, evaluate
+from fast_train.pipeline.engine.memory import check_memory
+from fast_train.pipeline.engine.metrics import Glimpse, Totals
+from fast_train.pipeline.engine.runtime import Runtime
+from fast_train.pipeline.errors import TrainingDiverged
+from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.optim.optimizer import has_whitening
+from fast_train.pipeline.optim.schedules import build_schedule, whitening_share
+from fast_train.pipeline.report.progress import Display
+from fast_train.pipeline.run.log import RunLog
+
+# A small model's epoch takes a second on a GPU: saving each one would cost as much as training it.
+_SECONDS_BETWEEN_SAVES = 10.0
+_REMEDY = "begin anew with a lower --lr or with --grad-clip 1; the last good checkpoint, if any, is kept"
+
+
+class EpochTotals(NamedTuple):
+    """sums: of the whole epoch. seconds, images_per_second: of the part of it that was trained just now; None where a
+    signal had come between the last step and the evaluation, so that nothing was."""
+
+    sums: Totals
+    seconds: float
+    images_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. evaluation: the last one. interrupted: the signal's number. train_seconds: without
+    start-up and evaluation."""
+
+    evaluation: Evaluation | None
+    interrupted: int | None
+    train_seconds: float
+
+
+class Trainer:
+    """One run. Builds everything that it needs; a context manager, which closes the loaders. After it come
+    `load_state_dict` of a run that goes on, `prepare`, and `fit`, which trains. target_reached: by the last evaluation.
+
+    Raises ValueError where network, loader or images do not fit together, and OSError where a file can't be read.
+    resumes: `load_state_dict` will be called, so that nothing is initialised from the data.
+    """
+
+    def __init__(self, config: Config, prepared: PreparedSet, runtime: Runtime, *, resumes: bool = False) -> None:
+        self.prepared, self.runtime = prepared, runtime
+        self.loader = build_split_loader(config, prepared, runtime, train=True)
+        self.test_loader = build_split_loader(config, prepared, runtime, train=False)
+        self.augmenter = build_augmenter(config, prepared, runtime, train=True)
+        self.test_augmenter = build_augmenter(config, prepared, runtime, train=False)
+        start = None if resumes else prepared
+        self.step = build_step(config, self.augmenter, runtime, gathers=self.loader.gathers, prepared=start)
+        # Of other networks the rates need not be set anew in each step only because this share moves.
+        self._whitens = has_whitening(self.step.optimizer)
+        self._begin(config)
+
+    def _begin(self, config: Config) -> None:
+        """Nothing is trained yet. The loaders and the step are there."""
+        self.config = config
+        steps_per_epoch = len(self.loader)
+        self.total_steps = config.run.steps or config.run.epochs * steps_per_epoch
+        self.epochs = math.ceil(self.total_steps / steps_per_epoch)
+        self.schedule = build_schedule(config.schedule, peak=config.optimizer.lr, total_steps=self.total_steps)
+        self.done_steps = 0
+        self.train_seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+        self._run_step: Callable[[Batch], None] = self.step
+        self._rates: tuple[float, float] | None = None
+        self._saved_at = time.monotonic()
+        self.target_reached = False
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.loader.close()
+        self.test_loader.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch, with its evaluation, is behind us."""
+        complete = len(self.history) >= self.epochs and self.done_steps >= self.total_steps
+        return complete or self.target_reached
+
+    def check_memory(self) -> None:
+        """ConfigError where a step is to run eagerly on the CPU and can't fit into the memory that is free."""
+        if self.runtime.device.type == "cpu" and not self.runtime.compile:
+            height, width, channels = self.prepared.manifest.image_shape
+            check_memory(self.step.model, (channels, height, width), self.config.data.batch_size, self.runtime.amp)
+
+    def prepare(self) -> float:
+        """Compile and capture the step, so that the first epoch is as fast as the others. Returns the seconds."""
+        started = time.perf_counter()
+        self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
+        return time.perf_counter() - started
+
+    def restart(self, seed: int) -> None:
+        """Begin anew from another seed, as a new Trainer would: what is compiled stays, `prepare` only captures it."""
+        config = dataclasses.replace(self.config, run=dataclasses.replace(self.config.run, seed=seed))
+        plain = dataclasses.replace(self.runtime, compile=False, graph=False)
+        # A captured step holds the split that it gathers from; there may be no room for two.
+        self._run_step = self.step
+        self.loader.close()
+        self.loader = build_split_loader(config, self.prepared, self.runtime, train=True)
+        self.augmenter.seed = seed
+        fresh = build_step(config, self.augmenter, plain, gathers=self.loader.gathers, prepared=self.prepared)
+        self.step.load_state_dict(fresh.state_dict())
+        self._begin(config)
+
+    def fit(
+        self, folder: Path, log: RunLog | None = None, display: Display | None = None, *, stop_after: int | None = None
+    ) -> Outcome:
+        """Train to the end, to the target accuracy, to a signal, or to the end of epoch ``stop_after`` (1-based).
+
+        folder: of the checkpoint. log, display: without them, figures go to the same folder and to standard output.
+        Raises TrainingDiverged when a loss or a weight is no finite number; the last checkpoint is then left as it was.
+        """
+        note = data_note(self.prepared)
+        with ExitStack() as opened:
+            if log is None:
+                log = opened.enter_context(closing(RunLog(folder, self.history, note=note)))
+            if display is None:
+                display = opened.enter_context(closing(Display(SteadyConsole(), epochs=self.epochs, note=note)))
+            return self._fit(folder, log, display, stop_after)
+
+    def _fit(self, folder: Path, log: RunLog, display: Display, stop_after: int | None) -> Outcome:
+        evaluation = None
+        self._saved_at = time.monotonic()
+        with Interrupt() as interrupt:
+            while not self.finished and (stop_after is None or len(self.history) < stop_after):
+                epoch = len(self.history)
+                trained = self._train_epoch(epoch, display, interrupt)
+                if interrupt.signum is not None:
+                    break
+                evaluation = self._evaluate_epoch(epoch)
+                record = self._record(epoch, trained, evaluation)
+                # An epoch that the run's length in steps cut off is not over: a longer run goes on inside of it.
+                if self.done_steps % len(self.loader) == 0:
+                    self.schedule.epoch_end(record["train_loss"])
+                    self.step.metrics.reset()
+                self.history.append(record)
+                log.add(record)
+                display.end(record)
+                if self.finished or epoch + 1 == stop_after:
+                    break
+                if time.monotonic() - self._saved_at > _SECONDS_BETWEEN_SAVES:
+                    self.save(folder)
+            # Inside of the block: a signal meanwhile must not cost the run.
+            self.save(folder)
+        return Outcome(
+            evaluation=evaluation,
+            interrupted=None if self.finished else interrupt.signum,
+            train_seconds=self.train_seconds,
+        )
+
+    def _train_epoch(self, epoch: int, display: Display, interrupt: Interrupt) -> EpochTotals:
+        """Train through what is left of an epoch."""
+        if self.loader.epoch != epoch:
+            self.loader.set_epoch(epoch)
+        self.augmenter.set_epoch(epoch)
+        self.step.model.train()
+        already = self.step.metrics.read().images
+        left = (self.total_steps - self.done_steps) * self.config.data.batch_size
+        display.begin(epoch + 1, already=already, images_left=left + already)
+        glimpse = Glimpse(self.step.metrics.sums)
+        started = time.perf_counter()
+        if self.done_steps < self.total_steps and interrupt.signum is None:
+            for batch in self.loader.feed():
+                rate = self._set_rate()
+                self._run_step(batch)
+                self.done_steps += 1
+                self.step.after(self.done_steps, self.total_steps)
+                seen = glimpse.take()
+                if seen is not None:
+                    self._check_finite(seen, epoch)
+                    display.update(seen, rate)
+                if self.done_steps == self.total_steps or interrupt.signum is not None:
+                    break
+        sums = self.step.metrics.read()
+        seconds = time.perf_counter() - started
+        self.train_seconds += seconds
+        self._check_finite(sums, epoch)
+        trained = sums.images - already
+        return EpochTotals(sums, seconds, trained / seconds if trained else None)
+
+    def _set_rate(self) -> float:
+        rate = self.schedule.rate(self.done_steps)
+        whitening = 0.0
+        if self._whitens:
+            whitening = whitening_share(self.done_steps, steps=self.config.optimizer.whiten_epochs * len(self.loader))
+        if (rate, whitening) != self._rates:
+            self.step.set_rate(rate, whitening=whitening)
+            self._rates = rate, whitening
+        return rate
+
+    def _check_finite(self, sums: Totals, epoch: int) -> None:
+        if not math.isfinite(sums.loss):
+            raise TrainingDiverged(
+                f"the loss became {sums.loss} in epoch {epoch + 1} at a learning rate of "
+                f"{self.schedule.rate(self.done_steps - 1):.4g}; {_REMEDY}"
+            )
+
+    def _check_weights(self) -> None:
+        if not self.step.is_finite():
+            raise TrainingDiverged(f"a weight became infinite or no number by step {self.done_steps:,}; {_REMEDY}")
+
+    def _evaluate_epoch(self, epoch: int) -> Evaluation | None:
+        last = self.done_steps >= self.total_steps
+        if not last and (epoch + 1) % self.config.run.eval_every:
+            return None
+        self._check_weights()
+        result = self.evaluate()
+        if not math.isfinite(result.loss):
+            raise TrainingDiverged(f"the loss of the test images became {result.loss} in epoch {epoch + 1}; {_REMEDY}")
+        target = self.config.run.target_accuracy
+        self.target_reached = target is not None and result.accuracy >= target
+        return result
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate the present weights (the averaged ones where there are any) on the test split."""
+        return evaluate(
+            self.step.evaluated_model,
+            self.test_loader,
+            self.test_augmenter,
+            amp=self.runtime.amp,
+            tta=self.config.run.tta,
+        )
+
+    def _record(self, epoch: int, trained: EpochTotals, evaluation: Evaluation | None) -> dict[str, Any]:
+        sums = trained.sums
+        return {
+            "epoch": epoch + 1,
+            "step": self.done_steps,
+            "lr": self.schedule.rate(self.done_steps - 1),
+            "train_loss": sums.loss / max(sums.images, 1),
+            "train_accuracy": sums.correct / max(sums.images, 1),
+            "test_loss": evaluation.loss if evaluation else None,
+            "test_accuracy": evaluation.accuracy if evaluation else None,
+            "images_per_second": trained.images_per_second,
+            "seconds": trained.seconds,
+            "train_seconds": self.train_seconds,
+            "synthetic": self.prepared.synthetic,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write all that the continuation needs to the run's checkpoint; TrainingDiverged, and the last checkpoint is
+        left as it was, where a weight is no finite number."""
+        self._check_weights()
+        cuda = torch.cuda.get_rng_state(self.runtime.device) if self.runtime.device.type == "cuda" else None
+        state = {
+            "config": self.config.to_dict(),
+            "classes": list(self.prepared.manifest.classes),
+            "mean": list(self.prepared.manifest.mean),
+            "std": list(self.prepared.manifest.std),
+            "step": self.step.state_dict(),
+            "loader": self.loader.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "done_steps": self.done_steps,
+            "train_seconds": self.train_seconds,
+            "history": self.history,
+        }
+        save_checkpoint(folder / CHECKPOINT, state)
+        self._saved_at = time.monotonic()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where the state that `save` wrote left off."""
+        self.step.load_state_dict(state["step"])
+        self.loader.load_state_dict(state["loader"])
+        self.schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["rng"]["cpu"].cpu())
+        if state["rng"]["cuda"] is not None and self.runtime.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.runtime.device)
+        self.done_steps, self.train_seconds = state["done_steps"], state["train_seconds"]
+        self.history = state["history"]
+        # A target is judged anew: the resumed run may have been given another one.
+        target, accuracy = self.config.run.target_accuracy, self.history[-1]["test_accuracy"] if self.history else None
+        self.target_reached = target is not None and accuracy is not None and accuracy >= target
+        # A run of so many steps that ended inside an epoch and is now made longer: that epoch is not over.
+        inside = self.done_steps % len(self.loader) and len(self.history) > self.loader.epoch
+        if inside and self.done_steps < self.total_steps:
+            self.history.pop()

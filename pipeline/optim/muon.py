@@ -1,0 +1,129 @@
+"""Muon: filters move by the orthogonal matrix next to their momentum.
+
+Source: Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein 2024, "Muon: an optimizer for hidden layers in neural
+networks", kellerjordan.github.io/posts/muon, in the form that its first use on CIFAR-10 has, where each layer's norm is
+fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.optim.sgd import sgd
+
+from fast_train.pipeline.device import computes_bf16
+
+# The quintic 3.4445 x - 4.7750 x^3 + 2.0315 x^5 is steepest at zero among those that keep [0, 1] near 1.
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+_EPSILON = 1e-7
+Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
+
+
+def orthogonalise(matrices: Tensor, iterations: int) -> Tensor:
+    """U V^T of each matrix U S V^T, roughly: its singular values come out between about 0.7 and 1.2.
+
+    matrices: [B, M, N], of a floating-point type; the result has their shape and the type of the computation, which is
+    bfloat16 on CUDA devices whose tensor cores compute in it (exact enough, and fastest) and float32 elsewhere. The
+    Newton-Schulz iteration is applied to the smaller side.
+    """
+    fast = matrices.is_cuda and computes_bf16(matrices.device)
+    x = matrices.to(torch.bfloat16 if fast else torch.float32)
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + _EPSILON)
+    for _ in range(iterations):
+        square = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(square, square, square, beta=_B, alpha=_C)
+        x = torch.baddbmm(x, polynomial, x, beta=_A)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Groups with ``muon`` hold filters [out, in, height, width] and are moved by Muon, the others by fused SGD.
+
+    A step of Muon: momentum; the direction is the momentum (with Nesterov, one step ahead) as a matrix
+    [out, in * height * width], orthogonalised; the filters are scaled to the Frobenius norm sqrt(out), which is the
+    direction's too, and moved by ``lr`` times the direction. So ``lr`` is an angle, and weight decay has no meaning.
+
+    groups: of each, params, lr (a 0-D tensor on the device), momentum, nesterov, weight_decay (SGD's), muon; and
+    muon's iterations. The momentum buffers exist from the start. A step waits for nothing on the host, and skips, on
+    the device, where a gradient scaler found infinities.
+    """
+
+    # torch.amp.GradScaler then hands its scale and its finding over as tensors, without waiting for them.
+    _step_supports_amp_scaling = True
+
+    def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
+        super().__init__(groups, {})
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # none that evaluates the loss again
+        """Move every parameter by its gradient."""
+        del closure
+        scale, skip = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            moved = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in moved]
+            momenta = [self.state[p]["momentum_buffer"] for p in moved]
+            if not moved:
+                continue
+            if group["muon"]:
+                _step_filters(group, moved, gradients, momenta, scale, skip)
+            else:
+                sgd(
+                    moved, gradients, momenta, fused=True, grad_scale=scale, found_inf=skip, maximize=False,
+                    lr=group["lr"], momentum=group["momentum"], nesterov=group["nesterov"], dampening=0.0,
+                    weight_decay=group["weight_decay"],
+                )  # fmt: skip
+
+
+def _step_filters(
+    group: dict[str, Any],
+    filters: Tensors,
+    gradients: Tensors,
+    momenta: Tensors,
+    scale: Tensor | None,
+    skip: Tensor | None,
+) -> None:
+    before = [] if skip is None else [(t, t.clone()) for t in (*filters, *momenta)]
+    if scale is not None:
+        gradients = torch._foreach_div(gradients, scale)
+    torch._foreach_mul_(momenta, group["momentum"])
+    torch._foreach_add_(momenta, gradients)
+    directions = momenta
+    if group["nesterov"]:
+        directions = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
+    norms = torch._foreach_norm(filters)
+    # Filters may start at zero, and have no direction to be scaled along.
+    torch._foreach_clamp_min_(norms, _EPSILON)
+    torch._foreach_reciprocal_(norms)
+    torch._foreach_mul_(norms, [len(f) ** 0.5 for f in filters])
+    torch._foreach_mul_(filters, norms)
+    updates = _orthogonal(directions, group["iterations"])
+    torch._foreach_mul_(updates, group["lr"])
+    torch._foreach_sub_(filters, updates)
+    if skip is not None:
+        for tensor, value in before:
+            tensor.copy_(torch.where(skip.bool(), value, tensor))
+
+
+def _orthogonal(directions: Tensors, iterations: int) -> list[Tensor]:
+    """Each direction [O, I, H, W] orthogonalised, in its own type; those of one shape go as one batch."""
+    batches: dict[torch.Size, list[int]] = {}
+    for number, direction in enumerate(directions):
+        batches.setdefault(direction.shape, []).append(number)
+    updates = list(directions)
+    for (outputs, inputs, height, width), numbers in batches.items():
+        # In the order of channels_last memory, where this is a view; the order of columns is of no account.
+        batch = torch.stack([directions[n].permute(0, 2, 3, 1).reshape(outputs, -1) for n in numbers])
+        results = orthogonalise(batch, iterations).to(batch.dtype).view(-1, outputs, height, width, inputs)
+        for n, result in zip(numbers, results.permute(0, 1, 4, 2, 3).unbind(), strict=True):
+            updates[n] = result
+    return updates

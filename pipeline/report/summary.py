@@ -1,0 +1,122 @@
+"""What a person looks at after a run: pictures, and a short table in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fast_train.data_prep.manifest import PreparedSet, data_note
+from fast_train.pipeline.engine.augmentation import Augmenter
+from fast_train.pipeline.engine.evaluate import Evaluation, evaluation_batch
+from fast_train.pipeline.loaders import LOADERS, Loader, build_loader
+
+GRID_IMAGES = 32
+BATCH_IMAGES = 64
+_MOST_ROWS = 20
+
+
+def write_pictures(
+    folder: Path, evaluation: Evaluation, history: list[dict[str, Any]], prepared: PreparedSet, *, title: str
+) -> list[Path]:
+    """Learning curves (where there is a history), confusion matrix, accuracies and predictions as PNG files."""
+    # Here, not above: matplotlib takes a third of a second to import, which no training should wait for.
+    from fast_train.pipeline.report import plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = list(prepared.manifest.classes)
+    title = title + data_note(prepared)
+    paths = []
+    if history:
+        paths.append(plots.learning_curves(history, folder / "learning-curves.png", title=title))
+    matrix = evaluation.confusion
+    paths.append(plots.confusion_matrix(matrix, classes, folder / "confusion-matrix.png", title=title))
+    paths.append(plots.per_class_accuracy(matrix, classes, folder / "class-accuracy.png", title=title))
+
+    count = prepared.size("test")
+    # Spread over the split: its file is in the order of the classes where it comes from class folders.
+    chosen = np.linspace(0, count - 1, min(GRID_IMAGES, count)).astype(np.int64)
+    images, labels = _test_images(prepared, chosen)
+    paths.append(
+        plots.prediction_grid(
+            images,
+            labels,
+            evaluation.predictions[chosen],
+            evaluation.confidences[chosen],
+            classes,
+            folder / "predictions.png",
+            title=title,
+            count=len(chosen),
+        )
+    )
+    return paths
+
+
+def _test_images(prepared: PreparedSet, chosen: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images uint8 [n, H, W, C] and labels [n] of the test split, whatever format it is prepared in. chosen: their
+    numbers, rising."""
+    formats = [entry.format for entry in prepared.manifest.files if entry.split == "test"]
+    # A packed file gives single images; any other is read through, by a loader.
+    readers = [name for name, loader in LOADERS.items() if loader.format in formats and loader.missing() is None]
+    if "packed" in formats or not readers:
+        packed = prepared.packed("test")
+        return packed.images[chosen], packed.labels[chosen]
+    batch_size = evaluation_batch(prepared, "test")
+    images, labels = [], []
+    with build_loader(readers[0], prepared, "test", batch_size=batch_size, train=False) as loader:
+        for batch in loader:
+            wanted = torch.isin(batch.indices, torch.from_numpy(chosen))
+            images.append(batch.images[wanted].numpy())
+            labels.append(batch.labels[wanted].numpy())
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def write_batch_picture(path: Path, loader: Loader, augmenter: Augmenter, *, title: str) -> Path:
+    """The first images of the first training batch of epoch 0, augmented, as the model sees them."""
+    from fast_train.pipeline.report import plots
+
+    loader.set_epoch(0)
+    batch = next(iter(loader))
+    images = augmenter(batch, gather=False)[:BATCH_IMAGES].float().cpu()
+    pixels = images.permute(0, 2, 3, 1).numpy() * np.array(augmenter.std) + np.array(augmenter.mean)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    classes = list(loader.prepared.manifest.classes)
+    labels = batch.labels[:BATCH_IMAGES].cpu().numpy()
+    title = title + data_note(loader.prepared)
+    return plots.batch_grid(pixels.clip(0, 1).astype(np.float32), labels, classes, path, title=title)
+
+
+def print_evaluation(console: Console, evaluation: Evaluation, prepared: PreparedSet) -> None:
+    """Top-1 and the accuracy of each class; of many classes, the worst ones."""
+    classes, accuracies = prepared.manifest.classes, evaluation.per_class()
+    order: Any = range(len(classes))
+    title = "accuracy by class"
+    if len(classes) > _MOST_ROWS:
+        order = np.argsort(accuracies)[:_MOST_ROWS]
+        title = f"the {_MOST_ROWS} worst of {len(classes)} classes"
+    table = Table(title=title, title_justify="left")
+    table.add_column("class")
+    table.add_column("test images", justify="right")
+    table.add_column("accuracy", justify="right")
+    for k in order:
+        images = int(evaluation.confusion[k].sum())
+        # As text: a name in brackets is no markup.
+        table.add_row(Text(classes[k]), f"{images:,}", f"{accuracies[k]:.2%}" if images else "-")
+    console.print(table)
+    print_accuracy(console, evaluation, prepared)
+
+
+def print_accuracy(console: Console, evaluation: Evaluation, prepared: PreparedSet) -> None:
+    """Top-1 and loss in a line."""
+    images = int(evaluation.confusion.sum())
+    console.print(
+        f"test accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.3f}, on {images:,} images"
+        f"{data_note(prepared)}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,1 @@
+"""A run as a call: its plan, its folder, its record."""
