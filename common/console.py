@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from fast_train.common.signals import nowhere
 from fast_train.common.text import format_bytes
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -80,11 +78,3 @@ class Display:
         # Over a moment, a rate says nothing; nor does one that rounds to 0.
         rate = (done - already) / seconds if seconds > 0.5 else 0
         self.say(f"{label}: {amount(done)} in {seconds:.1f} s" + (f" ({amount(rate)}/s)" if round(rate) else ""))
-
-
-class SteadyConsole(Console):
-    """One whose reader may go away (``| head``): what is printed then goes nowhere, and the training goes on."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        nowhere(sys.stdout.fileno())

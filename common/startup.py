@@ -1,31 +1,15 @@
-"""A command's first seconds, and its last: what it can print, importing torch without Python's collector, where it
-keeps code, and Ctrl-C when all is done."""
+"""A command's first seconds: importing torch without Python's collector, and where compiled code is kept."""
 
 from __future__ import annotations
 
 import atexit
 import gc
-import io
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
-def print_anything() -> None:
-    """Have standard output show a question mark for a letter that its encoding lacks, where Python would raise an
-    error: names of classes may be in any script, and come when the training is over. Standard error never raises
-    one."""
-    # Whoever embeds a command may have put any object there.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-
-
-def end_at_once_by_ctrl_c() -> None:
-    """From here on Ctrl-C ends the process without a word: for one that has nothing left to do but to end."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+from fast_train.common.files import cache_folder
 
 
 @contextmanager
@@ -58,9 +42,6 @@ def _keep_compiled_code() -> None:
     torch.compile's modules are imported, as torchvision does. A place that the user has chosen stays; where the cache
     folder can't be written, torch's own serves.
     """
-    # Here, not above: a command imports this before it can tell anyone of Ctrl-C.
-    from fast_train.common.files import cache_folder
-
     try:
         folder = cache_folder() / "compiled"
         folder.mkdir(parents=True, exist_ok=True)

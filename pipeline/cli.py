@@ -6,9 +6,9 @@ import argparse
 import sys
 from typing import Any
 
-from fast_train.common.command import complain
-from fast_train.common.startup import end_at_once_by_ctrl_c, print_anything, quick_imports
-from fast_train.pipeline.engine.memory import memory_error
+from fast_train.common.command import run_command
+from fast_train.common.startup import quick_imports
+from fast_train.pipeline.errors import TrainingDiverged
 
 PROGRAM = "fast-train"
 _EPILOG = """examples:
@@ -145,37 +145,28 @@ def parse_flags(arguments: list[str] | None = None) -> tuple[dict[str, Any], arg
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
     with the command."""
-    try:
-        print_anything()
-        return _run(*parse_flags(arguments))
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
-    finally:
-        if arguments is None:
-            end_at_once_by_ctrl_c()
+    settings, others = parse_flags(arguments)
+    return run_command(
+        PROGRAM,
+        lambda: _run(settings, others),
+        debug=others.debug,
+        ends_process=arguments is None,
+        statuses={TrainingDiverged: 1},
+        explain=_explain,
+    )
+
+
+def _explain(error: Exception) -> Exception | None:
+    # Where it is not imported, torch has raised no error.
+    memory = sys.modules.get("fast_train.pipeline.engine.memory")
+    return memory.memory_error(error) if memory else None
 
 
 def _run(settings: dict[str, Any], others: argparse.Namespace) -> int:
     # After parsing: torch takes seconds to import, and --help needs none of it.
     with quick_imports():
         from fast_train.pipeline import commands
-        from fast_train.pipeline.errors import TrainingDiverged
-
-    try:
-        return commands.run(settings, others)
-    except (ValueError, OSError) as error:
-        complain(PROGRAM, error, debug=others.debug)
-        return 2
-    except TrainingDiverged as error:
-        complain(PROGRAM, error, debug=others.debug)
-        return 1
-    except (RuntimeError, MemoryError) as error:
-        hint = memory_error(error)
-        if hint is None:
-            raise
-        complain(PROGRAM, hint, debug=others.debug)
-        return 2
+    return commands.run(settings, others)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 
-from fast_train.common.console import SteadyConsole
 from fast_train.pipeline.config.recipe import merge, tomllib
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import LOADERS
@@ -18,7 +17,7 @@ from fast_train.pipeline.run.session import _evaluate, _runtime, _show_batch, _t
 def run(settings: dict[str, Any], others: argparse.Namespace) -> int:
     """Train, evaluate or show a batch; returns the exit status."""
     # Paths and names are printed as they are: brackets and colons in them are no markup.
-    console = SteadyConsole(markup=False, highlight=False, emoji=False)
+    console = Console(markup=False, highlight=False, emoji=False)
     if others.list_loaders:
         return _list_loaders(console)
     settings = merge(settings, _parse_sets(others.set))

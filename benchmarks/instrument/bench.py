@@ -24,9 +24,8 @@ from fast_train.benchmarks.instrument.machine import Watch, fingerprint
 from fast_train.benchmarks.instrument.result import ImpossibleError, Result, Row, Skipped
 from fast_train.benchmarks.instrument.statistics import check_counts
 from fast_train.benchmarks.instrument.timing import FAILURES, Case, interleave
-from fast_train.common.command import exit_status
 from fast_train.common.console import Display
-from fast_train.common.signals import Interrupt
+from fast_train.common.signals import Interrupt, exit_status
 from fast_train.common.text import one_line
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.data_prep.sources import SourceOptions, build_source

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 from fast_train.benchmarks.instrument.flags import add_subject, known_names
 from fast_train.benchmarks.present.folder import report_folder
 from fast_train.benchmarks.throughput import cli
-from fast_train.common.command import run_command, termination_as_interrupt
+from fast_train.common.command import run_command
+from fast_train.common.signals import termination_as_interrupt
 from fast_train.common.startup import quick_imports
 
 if TYPE_CHECKING:

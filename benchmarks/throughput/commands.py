@@ -19,8 +19,8 @@ from fast_train.benchmarks.throughput.compare import compare, describe
 from fast_train.benchmarks.throughput.mllog import log_lines
 from fast_train.benchmarks.throughput.report import JSON, device_of, write_report
 from fast_train.benchmarks.throughput.suites import NEEDS, SUITES, accuracy, end_to_end, ladder, preparation, startup
-from fast_train.common.command import termination_as_interrupt
 from fast_train.common.console import Display
+from fast_train.common.signals import termination_as_interrupt
 from fast_train.common.text import show_path
 from fast_train.pipeline.device import device_name
 from fast_train.pipeline.errors import ConfigError

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.console import Console
 
-from fast_train.common.console import SteadyConsole
 from fast_train.common.signals import Interrupt
 from fast_train.data_prep.manifest import PreparedSet, data_note
 from fast_train.pipeline.config.settings import Config
@@ -140,7 +140,7 @@ class Trainer:
             if log is None:
                 log = opened.enter_context(closing(RunLog(folder, self.history, note=note)))
             if display is None:
-                display = opened.enter_context(closing(Display(SteadyConsole(), epochs=self.epochs, note=note)))
+                display = opened.enter_context(closing(Display(Console(), epochs=self.epochs, note=note)))
             return self._fit(folder, log, display, stop_after)
 
     def _fit(self, folder: Path, log: RunLog, display: Display, stop_after: int | None) -> Outcome:
