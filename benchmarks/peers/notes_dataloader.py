@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 from torchvision import transforms
 
-from fast_train.benchmarks.instrument.feeds import Peer
+from fast_train.benchmarks.instrument.feeds import FeedOptions, Peer
 
 
 class PilDataset(Dataset[tuple[Any, int]]):
@@ -40,8 +40,8 @@ class NotesDataLoader(Peer):
     augmentation = "flip on PIL images"
     fixed_workers = 4
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, options: FeedOptions) -> None:
+        super().__init__(options)
         if not self.augment:
             raise ValueError("its transforms make normalised floats on the CPU; it has no way to give bytes")
         self.dtype = torch.float32

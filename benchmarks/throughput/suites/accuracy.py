@@ -13,15 +13,17 @@ from rich.console import Console
 
 from fast_train.benchmarks.instrument.bench import Bench
 from fast_train.benchmarks.instrument.cost import TRAINING_FLOPS, training_flops
+from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Row
+from fast_train.benchmarks.throughput.records import AccuracyDetails, Diverged, EpochEnd, Training
+from fast_train.benchmarks.throughput.settings import ThroughputSettings
 from fast_train.pipeline.engine.trainer import Trainer
 from fast_train.pipeline.errors import TrainingDiverged
 from fast_train.pipeline.report.progress import Display
 from fast_train.pipeline.run.log import RunLog
 
 SUITE = "accuracy"
-#: The row of the accuracies after the last epoch. Its details: ``runs`` and ``diverged``, each in the order of the
-#: seeds, ``seeds`` (how many there were to be), ``target``, ``epochs`` and ``batch_size`` of the trainings.
+#: The row of the accuracies after the last epoch.
 FINAL = "test accuracy at the end"
 #: The row of the seconds from the first step to the end of the last epoch, evaluations included.
 ENDED = "seconds to the end"
@@ -40,13 +42,10 @@ class _ClockedLog(RunLog):
         super().add(record)
 
 
-def run(bench: Bench) -> None:
+def run(bench: Bench[ThroughputSettings]) -> None:
     """Rows of the accuracy at the end, of the seconds to it, and, with a target, of the seconds to that where every
     seed reached it. A seed that diverged has no figures, did not reach the target, and makes the command fail."""
     settings = bench.settings
-    if settings.quick:
-        bench.skip(SUITE, "time to accuracy", "left out by --quick")
-        return
     if bench.device.type == "cpu" and not settings.accuracy_asked:
         images = settings.runs * (settings.epochs or bench.recipe.run.epochs) * bench.prepared.size("train")
         if images * training_flops(bench.recipe.model) > TRAINING_FLOPS:
@@ -59,49 +58,54 @@ def run(bench: Bench) -> None:
     runs, diverged = _trainings(bench)
     if diverged:
         _report_divergence(bench, runs, diverged)
-    times = tuple(float(run["epochs"][-1]["seconds"]) for run in runs)
+    times = tuple(run.epochs[-1].seconds for run in runs)
     if runs:
         _add_ends(bench, runs, diverged, times)
     target = settings.target_accuracy
     if target is None:
         return
     name = f"seconds to {target:.2%}"
-    missed = {run["seed"]: f"{run['accuracy']:.2%}" for run in runs if not run["reached"]}
-    missed |= {lost["seed"]: "diverged" for lost in diverged}
+    missed = {run.seed: f"{run.accuracy:.2%}" for run in runs if not run.reached}
+    missed |= {lost.seed: "diverged" for lost in diverged}
     if missed:
         reasons = ", ".join(f"seed {seed}: {missed[seed]}" for seed in sorted(missed))
         bench.skip(SUITE, name, f"not reached by {reasons}")
         return
-    bench.add(Row(suite=SUITE, name=name, unit="s", better="lower", statistic="mean", repeats=times))
+    _add_times(bench, name, times)
 
 
 def _add_ends(
-    bench: Bench, runs: list[dict[str, Any]], diverged: list[dict[str, Any]], times: tuple[float, ...]
+    bench: Bench[ThroughputSettings], runs: Sequence[Training], diverged: Sequence[Diverged], times: tuple[float, ...]
 ) -> None:
-    details = {
-        "runs": runs,
-        "diverged": diverged,
-        "seeds": bench.settings.runs,
-        "target": bench.settings.target_accuracy,
-        "epochs": runs[0]["planned_epochs"],
+    details = AccuracyDetails(
+        runs=tuple(runs),
+        diverged=tuple(diverged),
+        seeds=bench.settings.runs,
+        target=bench.settings.target_accuracy,
+        epochs=runs[0].planned_epochs,
         # That of the step alone may be smaller: see `benchmarks.instrument.cost.fit_batch`.
-        "batch_size": bench.recipe.data.batch_size,
-    }
-    finals = tuple(float(run["accuracy"]) for run in runs)
+        batch_size=bench.recipe.data.batch_size,
+    )
+    finals = tuple(run.accuracy for run in runs)
     bench.add(Row(suite=SUITE, name=FINAL, unit="accuracy", statistic="mean", repeats=finals, details=details))
-    bench.add(Row(suite=SUITE, name=ENDED, unit="s", better="lower", statistic="mean", repeats=times))
+    _add_times(bench, ENDED, times)
 
 
-def _report_divergence(bench: Bench, runs: list[dict[str, Any]], diverged: list[dict[str, Any]]) -> None:
+def _add_times(bench: Bench[ThroughputSettings], name: str, times: tuple[float, ...]) -> None:
+    row = Row(suite=SUITE, name=name, unit="s", better="lower", statistic="mean", repeats=times, details=Details())
+    bench.add(row)
+
+
+def _report_divergence(bench: Bench[ThroughputSettings], runs: Sequence[Training], diverged: Sequence[Diverged]) -> None:
     """Warn, and have the command fail: over the seeds that went well a recipe looks better than it is."""
-    seeds = ", ".join(str(lost["seed"]) for lost in diverged)
+    seeds = ", ".join(str(lost.seed) for lost in diverged)
     figures = f"the figures are of {len(runs)} of {bench.settings.runs} seeds" if runs else "there are no figures"
     warning = f"time to accuracy: {len(diverged)} of {bench.settings.runs} trainings diverged (seed {seeds}); {figures}"
     bench.result.warnings.append(warning)
     bench.impossible.append(warning)
 
 
-def _trainings(bench: Bench) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _trainings(bench: Bench[ThroughputSettings]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """One training of each seed, in JSON's types: those that came to an end, and ``seed`` and ``reason`` of those that
     diverged. They share one Trainer, so that the step is compiled once."""
     torch.compiler.reset()
