@@ -19,7 +19,7 @@ import torch
 from fast_train.benchmarks.instrument.cost import fit_batch
 from fast_train.benchmarks.instrument.flags import BASELINE, Settings, Subject
 from fast_train.benchmarks.instrument.machine import Watch, fingerprint
-from fast_train.benchmarks.instrument.records import Details, ImpossibleError
+from fast_train.benchmarks.instrument.records import ImpossibleError
 from fast_train.benchmarks.instrument.result import D, D_co, Result, Row, Skipped
 from fast_train.benchmarks.instrument.timing import FAILURES, Case, interleave
 from fast_train.common.console import Display

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from fast_train.pipeline.config.recipe import resolve
-from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.config.recipe import check_given
+from fast_train.pipeline.config.settings import DataConfig
 from fast_train.pipeline.errors import ConfigError, check_name
 
 #: The recipe of the study notes' script, which this project's figures are compared with.
@@ -17,26 +17,20 @@ BASELINE = "notes"
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is measured: on which images, of which network, by which recipe, where. None for what fast-train takes."""
+    """What is measured, as flags say it: on which prepared set, of which network, by which recipe, where; how
+    thoroughly; and whether to show the trace of an error. None for what was not given."""
 
-    data: str = "data/cifar10"
-    """The prepared set's folder."""
+    data: str = DataConfig.path
     arch: str | None = None
-    """The network."""
     recipe: str | None = None
-    """The recipe whose step is measured."""
     device: str | None = None
-    """``cpu``, ``cuda`` or ``cuda:N``."""
     quick: bool = False
-    """Whether a look is enough."""
     repeats: int | None = None
-    """Of each case."""
     debug: bool = False
-    """Whether to show the trace of an error."""
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, dict[str, Any]]:
         """As settings that are given over a recipe, nested by section."""
-        given: dict[str, Any] = {"data": {"path": self.data}}
+        given: dict[str, dict[str, Any]] = {"data": {"path": self.data}}
         if self.device:
             given["run"] = {"device": self.device}
         if self.arch:
@@ -44,19 +38,21 @@ class Subject:
         return given
 
     def check(self) -> None:
-        """ConfigError for a network or a recipe that is not known, or two that do not fit together."""
-        if self.recipe:
-            resolve(self.recipe, self.settings())
-        else:
-            Config.from_dict(self.settings())
+        """Refuse what can be refused without torch, which takes seconds to import: a network, a recipe or a set that
+        is not there. ValueError."""
+        check_given(self.recipe or None, self.settings())
+        # NumPy, which reading a set needs, takes a tenth of a second to import.
+        from fast_train.data_prep.manifest import PreparedSet
+
+        PreparedSet.open(self.data)
 
 
 def add_subject(parser: argparse.ArgumentParser, *, recipe: str | None = None) -> None:
-    """Add the flags of `Subject` that come first in a command's help. recipe: the default, None for what fast-train
+    """Add those flags of `Subject` that come first in a command's help. recipe: the default, None for what fast-train
     takes."""
     add = parser.add_argument
     default = recipe or "fast on a GPU or with --arch, cpu-quick or cpu-short without"
-    add("--data", metavar="DIR", help="prepared set (default: data/cifar10)")
+    add("--data", metavar="DIR", help=f"prepared set (default: {DataConfig.path})")
     add("--arch", metavar="NAME", help="network (default: the recipe's)")
     add("--recipe", metavar="NAME", help=f"whose step is measured (default: {default})")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")

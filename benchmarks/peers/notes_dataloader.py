@@ -1,4 +1,4 @@
-"""The study notes' loading: a DataLoader of four workers, PIL images, torchvision's first transforms.
+"""The baseline's loading, that of the study notes: a DataLoader of four workers, PIL images, torchvision's first transforms.
 
 The notes that this project grew out of train so: ``RandomHorizontalFlip``, ``ToTensor``, ``Normalize`` by a half,
 batches moved to the device in the loop. They follow PyTorch's tutorial "Training a classifier"
@@ -35,7 +35,7 @@ class PilDataset(Dataset[tuple[Any, int]]):
 class NotesDataLoader(Peer):
     """Float32 batches, whatever the step computes in. New workers each epoch, as in the notes."""
 
-    name = "notes' DataLoader"
+    name = "baseline DataLoader"
     source = "PyTorch's tutorial 'Training a classifier', with four workers"
     augmentation = "flip on PIL images"
     fixed_workers = 4

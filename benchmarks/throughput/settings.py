@@ -40,19 +40,19 @@ class Flags(Subject):
     max_loss: float | None = None
 
     def check(self) -> None:
-        """Refuse what can be refused without torch, which takes seconds to import: ValueError."""
-        super().check()
+        """Also for suites that are not known, and for flags that no suite would heed or that it would refuse."""
         self.check_used(self.chosen_suites())
         repeats = default_repeats(quick=self.quick) if self.repeats is None else self.repeats
         check_counts(repeats, self.warm_up)
         for flag, value in (("--runs", self.runs), ("--workers", self.workers)):
             if value is not None and value < 1:
                 raise ValueError(f"{flag} {value} is too few; give 1 or more")
-        # Of a training and of prep-data, which come last: what they would refuse is refused before anything is measured.
+        # What a training and prep-data, which come last, would refuse is refused before anything is measured.
         epochs = RunConfig().epochs if self.epochs is None else self.epochs
         replace(RunConfig(), target_accuracy=self.target_accuracy, epochs=epochs)
         if self.prep_dataset is not None:
             check_dataset(self.prep_dataset)
+        super().check()
 
     def chosen_suites(self) -> list[str]:
         """The suites to run, in their order; ValueError for unknown names, none left, or one that another one needs."""

@@ -130,9 +130,7 @@ def _copy(batch: Batch) -> Batch:
     return Batch(*(tensor.clone() for tensor in batch))
 
 
-def measured(
-    bench: Bench[ThroughputSettings], entry: Entry, feed: Feed, step: Step
-) -> Measured[EndToEndDetails]:
+def measured(bench: Bench[ThroughputSettings], entry: Entry, feed: Feed, step: Step) -> Measured[EndToEndDetails]:
     """The case of a step that a feed feeds: training images a second."""
     per_epoch = bench.prepared.size("train") // feed.batch_size
     rate = Rate(
