@@ -20,8 +20,8 @@ OPTIMIZER = "optimizer"
 MATRIX = "matrix product"
 REST = "rest"
 
-# The first that is found in a kernel's name counts. Ours are named as their functions in `kernels`. cuDNN and CUTLASS
-# name the direction of a convolution in each kernel; Inductor names the operations that a kernel joins, and kernels from
+# The first pattern found in a kernel's name counts. Ours are named as their functions in `kernels`. cuDNN and CUTLASS
+# name the direction of a convolution in each kernel. Inductor names the operations that a kernel joins; its kernels from
 # a template begin with triton_tem.
 _PATTERNS = (
     (AUGMENTATION, r"^augment_kernel"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fast_train.kernels.batchnorm import batch_norm, batch_norm_twice
@@ -21,6 +21,12 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Of one rounding to the type, and in float32 of sums of a few thousand terms.
 TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}
 CASES = [(residual, relu) for residual in (False, True) for relu in (False, True)]
+# (dtype, residual, relu, twice): each case once, and each type with both values of each flag.
+INTERPRETED = [
+    (torch.float32, False, False, False), (torch.float32, True, True, True), (torch.float32, False, True, False),
+    (torch.bfloat16, False, True, True), (torch.bfloat16, True, False, False), (torch.bfloat16, True, False, True),
+    (torch.float16, False, False, True), (torch.float16, True, True, False),
+]  # fmt: skip
 
 
 def _inputs(shape, dtype, *, residual, device="cpu", seed=0, mean=0.5, std=2.0):
@@ -100,21 +106,20 @@ def test_reference_equals_pytorch(dtype, residual, relu):
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("twice", [False, True])
-@pytest.mark.parametrize(("residual", "relu"), CASES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "residual", "relu", "twice"), INTERPRETED)
 def test_triton_equals_pytorch(dtype, residual, relu, twice):
-    """On the CPU the kernels run in Triton's interpreter; several tiles and a last one that is cut off."""
+    """On the CPU the kernels run in Triton's interpreter; several tiles, the last one partial."""
     inputs = _inputs((3, 6, 19, 23), dtype, residual=residual)
     _compare(batch_norm_twice_triton if twice else batch_norm_triton, inputs, relu=relu, twice=twice)
 
 
 @pytest.mark.interpreter
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
-    st.integers(1, 6), st.sampled_from([1, 2, 3, 16, 65, 130]), st.integers(2, 9), st.integers(3, 9), st.booleans(),
+    st.integers(1, 6), st.sampled_from([1, 2, 3, 16, 65]), st.integers(2, 9), st.integers(3, 9), st.booleans(),
     st.booleans(), st.integers(0, 1000),
 )  # fmt: skip
+@example(1, 130, 4, 9, True, True, 0)
 def test_triton_on_any_shape(count, channels, height, width, residual, relu, seed):
     inputs = _inputs((count, channels, height, width), torch.float32, residual=residual, seed=seed)
     # Few values have a small variance now and then, which magnifies rounding.
@@ -191,17 +196,14 @@ def test_nan_is_not_hidden_by_the_relu():
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("twice", [False, True])
-def test_torch_compile_keeps_it_whole(twice):
+def test_torch_compile_keeps_it_whole():
     """One graph without breaks, and the values of the eager run, running statistics included."""
 
     def block(inputs):
-        if not twice:
-            return batch_norm_triton(*inputs, relu=True, momentum=0.1, eps=1e-5).square().sum()
         y, skip = batch_norm_twice_triton(*inputs, relu=True, momentum=0.1, eps=1e-5)
         # The last block's second name is of no use.
         last, _ = batch_norm_twice_triton(y * 2, *inputs[1:5], skip, relu=True, momentum=0.1, eps=1e-5)
-        return last.square().sum()
+        return batch_norm_triton(last, *inputs[1:], relu=True, momentum=0.1, eps=1e-5).square().sum()
 
     eager = _inputs((2, 6, 5, 5), torch.float32, residual=True)
     compiled = _copies(eager)

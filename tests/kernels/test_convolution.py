@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fast_train.kernels.convolution import norm_relu_convolution, normalise, with_statistics
@@ -26,7 +26,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}
 
 
-def _inputs(dtype, *, shape=(3, 20, 11, 7), columns=33, size=3, residual=True, device="cpu", seed=0):
+def _inputs(dtype, *, shape=(2, 20, 5, 7), columns=33, size=3, residual=True, device="cpu", seed=0):
     """x, weight, bias, filters, residual (leaves), and running statistics of both norms."""
     generator = torch.Generator().manual_seed(seed)
     channels = shape[1]
@@ -127,6 +127,12 @@ def _compare(run, inputs, *, stride=1, shared=False, tolerance=None, used=("out"
 
 
 CASES = [(residual, stride, shared) for residual in (False, True) for stride in (1, 2) for shared in (False, True)]
+# Each case once, and each type with both values of each flag: all of them for each type would take a minute.
+INTERPRETED = [
+    (torch.float32, False, 1, False), (torch.float32, True, 2, True), (torch.float32, True, 1, True),
+    (torch.bfloat16, False, 1, True), (torch.bfloat16, True, 2, False), (torch.bfloat16, False, 2, False),
+    (torch.float16, False, 2, True), (torch.float16, True, 1, False),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("residual", "stride", "shared"), CASES)
@@ -136,30 +142,33 @@ def test_reference_equals_pytorch(dtype, residual, stride, shared):
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize(("residual", "stride", "shared"), CASES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "residual", "stride", "shared"), INTERPRETED)
 def test_triton_equals_pytorch(dtype, residual, stride, shared):
-    """On the CPU the kernels run in Triton's interpreter; two tiles of rows, the second one cut off."""
-    _compare(_by_triton, _inputs(dtype, residual=residual), stride=stride, shared=shared)
+    """On the CPU the kernels run in Triton's interpreter; two tiles of rows, the second one partial."""
+    inputs = _inputs(dtype, shape=(2, 20, 11, 7), residual=residual)
+    _compare(_by_triton, inputs, stride=stride, shared=shared)
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("used", ["out", "read"])
-@pytest.mark.parametrize(("residual", "stride"), [(False, 1), (True, 1), (True, 2)])
+@pytest.mark.parametrize(("residual", "stride", "used"), [
+    (False, 1, "read"), (True, 1, "read"), (True, 1, "out"), (True, 2, "out"),
+])  # fmt: skip
 def test_one_of_the_results_may_be_left_unused(residual, stride, used):
     inputs = _inputs(torch.float32, residual=residual)
     _compare(_by_triton, inputs, stride=stride, shared=True, used=(used,))
 
 
 @pytest.mark.interpreter
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
-    st.integers(1, 4), st.sampled_from([1, 3, 16, 70]), st.integers(2, 9), st.integers(3, 9),
+    st.integers(1, 2), st.sampled_from([1, 3, 16, 40]), st.integers(2, 5), st.integers(3, 6),
     st.sampled_from([1, 2, 17, 130]), st.sampled_from([1, 3, 5]), st.integers(1, 3), st.booleans(), st.booleans(),
     st.integers(0, 1000),
 )  # fmt: skip
+@example(1, 3, 2, 3, 2, 5, 1, True, True, 0)
+@example(1, 40, 3, 3, 17, 1, 1, False, True, 0)
 def test_triton_on_any_shape(count, channels, height, width, columns, size, stride, residual, shared, seed):
-    """Filters wider than the image, channels that fill no block and channels that fill one and a half."""
+    """Filters wider than the image, channels that fill no block, and channels that fill more than one."""
     shape = (count, channels, height, width)
     inputs = _inputs(torch.float32, shape=shape, columns=columns, size=size, residual=residual, seed=seed)
     if ((height - 1) // stride + 1) * ((width - 1) // stride + 1) * count == 1:
@@ -190,7 +199,7 @@ def test_tiles_of_several_depths(stride):
     """Each tap in several steps, channels in several columns of programs, rows in many chunks."""
     tile = Tile(16, 16, 16, num_warps=4, num_stages=2)
     run = partial(_by_triton, tiles=lambda *_: Tiles(tile, tile))
-    _compare(run, _inputs(torch.float32, shape=(2, 20, 6, 7)), stride=stride, shared=True)
+    _compare(run, _inputs(torch.float32, shape=(1, 20, 5, 7), columns=17), stride=stride, shared=True)
 
 
 @pytest.mark.interpreter
@@ -263,14 +272,13 @@ def test_nan_is_not_hidden():
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("shared", [False, True])
-def test_torch_compile_keeps_it_whole(shared):
-    """One graph without breaks, and the values of the eager run, running statistics included."""
+def test_torch_compile_keeps_it_whole():
+    """One graph without breaks, and the values of the eager run, running statistics included; y shared and not."""
 
     def network(leaves, running):
-        raw, read = _by_triton(leaves, running, 2, shared)
-        loss = raw.x.square().sum()
-        return loss + read.sum() if shared else loss
+        raw, read = _by_triton(leaves, running, 2, True)
+        alone, _ = _by_triton(leaves, running, 2, False)
+        return raw.x.square().sum() + read.sum() + alone.x.sum()
 
     eager = _inputs(torch.float32)
     compiled = _copies(eager[0]), [v.clone() for v in eager[1]]
