@@ -56,10 +56,8 @@ def plan_training(given: Given, *, recipe: str | None, saved: Saved | None = Non
     Raises ConfigError or PreparedSetError for what can't be run.
     """
     if saved is not None:
+        _check_data_is_there(saved, given)
         config = override(saved.config, without_steps_if_epochs(given))
-        path = Path(config.data.path)
-        if "path" not in given.get("data", {}) and not path.exists():
-            raise ConfigError(f"the run's data, {path}, are not there any more; give --data")
     else:
         config = resolve(recipe or default_recipe(given), given)
     return _with_data(config, verify=verify)
@@ -76,6 +74,7 @@ def plan_evaluation(given: Given, saved: Saved, *, verify: bool = False) -> Plan
                 raise ConfigError(
                     f"{show_path(saved.path)} says how the network is built and was trained; leave out {section}.{name}"
                 )
+    _check_data_is_there(saved, given)
     # How the training ran on its machine says nothing of this one.
     trained = saved.config.run
     run = RunConfig(tta=trained.tta, amp=trained.amp, tf32=trained.tf32)
@@ -84,6 +83,12 @@ def plan_evaluation(given: Given, saved: Saved, *, verify: bool = False) -> Plan
     check_classes(saved, plan.prepared)
     check_shape(config.model, plan.prepared, saved.path)
     return Plan(config, as_trained(plan.prepared, saved))
+
+
+def _check_data_is_there(saved: Saved, given: Given) -> None:
+    path = saved.config.data.path
+    if "path" not in given.get("data", {}) and not Path(path).exists():
+        raise ConfigError(f"the run's data, {path}, are not there any more; give --data")
 
 
 def _with_data(config: Config, *, verify: bool) -> Plan:
