@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from fast_train.data_prep.manifest import Manifest
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import AugmentSpec, check_reflection
 from fast_train.pipeline.errors import ConfigError
-from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.loaders import AnyBatch, SplitView
 
 
 def normalisation(manifest: Manifest, how: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -27,6 +29,16 @@ def normalisation(manifest: Manifest, how: str) -> tuple[tuple[float, ...], tupl
             "normalised by its deviation of 0; are they the right images? If so, give --set data.normalise=half"
         )
     return tuple(manifest.mean), tuple(manifest.std)
+
+
+class Augmentation(Protocol):
+    """What turns a loader's batches into what the model sees."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose random draws come next."""
+
+    def __call__(self, batch: AnyBatch, /) -> Tensor:
+        """Images [N, C, H, W] of a floating-point type."""
 
 
 class Augmenter:
@@ -57,8 +69,8 @@ class Augmenter:
         """Choose the epoch whose crops, flips and cutouts come next."""
         self.epoch.fill_(epoch)
 
-    def __call__(self, batch: Batch, *, gather: bool) -> Tensor:
-        """``gather``: the batch holds the whole split (see `Loader.gathers`)."""
+    def __call__(self, batch: AnyBatch) -> Tensor:
+        """Images [N, C, H, W] of ``dtype``; those of a `SplitView` are gathered in the same kernel."""
         images = augment(
             batch.images,
             batch.indices,
@@ -66,7 +78,7 @@ class Augmenter:
             spec=self.spec,
             seed=self.seed,
             epoch=self.epoch,
-            gather=gather,
+            gather=isinstance(batch, SplitView),
         )
         return images if self._channels_last else images.contiguous()
 
@@ -74,9 +86,9 @@ class Augmenter:
 class NativeAugmenter(Augmenter):
     """For a loader that augments by itself (see `pipeline.loaders.native`): what is left is the type and the format."""
 
-    def __call__(self, batch: Batch, *, gather: bool) -> Tensor:
-        """images: [N, C, H, W], normalised, in channels_last memory."""
-        if gather:
-            raise ValueError("a loader that gathers does not augment; build the plain Augmenter")
+    def __call__(self, batch: AnyBatch) -> Tensor:
+        """batch: its images are [N, C, H, W], normalised, in channels_last memory."""
+        if isinstance(batch, SplitView):
+            raise ValueError("a view of the whole split is not augmented yet; build the plain Augmenter")
         images = batch.images.to(self.table.dtype)
         return images if self._channels_last else images.contiguous()

@@ -14,7 +14,7 @@ from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.instrument.roofline import copy_bandwidth
 from fast_train.benchmarks.instrument.timing import Rate, captured, timed
 from fast_train.pipeline.engine.build import build_augmenter
-from fast_train.pipeline.loaders import Batch, build_loader
+from fast_train.pipeline.loaders import AnyBatch, build_loader
 
 SUITE = "augmentation"
 BATCHES = (512, 1024, 2048, 4096, 8192, 16384)
@@ -49,7 +49,7 @@ def _name(batch: int) -> str:
     return f"batch {batch:,}"
 
 
-def _case(bench: Bench, whole: Batch, batch: int) -> Measured:
+def _case(bench: Bench, whole: AnyBatch, batch: int) -> Measured:
     augmenter = build_augmenter(bench.config, bench.prepared, bench.runtime, train=True)
     pixels = whole.images[0].numel()
     image_bytes = pixels * (1 + augmenter.table.element_size())
@@ -58,7 +58,7 @@ def _case(bench: Bench, whole: Batch, batch: int) -> Measured:
     parts = [permutation.roll(-k * batch)[:batch].contiguous() for k in range(calls)]
 
     def augment(indices: Tensor) -> Tensor:
-        return augmenter(Batch(whole.images, whole.labels, indices), gather=True)
+        return augmenter(whole._replace(indices=indices))
 
     call, images = _repeated(augment, parts, bench.device)
     # The kernel reads the bytes of each image and writes its pixels in the output's type; indices are nothing to it.

@@ -7,16 +7,17 @@ from contextlib import ExitStack
 from typing import Any
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
-from fast_train.benchmarks.instrument.feeds import Entry, Feed, LoaderFeed, delivered
+from fast_train.benchmarks.instrument.feeds import Delivered, Entry, Feed, LoaderFeed
 from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.instrument.timing import FAILURES, Rate, timed
 from fast_train.benchmarks.throughput.suites import loaders
 from fast_train.benchmarks.throughput.suites.ladder import RATE
 from fast_train.common.text import one_line
 from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.engine.augmentation import Augmentation
 from fast_train.pipeline.engine.build import build_step, ready_step
 from fast_train.pipeline.engine.runtime import Runtime
-from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.loaders import AnyBatch, SplitView
 
 SUITE = "end-to-end"
 _QUICK = ("resident", "torch", "notes' DataLoader")
@@ -61,26 +62,27 @@ class _Steps:
 
     def __init__(self, bench: Bench, step_name: str, config: Config, runtime: Runtime) -> None:
         self._bench, self._step_name, self._config, self._runtime = bench, step_name, config, runtime
-        self._built: dict[Any, tuple[Callable[[Batch], None], str]] = {}
+        self._built: dict[Any, tuple[Callable[[AnyBatch], None], str]] = {}
         self.cases: list[Measured] = []
 
-    def of(self, feed: Feed) -> tuple[Callable[[Batch], None], str]:
+    def of(self, feed: Feed) -> tuple[Callable[[AnyBatch], None], str]:
         """The step for a feed, and the name of the row that measures it alone."""
         example = feed.example()
-        key = ("gathers", example.images.data_ptr()) if feed.gathers else (feed.delivers, example.images.dtype)
+        views = isinstance(example, SplitView)
+        key = ("view", example.images.data_ptr()) if views else (feed.delivers, example.images.dtype)
         if key not in self._built:
             self._built[key] = self._build(feed)
         return self._built[key]
 
-    def _build(self, feed: Feed) -> tuple[Callable[[Batch], None], str]:
+    def _build(self, feed: Feed) -> tuple[Callable[[AnyBatch], None], str]:
         config, runtime = self._config, self._runtime
-        augmenter = feed.augmenter if isinstance(feed, LoaderFeed) else delivered()
-        step = build_step(config, augmenter, runtime, gathers=feed.gathers)
+        augmenter: Augmentation = feed.augmenter if isinstance(feed, LoaderFeed) else Delivered()
+        step = build_step(config, augmenter, runtime)
         step.set_rate(RATE)
         ready = ready_step(step, feed.example(), runtime)
         # A batch of real images: zeros would draw less power, and a GPU would clock higher.
         for given in feed.batches(1):
-            batch = given._replace(indices=given.indices.clone()) if feed.gathers else _copy(given)
+            batch = given.clone()
         name = f"step alone on {_what(feed, batch)}, {self._step_name}"
         rate = Rate(
             timed(lambda: ready(batch), self._bench.device),
@@ -92,9 +94,9 @@ class _Steps:
         return ready, name
 
 
-def _what(feed: Feed, batch: Batch) -> str:
+def _what(feed: Feed, batch: AnyBatch) -> str:
     """What a step is given, in words."""
-    if feed.gathers:
+    if isinstance(batch, SplitView):
         return "the resident split"
     if not batch.images.is_floating_point():
         return "bytes"
@@ -102,15 +104,11 @@ def _what(feed: Feed, batch: Batch) -> str:
     return f"{str(batch.images.dtype).removeprefix('torch.')} images augmented {by}"
 
 
-def _copy(batch: Batch) -> Batch:
-    return Batch(*(tensor.clone() for tensor in batch))
-
-
 def _case(
     bench: Bench,
     entry: Entry,
     feed: Feed,
-    step: Callable[[Batch], None],
+    step: Callable[[AnyBatch], None],
     name: str,
     step_name: str,
     alone: str,
@@ -124,7 +122,7 @@ def _case(
         most=_MOST_EPOCHS * per_epoch,
     )
     alone_row = loaders.row_name(entry, loaders.AUGMENTED, feed.batch_size, bench.settings.workers)
-    if isinstance(feed, LoaderFeed) and not feed.gathers and entry.augmentation is None:
+    if isinstance(feed, LoaderFeed) and not isinstance(feed.example(), SplitView) and entry.augmentation is None:
         # What the step takes from it is bytes: the augmentation is the step's.
         alone_row = loaders.row_name(entry, loaders.RAW, feed.batch_size, bench.settings.workers)
     details = {
