@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pipeline.models", "pipeline.loaders", "pipeline.optim"),
     ("pipeline.engine",),
     ("pipeline.report", "pipeline.run"),
-    ("pipeline.commands", "pipeline.cli"),
+    ("pipeline.commands", "pipeline.cli", "pipeline.api"),
     ("benchmarks.instrument", "benchmarks.peers"),
     ("benchmarks.present",),
     ("benchmarks.throughput", "benchmarks.studies", "benchmarks.lab"),
@@ -47,12 +47,11 @@ def read(package: Path) -> Graph:
             if name.endswith(".py"):
                 parts = (Path(folder) / name).relative_to(package).with_suffix("").parts
                 files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = Path(folder) / name
-    prefix = f"{package.name}."
     return {
         module: {
-            _module_of(name.removeprefix(prefix), files)
-            for name in _imported(ast.parse(path.read_bytes()))
-            if name.startswith(prefix)
+            _module_of(".".join(parts[1:]), files)
+            for parts in (name.split(".") for name in _imported(ast.parse(path.read_bytes())))
+            if parts[0] == package.name
         }
         for module, path in sorted(files.items())
     }
@@ -88,7 +87,8 @@ def rooms(graph: Graph) -> Graph:
     result: Graph = {}
     for module, imports in graph.items():
         result.setdefault(room_of(module), set()).update(map(room_of, imports))
-    return {room: imports - {room} for room, imports in result.items()}
+    # An empty __init__.py is no room.
+    return {room: imports - {room} for room, imports in result.items() if imports or room in FLOOR_OF}
 
 
 def wrong(source: str, target: str) -> bool:
@@ -104,22 +104,23 @@ def circle(graph: Graph) -> list[str]:
     """Names that lead back to the first by their imports; empty if there are none."""
     done: set[str] = set()
 
+    def first(names: Iterable[str], path: list[str]) -> list[str]:
+        return next(filter(None, (visit(name, path) for name in sorted(names))), [])
+
     def visit(name: str, path: list[str]) -> list[str]:
         if name in path:
             return path[path.index(name) :] + [name]
-        found: list[str] = []
-        if name not in done:
-            found = next(filter(None, (visit(other, [*path, name]) for other in sorted(graph[name]))), [])
+        found = [] if name in done else first(graph.get(name, ()), [*path, name])
         done.add(name)
         return found
 
-    return next(filter(None, (visit(name, []) for name in graph)), [])
+    return first(graph, [])
 
 
 def problems(graph: Graph) -> list[str]:
     """What is wrong, a line each."""
     found = [
-        f"{source} imports {target}, which lies above it or is not for it"
+        f"{source} imports {target or PACKAGE.name}, which lies above it or is not for it"
         for source, targets in graph.items()
         for target in sorted(targets)
         if wrong(room_of(source), room_of(target))
@@ -133,7 +134,7 @@ def problems(graph: Graph) -> list[str]:
 
 def as_text(graph: Graph) -> str:
     """The rooms from the top down."""
-    ordered = sorted(graph, key=lambda room: -FLOOR_OF.get(room, len(FLOORS)))
+    ordered = sorted(graph, key=lambda room: FLOOR_OF.get(room, len(FLOORS)), reverse=True)
     width = max(map(len, ordered))
     return "\n".join(f"{room or '(package)':{width}} -> {', '.join(sorted(graph[room])) or '-'}" for room in ordered)
 
