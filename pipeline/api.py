@@ -46,7 +46,7 @@ def prepare(
 ) -> PreparedSet:
     """Make a prepared set, or find it there: what `prep-data` does.
 
-    dataset: ``cifar10``, ``cifar100``, ``folder:DIR`` or ``synthetic``. out: None for ``data/`` and the data set's name.
+    dataset: ``cifar10``, ``cifar100``, ``folder:DIR`` or ``synthetic``. out: None for ``data/`` and the set's name.
     formats: of ``packed``, ``ffcv`` and ``dali``. progress: show it on standard output. Raises PreparedSetError, a
     ValueError, for what can't be done; nothing that looks like a set is left behind then.
     """
@@ -138,8 +138,8 @@ def train(
 ) -> session.Outcome:
     """Train, as `fast-train` does, and leave a run folder.
 
-    data: a prepared set. recipe: a name or a TOML file; None for what suits the machine. out: the run's folder; None for
-    ``runs/<set>-<architecture>-<recipe>``. resume: ``auto`` to go on with the last such run, or a run's folder or
+    data: a prepared set. recipe: a name or a TOML file; None for what suits the machine. out: the run's folder; None
+    for ``runs/<set>-<architecture>-<recipe>``. resume: ``auto`` to go on with the last such run, or a run's folder or
     checkpoint, whose settings take the recipe's place. stop_after: save and return after this epoch. progress: show it
     on standard output. given: settings of docs/recipes.md by their names (``epochs=8, arch="resnet20"``) or, where a
     name stands in two sections, by section (``optimizer={"name": "muon"}``).
@@ -202,7 +202,8 @@ def _nested(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         check_name("setting", name, [*places, *SECTIONS])
         if len(places[name]) > 1:
             raise ConfigError(
-                f"{name} is a setting of {' and of '.join(places[name])}; say which: {places[name][0]}={{'{name}': ...}}"
+                f"{name} is a setting of {' and of '.join(places[name])}; say which, such as "
+                f"{places[name][0]}={{'{name}': {value!r}}}"
             )
         nested = merge(nested, {places[name][0]: {name: value}})
     return nested

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fast_train.common.text import show_path
 from fast_train.data_prep.manifest import PreparedSet
@@ -15,6 +13,7 @@ from fast_train.pipeline.config.recipe import (
     CPU_RECIPE,
     GPU_RECIPE,
     SLOW_CPU_RECIPE,
+    Given,
     override,
     recipe_for_network,
     resolve,
@@ -26,9 +25,6 @@ from fast_train.pipeline.engine.evaluate import check_tta
 from fast_train.pipeline.engine.runtime import resolve_device
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.run.record import Saved, as_trained, check_classes, check_shape
-
-#: Settings as a user gives them, nested by section: ``{"run": {"epochs": 8}}``.
-Given = Mapping[str, Mapping[str, Any]]
 
 # `fast` takes 400 steps on CIFAR-10. On 1,500 of its images 24 steps learn little and 400 of 128 images much more
 # (docs/recipes.md); the bound between is a choice.

@@ -15,7 +15,7 @@ from fast_train.data_prep.images import read_rgb
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import NO_AUGMENT
 from fast_train.pipeline.config.settings import Config, RunConfig
-from fast_train.pipeline.engine.augmentation import mean_and_std
+from fast_train.pipeline.engine.augmentation import normalisation
 from fast_train.pipeline.engine.build import build_network
 from fast_train.pipeline.engine.runtime import Runtime, resolve_runtime
 from fast_train.pipeline.run.record import Saved
@@ -37,7 +37,9 @@ class TrainedModel:
     """``module``: the network in evaluation mode, [N, C, H, W] to logits [N, K]. ``classes``: their names. ``config``:
     what it was trained by. Build it with `load`."""
 
-    def __init__(self, module: nn.Module, config: Config, classes: Sequence[str], table: Tensor, runtime: Runtime) -> None:
+    def __init__(
+        self, module: nn.Module, config: Config, classes: Sequence[str], table: Tensor, runtime: Runtime
+    ) -> None:
         self.module, self.config, self.classes = module, config, tuple(classes)
         self._table, self._runtime = table, runtime
 
@@ -48,7 +50,7 @@ class TrainedModel:
         runtime = resolve_runtime(RunConfig(device=device, amp=trained.amp, tf32=trained.tf32, compile=False))
         module = build_network(saved.config, runtime)
         module.load_state_dict(saved.weights)
-        mean, std = mean_and_std(saved.state["mean"], saved.state["std"], saved.config.data.normalise)
+        mean, std = normalisation(saved.state["mean"], saved.state["std"], saved.config.data.normalise)
         table = normalisation_table(mean, std, runtime.image_dtype, runtime.device)
         return cls(module.eval(), saved.config, saved.state["classes"], table, runtime)
 

@@ -9,6 +9,7 @@ import torch
 
 from fast_train.pipeline import cli, commands
 from fast_train.pipeline.engine.memory import memory_error
+from fast_train.pipeline.flags import parse_flags
 from fast_train.pipeline.run import plan
 
 
@@ -120,7 +121,7 @@ def test_the_default_recipe_fits_the_network(prepared_path, tmp_path, monkeypatc
 
 def test_amp_without_a_type_takes_what_the_processor_computes_in():
     """bf16 would be refused by GPUs before Ampere, and is slower than float32 on many CPUs."""
-    settings, _ = cli.parse_flags(["--arch", "resnet18", "--amp"])
+    settings, _ = parse_flags(["--arch", "resnet18", "--amp"])
     assert settings["run"]["amp"] == "auto"
 
 
