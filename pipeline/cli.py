@@ -1,17 +1,28 @@
-"""The command `fast-train`: parse, build, run, close."""
+"""The command `fast-train`: parse, check, run, end.
+
+Flags that name a setting take their help, type and choices from `pipeline.config.settings`; the other ones from
+`Actions`. What can be refused without torch, which takes seconds to import, is refused before that.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from fast_train.common.command import run_command
+from fast_train.common.command import Parser, run_command
 from fast_train.common.startup import quick_imports
-from fast_train.pipeline.errors import TrainingDiverged
+from fast_train.pipeline.config.convert import Setting, describe
+from fast_train.pipeline.config.recipe import check_given, merge, tomllib
+from fast_train.pipeline.config.settings import OF_THE_DATA, DataConfig, settings
+from fast_train.pipeline.errors import ConfigError, TrainingDiverged
 
 PROGRAM = "fast-train"
-_EPILOG = """examples:
+_EPILOG = """Defaults are those of the recipe. Every setting, its default and its meaning: docs/recipes.md
+
+examples:
   fast-train --arch resnet18 --amp                  train on data/cifar10
   fast-train --recipe record-94                     94 % on CIFAR-10 in the shortest time
   fast-train --recipe paper --arch resnet56         the setting of He et al. 2015
@@ -22,134 +33,141 @@ exit status: 0 done, 1 diverged or target accuracy not reached, 2 bad input or o
   129/130/143 stopped by a signal"""
 
 
-# Flags that name a setting: where it stands in the configuration, its help, argparse's options.
-_Settings = dict[str, tuple[str, str, dict[str, Any]]]
-_SWITCH = {"action": argparse.BooleanOptionalAction}
-_INT, _FLOAT, _NAME = {"type": int, "metavar": "N"}, {"type": float, "metavar": "X"}, {"metavar": "NAME"}
-_SETTINGS: dict[str, _Settings] = {
+@dataclass(frozen=True, kw_only=True)
+class Actions:
+    """The flags that are no settings."""
+
+    recipe: str | None = None
+    """Its name, or a TOML file (default: fast on a GPU or with --arch; else cpu-quick, or cpu-short on up to three
+    cores without AVX-512)."""
+    set: tuple[str, ...] = ()
+    """Any other setting, such as optimizer.momentum=0.8."""
+    out: str | None = None
+    """The run's folder (default: runs/<set>-<arch>-<recipe>)."""
+    resume: str | None = None
+    """Go on: auto with the last such run and this command's settings, PATH with a run or checkpoint and its own."""
+    stop_after: int | None = None
+    """Save and stop after epoch N; --resume goes on."""
+    evaluate: str | None = None
+    """Evaluate a checkpoint (or a run's folder), do not train."""
+    show_batch: bool = False
+    """Write a picture of augmented training images, do not train."""
+    brief: bool = False
+    """End with one line instead of the table of classes and the pictures."""
+    list_loaders: bool = False
+    """Which loaders can run here, and what the others lack."""
+    verify: bool = False
+    """Check the prepared set's SHA-256 sums first."""
+    debug: bool = False
+    """Show the trace of an error."""
+
+
+#: Flags that name a setting, by the group that --help shows them in.
+_FLAGS = {
     "data": {
-        "--data": ("data.path", "prepared set (default: data/cifar10)", {"metavar": "DIR"}),
-        "--loader": ("data.loader", "resident (default), ffcv, dali or torch; see --list-loaders", _NAME),
-        "--batch-size": ("data.batch_size", "images a step", _INT),
-        "--workers": ("data.workers", "loading processes (torch) or threads (ffcv, dali)", _INT),
-        "--dali-augment": (
-            "data.dali_augment",
-            "augment by our kernel (default), or native: inside DALI's graph",
-            {"choices": ["kernel", "native"]},
-        ),
+        "--data": "data.path",
+        "--loader": "data.loader",
+        "--batch-size": "data.batch_size",
+        "--workers": "data.workers",
+        "--dali-augment": "data.dali_augment",
     },
-    "model": {
-        "--arch": ("model.arch", "architecture: resnet18, preact-resnet18, plain-20, speednet8 ...", _NAME),
-        "--shortcut": (
-            "model.shortcut",
-            "A zero padding, B projection where shapes differ, C projection everywhere",
-            {"choices": ["A", "B", "C"]},
-        ),
-        "--activation": ("model.activation", "default: relu", {"choices": ["relu", "leaky_relu", "elu"]}),
-    },
+    "model": {"--arch": "model.arch", "--shortcut": "model.shortcut", "--activation": "model.activation"},
     "training": {
-        "--epochs": ("run.epochs", "length of the run", _INT),
-        "--lr": ("optimizer.lr", "peak learning rate; with Muon that of the filters", _FLOAT),
-        "--grad-clip": ("optimizer.grad_clip", "largest norm of the gradient", _FLOAT),
-        "--seed": ("run.seed", "of weights, order and augmentation (default: 0)", _INT),
-        "--target-accuracy": ("run.target_accuracy", "stop when the test accuracy reaches X, a fraction", _FLOAT),
-        "--tta": (
-            "run.tta",
-            "test-time augmentation; without a kind: flip. multicrop: also moved by a pixel",
-            {"nargs": "?", "const": "flip", "choices": ["none", "flip", "multicrop"]},
-        ),
+        "--epochs": "run.epochs",
+        "--lr": "optimizer.lr",
+        "--grad-clip": "optimizer.grad_clip",
+        "--seed": "run.seed",
+        "--target-accuracy": "run.target_accuracy",
+        "--tta": "run.tta",
     },
     "speed": {
-        "--device": ("run.device", "cpu, cuda or cuda:N (default: a GPU if there is one)", _NAME),
-        "--amp": (
-            "run.amp",
-            "mixed precision; without a type: auto, which is bf16 where the hardware has it",
-            {"nargs": "?", "const": "auto", "choices": ["bf16", "fp16", "auto", "off"]},
-        ),
-        "--compile": ("run.compile", "torch.compile (default: on a GPU)", _SWITCH),
-        "--compile-mode": (
-            "run.compile_mode",
-            "of torch.compile (default: default); max-autotune times more kernels before the first step",
-            {"choices": ["default", "max-autotune-no-cudagraphs"]},
-        ),
-        "--fuse": (
-            "run.fuse",
-            "norm: BatchNorm, addition and ReLU in one kernel; conv: BatchNorm's sums in the convolutions too "
-            "(default: none)",
-            {"choices": ["none", "norm", "conv"]},
-        ),
-        "--channels-last": ("run.channels_last", "memory format (default: on)", _SWITCH),
-        "--graph": ("run.graph", "the whole step as one CUDA graph (default: on a GPU)", _SWITCH),
-        "--deterministic": ("run.deterministic", "bit-reproducible algorithms, slower", {"action": "store_true"}),
+        "--device": "run.device",
+        "--amp": "run.amp",
+        "--compile": "run.compile",
+        "--compile-mode": "run.compile_mode",
+        "--fuse": "run.fuse",
+        "--channels-last": "run.channels_last",
+        "--graph": "run.graph",
+        "--deterministic": "run.deterministic",
     },
 }
-# The other flags, with the defaults that `parse_flags` fills in.
-_ACTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "--recipe": (
-        None,
-        "its name, or a TOML file (default: fast on a GPU or with --arch; else cpu-quick, or cpu-short on up to three "
-        "cores without AVX-512)",
-        _NAME,
-    ),
-    "--set": ([], "any other setting, such as optimizer.momentum=0.8", {"action": "append", "metavar": "SECTION.X=Y"}),
-    "--out": (None, "the run's folder (default: runs/<set>-<arch>-<recipe>)", {"metavar": "DIR"}),
-    "--resume": (
-        None,
-        "go on: auto with the last such run and this command's settings, PATH with a run or checkpoint and its own",
-        {"metavar": "auto|PATH"},
-    ),
-    "--stop-after": (None, "save and stop after epoch N; --resume goes on", _INT),
-    "--evaluate": (None, "evaluate a checkpoint (or a run's folder), do not train", {"metavar": "CKPT"}),
-    "--show-batch": (False, "write a picture of augmented training images, do not train", {"action": "store_true"}),
-    "--brief": (False, "end with one line instead of the table of classes and the pictures", {"action": "store_true"}),
-    "--list-loaders": (False, "which loaders can run here, and what the others lack", {"action": "store_true"}),
-    "--verify": (False, "check the prepared set's SHA-256 sums first", {"action": "store_true"}),
-    "--debug": (False, "show the trace of an error", {"action": "store_true"}),
+_METAVARS = {
+    "data.path": "DIR",
+    "model.arch": "NAME",
+    "run.device": "NAME",
+    "recipe": "NAME",
+    "set": "SECTION.X=Y",
+    "out": "DIR",
+    "resume": "auto|PATH",
+    "evaluate": "CKPT",
 }
+# Built-in recipes leave these alone, so that their defaults are everyone's.
+_SHOWN_DEFAULTS = ("data.path", "data.loader", "run.seed", "run.device")
+# What a flag without a value stands for.
+_WITHOUT_VALUE = {"run.amp": "auto", "run.tta": "flip"}
+_OF_TYPES: dict[type, dict[str, Any]] = {int: {"type": int, "metavar": "N"}, float: {"type": float, "metavar": "X"}}
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The flags. None has a default here: a setting that is not given is left to the recipe."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Train an image classifier on a prepared set, fast.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
-    for title, settings in _SETTINGS.items():
+    known = settings()
+    for title, flags in _FLAGS.items():
         group = parser.add_argument_group(title)
-        for flag, (place, text, options) in settings.items():
-            group.add_argument(flag, dest=place, help=text, **options)
+        for flag, place in flags.items():
+            setting = known[place]
+            switch = {"action": argparse.BooleanOptionalAction} if setting.plain is bool else {}
+            _add(group, flag, setting, place, switch)
     group = parser.add_argument_group("run")
-    for flag, (_, text, options) in _ACTIONS.items():
-        group.add_argument(flag, help=text, **options)
+    for action in describe("", Actions):
+        flag = f"--{action.name.replace('_', '-')}"
+        how = "store_true" if action.plain is bool else "append" if action.plain is tuple else "store"
+        _add(group, flag, action, action.name, {"action": how})
     return parser
 
 
-def parse_flags(arguments: list[str] | None = None) -> tuple[dict[str, Any], argparse.Namespace]:
-    """The settings that were given, nested by section, and the other arguments."""
-    namespace = build_parser().parse_args(arguments)
-    settings: dict[str, Any] = {}
-    defaults = {flag.removeprefix("--").replace("-", "_"): default for flag, (default, _, _) in _ACTIONS.items()}
-    others = argparse.Namespace(**defaults)
-    for name, value in vars(namespace).items():
+def _add(group: argparse._ArgumentGroup, flag: str, setting: Setting, dest: str, options: dict[str, Any]) -> None:
+    options = {**_OF_TYPES.get(setting.plain, {}), **options}
+    if setting.choices:
+        options["metavar"] = "|".join(setting.choices)
+    if dest in _METAVARS:
+        options["metavar"] = _METAVARS[dest]
+    text = setting.text
+    if dest in _SHOWN_DEFAULTS:
+        text = f"{text.removesuffix('.')} (default: {setting.default})."
+    if dest in _WITHOUT_VALUE:
+        options |= {"nargs": "?", "const": _WITHOUT_VALUE[dest]}
+        text += f" Without a value: {_WITHOUT_VALUE[dest]}."
+    group.add_argument(flag, dest=dest, help=text.replace("`", "").replace("%", "%%"), **options)
+
+
+def parse_flags(arguments: list[str] | None = None) -> tuple[dict[str, dict[str, Any]], Actions]:
+    """The settings that were given, nested by section, and the other flags."""
+    nested: dict[str, dict[str, Any]] = {}
+    actions: dict[str, Any] = {}
+    for name, value in vars(build_parser().parse_args(arguments)).items():
         section, dot, key = name.partition(".")
         if dot:
-            settings.setdefault(section, {})[key] = value
+            nested.setdefault(section, {})[key] = value
         else:
-            setattr(others, name, value)
-    return settings, others
+            actions[name] = tuple(value) if isinstance(value, list) else value
+    return nested, Actions(**actions)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
     with the command."""
-    settings, others = parse_flags(arguments)
+    given, actions = parse_flags(arguments)
     return run_command(
         PROGRAM,
-        lambda: _run(settings, others),
-        debug=others.debug,
+        lambda: _run(given, actions),
+        debug=actions.debug,
         ends_process=arguments is None,
         statuses={TrainingDiverged: 1},
         explain=_explain,
@@ -162,11 +180,71 @@ def _explain(error: Exception) -> Exception | None:
     return memory.memory_error(error) if memory else None
 
 
-def _run(settings: dict[str, Any], others: argparse.Namespace) -> int:
-    # After parsing: torch takes seconds to import, and --help needs none of it.
+def _run(given: dict[str, dict[str, Any]], actions: Actions) -> int:
+    given = merge(given, _parse_sets(actions.set))
+    _check_actions(actions)
+    _check_given(given)
+    if not (actions.list_loaders or actions.evaluate is not None or actions.resume not in (None, "auto")):
+        config = check_given(actions.recipe, given)
+        _check_data(config.data.path if config else given.get("data", {}).get("path", DataConfig.path))
     with quick_imports():
         from fast_train.pipeline import commands
-    return commands.run(settings, others)
+    return commands.run(given, actions)
+
+
+def _check_data(path: str) -> None:
+    # NumPy, which reading a set needs, takes a tenth of a second to import.
+    from fast_train.data_prep.manifest import PreparedSet
+
+    PreparedSet.open(Path(path))
+
+
+def _check_actions(actions: Actions) -> None:
+    """ConfigError for flags that do not go together: none is ignored."""
+    if actions.stop_after is not None and actions.stop_after < 1:
+        raise ConfigError(f"--stop-after {actions.stop_after} is no epoch; give 1 or more")
+    for name in ("out", "resume", "evaluate", "recipe"):
+        if getattr(actions, name) == "":
+            raise ConfigError(f"--{name} is empty; give it a value, or leave it out")
+    without: tuple[str, ...] = ()
+    if actions.evaluate is not None:
+        action, without = "--evaluate", ("recipe", "resume", "stop_after", "show_batch")
+        if actions.brief:
+            action, without = "--evaluate --brief", (*without, "out")
+    elif actions.show_batch:
+        action, without = "--show-batch", ("stop_after", "resume", "brief")
+    elif actions.resume not in (None, "auto"):
+        action, without = f"--resume {actions.resume}", ("recipe",)
+    for name in without:
+        if getattr(actions, name) not in (None, False):
+            raise ConfigError(f"{action} does not go with --{name.replace('_', '-')}; leave one of them out")
+
+
+def _check_given(given: dict[str, dict[str, Any]]) -> None:
+    """ConfigError for settings that would be overruled without a word."""
+    if "recipe" in given:
+        raise ConfigError("--set changes no recipe; choose one by --recipe")
+    for place in OF_THE_DATA:
+        section, _, name = place.partition(".")
+        if name in given.get(section, {}):
+            raise ConfigError(f"{place} is what the data say; leave it out")
+    if given.get("run", {}).keys() >= {"epochs", "steps"}:
+        raise ConfigError("run.epochs and run.steps both say how long to train; leave one of them out")
+
+
+def _parse_sets(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    nested: dict[str, dict[str, Any]] = {}
+    for text in assignments:
+        place, equals, value = text.partition("=")
+        section, dot, name = place.strip().partition(".")
+        if not (equals and dot and section and name):
+            raise ConfigError(f"--set {text} is no assignment; write it as SECTION.NAME=VALUE")
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value.strip()
+        nested.setdefault(section, {})[name] = parsed
+    return nested
 
 
 if __name__ == "__main__":

@@ -1,66 +1,42 @@
-"""What `fast-train` does, one function per action; `pipeline.cli` parses and calls `run`."""
+"""What `fast-train` does, one function an action; `pipeline.cli` parses, checks and calls `run`."""
 
 from __future__ import annotations
 
-import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from fast_train.pipeline.config.recipe import merge, tomllib
-from fast_train.pipeline.errors import ConfigError
+from fast_train.common.text import show_path
+from fast_train.pipeline.cli import PROGRAM, Actions
+from fast_train.pipeline.device import device_name
+from fast_train.pipeline.engine.build import build_augmenter, build_split_loader
+from fast_train.pipeline.engine.evaluate import Evaluation
+from fast_train.pipeline.engine.listener import Listener, Start
+from fast_train.pipeline.engine.runtime import resolve_device
 from fast_train.pipeline.loaders import LOADERS
-from fast_train.pipeline.run.plan import _configured
-from fast_train.pipeline.run.session import _evaluate, _runtime, _show_batch, _train
+from fast_train.pipeline.report.progress import Terminal
+from fast_train.pipeline.report.summary import print_accuracy, print_evaluation, write_batch_picture, write_pictures
+from fast_train.pipeline.run import session
+from fast_train.pipeline.run.folder import Resume, default_folder
+from fast_train.pipeline.run.plan import Given, Plan, length_advice, plan_evaluation, plan_training
+from fast_train.pipeline.run.record import load
 
 
-def run(settings: dict[str, Any], others: argparse.Namespace) -> int:
+def run(given: Given, actions: Actions) -> int:
     """Train, evaluate or show a batch; returns the exit status."""
     # Paths and names are printed as they are: brackets and colons in them are no markup.
     console = Console(markup=False, highlight=False, emoji=False)
-    if others.list_loaders:
+    if actions.list_loaders:
         return _list_loaders(console)
-    settings = merge(settings, _parse_sets(others.set))
-    _check_actions(others)
-    _check_settings(settings)
-    if others.evaluate is not None:
-        return _evaluate(settings, others, console)
-    if others.show_batch:
-        config, prepared = _configured(settings, others, None, console)
-        return _show_batch(config, prepared, _runtime(config), others, console)
-    return _train(settings, others, console)
-
-
-def _check_actions(others: argparse.Namespace) -> None:
-    """ConfigError for flags that do not go together: none is ignored."""
-    if others.stop_after is not None and others.stop_after < 1:
-        raise ConfigError(f"--stop-after {others.stop_after} is no epoch; give 1 or more")
-    for name in ("out", "resume", "evaluate", "recipe"):
-        if getattr(others, name) == "":
-            raise ConfigError(f"--{name} is empty; give it a value, or leave it out")
-    without: tuple[str, ...] = ()
-    if others.evaluate is not None:
-        action, without = "--evaluate", ("recipe", "resume", "stop_after", "show_batch")
-        if others.brief:
-            action, without = "--evaluate --brief", (*without, "out")
-    elif others.show_batch:
-        action, without = "--show-batch", ("stop_after", "resume", "brief")
-    elif others.resume not in (None, "auto"):
-        action, without = f"--resume {others.resume}", ("recipe",)
-    for name in without:
-        if getattr(others, name) not in (None, False):
-            raise ConfigError(f"{action} does not go with --{name.replace('_', '-')}; leave one of them out")
-
-
-def _check_settings(settings: dict[str, Any]) -> None:
-    """ConfigError for settings that would be overruled without a word."""
-    if "recipe" in settings:
-        raise ConfigError("--set changes no recipe; choose one by --recipe")
-    for name in ("num_classes", "image_size", "in_channels"):
-        if name in settings.get("model", {}):
-            raise ConfigError(f"model.{name} is what the data say; leave it out")
-    if settings.get("run", {}).keys() >= {"epochs", "steps"}:
-        raise ConfigError("run.epochs and run.steps both say how long to train; leave one of them out")
+    if actions.evaluate is not None:
+        return _evaluate(given, actions, Path(actions.evaluate), console)
+    if actions.show_batch:
+        return _show_batch(plan_training(given, recipe=actions.recipe, verify=actions.verify), actions, console)
+    return _train(given, actions, console)
 
 
 def _list_loaders(console: Console) -> int:
@@ -70,16 +46,118 @@ def _list_loaders(console: Console) -> int:
     return 0
 
 
-def _parse_sets(assignments: list[str]) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for text in assignments:
-        place, equals, value = text.partition("=")
-        section, dot, name = place.strip().partition(".")
-        if not (equals and dot and section and name):
-            raise ConfigError(f"--set {text} is no assignment; write it as SECTION.NAME=VALUE")
-        try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed = value.strip()
-        settings.setdefault(section, {})[name] = parsed
-    return settings
+def _show_batch(plan: Plan, actions: Actions, console: Console) -> int:
+    _print_lines(console, plan.notes)
+    config, prepared = plan.config, plan.prepared
+    runtime = session.start_runtime(config)
+    folder = Path(actions.out) if actions.out else default_folder(config, prepared)
+    with build_split_loader(config, prepared, runtime, train=True) as loader:
+        augmenter = build_augmenter(config, prepared, runtime, train=True)
+        title = f"augmented training images, recipe {config.recipe}"
+        path = write_batch_picture(folder / "batch.png", loader, augmenter, title=title)
+    console.print(f"augmented training images: {show_path(path)}", soft_wrap=True)
+    return 0
+
+
+def _evaluate(given: Given, actions: Actions, checkpoint: Path, console: Console) -> int:
+    saved = load(checkpoint)
+    plan = plan_evaluation(given, saved, verify=actions.verify)
+    device = resolve_device(plan.config.run.device)
+    console.print(f"evaluating {show_path(saved.path)} on {device_name(device)}", soft_wrap=True)
+    result = session.evaluate(plan.config, plan.prepared, saved)
+    if actions.brief:
+        print_accuracy(console, result, plan.prepared)
+    else:
+        folder = Path(actions.out) if actions.out else saved.path.parent / "evaluation"
+        _report(console, folder, plan, result, history=[])
+    return 0
+
+
+class _Advice(Listener):
+    """Says what the plan has to say, and of a new run how it would train longer."""
+
+    def __init__(self, console: Console, plan: Plan, given: Given) -> None:
+        self._console, self._given, self._notes = console, given, plan.notes
+
+    def on_start(self, start: Start) -> None:
+        _print_lines(self._console, self._notes)
+        advice = length_advice(start.config, start.prepared, self._given)
+        if advice is not None and not start.resumed:
+            self._console.print(advice, soft_wrap=True)
+
+
+def _train(given: Given, actions: Actions, console: Console) -> int:
+    resume: Resume = None
+    if actions.resume == "auto":
+        resume = "auto"
+    elif actions.resume is not None:
+        resume = load(Path(actions.resume))
+    saved = None if resume == "auto" else resume
+    plan = plan_training(given, recipe=actions.recipe, saved=saved, verify=actions.verify)
+    with Terminal(console) as terminal:
+        outcome = session.train(
+            plan.config,
+            plan.prepared,
+            folder=Path(actions.out) if actions.out else None,
+            resume=resume,
+            stop_after=actions.stop_after,
+            listeners=(_Advice(console, plan, given), terminal),
+            given=given,
+        )
+    return _finish(outcome, actions, console)
+
+
+def _finish(outcome: session.Outcome, actions: Actions, console: Console) -> int:
+    """Say how the training ended; returns the exit status."""
+    folder, epochs = outcome.folder, len(outcome.history)
+    go_on = f"{PROGRAM} --resume {shlex.quote(show_path(folder))}"
+    if outcome.interrupted is not None:
+        print(f"{PROGRAM}: stopped by a signal, saved; go on with: {go_on}", file=sys.stderr)
+        return 128 + outcome.interrupted
+    if outcome.evaluation is None:
+        over = f"{show_path(folder)} is complete: {epochs} epoch{'s'[: epochs != 1]}; nothing to do"
+        console.print(over, soft_wrap=True)
+        return _target_status(outcome)
+    if actions.brief:
+        print_accuracy(console, outcome.evaluation, outcome.prepared)
+    else:
+        plan = Plan(outcome.config, outcome.prepared)
+        _report(console, folder, plan, outcome.evaluation, history=outcome.history)
+    console.print(_time_spent(outcome), soft_wrap=True)
+    if not outcome.finished:
+        console.print(f"stopped after epoch {epochs}; go on with: {go_on}", soft_wrap=True)
+        return 0
+    return _target_status(outcome)
+
+
+def _time_spent(outcome: session.Outcome) -> str:
+    before = outcome.train_seconds_before
+    in_all = f" ({outcome.train_seconds:.1f} s in all)" if before else ""
+    return (
+        f"trained for {outcome.train_seconds - before:.1f} s{in_all}; {outcome.seconds:.1f} s with compilation, "
+        "evaluation and saving"
+    )
+
+
+def _target_status(outcome: session.Outcome) -> int:
+    """The exit status of a run that is over: 1, and a line that says so, where it missed its target accuracy."""
+    target = outcome.config.run.target_accuracy
+    if target is None or outcome.target_reached:
+        return 0
+    print(f"{PROGRAM}: the target accuracy of {target:.2%} was not reached", file=sys.stderr)
+    return 1
+
+
+def _report(
+    console: Console, folder: Path, plan: Plan, result: Evaluation, *, history: Sequence[Mapping[str, Any]]
+) -> None:
+    config, prepared = plan.config, plan.prepared
+    print_evaluation(console, result, prepared)
+    title = f"{config.model.arch}, recipe {config.recipe}: {result.accuracy:.2%} test accuracy"
+    paths = write_pictures(folder, result, history, prepared, title=title)
+    console.print("pictures: " + ", ".join(show_path(p) for p in paths), soft_wrap=True)
+
+
+def _print_lines(console: Console, lines: Sequence[str]) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.config.convert import build
+from fast_train.pipeline.config.settings import SECTIONS, Config
 from fast_train.pipeline.errors import ConfigError, check_name
 
 if sys.version_info >= (3, 11):
@@ -16,6 +18,9 @@ else:
     import tomli as tomllib
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+GPU_RECIPE = "fast"
+# Both of one network. The shorter one is there so that a first training ends within five minutes.
+CPU_RECIPE, SLOW_CPU_RECIPE = "cpu-quick", "cpu-short"
 
 
 def recipe_names() -> list[str]:
@@ -49,6 +54,44 @@ def resolve(recipe: str, flags: Mapping[str, Any]) -> Config:
     """The configuration of a run: built-in defaults, then the recipe, then the flags that were given."""
     settings = merge(read_recipe(recipe), without_steps_if_epochs(flags))
     return Config.from_dict({**settings, "recipe": recipe})
+
+
+def override(config: Config, given: Mapping[str, Any]) -> Config:
+    """``config`` with the settings that are given, nested by section; ConfigError as of `Config.from_dict`."""
+    changed: dict[str, Any] = {}
+    for section, values in given.items():
+        check_name("setting in config", section, SECTIONS)
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"config.{section} is {values!r}; it must be a table of settings")
+        whole = {**vars(getattr(config, section)), **values}
+        changed[section] = build(SECTIONS[section], whole, f"config.{section}")
+    return dataclasses.replace(config, **changed)
+
+
+def recipe_for_network(given: Mapping[str, Any]) -> str | None:
+    """The recipe of a network that is given, whatever the device; None where none is given, or the CPU's own: the rates
+    of the CPU's recipes are those of the network that they were made for."""
+    own = read_recipe(CPU_RECIPE)["model"]["arch"]
+    return GPU_RECIPE if given.get("model", {}).get("arch", own) != own else None
+
+
+def check_given(recipe: str | None, given: Mapping[str, Any]) -> Config | None:
+    """Look for what is wrong with settings before it is known which recipe suits the device.
+
+    Returns the configuration where the recipe is known already. Raises ConfigError where the settings fit none that may
+    be taken.
+    """
+    known = recipe or recipe_for_network(given)
+    if known is not None:
+        return resolve(known, given)
+    errors = []
+    for candidate in (GPU_RECIPE, CPU_RECIPE, SLOW_CPU_RECIPE):
+        try:
+            resolve(candidate, given)
+            return None
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def without_steps_if_epochs(flags: Mapping[str, Any]) -> Mapping[str, Any]:

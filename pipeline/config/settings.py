@@ -56,7 +56,7 @@ class ModelConfig:
     """Option of He et al. 2015, section 4.1: `A` zero padding, `B` projection where shapes differ, `C` projection
     everywhere; none for the network's own, `A` with 16-32-64 channels and `B` otherwise."""
     activation: Activation = "relu"
-    """What follows each BatchNorm."""
+    """The nonlinearity after each BatchNorm."""
     zero_init_residual: bool = False
     """Start every block as its shortcut (Goyal et al. 2017, section 5.1)."""
 
@@ -91,7 +91,7 @@ class DataConfig:
     path: str = "data/cifar10"
     """The prepared set's folder."""
     loader: LoaderName = "resident"
-    """What brings the batches; `fast-train --list-loaders` says which can run here."""
+    """What brings the batches; `--list-loaders` says which can run here."""
     batch_size: int = 512
     """Images a step."""
     workers: int | None = None
@@ -99,7 +99,7 @@ class DataConfig:
     normalise: Literal["set", "half"] = "set"
     """`set` by the training split's mean and standard deviation, `half` by 0.5 and 0.5."""
     dali_augment: Literal["kernel", "native"] = "kernel"
-    """`kernel` augments by our kernel, `native` inside DALI's graph."""
+    """Who augments what `dali` loads: our `kernel`, or DALI's graph (`native`)."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, f"batch size {self.batch_size} is too small; give 1 or more")
@@ -118,7 +118,7 @@ class OptimizerConfig:
     name: Literal["sgd", "muon"] = "sgd"
     """`sgd` with momentum, or `muon`: the filters of convolutions by Muon, all else by SGD."""
     lr: float = 0.4
-    """Peak learning rate of all that has no rate of its own below; with Muon that of the filters."""
+    """Peak learning rate; with Muon that of the filters."""
     bias_lr: float | None = None
     """Peak rate of parameters of one dimension, which are biases and normalisation's; none for `lr`."""
     head_lr: float | None = None
@@ -224,7 +224,7 @@ class RunConfig:
     tf32: bool = True
     """Float32 convolutions by TF32 where the GPU has it, which is torch's default."""
     compile: bool | None = None
-    """torch.compile; none for what is best on the device: on a GPU."""
+    """torch.compile; none for where it is faster: on a GPU."""
     compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
     """Of torch.compile; `max-autotune-no-cudagraphs` times more kernels before the first step."""
     fuse: Fusion = "none"
@@ -232,7 +232,7 @@ class RunConfig:
     channels_last: bool = True
     """Memory format of weights and images."""
     graph: bool | None = None
-    """The whole step as one CUDA graph; none for what is best on the device: on a GPU."""
+    """The whole step as one CUDA graph; none for where it can be: on a GPU."""
     deterministic: bool = False
     """Bit-reproducible algorithms, slower."""
     eval_every: int = 1

@@ -53,7 +53,7 @@ class Runtime:
 
 def resolve_runtime(run: RunConfig) -> Runtime:
     """Choose what ``run`` leaves open; ConfigError for what this machine can't do."""
-    device = _resolve_device(run.device)
+    device = resolve_device(run.device)
     cuda = device.type == "cuda"
     if run.graph and not cuda:
         raise ConfigError("--graph needs a CUDA device; give --no-graph")
@@ -95,7 +95,8 @@ def _check_triton_builds() -> None:
         )
 
 
-def _resolve_device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
+    """The device that a setting names; ConfigError for one that is not here."""
     available = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if available else "cpu")

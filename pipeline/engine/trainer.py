@@ -1,33 +1,30 @@
-"""The training loop: epochs of steps, an evaluation after each, figures and checkpoints on the way."""
+"""The training loop: epochs of steps, an evaluation after each, checkpoints on the way. Listeners get the figures."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 
 from fast_train.common.signals import Interrupt
-from fast_train.data_prep.manifest import PreparedSet, data_note
+from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader, build_step, ready_step
 from fast_train.pipeline.engine.checkpoint import CHECKPOINT, save_checkpoint
 from fast_train.pipeline.engine.evaluate import Evaluation, evaluate
+from fast_train.pipeline.engine.listener import Listener
 from fast_train.pipeline.engine.memory import check_memory
 from fast_train.pipeline.engine.metrics import Glimpse, Totals
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.errors import TrainingDiverged
 from fast_train.pipeline.loaders import AnyBatch
 from fast_train.pipeline.optim.schedules import build_schedule
-from fast_train.pipeline.report.progress import Display
-from fast_train.pipeline.run.log import RunLog
 
 # A small model's epoch takes a second on a GPU: saving each one would cost as much as training it.
 _SECONDS_BETWEEN_SAVES = 10.0
@@ -44,13 +41,11 @@ class EpochTotals(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a run ended. evaluation: the last one. interrupted: the signal's number. train_seconds: without
-    start-up and evaluation."""
+class Fit:
+    """How `Trainer.fit` ended. evaluation: the last one. interrupted: the signal's number."""
 
     evaluation: Evaluation | None
     interrupted: int | None
-    train_seconds: float
 
 
 class Trainer:
@@ -84,6 +79,11 @@ class Trainer:
         self._run_step: Callable[[AnyBatch], None] = self.step
         self._saved_at = time.monotonic()
         self.target_reached = False
+
+    @property
+    def seed(self) -> int:
+        """Of weights, order and augmentation."""
+        return self.config.run.seed
 
     def __enter__(self) -> Trainer:
         return self
@@ -123,29 +123,18 @@ class Trainer:
         self.step.load_state_dict(fresh.state_dict())
         self._begin(config)
 
-    def fit(
-        self, folder: Path, log: RunLog | None = None, display: Display | None = None, *, stop_after: int | None = None
-    ) -> Outcome:
+    def fit(self, folder: Path, listeners: Sequence[Listener] = (), *, stop_after: int | None = None) -> Fit:
         """Train to the end, to the target accuracy, to a signal, or to the end of epoch ``stop_after`` (1-based).
 
-        folder: of the checkpoint. log, display: without them, figures go to the same folder and to standard output.
-        Raises TrainingDiverged when a loss or a weight is no finite number; the last checkpoint is then left as it was.
+        folder: of the checkpoint. Raises TrainingDiverged when a loss or a weight is no finite number; the last
+        checkpoint is then left as it was.
         """
-        note = data_note(self.prepared)
-        with ExitStack() as opened:
-            if log is None:
-                log = opened.enter_context(closing(RunLog(folder, self.history, note=note)))
-            if display is None:
-                display = opened.enter_context(closing(Display(Console(), epochs=self.epochs, note=note)))
-            return self._fit(folder, log, display, stop_after)
-
-    def _fit(self, folder: Path, log: RunLog, display: Display, stop_after: int | None) -> Outcome:
         evaluation = None
         self._saved_at = time.monotonic()
         with Interrupt() as interrupt:
             while not self.finished and (stop_after is None or len(self.history) < stop_after):
                 epoch = len(self.history)
-                trained = self._train_epoch(epoch, display, interrupt)
+                trained = self._train_epoch(epoch, listeners, interrupt)
                 if interrupt.signum is not None:
                     break
                 evaluation = self._evaluate_epoch(epoch)
@@ -155,21 +144,17 @@ class Trainer:
                     self.schedule.epoch_end(record["train_loss"])
                     self.step.metrics.reset()
                 self.history.append(record)
-                log.add(record)
-                display.end(record)
+                for listener in listeners:
+                    listener.on_epoch_end(record)
                 if self.finished or epoch + 1 == stop_after:
                     break
                 if time.monotonic() - self._saved_at > _SECONDS_BETWEEN_SAVES:
                     self.save(folder)
             # Inside of the block: a signal meanwhile must not cost the run.
             self.save(folder)
-        return Outcome(
-            evaluation=evaluation,
-            interrupted=None if self.finished else interrupt.signum,
-            train_seconds=self.train_seconds,
-        )
+        return Fit(evaluation=evaluation, interrupted=None if self.finished else interrupt.signum)
 
-    def _train_epoch(self, epoch: int, display: Display, interrupt: Interrupt) -> EpochTotals:
+    def _train_epoch(self, epoch: int, listeners: Sequence[Listener], interrupt: Interrupt) -> EpochTotals:
         """Train through what is left of an epoch."""
         if self.loader.epoch != epoch:
             self.loader.set_epoch(epoch)
@@ -177,7 +162,8 @@ class Trainer:
         self.step.model.train()
         already = self.step.metrics.read().images
         left = (self.total_steps - self.done_steps) * self.config.data.batch_size
-        display.begin(epoch + 1, already=already, images_left=left + already)
+        for listener in listeners:
+            listener.on_epoch_begin(epoch + 1, already=already, images_left=left + already)
         glimpse = Glimpse(self.step.metrics.sums)
         started = time.perf_counter()
         if self.done_steps < self.total_steps and interrupt.signum is None:
@@ -190,7 +176,8 @@ class Trainer:
                 seen = glimpse.take()
                 if seen is not None:
                     self._check_finite(seen, epoch)
-                    display.update(seen, rate)
+                    for listener in listeners:
+                        listener.on_progress(seen, rate)
                 if self.done_steps == self.total_steps or interrupt.signum is not None:
                     break
         sums = self.step.metrics.read()
@@ -270,7 +257,7 @@ class Trainer:
         save_checkpoint(folder / CHECKPOINT, state)
         self._saved_at = time.monotonic()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where the state that `save` wrote left off."""
         self.step.load_state_dict(state["step"])
         self.loader.load_state_dict(state["loader"])

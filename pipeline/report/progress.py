@@ -3,24 +3,56 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from fast_train.common.text import show_path
+from fast_train.data_prep.manifest import data_note
+from fast_train.pipeline.engine.listener import Listener, Ready, Start
 from fast_train.pipeline.engine.metrics import Totals
 
 
-class Display:
-    """Shows one epoch at a time: `begin`, `update` as often as one likes, `end` with the epoch's record."""
+class Terminal(Listener):
+    """Says what is trained, shows one epoch at a time, and leaves a line of each. A context manager."""
 
-    def __init__(self, console: Console, *, epochs: int, note: str = "") -> None:
-        self._console, self._epochs, self._note = console, epochs, note
-        self._progress = self._build() if console.is_terminal else None
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._note, self._epochs, self._compiles = "", 0, False
+        self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._total = self._before = self._already = 0
         self._began = 0.0
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         if self._progress:
+            self._progress.stop()
+
+    def on_start(self, start: Start) -> None:
+        config, prepared, runtime = start.config, start.prepared, start.runtime
+        self._note, self._compiles = data_note(prepared), runtime.compile or runtime.graph
+        for note in start.notes:
+            self._console.print(note, soft_wrap=True)
+        self._console.print(
+            f"{config.model.arch} by recipe {config.recipe} on {prepared.size('train'):,} images of "
+            f"{prepared.manifest.source['kind']}{self._note}; loader {config.data.loader}, batch "
+            f"{config.data.batch_size}\n{runtime.describe()}\nrun folder: {show_path(start.folder)}",
+            soft_wrap=True,
+        )
+
+    def on_ready(self, ready: Ready) -> None:
+        self._epochs = ready.epochs
+        if ready.done_steps:
+            self._console.print(f"going on after step {ready.done_steps:,} of {ready.total_steps:,}")
+        if self._compiles:
+            self._console.print(f"compiled in {ready.seconds:.1f} s")
+        if self._console.is_terminal:
+            self._progress = self._build()
             self._progress.start()
 
     def _build(self) -> Progress:
@@ -34,9 +66,7 @@ class Display:
             transient=True,
         )
 
-    def begin(self, epoch: int, *, already: int, images_left: int) -> None:
-        """epoch: 1-based. already: how many of its images a resumed run has done. images_left: of the whole run, all
-        of this epoch included, for the time that is left."""
+    def on_epoch_begin(self, epoch: int, *, already: int, images_left: int) -> None:
         self._began, self._already = time.monotonic(), already
         if self._progress is None:
             return
@@ -46,8 +76,7 @@ class Display:
         self._before = self._total - images_left
         self._progress.update(self._task, description=f"epoch {epoch}/{self._epochs}")
 
-    def update(self, sums: Totals, rate: float) -> None:
-        """sums: of the epoch so far. rate: the learning rate."""
+    def on_progress(self, sums: Totals, rate: float) -> None:
         if self._progress is None or not sums.images:
             return
         speed = (sums.images - self._already) / max(time.monotonic() - self._began, 1e-9)
@@ -55,11 +84,10 @@ class Display:
             f"{speed:,.0f} images/s  loss {sums.loss / sums.images:.3f}  "
             f"acc {sums.correct / sums.images:.1%}  lr {rate:.4g}"
         )
-        assert self._task is not None, "begin comes before update"
+        assert self._task is not None, "on_epoch_begin comes before on_progress"
         self._progress.update(self._task, completed=self._before + sums.images, figures=figures)
 
-    def end(self, record: dict[str, Any]) -> None:
-        """One line that stays."""
+    def on_epoch_end(self, record: Mapping[str, Any]) -> None:
         tested = record["test_accuracy"]
         test = f"test {record['test_loss']:.3f} {tested:.2%}  " if tested is not None else ""
         speed = record["images_per_second"]
@@ -70,7 +98,3 @@ class Display:
             f"{rate}{record['seconds']:.1f} s{self._note}",
             soft_wrap=True,
         )
-
-    def close(self) -> None:
-        if self._progress:
-            self._progress.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ _MOST_ROWS = 20
 
 
 def write_pictures(
-    folder: Path, evaluation: Evaluation, history: list[dict[str, Any]], prepared: PreparedSet, *, title: str
+    folder: Path, evaluation: Evaluation, history: Sequence[Mapping[str, Any]], prepared: PreparedSet, *, title: str
 ) -> list[Path]:
     """Learning curves (where there is a history), confusion matrix, accuracies and predictions as PNG files."""
     # Here, not above: matplotlib takes a third of a second to import, which no training should wait for.

@@ -8,13 +8,16 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal
 
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.checkpoint import CHECKPOINT, CheckpointError, load_run_state
 from fast_train.pipeline.errors import ConfigError
-from fast_train.pipeline.run.record import CONFIG
+from fast_train.pipeline.run.record import CONFIG, Saved
+
+#: What a run goes on from: the last such run if there is one, a checkpoint, or nothing.
+Resume = Literal["auto"] | Saved | None
 
 
 def default_folder(config: Config, prepared: PreparedSet) -> Path:
@@ -34,20 +37,8 @@ def _numbered(base: Path, number: int) -> Path:
     return base if number == 1 else base.with_name(f"{base.name}-{number}")
 
 
-def checkpoint_path(given: Path) -> Path:
-    """A checkpoint, given by its own path or by its run's folder."""
-    return given / CHECKPOINT if given.is_dir() else given
-
-
 # Open folders that are locked.
 _held: set[int] = set()
-
-
-class Saved(NamedTuple):
-    """A checkpoint that a run goes on from."""
-
-    path: Path
-    state: dict[str, Any]
 
 
 class FolderInUse(ConfigError):
@@ -112,7 +103,7 @@ def _release_in_child() -> None:
 os.register_at_fork(after_in_child=_release_in_child)
 
 
-def _new_folder(out: str | None, base: Path, held: ExitStack) -> Path:
+def _new_folder(out: Path | None, base: Path, held: ExitStack) -> Path:
     """The folder of a new run, `claimed` within ``held``: ``out``, or a free one beside ``base``. ConfigError if
     ``out`` is in use."""
     number = max(_numbers(base), default=0)
@@ -121,19 +112,18 @@ def _new_folder(out: str | None, base: Path, held: ExitStack) -> Path:
         with suppress(FolderInUse):
             held.enter_context(claimed(_numbered(base, number)))
             return _numbered(base, number)
-    folder = Path(out)
-    if (folder / CONFIG).exists():
-        raise ConfigError(f"{folder} holds a run already; add --resume auto to go on with it, or give another --out")
-    held.enter_context(claimed(folder))
-    return folder
+    if (out / CONFIG).exists():
+        raise ConfigError(f"{out} holds a run already; add --resume auto to go on with it, or give another --out")
+    held.enter_context(claimed(out))
+    return out
 
 
-def _last_folder(out: str | None, base: Path) -> Path | None:
+def _last_folder(out: Path | None, base: Path) -> Path | None:
     """The folder of the run that ``--resume auto`` continues; None if there is none.
 
     It may lack a checkpoint: a run that was killed before its first one begins anew in its own folder.
     """
-    candidates = [Path(out)] if out is not None else [_numbered(base, number) for number in _numbers(base)[-1:]]
+    candidates = [out] if out is not None else [_numbered(base, number) for number in _numbers(base)[-1:]]
     return next((folder for folder in candidates if (folder / CONFIG).exists()), None)
 
 
@@ -162,14 +152,16 @@ def _steps_of(checkpoint: Path) -> int:
         return 0
 
 
-def claim_folder(base: Path, resume: str | None, out: str | None, saved: Saved | None, held: ExitStack) -> Path:
-    """The folder of a new run, or of the one that ``resume`` (``auto``, or where ``saved`` comes from) means, `claimed`
-    within ``held``. base: where a new run lies that has no ``out``."""
+def claim_folder(base: Path, resume: Resume, out: Path | None, held: ExitStack) -> Path:
+    """The folder of a new run, or of the one that ``resume`` means, `claimed` within ``held``.
+
+    base: where a new run lies that has no ``out``.
+    """
     folder = None
     if resume == "auto":
         folder = _last_folder(out, base)
-    elif saved is not None and out is None:
-        folder = _folder_of(saved)
+    elif resume is not None and out is None:
+        folder = _folder_of(resume)
     if folder is None:
         return _new_folder(out, base, held)
     held.enter_context(claimed(folder))

@@ -1,65 +1,114 @@
-"""What a command's settings come to: the configuration of a run, fitted to its data."""
+"""What is to be run: settings over a recipe, or over those of a run that goes on, fitted to their data."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from fast_train.common.text import show_path
 from fast_train.data_prep.manifest import PreparedSet
-from fast_train.pipeline.config.recipe import merge, read_recipe, resolve, without_steps_if_epochs
-from fast_train.pipeline.config.settings import Config, differences
+from fast_train.pipeline.config.recipe import (
+    CPU_RECIPE,
+    GPU_RECIPE,
+    SLOW_CPU_RECIPE,
+    override,
+    recipe_for_network,
+    resolve,
+    without_steps_if_epochs,
+)
+from fast_train.pipeline.config.settings import Config, RunConfig, differences
 from fast_train.pipeline.device import is_slow_cpu
 from fast_train.pipeline.engine.evaluate import check_tta
-from fast_train.pipeline.engine.runtime import resolve_runtime
-from fast_train.pipeline.errors import ConfigError, check_name
-from fast_train.pipeline.loaders import LOADERS
+from fast_train.pipeline.engine.runtime import resolve_device
+from fast_train.pipeline.errors import ConfigError
+from fast_train.pipeline.run.record import Saved, as_trained, check_classes, check_shape
 
-# Both of one network. The shorter one is there so that a first training ends within five minutes.
-_CPU_RECIPE, _SLOW_CPU_RECIPE = "cpu-quick", "cpu-short"
-
+#: Settings as a user gives them, nested by section: ``{"run": {"epochs": 8}}``.
+Given = Mapping[str, Mapping[str, Any]]
 
 # `fast` takes 400 steps on CIFAR-10. On 1,500 of its images 24 steps learn little and 400 of 128 images much more
 # (docs/recipes.md); the bound between is a choice.
 _FEW_STEPS, _ENOUGH_STEPS, _SMALL_BATCH = 80, 400, 128
+# The settings that an evaluation depends on; the network's and the training's are the checkpoint's.
+_EVALUATED_BY = {
+    *("data.path", "data.loader", "data.workers"),
+    *("run.device", "run.amp", "run.tf32", "run.tta", "run.channels_last", "run.deterministic"),
+}
 
 
-def _configured(
-    settings: dict[str, Any], others: argparse.Namespace, saved: dict[str, Any] | None, console: Console | None
-) -> tuple[Config, PreparedSet]:
-    """The configuration, fitted to its data. saved: that of a run, which takes the place of a recipe."""
+@dataclass(frozen=True)
+class Plan:
+    """notes: what was changed to fit the data, a line each."""
+
+    config: Config
+    prepared: PreparedSet
+    notes: tuple[str, ...] = ()
+
+
+def plan_training(given: Given, *, recipe: str | None, saved: Saved | None = None, verify: bool = False) -> Plan:
+    """The configuration of a training. recipe: a name or a TOML file; None for what suits the machine. saved: a run
+    that goes on, whose settings take the place of a recipe's. verify: check the set's hashes.
+
+    Raises ConfigError or PreparedSetError for what can't be run.
+    """
     if saved is not None:
-        config = Config.from_dict(merge(saved, without_steps_if_epochs(settings)))
+        config = override(saved.config, without_steps_if_epochs(given))
+        path = Path(config.data.path)
+        if "path" not in given.get("data", {}) and not path.exists():
+            raise ConfigError(f"the run's data, {path}, are not there any more; give --data")
     else:
-        config = resolve(others.recipe or default_recipe(settings), settings)
-    check_name("loader", config.data.loader, LOADERS)
+        config = resolve(recipe or default_recipe(given), given)
+    return _with_data(config, verify=verify)
+
+
+def plan_evaluation(given: Given, saved: Saved, *, verify: bool = False) -> Plan:
+    """The configuration of an evaluation: the network and its arithmetic are the checkpoint's, the rest is given.
+
+    Raises ConfigError for settings that an evaluation does not depend on, and where the images don't fit.
+    """
+    for section, values in given.items():
+        for name in values:
+            if f"{section}.{name}" not in _EVALUATED_BY:
+                raise ConfigError(
+                    f"{show_path(saved.path)} says how the network is built and was trained; leave out {section}.{name}"
+                )
+    # How the training ran on its machine says nothing of this one.
+    trained = saved.config.run
+    run = RunConfig(tta=trained.tta, amp=trained.amp, tf32=trained.tf32)
+    plan = _with_data(override(dataclasses.replace(saved.config, run=run), given), verify=verify)
+    config = dataclasses.replace(plan.config, model=saved.config.model)
+    check_classes(saved, plan.prepared)
+    check_shape(config.model, plan.prepared, saved.path)
+    return Plan(config, as_trained(plan.prepared, saved))
+
+
+def _with_data(config: Config, *, verify: bool) -> Plan:
     path = Path(config.data.path)
-    if saved is not None and "path" not in settings.get("data", {}) and not path.exists():
-        raise ConfigError(f"the run's data, {path}, are not there any more; give --data")
-    prepared = PreparedSet.open(path, verify=others.verify)
+    prepared = PreparedSet.open(path, verify=verify)
     check_tta(config.run.tta, prepared.manifest.image_shape)
     # Absolute: the run may be continued from elsewhere.
     data = dataclasses.replace(config.data, path=str(path.resolve()))
-    return fit_to_data(dataclasses.replace(config, data=data), prepared, console), prepared
+    config = dataclasses.replace(config, data=data)
+    fitted = fit_to_data(config, prepared)
+    before, now = config.data.batch_size, fitted.data.batch_size
+    note = f"batch size {before} -> {now}: the training split holds no more images"
+    return Plan(fitted, prepared, (note,) if now != before else ())
 
 
-def default_recipe(settings: dict[str, Any]) -> str:
-    """What suits the device that the run will use, and its network: the rates of the CPU's recipes are those of the
-    network that they were made for."""
-    run_config = Config.from_dict({"run": {"device": settings.get("run", {}).get("device", "auto")}}).run
-    own = read_recipe(_CPU_RECIPE)["model"]["arch"]
-    if resolve_runtime(run_config).device.type == "cuda" or settings.get("model", {}).get("arch", own) != own:
-        return "fast"
-    return _SLOW_CPU_RECIPE if is_slow_cpu() else _CPU_RECIPE
+def default_recipe(given: Given) -> str:
+    """What suits the device that the run will use, and its network."""
+    device = resolve_device(given.get("run", {}).get("device", RunConfig.device))
+    if device.type == "cuda":
+        return GPU_RECIPE
+    return recipe_for_network(given) or (SLOW_CPU_RECIPE if is_slow_cpu() else CPU_RECIPE)
 
 
-def fit_to_data(config: Config, prepared: PreparedSet, console: Console | None = None) -> Config:
-    """Take the model's input and output from the data, and a batch size that a small split can fill, which
-    ``console`` is told."""
+def fit_to_data(config: Config, prepared: PreparedSet) -> Config:
+    """Take the model's input and output from the data, and a batch size that a small split can fill."""
     height, width, channels = prepared.manifest.image_shape
     model = dataclasses.replace(
         config.model,
@@ -67,18 +116,14 @@ def fit_to_data(config: Config, prepared: PreparedSet, console: Console | None =
         image_size=min(height, width),
         in_channels=channels,
     )
-    data, images = config.data, prepared.size("train")
-    if images < data.batch_size:
-        if console is not None:
-            console.print(f"batch size {data.batch_size} -> {images}: the training split holds no more images")
-        data = dataclasses.replace(data, batch_size=max(images, 1))
-    return dataclasses.replace(config, model=model, data=data)
+    batch_size = min(config.data.batch_size, max(prepared.size("train"), 1))
+    return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, batch_size=batch_size))
 
 
-def length_advice(config: Config, prepared: PreparedSet, settings: dict[str, Any]) -> str | None:
+def length_advice(config: Config, prepared: PreparedSet, given: Given) -> str | None:
     """What to type where a built-in recipe, made for 50,000 images, takes too few steps on a smaller set; None where
-    it does not, or where the user's own file or ``settings`` say how long to train."""
-    chosen = {*settings.get("data", {}), *settings.get("run", {})} & {"batch_size", "epochs", "steps"}
+    it does not, or where the user's own file or ``given`` say how long to train."""
+    chosen = {*given.get("data", {}), *given.get("run", {})} & {"batch_size", "epochs", "steps"}
     images, batch_size = prepared.size("train"), config.data.batch_size
     steps = config.run.epochs * (images // batch_size)
     if chosen or config.recipe.endswith(".toml") or config.run.steps is not None or steps >= _FEW_STEPS:
@@ -91,14 +136,14 @@ def length_advice(config: Config, prepared: PreparedSet, settings: dict[str, Any
     )
 
 
-def _as_it_began(
-    config: Config, state: dict[str, Any], prepared: PreparedSet, settings: dict[str, Any], console: Console
-) -> Config:
-    """``config`` with the data and the length of the run that is continued, but for what ``settings`` say."""
-    given = without_steps_if_epochs({name: settings[name] for name in ("data", "run") if name in settings})
-    before = Config.from_dict(merge(state["config"], given))
+def as_it_began(config: Config, saved: Saved, prepared: PreparedSet, given: Given) -> Plan:
+    """``config`` with the data and the length of the run that goes on, but for what is given."""
+    kept = {name: given[name] for name in ("data", "run") if name in given}
+    before = override(saved.config, without_steps_if_epochs(kept))
     data = dataclasses.replace(before.data, path=config.data.path)
-    kept = fit_to_data(dataclasses.replace(config, data=data, run=before.run), prepared)
-    for section, name, saved, alone in differences(kept, config):
-        console.print(f"note: {section}.{name} stays {saved}, as the run began, not {alone}", soft_wrap=True)
-    return kept
+    fitted = fit_to_data(dataclasses.replace(config, data=data, run=before.run), prepared)
+    notes = (
+        f"note: {section}.{name} stays {began}, as the run began, not {alone}"
+        for section, name, began, alone in differences(fitted, config)
+    )
+    return Plan(fitted, prepared, tuple(notes))

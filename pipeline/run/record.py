@@ -1,4 +1,4 @@
-"""What a run's folder says of it."""
+"""What a run leaves behind: its record, its checkpoint, and whether another command may go on from them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,62 +17,111 @@ from fast_train.common.files import whole_file
 from fast_train.common.text import one_line
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import Config, ModelConfig, differences
+from fast_train.pipeline.engine.checkpoint import CHECKPOINT, load_run_state
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import LOADERS
+from fast_train.pipeline.run.log import read_history
+
+CONFIG = "config.json"
+# Beside the network and its training: what a run can't change on the way.
+_KEPT = {("data", "normalise"), ("run", "seed")}
 
 
-@dataclass(frozen=True)
-class _Saved:
-    """What a run's folder says of it. files: SHA-256 of the prepared set's, by path. dtype: see `Run`."""
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run's folder says of it. environment: versions, device and the type that it computed in. classes: the
+    set's, by number. files: SHA-256 of the prepared set's files, by path. history: a record an epoch."""
 
+    folder: Path
     config: Config
+    environment: Mapping[str, Any]
+    classes: Sequence[str]
     files: Mapping[str, str]
-    dtype: str
+    history: Sequence[Mapping[str, Any]]
+
+    @property
+    def dtype(self) -> str:
+        """What convolutions and matrix products were computed in, such as ``float32``."""
+        return str(self.environment.get("dtype", "a type that was not recorded"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to the length that it is configured to."""
+        if not self.history:
+            return False
+        last, length = self.history[-1], self.config.run
+        return bool(last["step"] >= length.steps if length.steps else last["epoch"] >= length.epochs)
+
+    def differing_file(self, prepared: PreparedSet) -> str | None:
+        """The first file of ``prepared``, in the format that the run's loader reads, that the run did not read."""
+        format = LOADERS[self.config.data.loader].format
+        read = (entry for entry in prepared.manifest.files if entry.format == format)
+        return next((entry.path for entry in read if self.files.get(entry.path) != entry.sha256), None)
 
 
-def _saved(folder: Path) -> _Saved | None:
-    """Of the training in ``folder``, None where there is none; a setting that it does not name has its default."""
+def read(folder: Path) -> RunRecord:
+    """The record of the run in ``folder``; a setting that it does not name has its default.
+
+    Raises ConfigError, in one line, where there is no run or its record is damaged.
+    """
     path = folder / CONFIG
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return _Saved(
+        return RunRecord(
+            folder=folder,
             config=Config.from_dict(record["config"]),
+            environment=dict(record["environment"]),
+            classes=tuple(record["data"]["classes"]),
             files=dict(record["data"]["files"]),
-            dtype=str(record["environment"].get("dtype", "a type that was not recorded")),
+            history=read_history(folder),
         )
-    except FileNotFoundError:
-        return None
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder} holds no run; give the folder of one that fast-train wrote") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path} can't be read ({one_line(error)}); move {folder} away, or give another --out"
         ) from error
 
 
-CONFIG = "config.json"
+@dataclass(frozen=True)
+class Saved:
+    """A run's checkpoint, read. config: what it was trained by."""
+
+    path: Path
+    state: Mapping[str, Any]
+    config: Config
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """Those that are worth evaluating: the averaged ones where the training kept an average."""
+        step = self.state["step"]
+        return dict(step["average"] or step["model"])
 
 
-# Beside the network and its training: what a run can't change on the way.
-_KEPT = {("data", "normalise"), ("run", "seed")}
+def load(given: Path) -> Saved:
+    """Read a checkpoint, given by its own path or by its run's folder; CheckpointError or ConfigError in one line."""
+    path = given / CHECKPOINT if given.is_dir() else given
+    state = load_run_state(path)
+    return Saved(path, state, Config.from_dict(state["config"]))
 
 
-def check_resumable(state: dict[str, Any], path: Path, config: Config, prepared: PreparedSet) -> None:
-    """ConfigError unless the state, read from ``path``, fits the configuration and the images that continue it."""
-    check_classes(state, prepared, path)
-    _check_images(path.parent, prepared, LOADERS[config.data.loader].format)
-    saved = Config.from_dict(state["config"])
-    for section, name, before, now in differences(saved, config):
+def check_resumable(saved: Saved, config: Config, prepared: PreparedSet) -> None:
+    """ConfigError unless the checkpoint fits the configuration and the images that continue it."""
+    check_classes(saved, prepared)
+    _check_images(saved.path.parent, prepared, LOADERS[config.data.loader].format)
+    for section, name, before, now in differences(saved.config, config):
         if section in ("model", "augment", "optimizer", "schedule") or (section, name) in _KEPT:
             raise ConfigError(
-                f"{path} was trained with {section}.{name} = {before}, this command says {now}; leave that setting "
-                "out to go on, or start a new run"
+                f"{saved.path} was trained with {section}.{name} = {before}, this command says {now}; leave that "
+                "setting out to go on, or start a new run"
             )
 
 
-def changed_settings(state: dict[str, Any], config: Config) -> Iterator[tuple[str, Any, Any]]:
+def changed_settings(saved: Saved, config: Config) -> Iterator[tuple[str, Any, Any]]:
     """(setting, its value in the checkpoint, its value now) of what a resumed run does in another way; where the data
     lie is none of that."""
-    for section, name, before, now in differences(Config.from_dict(state["config"]), config):
+    for section, name, before, now in differences(saved.config, config):
         if (section, name) != ("data", "path"):
             yield f"{section}.{name}", before, now
 
@@ -92,17 +141,20 @@ def _check_images(folder: Path, prepared: PreparedSet, format: str) -> None:
             )
 
 
-def as_trained(prepared: PreparedSet, state: dict[str, Any]) -> PreparedSet:
+def as_trained(prepared: PreparedSet, saved: Saved) -> PreparedSet:
     """The set with the mean and the deviation of the images that the checkpoint was trained on: the network's input is
     normalised by these, whatever images it is given."""
-    mean, std = (tuple(state.get(name, getattr(prepared.manifest, name))) for name in ("mean", "std"))
-    return dataclasses.replace(prepared, manifest=dataclasses.replace(prepared.manifest, mean=mean, std=std))
+    manifest = prepared.manifest
+    mean, std = (tuple(saved.state.get(name, getattr(manifest, name))) for name in ("mean", "std"))
+    return dataclasses.replace(prepared, manifest=dataclasses.replace(manifest, mean=mean, std=std))
 
 
-def check_classes(state: dict[str, Any], prepared: PreparedSet, path: Path) -> None:
+def check_classes(saved: Saved, prepared: PreparedSet) -> None:
     """ConfigError unless the checkpoint's classes are those of the prepared set."""
-    if tuple(state["classes"]) != prepared.manifest.classes:
-        raise ConfigError(f"{path} was trained on other classes than those of {prepared.root}; give the right --data")
+    if tuple(saved.state["classes"]) != prepared.manifest.classes:
+        raise ConfigError(
+            f"{saved.path} was trained on other classes than those of {prepared.root}; give the right --data"
+        )
 
 
 def check_shape(model: ModelConfig, prepared: PreparedSet, path: Path) -> None:
@@ -133,6 +185,5 @@ def write_config(folder: Path, config: Config, prepared: PreparedSet, runtime: R
             "files": {f.path: f.sha256 for f in prepared.manifest.files},
         },
     }
-    folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / CONFIG) as file:
         file.write(json.dumps(record, indent=2).encode() + b"\n")

@@ -16,7 +16,7 @@ from fast_train.pipeline.engine.memory import memory_error
 def test_help_needs_no_torch():
     """Importing torch takes seconds; --help must not."""
     code = (
-        "import sys\nfrom pipeline import cli\n"
+        "import sys\nfrom fast_train.pipeline import cli\n"
         "try:\n    cli.main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
@@ -28,7 +28,7 @@ def test_help_needs_no_torch():
 
 def test_no_training_waits_for_pictures():
     """matplotlib is imported when the first picture is drawn."""
-    code = "import sys\nfrom pipeline import commands\nassert 'matplotlib' not in sys.modules"
+    code = "import sys\nfrom fast_train.pipeline import commands\nassert 'matplotlib' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -187,7 +187,7 @@ def test_an_error_of_another_cause_keeps_its_trace(monkeypatch, text):
 
 @pytest.mark.parametrize("name", ["日本語", "\udcff"])
 def test_a_letter_that_cannot_be_printed_is_a_question_mark(name):
-    code = f"import sys\nfrom pipeline import cli\ntry: cli.main(['--help'])\nexcept SystemExit: print({name!r})"
+    code = f"import sys\nfrom fast_train.pipeline import cli\ntry: cli.main(['--help'])\nexcept SystemExit: print({name!r})"
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=environment)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -196,7 +196,7 @@ def test_a_letter_that_cannot_be_printed_is_a_question_mark(name):
 
 _ENDED = """
 import os, signal, sys
-from pipeline import cli, commands
+from fast_train.pipeline import cli, commands
 
 def run(settings, others):
     raise KeyboardInterrupt

@@ -38,7 +38,7 @@ def test_a_process_that_has_imported_torch_keeps_its_collector():
 
 _WHERE = """
 import json
-from pipeline import cli
+from fast_train.pipeline import cli
 assert cli.main(["--list-loaders"]) == 0
 import torch._inductor.runtime.cache_dir_utils as inductor
 import triton

@@ -1,23 +1,18 @@
 """Whole runs through the command, on a small set of real files on the CPU."""
 
-import contextlib
-import io
 import json
 import re
 import signal
 
 import pytest
 import torch
-from rich.console import Console
 
 from fast_train.pipeline import cli
 from fast_train.pipeline.config.recipe import resolve
-from fast_train.pipeline.engine.checkpoint import load_checkpoint
-from fast_train.pipeline.engine.runtime import resolve_runtime
-from fast_train.pipeline.engine.trainer import Trainer
+from fast_train.pipeline.engine.checkpoint import load_checkpoint, save_checkpoint
+from fast_train.pipeline.engine.step import TrainStep
 from fast_train.pipeline.loaders import LOADERS
-from fast_train.pipeline.report.progress import Display
-from fast_train.pipeline.run.log import RunLog
+from fast_train.pipeline.run import session
 
 # lr 0.1 on a 0.1-million-weight network: enough to learn three shapes in a few epochs.
 RECIPE = """
@@ -112,22 +107,15 @@ def interrupt_at(monkeypatch):
     """Run something with a signal raised in the middle of a step."""
 
     def call(at_step, signum, run):
-        prepare = Trainer.prepare
+        after = TrainStep.after
 
-        def interrupting(trainer):
-            seconds = prepare(trainer)
-            run_step = trainer._run_step
-
-            def step(batch):
-                run_step(batch)
-                if trainer.done_steps + 1 == at_step:
-                    signal.raise_signal(signum)
-
-            trainer._run_step = step
-            return seconds
+        def interrupting(step, done, total):
+            after(step, done, total)
+            if done == at_step:
+                signal.raise_signal(signum)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "prepare", interrupting)
+            patch.setattr(TrainStep, "after", interrupting)
             return run()
 
     return call
@@ -182,8 +170,6 @@ def test_a_diverging_run_says_so_and_keeps_the_last_good_checkpoint(train, capsy
     good = (train.folder / "run" / "last.pt").read_bytes()
     state = load_checkpoint(train.folder / "run" / "last.pt")
     state["step"]["model"]["conv1.weight"].fill_(float("nan"))
-    from fast_train.pipeline.engine.checkpoint import save_checkpoint
-
     save_checkpoint(train.folder / "run" / "last.pt", {k: v for k, v in state.items() if k != "format_version"})
     poisoned = (train.folder / "run" / "last.pt").read_bytes()
     capsys.readouterr()
@@ -329,41 +315,35 @@ def test_a_step_that_does_not_fit_into_memory_is_refused_before_the_run(train, c
     assert not (train.folder / "run").exists()
 
 
-def _trained(trainer, folder):
-    folder.mkdir()
-    trainer.prepare()
-    with contextlib.closing(RunLog(folder, [])) as log:
-        trainer.fit(folder, log, Display(Console(file=io.StringIO()), epochs=trainer.epochs))
-    return folder / "last.pt"
-
-
-def _restart_equals_a_new_trainer(prepared, folder, recipe, **run):
-    def trainer(seed):
+def _a_second_training_equals_a_first_one(prepared, folder, recipe, **run):
+    def config(seed):
         data = {"batch_size": 32, "workers": 1}
         given = {"run": {"epochs": 2, "seed": seed, **run}, "data": data, "model": {"num_classes": 3}}
-        config = resolve(recipe, given)
-        return Trainer(config, prepared, resolve_runtime(config.run))
+        return resolve(recipe, given)
 
-    with trainer(1) as other:
-        _trained(other, folder / "other")
-        other.restart(7)
-        again = _trained(other, folder / "again")
-    with trainer(7) as new:
-        assert_same_run(_trained(new, folder / "new"), again)
+    for name in ("other", "again", "new"):
+        (folder / name).mkdir(parents=True)
+    with session.Session(config(1), prepared) as opened:
+        opened.train(folder / "other")
+        again = opened.train(folder / "again", seed=7)
+    with session.Session(config(7), prepared) as opened:
+        new = opened.train(folder / "new")
+    assert (again.config.run.seed, again.steps) == (7, new.steps)
+    assert_same_run(new.folder / "last.pt", again.folder / "last.pt")
 
 
 @pytest.mark.parametrize("recipe", ["record-94", "record-96", "cpu-sgd", "notes"])
-def test_restart_equals_a_new_trainer(prepared, tmp_path, recipe):
+def test_a_second_training_of_a_session_equals_a_first_one(prepared, tmp_path, recipe):
     """Whitening layer, lookahead, momentum, plateau schedule: nothing of the first training is left."""
-    _restart_equals_a_new_trainer(prepared, tmp_path, recipe, device="cpu")
+    _a_second_training_equals_a_first_one(prepared, tmp_path, recipe, device="cpu")
 
 
 @pytest.mark.gpu
-def test_gpu_restart_equals_a_new_trainer(prepared, tmp_path):
+def test_gpu_a_second_training_of_a_session_equals_a_first_one(prepared, tmp_path):
     """The graph of the first training's seed is not replayed for the second."""
     torch.use_deterministic_algorithms(True)
     try:
-        _restart_equals_a_new_trainer(prepared, tmp_path, "record-94", device="cuda", deterministic=True)
+        _a_second_training_equals_a_first_one(prepared, tmp_path, "record-94", device="cuda", deterministic=True)
     finally:
         torch.use_deterministic_algorithms(False)
 

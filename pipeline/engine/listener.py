@@ -1,0 +1,63 @@
+"""Who wants to know how a training goes: the terminal, a log, a benchmark's clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.engine.metrics import Totals
+from fast_train.pipeline.engine.runtime import Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What is to be trained, on what, how, and where it is written. resumed: a run goes on. notes: what it does in
+    another way than before, a line each."""
+
+    config: Config
+    prepared: PreparedSet
+    runtime: Runtime
+    folder: Path
+    resumed: bool = False
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """The step is compiled and captured. epochs, total_steps: of the whole run. done_steps, history: of the part before
+    this one, where the run goes on. seconds: of compilation and capture."""
+
+    epochs: int
+    total_steps: int
+    done_steps: int
+    history: Sequence[Mapping[str, Any]]
+    seconds: float
+
+
+class Listener(Protocol):
+    """What a training tells, in this order. A subclass overrides what it wants to hear."""
+
+    def on_start(self, start: Start) -> None:
+        """Before anything is built."""
+        return
+
+    def on_ready(self, ready: Ready) -> None:
+        """Before the first step."""
+        return
+
+    def on_epoch_begin(self, epoch: int, *, already: int, images_left: int) -> None:
+        """epoch: 1-based. already: how many of its images a resumed run has done. images_left: of the whole run, all of
+        this epoch included."""
+        return
+
+    def on_progress(self, sums: Totals, rate: float) -> None:
+        """A few times a second at most. sums: of the epoch so far. rate: the learning rate."""
+        return
+
+    def on_epoch_end(self, record: Mapping[str, Any]) -> None:
+        """record: plain numbers, as metrics.jsonl holds them; None where something was not measured."""
+        return
