@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fast_train.pipeline.config.settings import Config, ModelConfig
 from fast_train.pipeline.engine.step import TrainStep
-from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.loaders import SplitView
 from fast_train.pipeline.models import build_model
 
 
@@ -26,9 +26,9 @@ class Work(NamedTuple):
     bytes: float
 
 
-def count_work(step: TrainStep, batch: Batch, *, batch_size: int) -> Work:
+def count_work(step: TrainStep, batch: SplitView, *, batch_size: int) -> Work:
     """Run eager steps on a batch and on half of it, undo them, and say what a step on ``batch_size`` images does for
-    each of them. step: not compiled, of a loader that gathers.
+    each of them. step: not compiled.
 
     Two, because the optimizer does the same whatever the batch: Muon's matrix products would count for much on few.
     """
@@ -38,7 +38,7 @@ def count_work(step: TrainStep, batch: Batch, *, batch_size: int) -> Work:
     return Work(*((b - a) / few + (2 * a - b) / batch_size for a, b in zip(half, whole, strict=True)))
 
 
-def _count(step: TrainStep, batch: Batch) -> Work:
+def _count(step: TrainStep, batch: SplitView) -> Work:
     """Of the whole step."""
     counter, traffic = FlopCounterMode(display=False), _Traffic()
     with step.unchanged(), counter, traffic:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import ClassVar, Literal, cast, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,18 +25,16 @@ from fast_train.pipeline.config.settings import Config, LoaderName
 from fast_train.pipeline.engine.augmentation import Augmenter
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader
 from fast_train.pipeline.engine.runtime import Runtime
-from fast_train.pipeline.loaders import Batch, Loader
+from fast_train.pipeline.loaders import AnyBatch, Batch, Loader, SplitView
 
 # Times what a loader holds ahead: of longer epochs the end costs a few percent at most.
 _LONG_EPOCH = 6
 
 
 class Feed(ABC):
-    """Batches on the device. ``gathers``: as `Loader.gathers`. ``delivers``: images come augmented and normalised,
-    [N, C, H, W], rather than as bytes. ``per_epoch``: batches of an epoch. ``ahead``: those that the loader
-    has begun, at most, and not given out yet."""
+    """Batches on the device. ``delivers``: images come augmented and normalised, [N, C, H, W], rather than as bytes.
+    ``per_epoch``: batches of an epoch. ``ahead``: those that the loader has begun, at most, and not given out yet."""
 
-    gathers: bool = False
     delivers: bool = False
     batch_size: int
     device: torch.device
@@ -50,18 +48,18 @@ class Feed(ABC):
         return timed_lot(self.workers, self.ahead, self.per_epoch)
 
     @abstractmethod
-    def batches(self, count: int) -> Iterator[Batch]:
+    def batches(self, count: int) -> Iterator[AnyBatch]:
         """``count`` training batches."""
 
     @abstractmethod
-    def example(self) -> Batch:
+    def example(self) -> AnyBatch:
         """A batch as `batches` gives them, to warm up with."""
 
     @abstractmethod
     def close(self) -> None:
         """Release processes, threads and files."""
 
-    def seconds(self, count: int, consume: Callable[[Batch], object] = lambda batch: None) -> float:
+    def seconds(self, count: int, consume: Callable[[AnyBatch], object] = lambda batch: None) -> float:
         """How long ``count`` batches take, from the consumption of the one before until the device has consumed the
         last. As many batches as the loader may hold come before them, and after."""
         batches = self.batches(self.ahead + count + self.ahead)
@@ -91,18 +89,17 @@ def timed_lot(workers: int | None, ahead: int, per_epoch: int) -> int:
 
 
 class LoaderFeed(Feed):
-    """One of the library's loaders. raw: bytes of the batch alone, even of a loader that gathers in the step."""
+    """One of the library's loaders. raw: each batch's own bytes, even of a loader that feeds views of the split."""
 
     def __init__(self, loader: Loader, augmenter: Augmenter, *, raw: bool) -> None:
         self.loader, self.augmenter, self._raw = loader, augmenter, raw
-        self.gathers = loader.gathers and not raw
         self.batch_size, self.device = loader.batch_size, loader.device
         self.workers, self.per_epoch = loader.workers or 0, len(loader)
-        # Of a loader that gathers there are only indices to make.
-        self.ahead = 1 if loader.gathers else batches_ahead(self.workers, self.per_epoch)
+        # Of views there are only indices to make.
+        self.ahead = 1 if isinstance(loader.example(), SplitView) else batches_ahead(self.workers, self.per_epoch)
         self._epoch = 0
 
-    def batches(self, count: int) -> Iterator[Batch]:
+    def batches(self, count: int) -> Iterator[AnyBatch]:
         """``count`` training batches, of further epochs in each pass."""
         loader = self.loader
         while count:
@@ -115,7 +112,7 @@ class LoaderFeed(Feed):
             self._epoch += 1
             yield from iter(loader) if self._raw else loader.feed()
 
-    def example(self) -> Batch:
+    def example(self) -> AnyBatch:
         """The loader's own example."""
         return self.loader.example()
 
@@ -130,13 +127,8 @@ class Delivered:
     def set_epoch(self, epoch: int) -> None:
         """Nothing depends on it."""
 
-    def __call__(self, batch: Batch, *, gather: bool) -> Tensor:
+    def __call__(self, batch: AnyBatch) -> Tensor:
         return batch.images
-
-
-def delivered() -> Augmenter:
-    """`Delivered`, as what the step takes it for."""
-    return cast(Augmenter, Delivered())
 
 
 @dataclass(frozen=True, kw_only=True)

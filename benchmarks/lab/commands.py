@@ -13,7 +13,7 @@ from fast_train.benchmarks.instrument.bench import build_bench, conclude
 from fast_train.benchmarks.instrument.cost import batch_warnings
 from fast_train.benchmarks.instrument.flags import Settings, default_repeats, repeat_seconds
 from fast_train.benchmarks.lab import report
-from fast_train.benchmarks.lab.cli import Flags
+from fast_train.benchmarks.lab.flags import Flags
 from fast_train.benchmarks.lab.records import ON_STEPS
 from fast_train.benchmarks.lab.run import Lab, run
 from fast_train.benchmarks.present.folder import report_folder

@@ -13,7 +13,7 @@ from torch import Tensor
 from fast_train.benchmarks.lab.options import Built
 from fast_train.kernels.order import epoch_order
 from fast_train.pipeline.engine.build import build_step
-from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.loaders import AnyBatch
 from fast_train.pipeline.optim.schedules import build_schedule
 
 # What is compared: the mean loss over this part of the steps, at their end.
@@ -29,7 +29,7 @@ def train(built: Built, *, seed: int, steps: int) -> list[float]:
     schedule = build_schedule(built.config.schedule, peak=built.config.optimizer.lr, total_steps=steps)
     run = dataclasses.replace(built.config.run, seed=seed)
     plain = dataclasses.replace(built.runtime, compile=False, graph=False)
-    fresh = build_step(dataclasses.replace(built.config, run=run), step.augmenter, plain, gathers=step.gathers)
+    fresh = build_step(dataclasses.replace(built.config, run=run), step.augmenter, plain)
     sums = torch.zeros(steps + 1, dtype=torch.float64, device=step.device)
     with step.unchanged():
         step.load_state_dict(fresh.state_dict())
@@ -45,7 +45,7 @@ def train(built: Built, *, seed: int, steps: int) -> list[float]:
         return (sums.diff() / size).tolist()
 
 
-def _batches(built: Built, seed: int, size: int, steps: int) -> list[tuple[int, Batch]]:
+def _batches(built: Built, seed: int, size: int, steps: int) -> list[tuple[int, AnyBatch]]:
     """(epoch, batch) of each step."""
     count = len(built.batch.labels)
     per_epoch = count // size

@@ -14,7 +14,7 @@ from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.build import build_augmenter, build_step, ready_step
 from fast_train.pipeline.engine.runtime import Runtime, resolve_runtime
 from fast_train.pipeline.engine.step import TrainStep
-from fast_train.pipeline.loaders import Batch, Loader
+from fast_train.pipeline.loaders import AnyBatch, Loader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class Built:
     config: Config
     runtime: Runtime
     step: TrainStep
-    ready: Callable[[Batch], None]
-    batch: Batch
+    ready: Callable[[AnyBatch], None]
+    batch: AnyBatch
     feed: LoaderFeed
 
     def once(self) -> None:
@@ -73,10 +73,10 @@ def build(bench: Bench[Settings], option: Option, loader: Loader) -> Built:
     config = dataclasses.replace(bench.config, run=run, data=data)
     runtime = resolve_runtime(run)
     augmenter = build_augmenter(config, bench.prepared, runtime, train=True)
-    step = build_step(config, augmenter, runtime, gathers=loader.gathers)
+    step = build_step(config, augmenter, runtime)
     ready = ready_step(step, loader.example(), runtime)
     feed = LoaderFeed(loader, augmenter, raw=False)
     (given,) = feed.batches(1)
     # Indices of its own: the loader's belong to an epoch.
-    batch = given._replace(indices=given.indices.clone())
+    batch = given.clone()
     return Built(option=option, config=config, runtime=runtime, step=step, ready=ready, batch=batch, feed=feed)

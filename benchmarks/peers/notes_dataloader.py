@@ -1,6 +1,6 @@
-"""The baseline's loading, that of the study notes: a DataLoader of four workers, PIL images, torchvision's first transforms.
+"""The baseline's loading: a DataLoader of four workers, PIL images, torchvision's first transforms.
 
-The notes that this project grew out of train so: ``RandomHorizontalFlip``, ``ToTensor``, ``Normalize`` by a half,
+The study notes that this project grew out of train so: ``RandomHorizontalFlip``, ``ToTensor``, ``Normalize`` by a half,
 batches moved to the device in the loop. They follow PyTorch's tutorial "Training a classifier"
 (pytorch.org, tutorials/beginner/blitz/cifar10_tutorial).
 """

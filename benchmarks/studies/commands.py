@@ -13,7 +13,7 @@ import torch
 
 from fast_train.benchmarks.instrument.machine import fingerprint
 from fast_train.benchmarks.studies.base import Options, Study, Variant, variant_config
-from fast_train.benchmarks.studies.cli import Flags
+from fast_train.benchmarks.studies.flags import Flags
 from fast_train.benchmarks.studies.report import Findings, check_folder, write_report
 from fast_train.benchmarks.studies.train import Run, finished_run, train_variant
 from fast_train.common.console import Display

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
 import torch
 from torch import Tensor
 
@@ -9,24 +12,36 @@ from fast_train.data_prep.manifest import Manifest
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import AugmentSpec, check_reflection
 from fast_train.pipeline.errors import ConfigError
-from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.loaders import AnyBatch, SplitView
 
 
-def normalisation(manifest: Manifest, how: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, as `DataConfig.normalise` says, in units where byte 255 is 1.
+def normalisation(
+    mean: Sequence[float], std: Sequence[float], how: Literal["set", "half"]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel by which images are normalised, in units where byte 255 is 1.
 
-    Raises ConfigError for a set's own where a channel does not vary, so that nothing can be divided by its deviation.
+    mean, std: those of the training split, for ``set``. Raises ConfigError where a channel does not vary, so that
+    nothing can be divided by its deviation.
     """
     if how == "half":
-        half = (0.5,) * manifest.image_shape[2]
-        return half, half
-    constant = [str(channel) for channel, std in enumerate(manifest.std) if std == 0]
+        return (0.5,) * len(mean), (0.5,) * len(mean)
+    constant = [str(channel) for channel, deviation in enumerate(std) if deviation == 0]
     if constant:
         raise ConfigError(
             f"all training images have one and the same value in channel {', '.join(constant)}, so they can't be "
             "normalised by its deviation of 0; are they the right images? If so, give --set data.normalise=half"
         )
-    return tuple(manifest.mean), tuple(manifest.std)
+    return tuple(mean), tuple(std)
+
+
+class Augmentation(Protocol):
+    """What turns a loader's batches into what the model sees."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose random draws come next."""
+
+    def __call__(self, batch: AnyBatch, /) -> Tensor:
+        """Images [N, C, H, W] of a floating-point type."""
 
 
 class Augmenter:
@@ -41,7 +56,7 @@ class Augmenter:
         manifest: Manifest,
         spec: AugmentSpec,
         *,
-        normalise: str,
+        normalise: Literal["set", "half"],
         dtype: torch.dtype,
         device: torch.device,
         seed: int = 0,
@@ -49,7 +64,7 @@ class Augmenter:
     ) -> None:
         check_reflection(spec, *manifest.image_shape[:2])
         self.spec, self.seed, self._channels_last = spec, seed, channels_last
-        self.mean, self.std = normalisation(manifest, normalise)
+        self.mean, self.std = normalisation(manifest.mean, manifest.std, normalise)
         self.table = normalisation_table(self.mean, self.std, dtype, device)
         self.epoch = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -57,8 +72,8 @@ class Augmenter:
         """Choose the epoch whose crops, flips and cutouts come next."""
         self.epoch.fill_(epoch)
 
-    def __call__(self, batch: Batch, *, gather: bool) -> Tensor:
-        """``gather``: the batch holds the whole split (see `Loader.gathers`)."""
+    def __call__(self, batch: AnyBatch) -> Tensor:
+        """Images [N, C, H, W] of ``dtype``; those of a `SplitView` are gathered in the same kernel."""
         images = augment(
             batch.images,
             batch.indices,
@@ -66,7 +81,7 @@ class Augmenter:
             spec=self.spec,
             seed=self.seed,
             epoch=self.epoch,
-            gather=gather,
+            gather=isinstance(batch, SplitView),
         )
         return images if self._channels_last else images.contiguous()
 
@@ -74,9 +89,9 @@ class Augmenter:
 class NativeAugmenter(Augmenter):
     """For a loader that augments by itself (see `pipeline.loaders.native`): what is left is the type and the format."""
 
-    def __call__(self, batch: Batch, *, gather: bool) -> Tensor:
-        """images: [N, C, H, W], normalised, in channels_last memory."""
-        if gather:
-            raise ValueError("a loader that gathers does not augment; build the plain Augmenter")
+    def __call__(self, batch: AnyBatch) -> Tensor:
+        """batch: its images are [N, C, H, W], normalised, in channels_last memory."""
+        if isinstance(batch, SplitView):
+            raise ValueError("a view of the whole split is not augmented yet; build the plain Augmenter")
         images = batch.images.to(self.table.dtype)
         return images if self._channels_last else images.contiguous()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -11,12 +10,12 @@ from fast_train.data_prep.manifest import PreparedSet
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import NO_AUGMENT
 from fast_train.pipeline.config.settings import Config
-from fast_train.pipeline.engine.augmentation import Augmenter, NativeAugmenter, normalisation
+from fast_train.pipeline.engine.augmentation import Augmentation, Augmenter, NativeAugmenter, normalisation
 from fast_train.pipeline.engine.evaluate import evaluation_batch
 from fast_train.pipeline.engine.graph import CapturedStep, warm_up
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.engine.step import TrainStep
-from fast_train.pipeline.loaders import Batch, Loader, build_loader
+from fast_train.pipeline.loaders import AnyBatch, Loader, build_loader
 from fast_train.pipeline.loaders.native import NativeAugment
 from fast_train.pipeline.models import build_model, initialise_from_data, starts_from_data
 
@@ -41,12 +40,10 @@ def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, 
 def build_split_loader(config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool) -> Loader:
     """The loader of the training or of the test split."""
     split = "train" if train else "test"
-    options: dict[str, Any] = {}
+    native = None
     if train and config.data.dali_augment == "native":
-        mean, std = normalisation(prepared.manifest, config.data.normalise)
-        options["native"] = NativeAugment(
-            spec=config.augment, mean=mean, std=std, dtype=runtime.image_dtype, seed=config.run.seed
-        )
+        mean, std = normalisation(prepared.manifest.mean, prepared.manifest.std, config.data.normalise)
+        native = NativeAugment(spec=config.augment, mean=mean, std=std, dtype=runtime.image_dtype, seed=config.run.seed)
     return build_loader(
         config.data.loader,
         prepared,
@@ -56,7 +53,7 @@ def build_split_loader(config: Config, prepared: PreparedSet, runtime: Runtime, 
         device=runtime.device,
         train=train,
         workers=config.data.workers,
-        **options,
+        native=native,
     )
 
 
@@ -78,29 +75,29 @@ def _first_images(config: Config, prepared: PreparedSet) -> torch.Tensor:
     """The first images of the training split, normalised as the run does: float32 [N, C, H, W] on the CPU."""
     height, width, _ = prepared.manifest.image_shape
     pixels = prepared.packed("train").images[: max(_START_PIXELS // (height * width), 1)]
-    table = normalisation_table(*normalisation(prepared.manifest, config.data.normalise), torch.float32)
+    table = normalisation_table(
+        *normalisation(prepared.manifest.mean, prepared.manifest.std, config.data.normalise), torch.float32
+    )
     indices = torch.arange(len(pixels))
     return augment(torch.tensor(pixels), indices, table, spec=NO_AUGMENT, seed=0, epoch=0)
 
 
 def build_step(
-    config: Config, augmenter: Augmenter, runtime: Runtime, *, gathers: bool, prepared: PreparedSet | None = None
+    config: Config, augmenter: Augmentation, runtime: Runtime, *, prepared: PreparedSet | None = None
 ) -> TrainStep:
-    """The step of a run, not compiled or captured yet. gathers: of the loader that will feed it. prepared: see
-    `build_network`."""
+    """The step of a run, not compiled or captured yet. prepared: see `build_network`."""
     return TrainStep(
         build_network(config, runtime, prepared),
         augmenter,
         config.optimizer,
         device=runtime.device,
-        gathers=gathers,
         amp=runtime.amp,
         compile=runtime.compile,
         compile_mode=runtime.compile_mode,
     )
 
 
-def ready_step(step: TrainStep, example: Batch, runtime: Runtime) -> Callable[[Batch], None]:
+def ready_step(step: TrainStep, example: AnyBatch, runtime: Runtime) -> Callable[[AnyBatch], None]:
     """The step as the run calls it: captured, or compiled, or as it is. example: a batch as the loader feeds it.
 
     Compilation and capture happen here; the state of the step is as before.

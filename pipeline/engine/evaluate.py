@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fast_train.data_prep.manifest import PreparedSet
-from fast_train.pipeline.engine.augmentation import Augmenter
+from fast_train.pipeline.engine.augmentation import Augmentation
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import Loader
 
@@ -52,7 +52,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: Loader, augmenter: Augmenter, *, amp: torch.dtype | None = None, tta: str = "none"
+    model: nn.Module, loader: Loader, augmenter: Augmentation, *, amp: torch.dtype | None = None, tta: str = "none"
 ) -> Evaluation:
     """Evaluate ``model`` on a loader built with ``train=False``; the model's mode is put back afterwards.
 
@@ -70,9 +70,8 @@ def evaluate(
     model.eval()
     try:
         for batch in loader.feed():
-            images = augmenter(batch, gather=loader.gathers)
-            truth = batch.labels[batch.indices] if loader.gathers else batch.labels
-            log_probabilities = _predict(model, images, amp, tta)
+            truth = batch.targets()
+            log_probabilities = _predict(model, augmenter(batch), amp, tta)
             loss += F.nll_loss(log_probabilities, truth, reduction="sum")
             confidence, prediction = log_probabilities.max(dim=1)
             labels[batch.indices], predictions[batch.indices] = truth, prediction

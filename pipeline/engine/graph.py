@@ -9,14 +9,14 @@ from contextlib import contextmanager
 import torch
 
 from fast_train.pipeline.engine.step import TrainStep
-from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.loaders import AnyBatch
 
 _WARM_UP_STEPS = 3
 # Replays that may be queued: the device never waits for the host, and what a loader hands over is soon free again.
 _MOST_AHEAD = 16
 
 
-def warm_up(step: TrainStep, batch: Batch) -> None:
+def warm_up(step: TrainStep, batch: AnyBatch) -> None:
     """Run a few steps and undo them: compilation, algorithm choice and allocations happen here, once."""
     with step.unchanged():
         for _ in range(_WARM_UP_STEPS):
@@ -40,21 +40,17 @@ def no_garbage_collection() -> Iterator[None]:
 class CapturedStep:
     """Call it as the step itself. Each batch is copied into the buffers that the graph reads.
 
-    batch: an example of the training shape. Of a loader that gathers, images and labels are the graph's own
-    inputs and must be the same tensors at every call; only the indices are copied.
+    batch: an example of the training type and shape. What of this type does not change from batch to batch, such as the
+    split that a `SplitView` holds, is read where it lies: it must be the same tensor at every call.
     """
 
-    def __init__(self, step: TrainStep, batch: Batch) -> None:
+    def __init__(self, step: TrainStep, batch: AnyBatch) -> None:
         # What is garbage by now may be freed by threads of other libraries, with calls that wait for the whole device:
         # let them do so before the capture, which such a call would break.
         gc.collect()
         # The graph reads and writes the step's tensors by their addresses, and keeps none of them alive.
         self._step = step
-        self._gathers = step.gathers
-        if step.gathers:
-            self._static = Batch(batch.images, batch.labels, batch.indices.clone())
-        else:
-            self._static = Batch(*(tensor.clone() for tensor in batch))
+        self._static = batch.clone()
         # Warm-up runs on a stream of its own, as capture does, so that no work is left over on the first one.
         stream = torch.cuda.Stream(step.device)
         stream.wait_stream(torch.cuda.current_stream(step.device))
@@ -71,11 +67,15 @@ class CapturedStep:
         self._done = [torch.cuda.Event() for _ in range(_MOST_AHEAD)]
         self._calls = 0
 
-    def __call__(self, batch: Batch) -> None:
+    def __call__(self, batch: AnyBatch) -> None:
+        expected, got = type(self._static).__name__, type(batch).__name__
+        if got != expected:
+            raise ValueError(f"this is a {got}, but the step was captured for a {expected}")
         # Of as many replays ago; one that was never recorded is done.
         self._done[self._calls % _MOST_AHEAD].synchronize()
-        for name, static, given in zip(Batch._fields, self._static, batch, strict=True):
-            if self._gathers and name != "indices":
+        changing = batch.changing()
+        for name, static, given in zip(batch._fields, self._static, batch, strict=True):
+            if name not in changing:
                 if given.data_ptr() != static.data_ptr():
                     raise ValueError(f"{name} moved since the step was captured; give the same tensor")
                 continue

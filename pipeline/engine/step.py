@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fast_train.pipeline.config.settings import OptimizerConfig
-from fast_train.pipeline.engine.augmentation import Augmenter
+from fast_train.pipeline.engine.augmentation import Augmentation
 from fast_train.pipeline.engine.metrics import Metrics
-from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.loaders import AnyBatch
 from fast_train.pipeline.optim.averaging import Lookahead, WeightAverage
-from fast_train.pipeline.optim.optimizer import build_optimizer, optimizer_tensors, set_rates
+from fast_train.pipeline.optim.optimizer import build_optimizer, optimizer_tensors
 
 
 class TrainStep:
@@ -33,18 +33,17 @@ class TrainStep:
     def __init__(
         self,
         model: nn.Module,
-        augmenter: Augmenter,
+        augmenter: Augmentation,
         config: OptimizerConfig,
         *,
         device: torch.device,
-        gathers: bool,
         amp: torch.dtype | None = None,
         compile: bool = False,
         compile_mode: str = "default",
     ) -> None:
         self.model, self.augmenter, self.config = model, augmenter, config
-        self.device, self.gathers, self.amp = device, gathers, amp
-        self.optimizer = build_optimizer(model, config, device)
+        self.device, self.amp = device, amp
+        self.optimizer, self.rates = build_optimizer(model, config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
         self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
         self.lookahead = Lookahead(model, config.lookahead, config.lookahead_decay) if config.lookahead else None
@@ -59,15 +58,13 @@ class TrainStep:
         """The model that is worth evaluating: the averaged one where there is one."""
         return self.average.model if self.average else self.model
 
-    def set_rate(self, rate: float, *, whitening: float = 1.0) -> None:
-        """The learning rate of the steps to come, and, as a part of its peak, that of a whitening layer's bias; queued
-        on the device like any other work."""
-        set_rates(self.optimizer, rate, whitening)
+    def set_rate(self, scheduled: float, *, epochs: float = 0.0) -> None:
+        """The learning rate of the next steps, and what follows for each group of parameters: see `Rates.set`."""
+        self.rates.set(scheduled, epochs)
 
-    def __call__(self, batch: Batch) -> None:
+    def __call__(self, batch: AnyBatch) -> None:
         """Train on one batch of a loader's `feed`."""
-        images = self.augmenter(batch, gather=self.gathers)
-        labels = batch.labels[batch.indices] if self.gathers else batch.labels
+        images, labels = self.augmenter(batch), batch.targets()
         # None, not zeros: the backward pass then writes gradients instead of adding to them.
         self.optimizer.zero_grad(set_to_none=True)
         loss, correct = self._forward_loss(images, labels)

@@ -23,9 +23,8 @@ from fast_train.pipeline.engine.memory import check_memory
 from fast_train.pipeline.engine.metrics import Glimpse, Totals
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.errors import TrainingDiverged
-from fast_train.pipeline.loaders import Batch
-from fast_train.pipeline.optim.optimizer import has_whitening
-from fast_train.pipeline.optim.schedules import build_schedule, whitening_share
+from fast_train.pipeline.loaders import AnyBatch
+from fast_train.pipeline.optim.schedules import build_schedule
 
 # A small model's epoch takes a second on a GPU: saving each one would cost as much as training it.
 _SECONDS_BETWEEN_SAVES = 10.0
@@ -64,9 +63,7 @@ class Trainer:
         self.augmenter = build_augmenter(config, prepared, runtime, train=True)
         self.test_augmenter = build_augmenter(config, prepared, runtime, train=False)
         start = None if resumes else prepared
-        self.step = build_step(config, self.augmenter, runtime, gathers=self.loader.gathers, prepared=start)
-        # Of other networks the rates need not be set anew in each step only because this share moves.
-        self._whitens = has_whitening(self.step.optimizer)
+        self.step = build_step(config, self.augmenter, runtime, prepared=start)
         self._begin(config)
 
     def _begin(self, config: Config) -> None:
@@ -79,8 +76,7 @@ class Trainer:
         self.done_steps = 0
         self.train_seconds = 0.0
         self.history: list[dict[str, Any]] = []
-        self._run_step: Callable[[Batch], None] = self.step
-        self._rates: tuple[float, float] | None = None
+        self._run_step: Callable[[AnyBatch], None] = self.step
         self._saved_at = time.monotonic()
         self.target_reached = False
 
@@ -123,7 +119,7 @@ class Trainer:
         self.loader.close()
         self.loader = build_split_loader(config, self.prepared, self.runtime, train=True)
         self.augmenter.seed = seed
-        fresh = build_step(config, self.augmenter, plain, gathers=self.loader.gathers, prepared=self.prepared)
+        fresh = build_step(config, self.augmenter, plain, prepared=self.prepared)
         self.step.load_state_dict(fresh.state_dict())
         self._begin(config)
 
@@ -172,7 +168,8 @@ class Trainer:
         started = time.perf_counter()
         if self.done_steps < self.total_steps and interrupt.signum is None:
             for batch in self.loader.feed():
-                rate = self._set_rate()
+                rate = self.schedule.rate(self.done_steps)
+                self.step.set_rate(rate, epochs=self.done_steps / len(self.loader))
                 self._run_step(batch)
                 self.done_steps += 1
                 self.step.after(self.done_steps, self.total_steps)
@@ -189,16 +186,6 @@ class Trainer:
         self._check_finite(sums, epoch)
         trained = sums.images - already
         return EpochTotals(sums, seconds, trained / seconds if trained else None)
-
-    def _set_rate(self) -> float:
-        rate = self.schedule.rate(self.done_steps)
-        whitening = 0.0
-        if self._whitens:
-            whitening = whitening_share(self.done_steps, steps=self.config.optimizer.whiten_epochs * len(self.loader))
-        if (rate, whitening) != self._rates:
-            self.step.set_rate(rate, whitening=whitening)
-            self._rates = rate, whitening
-        return rate
 
     def _check_finite(self, sums: Totals, epoch: int) -> None:
         if not math.isfinite(sums.loss):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import torch
 
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.errors import check_name
-from fast_train.pipeline.loaders.base import Batch, Loader
+from fast_train.pipeline.loaders.base import Loader, LoaderOptions
+from fast_train.pipeline.loaders.batch import AnyBatch, Batch, SplitView
 from fast_train.pipeline.loaders.dali_loader import DaliLoader
 from fast_train.pipeline.loaders.ffcv_loader import FfcvLoader
+from fast_train.pipeline.loaders.native import NativeAugment
 from fast_train.pipeline.loaders.resident import ResidentLoader
 from fast_train.pipeline.loaders.torch_loader import TorchLoader
 
+#: The names are those of `LoaderName` in `pipeline.config.settings`.
 LOADERS: dict[str, type[Loader]] = {
     "resident": ResidentLoader,
     "ffcv": FfcvLoader,
@@ -19,16 +22,32 @@ LOADERS: dict[str, type[Loader]] = {
     "torch": TorchLoader,
 }
 
-__all__ = ["LOADERS", "Batch", "Loader", "build_loader"]
+__all__ = ["LOADERS", "AnyBatch", "Batch", "Loader", "SplitView", "build_loader"]
 
 
-def build_loader(name: str, prepared: PreparedSet, split: str, **options: Any) -> Loader:
-    """The loader ``name`` over a split; the options are its constructor's.
+def build_loader(
+    name: str,
+    prepared: PreparedSet,
+    split: str,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    train: bool = True,
+    workers: int | None = None,
+    native: NativeAugment | None = None,
+) -> Loader:
+    """The loader ``name`` over a split; see `LoaderOptions`. native: what a `DaliLoader` is to augment by itself.
 
-    ValueError for an unknown name, and for a loader whose library is not here.
+    ValueError for an unknown name, for a loader whose library is not here, and for options that it does not take.
     """
     check_name("loader", name, LOADERS)
     lacks = LOADERS[name].missing()
     if lacks is not None:
         raise ValueError(f"--loader {name} can't run here: {lacks}")
-    return LOADERS[name](prepared, split, **options)
+    options = LoaderOptions(batch_size=batch_size, seed=seed, device=torch.device(device), train=train, workers=workers)
+    if native is None:
+        return LOADERS[name](prepared, split, options)
+    if LOADERS[name] is not DaliLoader:
+        raise ValueError(f"loader {name} augments nothing by itself; take dali, or leave out native")
+    return DaliLoader(prepared, split, options, native=native)

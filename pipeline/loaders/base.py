@@ -7,8 +7,9 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.kernels.order import epoch_order
 from fast_train.kernels.spec import check_seed
+from fast_train.pipeline.loaders.batch import AnyBatch, Batch
 
 # What a loader's place in its order depends on, and what a user calls it.
 _KEPT = {"seed": "seed", "batch_size": "batch size", "count": "split size"}
@@ -24,12 +26,27 @@ _KEPT = {"seed": "seed", "batch_size": "batch size", "count": "split size"}
 _MOST_WORKERS = 1024
 
 
-class Batch(NamedTuple):
-    """images uint8 [N, H, W, C]; labels int64 [N]; indices int64 [N], the images' numbers in their split."""
+# What a pass goes through.
+T = TypeVar("T", bound=AnyBatch)
 
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """What all loaders are built with. train, device: see `Loader`. seed: of the order. workers: loading processes or
+    threads, None for what suits the loader. Raises ValueError for what is out of range."""
+
+    batch_size: int
+    seed: int
+    device: torch.device
+    train: bool
+    workers: int | None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.batch_size < 1:
+            raise ValueError(f"batch size {self.batch_size} is out of range; give 1 or more")
+        if self.workers is not None and not 0 <= self.workers <= _MOST_WORKERS:
+            raise ValueError(f"{self.workers} workers are out of range; give 0 to {_MOST_WORKERS}")
 
 
 class Loader(ABC):
@@ -41,43 +58,26 @@ class Loader(ABC):
 
     Iterating starts at the epoch's first batch, or, once, where `load_state_dict` put it. A loader makes one pass at a
     time: beginning another one, choosing an epoch or closing ends the pass before, whose iterator then raises
-    ValueError. Raises ValueError for a training split smaller than one batch and for options out of range.
+    ValueError. Raises ValueError for a training split smaller than one batch.
     """
 
     #: The files it reads, as `prep-data --formats` calls them.
     format: ClassVar[str] = "packed"
-    #: True: a batch from `feed` holds the whole split, to be gathered by its indices on the device.
-    gathers: ClassVar[bool] = False
     #: True: a batch from `feed` lies in memory that is overwritten soon or scarce; iterating gives copies.
     lends_buffers: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        prepared: PreparedSet,
-        split: str,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        train: bool = True,
-        workers: int | None = None,
-    ) -> None:
-        check_seed(seed)
-        if batch_size < 1:
-            raise ValueError(f"batch size {batch_size} is out of range; give 1 or more")
-        if workers is not None and not 0 <= workers <= _MOST_WORKERS:
-            raise ValueError(f"{workers} workers are out of range; give 0 to {_MOST_WORKERS}")
-        self.prepared, self.split, self.seed, self.train = prepared, split, seed, train
-        self.batch_size, self.workers, self.device = batch_size, workers, torch.device(device)
+    def __init__(self, prepared: PreparedSet, split: str, options: LoaderOptions) -> None:
+        self.prepared, self.split, self.seed, self.train = prepared, split, options.seed, options.train
+        self.batch_size, self.workers, self.device = options.batch_size, options.workers, options.device
         self.count = prepared.size(split)
         self.epoch = 0
         self._position = 0
         self._resume_at = 0
-        self._pass: Callable[[], _Pass | None] = lambda: None
-        if train and self.count < batch_size:
+        self._pass: Callable[[], _Pass[Any] | None] = lambda: None
+        if self.train and self.count < self.batch_size:
             raise ValueError(
                 f"split '{split}' of {prepared.root} holds {self.count} images, fewer than one batch of "
-                f"{batch_size}; give a smaller batch size"
+                f"{self.batch_size}; give a smaller batch size"
             )
 
     @classmethod
@@ -117,16 +117,17 @@ class Loader(ABC):
     def __iter__(self) -> Iterator[Batch]:
         return self._begin_pass(self._copies if self.lends_buffers else self._batches)
 
-    def feed(self) -> Iterator[Batch]:
-        """As `__iter__`, but as cheap for the step as the loader can: see `gathers` and `lends_buffers`."""
+    def feed(self) -> Iterator[AnyBatch]:
+        """As `__iter__`, but as cheap for the step as the loader can: all of one type of batch, which may lie in memory
+        that is overwritten soon (see `lends_buffers`)."""
         return self._begin_pass(self._batches)
 
     def _copies(self, start: int) -> Generator[Batch]:
         with closing(self._batches(start)) as batches:
             for batch in batches:
-                yield Batch(*(tensor.clone() for tensor in batch))
+                yield batch.clone()
 
-    def _begin_pass(self, batches: Callable[[int], Generator[Batch]]) -> _Pass:
+    def _begin_pass(self, batches: Callable[[int], Generator[T]]) -> _Pass[T]:
         """A pass over what ``batches`` makes of the number of its first batch."""
         self._end_pass()
         start, self._resume_at = self._resume_at, 0
@@ -141,8 +142,11 @@ class Loader(ABC):
         if begun is not None:
             begun.close()
 
-    def example(self) -> Batch:
+    def example(self) -> AnyBatch:
         """A batch of the shapes that `feed` gives in training, to warm up with; it uses up nothing of the order."""
+        return self._zeros()
+
+    def _zeros(self) -> Batch:
         indices = torch.arange(self.batch_size, device=self.device)
         shape = (self.batch_size, *self.prepared.manifest.image_shape)
         images = torch.zeros(shape, dtype=torch.uint8, device=self.device)
@@ -181,13 +185,13 @@ class Loader(ABC):
         """The epoch's batches from number ``start`` on; what it holds, it releases when it is closed."""
 
 
-class _Pass(Iterator[Batch]):
+class _Pass(Iterator[T], Generic[T]):
     """A loader's way through an epoch, which counts the batches for it."""
 
-    def __init__(self, loader: Loader, batches: Generator[Batch]) -> None:
+    def __init__(self, loader: Loader, batches: Generator[T]) -> None:
         self._loader, self._batches, self._broken_off = loader, batches, False
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> T:
         if self._broken_off:
             raise ValueError(
                 f"this pass over split '{self._loader.split}' is over: its loader has been closed or has begun another "

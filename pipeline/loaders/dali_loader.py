@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.kernels.spec import check_reflection
-from fast_train.pipeline.loaders.base import Batch, Loader
+from fast_train.pipeline.loaders.base import Loader, LoaderOptions
+from fast_train.pipeline.loaders.batch import Batch
 from fast_train.pipeline.loaders.native import NativeAugment
 
 if TYPE_CHECKING:
@@ -29,9 +31,9 @@ class DaliLoader(Loader):
     format: ClassVar[str] = "dali"
 
     def __init__(
-        self, prepared: PreparedSet, split: str, *, native: NativeAugment | None = None, **options: Any
+        self, prepared: PreparedSet, split: str, options: LoaderOptions, *, native: NativeAugment | None = None
     ) -> None:
-        super().__init__(prepared, split, **options)
+        super().__init__(prepared, split, options)
         self._shards = prepared.tfrecords(split)
         self._encoded = prepared.manifest.encoding("dali")["mode"] != "raw"
         self._native = native
@@ -39,6 +41,7 @@ class DaliLoader(Loader):
             check_reflection(native.spec, *prepared.manifest.image_shape[:2])
         self._by_image = self._encoded or native is not None
         self._coming: Iterator[Tensor] = iter(())
+        # Here and not above: DALI is optional.
         from fast_train.pipeline.loaders.dali_graph import build_graph
 
         # The graph holds its source, so a source that held the loader would keep both, and DALI's threads, alive.
@@ -74,7 +77,7 @@ class DaliLoader(Loader):
 
     def example(self) -> Batch:
         """A batch of the shapes that `feed` gives in training."""
-        images, labels, indices = super().example()
+        images, labels, indices = self._zeros()
         if self._native is not None:
             images = images.permute(0, 3, 1, 2).to(self._native.output_dtype)
         return Batch(images, labels, indices)
@@ -121,8 +124,7 @@ class DaliLoader(Loader):
             self._drain()
 
     def _to_torch(self, output: Any) -> Tensor:
-        tensor: Tensor = torch.from_dlpack(output.as_tensor() if self._by_image else output[0])
-        return tensor
+        return from_dlpack(output.as_tensor() if self._by_image else output[0])
 
     def _drain(self) -> None:
         """Take what the graph has prepared beyond the last batch, so that an epoch can begin anew."""

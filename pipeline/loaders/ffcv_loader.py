@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from fast_train.data_prep.manifest import PreparedSet
-from fast_train.pipeline.loaders.base import Batch, Loader
+from fast_train.pipeline.loaders.base import Loader, LoaderOptions
+from fast_train.pipeline.loaders.batch import Batch
 from fast_train.pipeline.loaders.transfer import DeviceRing
 
 if TYPE_CHECKING:
@@ -26,26 +27,20 @@ class FfcvLoader(Loader):
     format: ClassVar[str] = "ffcv"
     lends_buffers: ClassVar[bool] = True
 
-    def __init__(self, prepared: PreparedSet, split: str, **options: Any) -> None:
-        super().__init__(prepared, split, **options)
+    def __init__(self, prepared: PreparedSet, split: str, options: LoaderOptions) -> None:
+        super().__init__(prepared, split, options)
         # Checked before FFCV sees it: FFCV trusts every number in the file.
         path = prepared.beton(split)
-        import numba
-
+        # Here and not above: FFCV is optional.
         from fast_train.pipeline.loaders.ffcv_reader import Reader
 
-        most = numba.config.NUMBA_NUM_THREADS
         workers = os.cpu_count() or 1 if self.workers is None else self.workers
         self._reader: Reader | None = Reader(
-            path,
-            batch_size=self.batch_size,
-            workers=min(max(workers, 1), most),
-            drop_last=self.train,
-            count=self.count,
+            path, batch_size=self.batch_size, workers=workers, drop_last=self.train, count=self.count
         )
         self._ring: DeviceRing | None = None
         if self.device.type == "cuda":
-            self._ring = DeviceRing(self.example(), self.device)
+            self._ring = DeviceRing(self._zeros(), self.device)
 
     @classmethod
     def missing(cls) -> str | None:

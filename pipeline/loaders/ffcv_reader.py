@@ -62,13 +62,19 @@ class Order(TraversalOrder):
 class Reader(FfcvLoader):
     """Batches [images, labels, indices] of a checked ``.beton`` in host memory, in the order that ``order`` says.
 
-    A batch lies in FFCV's buffers and is overwritten soon after the next one is asked for.
+    A batch lies in FFCV's buffers and is overwritten soon after the next one is asked for. workers: decoding threads,
+    from 1 to what Numba has.
     """
 
     def __init__(self, path: Path, *, batch_size: int, workers: int, drop_last: bool, count: int) -> None:
         self.order = Order(count)
         super().__init__(
-            str(path), batch_size=batch_size, num_workers=workers, order=self.order, drop_last=drop_last, os_cache=True
+            str(path),
+            batch_size=batch_size,
+            num_workers=min(max(workers, 1), numba.config.NUMBA_NUM_THREADS),
+            order=self.order,
+            drop_last=drop_last,
+            os_cache=True,
         )
 
     def __iter__(self) -> Reading:

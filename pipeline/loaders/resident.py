@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fast_train.data_prep.manifest import PreparedSet
-from fast_train.pipeline.loaders.base import Batch, Loader
+from fast_train.pipeline.loaders.base import Loader, LoaderOptions
+from fast_train.pipeline.loaders.batch import Batch, SplitView
 
 
 class ResidentLoader(Loader):
-    """CIFAR-10's training split takes 154 MB; larger sets need as much device memory as they have bytes.
+    """CIFAR-10's training split takes 154 MB; larger sets need as much device memory as they have bytes."""
 
-    Batches from `feed` hold images uint8 [M, H, W, C] and labels int64 [M] of the whole split.
-    """
-
-    gathers: ClassVar[bool] = True
-
-    def __init__(self, prepared: PreparedSet, split: str, **options: Any) -> None:
-        super().__init__(prepared, split, **options)
+    def __init__(self, prepared: PreparedSet, split: str, options: LoaderOptions) -> None:
+        super().__init__(prepared, split, options)
         packed = prepared.packed(split)
         self._check_memory(packed.images.nbytes)
         self._images: Tensor | None = _copy(packed.images, self.device)
@@ -51,18 +47,18 @@ class ResidentLoader(Loader):
         for indices in self.index_batches(start, self.device):
             yield Batch(images[indices], labels[indices], indices)
 
-    def _whole(self, start: int) -> Generator[Batch]:
+    def _views(self, start: int) -> Generator[SplitView]:
         images, labels = self._split()
         for indices in self.index_batches(start, self.device):
-            yield Batch(images, labels, indices)
+            yield SplitView(images, labels, indices)
 
-    def feed(self) -> Iterator[Batch]:
-        """Batches whose images and labels are the whole split's; only the indices differ."""
-        return self._begin_pass(self._whole)
+    def feed(self) -> Iterator[SplitView]:
+        """The same split each time; only the indices differ."""
+        return self._begin_pass(self._views)
 
-    def example(self) -> Batch:
+    def example(self) -> SplitView:
         """The whole split, as `feed` gives it, with the first indices of the file."""
-        return Batch(*self._split(), torch.arange(self.batch_size, device=self.device))
+        return SplitView(*self._split(), torch.arange(self.batch_size, device=self.device))
 
     def close(self) -> None:
         super().close()

@@ -10,14 +10,15 @@ import threading
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fast_train.data_prep.manifest import PreparedSet
-from fast_train.pipeline.loaders.base import Batch, Loader
+from fast_train.pipeline.loaders.base import Loader, LoaderOptions
+from fast_train.pipeline.loaders.batch import Batch
 
 DEFAULT_WORKERS = 4
 
@@ -82,8 +83,8 @@ class TorchLoader(Loader):
     # Batches of workers lie in shared memory, which holds a file open for each tensor.
     lends_buffers: ClassVar[bool] = True
 
-    def __init__(self, prepared: PreparedSet, split: str, **options: Any) -> None:
-        super().__init__(prepared, split, **options)
+    def __init__(self, prepared: PreparedSet, split: str, options: LoaderOptions) -> None:
+        super().__init__(prepared, split, options)
         workers = self.workers
         if workers is None:
             workers = min(DEFAULT_WORKERS, os.cpu_count() or 1)

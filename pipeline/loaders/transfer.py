@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fast_train.pipeline.loaders.base import Batch
+from fast_train.pipeline.loaders.batch import Batch
 
 _DEPTH = 4
 

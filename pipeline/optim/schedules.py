@@ -121,12 +121,6 @@ _REGISTRY: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def whitening_share(step: int, *, steps: int) -> float:
-    """The share of its peak at which the bias of a whitening layer moves in ``step``: linear from 1 to 0 over the first
-    ``steps`` steps, 0 from then on (Jordan 2024, arXiv 2404.00498, section 3.2: the bias is trained for 3 epochs)."""
-    return max(1 - step / steps, 0.0)
-
-
 def build_schedule(config: ScheduleConfig, *, peak: float, total_steps: int) -> Schedule:
     """The schedule that ``config.name`` names, for a run of ``total_steps`` steps."""
     return _REGISTRY[config.name](config, peak=peak, total_steps=total_steps)

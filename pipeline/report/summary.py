@@ -84,7 +84,7 @@ def write_batch_picture(path: Path, loader: Loader, augmenter: Augmenter, *, tit
 
     loader.set_epoch(0)
     batch = next(iter(loader))
-    images = augmenter(batch, gather=False)[:BATCH_IMAGES].float().cpu()
+    images = augmenter(batch)[:BATCH_IMAGES].float().cpu()
     pixels = images.permute(0, 2, 3, 1).numpy() * np.array(augmenter.std) + np.array(augmenter.mean)
     path.parent.mkdir(parents=True, exist_ok=True)
     classes = list(loader.prepared.manifest.classes)

@@ -10,7 +10,7 @@ from fast_train.kernels.spec import AugmentSpec
 from fast_train.pipeline.config.settings import ModelConfig, OptimizerConfig
 from fast_train.pipeline.engine.augmentation import Augmenter
 from fast_train.pipeline.engine.step import TrainStep
-from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.loaders import SplitView
 from fast_train.pipeline.models import build_model
 
 CPU = torch.device("cpu")
@@ -23,14 +23,14 @@ def build(prepared_path):
         spec = AugmentSpec(pad=4, flip=True)
         augmenter = Augmenter(manifest, spec, normalise="set", dtype=torch.float32, device=CPU)
         model = build_model(ModelConfig(arch="resnet8", num_classes=2)).to(memory_format=torch.channels_last)
-        return TrainStep(model, augmenter, OptimizerConfig(name=optimizer), device=CPU, gathers=True)
+        return TrainStep(model, augmenter, OptimizerConfig(name=optimizer), device=CPU)
 
     return step
 
 
 def _batch(count, split):
     images = torch.randint(0, 256, (split, 16, 16, 3), dtype=torch.uint8)
-    return Batch(images, torch.zeros(split, dtype=torch.long), torch.arange(count))
+    return SplitView(images, torch.zeros(split, dtype=torch.long), torch.arange(count))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
@@ -56,6 +56,6 @@ def test_a_gather_reads_the_rows_that_it_takes_not_the_split(build, monkeypatch,
     if kernel == "triton":
         from fast_train.kernels.augment_triton import augment_triton
 
-        monkeypatch.setattr("fast_train.kernels.augment_cpu.augment_cpu", augment_triton)
+        monkeypatch.setattr("fast_train.kernels.augment.augment_cpu", augment_triton)
     small, large = (count_work(build(), _batch(8, split=split), batch_size=8) for split in (64, 6400))
     assert small.bytes == large.bytes

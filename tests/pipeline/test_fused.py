@@ -12,7 +12,7 @@ from fast_train.pipeline.config.settings import Config, ModelConfig, RunConfig
 from fast_train.pipeline.engine.build import build_augmenter, build_network, build_step, ready_step
 from fast_train.pipeline.engine.runtime import resolve_runtime
 from fast_train.pipeline.errors import ConfigError
-from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.loaders import SplitView
 from fast_train.pipeline.models import FUSIONS, build_model
 from fast_train.pipeline.models.blocks import PreActBottleneck
 from fast_train.pipeline.models.fused import FusedNorm
@@ -50,6 +50,7 @@ def _images(count=8, size=16):
 def _through_the_kernels(monkeypatch):
     """As on a CUDA device: through the Triton kernels, in the interpreter."""
     from fast_train.kernels import batchnorm_triton, convolution_triton
+    from fast_train.kernels.tiling import tiles_of
 
     def run(kernel):
         return lambda *a, residual=None, **options: kernel(*a, residual, **options)
@@ -61,7 +62,7 @@ def _through_the_kernels(monkeypatch):
 
     def convolve(raw, weight, bias, filters, *rest, residual=None, **options):
         # The widest layers take cuDNN's way, as a large network's do.
-        tiles = convolution_triton.tiles_of(*filters.shape[:2], filters.dtype) if max(filters.shape[:2]) <= 32 else None
+        tiles = tiles_of(*filters.shape[:2], filters.element_size()) if max(filters.shape[:2]) <= 32 else None
         return convolution_triton.norm_relu_convolution_triton(
             raw, weight, bias, filters, *rest, residual, tiles=tiles, **options
         )
@@ -183,13 +184,13 @@ def test_training_is_the_same(prepared, prepared_path, fuse):
     for how in ("none", fuse):
         config = _config(prepared_path, fuse=how)
         runtime = resolve_runtime(config.run)
-        step = build_step(config, build_augmenter(config, prepared, runtime, train=True), runtime, gathers=True)
+        step = build_step(config, build_augmenter(config, prepared, runtime, train=True), runtime)
         packed = prepared.packed("train")
         images, labels = torch.tensor(packed.images), torch.tensor(packed.labels)
         step.set_rate(0.05)
         for number in range(5):
             indices = torch.randperm(len(labels), generator=torch.Generator().manual_seed(number))[:32]
-            step(Batch(images, labels, indices))
+            step(SplitView(images, labels, indices))
         steps.append(step)
     plain, fused = steps
     assert fused.metrics.read().loss == pytest.approx(plain.metrics.read().loss, rel=1e-4)
@@ -223,7 +224,7 @@ def test_compile_mode_reaches_the_compiler(prepared, prepared_path, monkeypatch)
     monkeypatch.setattr(torch, "compile", lambda function, *, mode, dynamic: seen.append(mode) or function)
     config = _config(prepared_path, compile=True, compile_mode="max-autotune-no-cudagraphs")
     runtime = resolve_runtime(config.run)
-    build_step(config, build_augmenter(config, prepared, runtime, train=True), runtime, gathers=True)
+    build_step(config, build_augmenter(config, prepared, runtime, train=True), runtime)
     assert seen == ["max-autotune-no-cudagraphs"]
     assert "max-autotune" in runtime.describe()
     with pytest.raises(ConfigError, match="did you mean"):
@@ -242,10 +243,10 @@ def test_gpu_training_is_the_same(prepared, prepared_path, compile, fuse):
     for how in ("none", fuse):
         config = _config(prepared_path, device="cuda", amp="bf16", fuse=how, compile=compile)
         runtime = resolve_runtime(config.run)
-        step = build_step(config, build_augmenter(config, prepared, runtime, train=True), runtime, gathers=True)
+        step = build_step(config, build_augmenter(config, prepared, runtime, train=True), runtime)
         packed = prepared.packed("train")
         images, labels = (torch.tensor(a, device="cuda") for a in (packed.images, packed.labels))
-        batch = Batch(images, labels, torch.arange(32, device="cuda"))
+        batch = SplitView(images, labels, torch.arange(32, device="cuda"))
         ready = ready_step(step, batch, runtime)
         step.set_rate(0.01)
         taken = []

@@ -19,7 +19,7 @@ from fast_train.pipeline.config.settings import ModelConfig, OptimizerConfig
 from fast_train.pipeline.engine.augmentation import Augmenter
 from fast_train.pipeline.engine.graph import CapturedStep
 from fast_train.pipeline.engine.step import TrainStep
-from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.loaders import Batch, SplitView
 from fast_train.pipeline.models import build_model
 
 CPU = torch.device("cpu")
@@ -115,48 +115,49 @@ def recorded(monkeypatch):
     monkeypatch.setattr(_Event, "made", 0)
     monkeypatch.setattr(_Event, "log", [])
     # In operations of PyTorch, as the kernel of a GPU reads tensors and no Python numbers.
-    monkeypatch.setattr("fast_train.kernels.augment_cpu.augment_cpu", augment_reference)
+    monkeypatch.setattr("fast_train.kernels.augment.augment_cpu", augment_reference)
 
 
-def _step(prepared, *, fuse="none", amp=None, gathers=True, arch="resnet8", **config):
+def _step(prepared, *, fuse="none", amp=None, arch="resnet8", **config):
     torch.manual_seed(0)
     spec = AugmentSpec(pad=2, flip=True, flip_mode="alternating", cutout=4)
     augmenter = Augmenter(prepared.manifest, spec, normalise="set", dtype=amp or torch.float32, device=CPU)
     model = build_model(ModelConfig(arch=arch, num_classes=3), fuse=fuse).to(memory_format=torch.channels_last)
     options = OptimizerConfig(**{"lr": 0.01, "weight_decay": 1e-3, **config})
-    return TrainStep(model, augmenter, options, device=CPU, gathers=gathers, amp=amp)
+    return TrainStep(model, augmenter, options, device=CPU, amp=amp)
 
 
-def _batches(prepared, count, *, gathers):
+def _batches(prepared, count, kind=SplitView):
     packed = prepared.packed("train")
     images, labels = torch.tensor(packed.images), torch.tensor(packed.labels)
     generator = torch.Generator().manual_seed(1)
     for _ in range(count):
         indices = torch.randperm(len(labels), generator=generator)[:32]
-        yield Batch(images, labels, indices) if gathers else Batch(images[indices], labels[indices], indices)
+        view = SplitView(images, labels, indices)
+        yield view if kind is SplitView else Batch(images[indices], labels[indices], indices)
 
 
-@pytest.mark.parametrize("options", [
-    dict(),
-    dict(gathers=False, grad_clip=0.5, ema_decay=0.9),
-    dict(amp=torch.bfloat16, name="muon", ema_decay=0.9),
-    dict(amp=torch.float16, grad_clip=5.0),
-    dict(amp=torch.float16, name="muon"),
-    dict(lookahead=3, whiten_lr=0.05, bias_lr=0.02, name="muon", arch="speednet8"),
-    dict(fuse="norm"),
-    dict(fuse="conv", gathers=False),
+@pytest.mark.parametrize(("kind", "options"), [
+    (SplitView, dict()),
+    (Batch, dict(grad_clip=0.5, ema_decay=0.9)),
+    (SplitView, dict(amp=torch.bfloat16, name="muon", ema_decay=0.9)),
+    (SplitView, dict(amp=torch.float16, grad_clip=5.0)),
+    (SplitView, dict(amp=torch.float16, name="muon")),
+    (SplitView, dict(lookahead=3, whiten_lr=0.05, bias_lr=0.02, name="muon", arch="speednet8")),
+    (SplitView, dict(fuse="norm")),
+    (Batch, dict(fuse="conv")),
 ])  # fmt: skip
-def test_replays_equal_the_eager_step(prepared, recorded, options):
+def test_replays_equal_the_eager_step(prepared, recorded, kind, options):
     """Weights, statistics, momentum, averages and sums after up to 50 steps, bit for bit: the same operations from
     Python and replayed, with a rate and an epoch that change."""
     # Fewer where a CPU is slow: it emulates float16.
     count = 6 if options.get("arch") else 12 if options.get("amp") == torch.float16 else 50
     eager, step = _step(prepared, **options), _step(prepared, **options)
-    batches = list(_batches(prepared, count, gathers=options.get("gathers", True)))
+    batches = list(_batches(prepared, count, kind))
     captured = CapturedStep(step, batches[0])
     for number, batch in enumerate(batches):
         for one, run in ((eager, eager), (step, captured)):
-            one.set_rate(0.01 / (1 + number), whitening=1 - number / count)
+            one.set_rate(0.01 / (1 + number), epochs=3 * number / count)
             one.augmenter.set_epoch(number // 3)
             run(batch)
             one.after(number + 1, count)
@@ -171,7 +172,7 @@ def test_a_captured_step_keeps_what_its_graph_reads_and_writes(prepared, recorde
     """A CUDA graph holds addresses: freed, they would be other tensors' memory at the next replay."""
     step = _step(prepared)
     tensors = [weakref.ref(tensor) for tensor in step.tensors()]
-    batch = next(_batches(prepared, 1, gathers=True))
+    batch = next(_batches(prepared, 1))
     captured = CapturedStep(step, batch)
     # The recorder holds tensors, as a CUDA graph does not.
     captured._graph.recorder.calls.clear()
@@ -183,7 +184,7 @@ def test_a_captured_step_keeps_what_its_graph_reads_and_writes(prepared, recorde
 
 def test_the_host_is_at_most_sixteen_steps_ahead(prepared, recorded):
     """Before each replay it waits for the sixteenth before: what a loader handed over for that one is free again."""
-    batch = next(_batches(prepared, 1, gathers=True))
+    batch = next(_batches(prepared, 1))
     captured = CapturedStep(_step(prepared), batch)
     for _ in range(40):
         captured(batch)

@@ -8,13 +8,17 @@ import sys
 import threading
 import time
 import weakref
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from fast_train.kernels.order import epoch_order
-from fast_train.pipeline.loaders import build_loader
+from fast_train.kernels.spec import AugmentSpec
+from fast_train.pipeline.config.settings import LoaderName
+from fast_train.pipeline.loaders import LOADERS, SplitView, build_loader
+from fast_train.pipeline.loaders.native import NativeAugment
 
 
 def _build(name, prepared, split="train", **options):
@@ -129,9 +133,10 @@ def test_restart_in_the_middle_of_an_epoch(name, prepared, stop):
 def test_the_feed_of_training_holds_the_same_batches(name, prepared):
     with _build(name, prepared) as loader:
         for fed, batch in zip(loader.feed(), _build("resident", prepared), strict=True):
-            chosen = fed.indices if loader.gathers else slice(None)
-            assert torch.equal(fed.images[chosen], batch.images)
-            assert torch.equal(fed.labels[chosen], batch.labels)
+            assert type(fed) is type(loader.example())
+            images = fed.images[fed.indices] if isinstance(fed, SplitView) else fed.images
+            assert torch.equal(images, batch.images)
+            assert torch.equal(fed.targets(), batch.labels)
             assert torch.equal(fed.indices, batch.indices)
 
 
@@ -343,6 +348,17 @@ def test_a_signal_to_the_process_group_does_not_end_the_workers(prepared_path, s
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, start_new_session=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["told", "112"]
+
+
+def test_the_settings_name_every_loader():
+    assert set(LOADERS) == set(get_args(LoaderName))
+
+
+def test_only_dali_augments_by_itself(prepared):
+    native = NativeAugment(spec=AugmentSpec(), mean=(0.5,) * 3, std=(0.5,) * 3, dtype=torch.float32, seed=3)
+    for name in ("resident", "torch"):
+        with pytest.raises(ValueError, match=f"loader {name} augments nothing by itself; take dali"):
+            _build(name, prepared, native=native)
 
 
 def test_unknown_name(name, prepared):

@@ -10,7 +10,7 @@ from torch import nn
 from fast_train.pipeline.config.settings import ModelConfig, OptimizerConfig
 from fast_train.pipeline.models import build_model, initialise_from_data
 from fast_train.pipeline.optim.muon import orthogonalise
-from fast_train.pipeline.optim.optimizer import build_optimizer, optimizer_tensors, set_rates
+from fast_train.pipeline.optim.optimizer import FadesOut, build_optimizer, optimizer_tensors
 
 CPU = torch.device("cpu")
 SETTINGS = {
@@ -91,17 +91,17 @@ def test_steps_equal_the_plain_definition():
     """Five steps at changing rates. The model's float32 against float64: a few units in the last place a step."""
     model = _speednet()
     plain = copy.deepcopy(model).double()
-    optimizer, momenta = build_optimizer(model, OptimizerConfig(**SETTINGS), CPU), {}
+    (optimizer, rates), momenta = build_optimizer(model, OptimizerConfig(**SETTINGS), CPU), {}
     for number in range(5):
         share, whitening = 1 - number / 5, max(1 - number / 3, 0)
         _gradients(model, number)
         for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
             theirs.grad = None if ours.grad is None else ours.grad.double()
-        set_rates(optimizer, 0.2 * share, whitening)
+        rates.set(0.2 * share, epochs=number)
         optimizer.step()
-        rates = {"filters": 0.2 * share, "bias": 3.0 * share, "head": 0.5 * share, "whiten": 2.0 * whitening}
+        moved = {"filters": 0.2 * share, "bias": 3.0 * share, "head": 0.5 * share, "whiten": 2.0 * whitening}
         with torch.no_grad():
-            _plain_step(plain, momenta, rates, 3)
+            _plain_step(plain, momenta, moved, 3)
     for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -110,11 +110,11 @@ def test_frozen_weights_stay_and_the_whitening_bias_stops():
     model = _speednet()
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
     assert len(frozen) == 7  # the whitening filters, and the scales of six BatchNorms
-    optimizer = build_optimizer(model, OptimizerConfig(**SETTINGS), CPU)
+    optimizer, rates = build_optimizer(model, OptimizerConfig(**SETTINGS), CPU)
     bias = [model.whiten.bias.detach().clone()]
-    for number, whitening in enumerate((1.0, 0.5, 0.0, 0.0)):
+    for number, epochs in enumerate((0.0, 1.5, 3.0, 4.0)):
         _gradients(model, number)
-        set_rates(optimizer, 0.1, whitening)
+        rates.set(0.1, epochs)
         optimizer.step()
         bias.append(model.whiten.bias.detach().clone())
     assert not torch.equal(bias[0], bias[1])
@@ -126,11 +126,20 @@ def test_frozen_weights_stay_and_the_whitening_bias_stops():
             assert torch.equal(parameter, frozen[name]), name
 
 
+def test_a_whitening_bias_moves_less_and_less_and_then_not_at_all():
+    """Whatever the schedule."""
+    rate = FadesOut(peak=2.0, over=3)
+    rates = [rate(0.1 * step, step / 25) for step in range(200)]
+    assert rates[0] == 2
+    assert rates[25] == pytest.approx(2 * 2 / 3)
+    assert rates[75:] == [0] * 125
+
+
 @pytest.mark.parametrize("name", ["sgd", "muon"])
 def test_every_parameter_has_the_rate_and_the_decay_of_its_kind(name):
     model = _speednet()
-    optimizer = build_optimizer(model, OptimizerConfig(**{**SETTINGS, "name": name}), CPU)
-    set_rates(optimizer, 0.1, 0.25)
+    optimizer, rates = build_optimizer(model, OptimizerConfig(**{**SETTINGS, "name": name}), CPU)
+    rates.set(0.1, epochs=2.25)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     peaks = {"whiten.bias": 2.0, "fc.weight": 0.5}
     for full_name, parameter in model.named_parameters():
@@ -146,7 +155,7 @@ def test_every_parameter_has_the_rate_and_the_decay_of_its_kind(name):
 
 
 def test_plain_sgd_has_two_groups_and_one_rate():
-    optimizer = build_optimizer(build_model(ModelConfig(arch="resnet8")), OptimizerConfig(), CPU)
+    optimizer, _ = build_optimizer(build_model(ModelConfig(arch="resnet8")), OptimizerConfig(), CPU)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4, 0.0]
     assert optimizer.param_groups[0]["lr"] is optimizer.param_groups[1]["lr"]
 
@@ -154,7 +163,7 @@ def test_plain_sgd_has_two_groups_and_one_rate():
 @pytest.mark.parametrize("name", ["sgd", "muon"])
 def test_state_is_there_before_the_first_step(name):
     model = _speednet()
-    optimizer = build_optimizer(model, OptimizerConfig(**{**SETTINGS, "name": name}), CPU)
+    optimizer, _ = build_optimizer(model, OptimizerConfig(**{**SETTINGS, "name": name}), CPU)
     before = [id(tensor) for tensor in optimizer_tensors(optimizer)]
     assert len(before) == sum(p.requires_grad for p in model.parameters())
     _gradients(model, 0)
@@ -166,7 +175,7 @@ def test_muon_takes_any_memory_format():
     updated = []
     for memory_format in (torch.channels_last, torch.contiguous_format):
         model = _speednet().to(memory_format=memory_format)
-        optimizer = build_optimizer(model, OptimizerConfig(**SETTINGS), CPU)
+        optimizer, _ = build_optimizer(model, OptimizerConfig(**SETTINGS), CPU)
         _gradients(model, 0)
         optimizer.step()
         updated.append(model.layer2.conv1.weight.detach())
@@ -176,7 +185,7 @@ def test_muon_takes_any_memory_format():
 def test_a_scaled_gradient_is_unscaled_and_an_infinite_one_skips_the_step():
     """What torch.amp.GradScaler hands over in float16."""
     model, scaled = _speednet(), _speednet()
-    optimizers = [build_optimizer(m, OptimizerConfig(**SETTINGS), CPU) for m in (model, scaled)]
+    optimizers = [build_optimizer(m, OptimizerConfig(**SETTINGS), CPU)[0] for m in (model, scaled)]
     for m in (model, scaled):
         _gradients(m, 0)
     for parameter in scaled.parameters():
@@ -201,7 +210,7 @@ def test_a_scaled_gradient_is_unscaled_and_an_infinite_one_skips_the_step():
 def test_muon_trains_a_resnet():
     torch.manual_seed(0)
     model = build_model(ModelConfig(arch="resnet8", num_classes=3))
-    optimizer = build_optimizer(model, OptimizerConfig(name="muon", lr=0.1, bias_lr=0.5, head_lr=0.5), CPU)
+    optimizer, _ = build_optimizer(model, OptimizerConfig(name="muon", lr=0.1, bias_lr=0.5, head_lr=0.5), CPU)
     images, labels = _images(24), torch.arange(24) % 3
     losses = []
     for _ in range(12):
@@ -219,7 +228,7 @@ def test_muon_trains_a_resnet():
 def test_filters_that_start_at_zero_move_too():
     torch.manual_seed(0)
     model = build_model(ModelConfig(arch="preact-resnet8", zero_init_residual=True))
-    optimizer = build_optimizer(model, OptimizerConfig(name="muon", lr=0.1), CPU)
+    optimizer, _ = build_optimizer(model, OptimizerConfig(name="muon", lr=0.1), CPU)
     _gradients(model, 0)
     optimizer.step()
     zeroed = model.layer1[0].conv2.weight

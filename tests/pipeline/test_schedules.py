@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fast_train.pipeline.config.settings import ScheduleConfig, settings
-from fast_train.pipeline.optim.schedules import build_schedule, whitening_share
+from fast_train.pipeline.optim.schedules import build_schedule
 
 
 def _rates(total=1000, peak=0.4, **config):
@@ -42,13 +42,6 @@ def test_a_warm_up_can_begin_above_zero():
     assert rates[0] == pytest.approx(0.4 * 0.2, rel=0.05)
     assert rates[50] == pytest.approx(0.4 * 0.6, rel=0.01)
     assert rates[100] == pytest.approx(0.4)
-
-
-def test_a_whitening_bias_moves_less_and_less_and_then_not_at_all():
-    shares = [whitening_share(step, steps=75) for step in range(200)]
-    assert shares[0] == 1
-    assert shares[25] == pytest.approx(2 / 3)
-    assert shares[75:] == [0] * 125
 
 
 def test_onecycle_is_torchs():

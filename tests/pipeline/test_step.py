@@ -11,14 +11,14 @@ from fast_train.pipeline.config.settings import ModelConfig, OptimizerConfig
 from fast_train.pipeline.engine.augmentation import Augmenter
 from fast_train.pipeline.engine.graph import CapturedStep, warm_up
 from fast_train.pipeline.engine.step import TrainStep
-from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.loaders import Batch, SplitView
 from fast_train.pipeline.models import build_model
 from fast_train.pipeline.optim.optimizer import build_optimizer
 
 CPU = torch.device("cpu")
 
 
-def _step(prepared, *, device=CPU, arch="resnet8", amp=None, compile=False, gathers=True, spec=None, **config):
+def _step(prepared, *, device=CPU, arch="resnet8", amp=None, compile=False, spec=None, **config):
     torch.manual_seed(0)
     augmenter = Augmenter(
         prepared.manifest,
@@ -29,7 +29,7 @@ def _step(prepared, *, device=CPU, arch="resnet8", amp=None, compile=False, gath
     )
     model = build_model(ModelConfig(arch=arch, num_classes=3)).to(device, memory_format=torch.channels_last)
     options = OptimizerConfig(**{"lr": 0.05, "weight_decay": 1e-3, **config})
-    return TrainStep(model, augmenter, options, device=device, gathers=gathers, amp=amp, compile=compile)
+    return TrainStep(model, augmenter, options, device=device, amp=amp, compile=compile)
 
 
 def _split(prepared, device=CPU):
@@ -41,7 +41,7 @@ def _batches(prepared, count, device=CPU, size=32):
     images, labels = _split(prepared, device)
     generator = torch.Generator().manual_seed(count)
     for _ in range(count):
-        yield Batch(images, labels, torch.randperm(120, generator=generator)[:size].to(device))
+        yield SplitView(images, labels, torch.randperm(120, generator=generator)[:size].to(device))
 
 
 @pytest.mark.parametrize("clip", [None, 0.1])
@@ -60,8 +60,8 @@ def test_equals_plain_pytorch(prepared, nesterov, clip):
         step(batch)
         plain.param_groups[0]["lr"] = rate
         plain.zero_grad()
-        logits = model(step.augmenter(batch, gather=True))
-        labels = batch.labels[batch.indices]
+        logits = model(step.augmenter(batch))
+        labels = batch.targets()
         loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
         loss.backward()
         if clip:
@@ -78,23 +78,28 @@ def test_equals_plain_pytorch(prepared, nesterov, clip):
     assert totals.loss == pytest.approx(loss_sum, rel=1e-4)
 
 
+def _gathered(view):
+    """The batch that a view of the split means."""
+    return Batch(view.images[view.indices], view.labels[view.indices], view.indices)
+
+
 def test_gathering_equals_batches_taken_beforehand(prepared):
-    gathering, plain = _step(prepared), _step(prepared, gathers=False)
-    for batch in _batches(prepared, 5):
-        gathering(batch)
-        plain(Batch(batch.images[batch.indices], batch.labels[batch.indices], batch.indices))
+    gathering, plain = _step(prepared), _step(prepared)
+    for view in _batches(prepared, 5):
+        gathering(view)
+        plain(_gathered(view))
     for a, b in zip(gathering.tensors(), plain.tensors(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_weight_decay_spares_normalisation_and_biases(prepared):
     model = build_model(ModelConfig(arch="resnet8", num_classes=3))
-    optimizer = build_optimizer(model, OptimizerConfig(weight_decay=0.1), CPU)
+    optimizer, _ = build_optimizer(model, OptimizerConfig(weight_decay=0.1), CPU)
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     for name, parameter in model.named_parameters():
         expected = 0.1 if name.endswith("weight") and "bn" not in name else 0.0
         assert decay[id(parameter)] == expected, name
-    everything = build_optimizer(model, OptimizerConfig(weight_decay=0.1, decay_all=True), CPU)
+    everything, _ = build_optimizer(model, OptimizerConfig(weight_decay=0.1, decay_all=True), CPU)
     assert {g["weight_decay"] for g in everything.param_groups} == {0.1}
 
 
@@ -168,9 +173,9 @@ def test_compiled_step_equals_the_eager_one_and_never_recompiles(prepared):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["sgd", "muon"])
-@pytest.mark.parametrize("gathers", [True, False])
+@pytest.mark.parametrize("kind", [SplitView, Batch])
 @pytest.mark.parametrize(("amp", "tolerance"), [(None, 1e-3), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)])
-def test_gpu_captured_step_gives_the_losses_of_the_eager_one(prepared, monkeypatch, amp, tolerance, gathers, name):
+def test_gpu_captured_step_gives_the_losses_of_the_eager_one(prepared, monkeypatch, amp, tolerance, kind, name):
     """50 steps. Both run the same kernels, but cuDNN may choose others for the second model, and atomic sums in
     the backward pass come in any order: relative 1e-3 in float32; bfloat16 and float16 round at 2^-8 and 2^-11
     in each layer, which 50 steps of training amplify to at most 2 %. Muon works in bfloat16 whatever the type, and
@@ -179,19 +184,14 @@ def test_gpu_captured_step_gives_the_losses_of_the_eager_one(prepared, monkeypat
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     device = torch.device("cuda")
     tolerance = 5e-2 if name == "muon" else tolerance
-    options = dict(device=device, amp=amp, gathers=gathers, lr=0.01, grad_clip=5.0, ema_decay=0.9, name=name)
+    options = dict(device=device, amp=amp, lr=0.01, grad_clip=5.0, ema_decay=0.9, name=name)
     eager, step = _step(prepared, **options), _step(prepared, **options)
 
-    def batches(count):
-        for batch in _batches(prepared, count, device):
-            chosen = Batch(batch.images[batch.indices], batch.labels[batch.indices], batch.indices)
-            yield batch if gathers else chosen
-
-    # One split for all batches: the graph keeps the address.
-    images, labels = _split(prepared, device)
-    fixed = [b._replace(images=images, labels=labels) if gathers else b for b in batches(50)]
-    captured = CapturedStep(step, fixed[0])
-    for number, batch in enumerate(fixed):
+    batches = list(_batches(prepared, 50, device))
+    if kind is Batch:
+        batches = [_gathered(view) for view in batches]
+    captured = CapturedStep(step, batches[0])
+    for number, batch in enumerate(batches):
         for one, run in ((eager, eager), (step, captured)):
             one.set_rate(0.01 / (1 + number / 10))
             one.augmenter.set_epoch(number)
@@ -207,10 +207,9 @@ def test_gpu_lookahead_corrects_the_weights_that_the_graph_reads(prepared):
     """Its corrections come between replays; the captured step must go on from them as the eager one does."""
     device = torch.device("cuda")
     eager, step = (_step(prepared, device=device, lr=0.01, lookahead=3) for _ in range(2))
-    images, labels = _split(prepared, device)
-    fixed = [b._replace(images=images, labels=labels) for b in _batches(prepared, 10, device)]
-    captured = CapturedStep(step, fixed[0])
-    for number, batch in enumerate(fixed):
+    batches = list(_batches(prepared, 10, device))
+    captured = CapturedStep(step, batches[0])
+    for number, batch in enumerate(batches):
         for one, run in ((eager, eager), (step, captured)):
             run(batch)
             one.after(number + 1, 10)
@@ -228,3 +227,5 @@ def test_gpu_captured_step_refuses_another_shape(prepared):
         captured(batch._replace(indices=batch.indices[:5]))
     with pytest.raises(ValueError, match="images moved"):
         captured(batch._replace(images=batch.images.clone()))
+    with pytest.raises(ValueError, match="this is a Batch, but the step was captured for a SplitView"):
+        captured(_gathered(batch))

@@ -40,7 +40,7 @@ def _epochs(config, prepared, within):
     runtime = resolve_runtime(config.run)
     with build_split_loader(config, prepared, runtime, train=True) as loader:
         augmenter = build_augmenter(config, prepared, runtime, train=True)
-        step = build_step(config, augmenter, runtime, gathers=loader.gathers)
+        step = build_step(config, augmenter, runtime)
         ready = ready_step(step, loader.example(), runtime)
         glimpse = Glimpse(step.metrics.sums)
         with within:

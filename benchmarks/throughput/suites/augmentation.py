@@ -16,7 +16,7 @@ from fast_train.benchmarks.instrument.roofline import copy_bandwidth
 from fast_train.benchmarks.instrument.timing import Rate, captured, timed
 from fast_train.benchmarks.throughput.records import AugmentationDetails
 from fast_train.pipeline.engine.build import build_augmenter
-from fast_train.pipeline.loaders import Batch, build_loader
+from fast_train.pipeline.loaders import AnyBatch, build_loader
 
 SUITE = "augmentation"
 BATCHES = (512, 1024, 2048, 4096, 8192, 16384)
@@ -51,7 +51,7 @@ def _name(batch: int) -> str:
     return f"batch {batch:,}"
 
 
-def _case(bench: Bench[Settings], whole: Batch, batch: int) -> Measured[AugmentationDetails]:
+def _case(bench: Bench[Settings], whole: AnyBatch, batch: int) -> Measured[AugmentationDetails]:
     augmenter = build_augmenter(bench.config, bench.prepared, bench.runtime, train=True)
     pixels = whole.images[0].numel()
     image_bytes = pixels * (1 + augmenter.table.element_size())
@@ -60,7 +60,7 @@ def _case(bench: Bench[Settings], whole: Batch, batch: int) -> Measured[Augmenta
     parts = [permutation.roll(-k * batch)[:batch].contiguous() for k in range(calls)]
 
     def augment(indices: Tensor) -> Tensor:
-        return augmenter(Batch(whole.images, whole.labels, indices), gather=True)
+        return augmenter(whole._replace(indices=indices))
 
     call, images = _repeated(augment, parts, bench.device)
     # The kernel reads the bytes of each image and writes its pixels in the output's type; indices are nothing to it.

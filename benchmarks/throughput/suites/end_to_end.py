@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
-from fast_train.benchmarks.instrument.feeds import Entry, Feed, FeedOptions, LoaderFeed, delivered
+from fast_train.benchmarks.instrument.feeds import Delivered, Entry, Feed, FeedOptions, LoaderFeed
 from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Row, rows_about
 from fast_train.benchmarks.instrument.timing import FAILURES, Rate, timed
@@ -18,9 +18,10 @@ from fast_train.benchmarks.throughput.suites import loaders
 from fast_train.benchmarks.throughput.suites.ladder import RATE
 from fast_train.common.text import one_line
 from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.engine.augmentation import Augmentation
 from fast_train.pipeline.engine.build import build_step, ready_step
 from fast_train.pipeline.engine.runtime import Runtime
-from fast_train.pipeline.loaders import Batch
+from fast_train.pipeline.loaders import AnyBatch, SplitView
 
 SUITE = "end-to-end"
 _QUICK = ("resident", "torch", "baseline DataLoader")
@@ -40,7 +41,7 @@ class Step:
     """A step that is ready for one kind of batch. name: whose it is. row: the one that measures it alone."""
 
     name: str
-    run: Callable[[Batch], None]
+    run: Callable[[AnyBatch], None]
     row: str
 
 
@@ -91,20 +92,21 @@ class _Steps:
     def of(self, feed: Feed) -> Step:
         """The step for a feed."""
         example = feed.example()
-        key = ("gathers", example.images.data_ptr()) if feed.gathers else (feed.delivers, example.images.dtype)
+        views = isinstance(example, SplitView)
+        key = ("view", example.images.data_ptr()) if views else (feed.delivers, example.images.dtype)
         if key not in self._built:
             self._built[key] = self._build(feed)
         return self._built[key]
 
     def _build(self, feed: Feed) -> Step:
         config, runtime = self._config, self._runtime
-        augmenter = feed.augmenter if isinstance(feed, LoaderFeed) else delivered()
-        step = build_step(config, augmenter, runtime, gathers=feed.gathers)
+        augmenter: Augmentation = feed.augmenter if isinstance(feed, LoaderFeed) else Delivered()
+        step = build_step(config, augmenter, runtime)
         step.set_rate(RATE)
         ready = ready_step(step, feed.example(), runtime)
         # A batch of real images: zeros would draw less power, and a GPU would clock higher.
         for given in feed.batches(1):
-            batch = given._replace(indices=given.indices.clone()) if feed.gathers else _copy(given)
+            batch = given.clone()
         row = f"step alone on {_what(feed, batch)}, {self._name}"
         rate = Rate(
             timed(lambda: ready(batch), self._bench.device),
@@ -116,18 +118,14 @@ class _Steps:
         return Step(name=self._name, run=ready, row=row)
 
 
-def _what(feed: Feed, batch: Batch) -> str:
+def _what(feed: Feed, batch: AnyBatch) -> str:
     """What a step is given, in words."""
-    if feed.gathers:
+    if isinstance(batch, SplitView):
         return "the resident split"
     if not batch.images.is_floating_point():
         return "bytes"
     by = "by the loader" if isinstance(feed, LoaderFeed) else "elsewhere"
     return f"{str(batch.images.dtype).removeprefix('torch.')} images augmented {by}"
-
-
-def _copy(batch: Batch) -> Batch:
-    return Batch(*(tensor.clone() for tensor in batch))
 
 
 def measured(bench: Bench[ThroughputSettings], entry: Entry, feed: Feed, step: Step) -> Measured[EndToEndDetails]:
@@ -141,7 +139,7 @@ def measured(bench: Bench[ThroughputSettings], entry: Entry, feed: Feed, step: S
         most=_MOST_EPOCHS * per_epoch,
     )
     # What the step takes from a loader of ours is bytes: the augmentation is the step's.
-    raw = isinstance(feed, LoaderFeed) and not feed.gathers and entry.augmentation is None
+    raw = isinstance(feed, LoaderFeed) and not isinstance(feed.example(), SplitView) and entry.augmentation is None
     kind = loaders.RAW if raw else loaders.AUGMENTED
     details = EndToEndDetails(
         entry=entry.name,

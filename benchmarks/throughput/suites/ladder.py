@@ -22,7 +22,7 @@ from fast_train.pipeline.device import has_tf32
 from fast_train.pipeline.engine.build import build_augmenter, build_step, ready_step
 from fast_train.pipeline.engine.runtime import Runtime, resolve_runtime
 from fast_train.pipeline.engine.step import TrainStep
-from fast_train.pipeline.loaders import Batch, Loader, build_loader
+from fast_train.pipeline.loaders import Loader, SplitView, build_loader
 
 SUITE = "ladder"
 #: Far below any recipe's: the step costs the same, and a loss that is not a number any more would not.
@@ -134,7 +134,7 @@ def _case(bench: Bench[Settings], number: int, rung: Rung, loader: Loader) -> Me
 
 
 def _build(bench: Bench[Settings], config: Config, runtime: Runtime) -> TrainStep:
-    return build_step(config, build_augmenter(config, bench.prepared, runtime, train=True), runtime, gathers=True)
+    return build_step(config, build_augmenter(config, bench.prepared, runtime, train=True), runtime)
 
 
 def _count(bench: Bench[Settings], rung: Rung, loader: Loader) -> Work:
@@ -143,12 +143,13 @@ def _count(bench: Bench[Settings], rung: Rung, loader: Loader) -> Work:
     return count_work(step, _first(loader, _COUNTED_IMAGES), batch_size=rung.config.data.batch_size)
 
 
-def _first(loader: Loader, count: int) -> Batch:
+def _first(loader: Loader, count: int) -> SplitView:
     """The whole split, with ``count`` random indices of it."""
     whole = loader.example()
+    assert isinstance(whole, SplitView)
     if count > len(whole.labels):
         raise ValueError(f"the training split holds {len(whole.labels)} images, fewer than one batch of {count}")
-    return Batch(whole.images, whole.labels, torch.randperm(len(whole.labels), device=loader.device)[:count])
+    return whole._replace(indices=torch.randperm(len(whole.labels), device=loader.device)[:count])
 
 
 def _within(enabled: bool, call: Callable[[], float]) -> Callable[[], float]:

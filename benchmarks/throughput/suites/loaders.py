@@ -108,7 +108,7 @@ def measured(
     def work(count: int) -> float:
         if augment:
             assert isinstance(feed, LoaderFeed)
-            return feed.seconds(count, lambda batch: feed.augmenter(batch, gather=feed.gathers))
+            return feed.seconds(count, feed.augmenter)
         return feed.seconds(count)
 
     per_epoch = bench.prepared.size("train") // feed.batch_size
