@@ -61,7 +61,7 @@ def _example(label: int, index: int, shape: Sequence[int], image: bytes) -> byte
 
 
 def _masked_crc(data: bytes) -> bytes:
-    crc = google_crc32c.value(data)
+    crc = int(google_crc32c.value(data))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
 
 
@@ -179,7 +179,8 @@ class TFRecordSplit:
     def blob(self, index: int) -> NDArray[np.uint8]:
         """The bytes of one image as they are stored: uint8 [size], a view."""
         begin = self.offsets[index]
-        return self.shards[self.shard_of[index]][begin : begin + self.sizes[index]]
+        shard: NDArray[np.uint8] = self.shards[self.shard_of[index]]
+        return shard[begin : begin + self.sizes[index]]
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The raw images of ``indices``, int64 [n]: uint8 [n, H, W, C], read-only."""
@@ -285,7 +286,8 @@ def _number(heads: NDArray[np.uint8], name: str, place: int = 0) -> NDArray[np.i
 
 def _decode(varints: NDArray[np.uint8]) -> NDArray[np.int64]:
     """uint8 [n, 5] to int64 [n]."""
-    return ((varints & 127).astype(np.int64) << 7 * np.arange(_VARINT)).sum(axis=1)
+    groups: NDArray[np.int64] = (varints & 127).astype(np.int64) << 7 * np.arange(_VARINT)
+    return np.asarray(groups.sum(axis=1))
 
 
 def _broken(path: Path, what: str) -> PreparedSetError:

@@ -36,7 +36,7 @@ class _Draws:
 
     def integers(self, low: int, high: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
         """Uniform in [low, high); the bias of the remainder, 2**-48 at most, is nobody's concern."""
-        raw = self._bits.random_raw(math.prod(shape)) >> np.uint64(16)
+        raw: NDArray[np.uint64] = self._bits.random_raw(math.prod(shape)) >> np.uint64(16)
         return (low + (raw % np.uint64(high - low)).astype(np.int64)).reshape(shape)
 
     def noise(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
@@ -68,9 +68,9 @@ def _render(patterns: NDArray[np.int64], labels: NDArray[np.int64], draws: _Draw
     colour = draws.integers(-40, 41, (n, 1, 1, 3)) * 1024
     # One background of 64 for each image: as loud as the class's own pattern.
     background = _smooth(draws, 64)[draws.integers(0, 64, (n,))] * draws.integers(32, 96, (n, 1, 1, 1))
-    pattern = patterns[labels[:, None, None], rows, columns] * contrast
+    pattern: NDArray[np.int64] = patterns[labels[:, None, None], rows, columns] * contrast
     noise = draws.noise((n, _SIDE, _SIDE, 3)) * 160
-    value = (pattern + background) // 8 + colour + noise
+    value: NDArray[np.int64] = (pattern + background) // 8 + colour + noise
     return (128 + (value >> 10)).clip(0, 255).astype(np.uint8)
 
 
