@@ -112,7 +112,7 @@ def is_running(pid: int) -> bool:
 
 
 def cache_folder() -> Path:
-    """What can be made anew lies here: ``$XDG_CACHE_HOME/fast-train``, by default ``~/.cache/fast-train``."""
+    """The folder of what can be made again: ``$XDG_CACHE_HOME/fast-train``, by default ``~/.cache/fast-train``."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification (https://specifications.freedesktop.org/basedir-spec) has relative paths ignored.
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fast-train"

@@ -1,4 +1,4 @@
-"""Which files were seen whole, so that their SHA-256 is not computed at every start.
+"""Which files were found whole, so that their SHA-256 is not computed at every start.
 
 A file is known by its device, inode, size and times; whatever writes to it changes one of them. An empty file in the
 cache folder stands for "this one had that hash"; where none can be written, files are compared anew each time.

@@ -3,9 +3,9 @@
 Layout (ffcv 1.0.2, ``ffcv/types.py``, ``writer.py`` and ``memory_allocator.py``), little-endian: a header; a descriptor
 of each field; a row of metadata per sample, which points at its pixels; from the next multiple of the page size on, the
 pixels, no sample across the border of a page; last, a table of (sample, pointer, size). The format has no checksums,
-and its reader trusts every number in it: `check_beton` looks at them all first.
+and its reader trusts every number in it: `check_beton` checks them all first.
 
-FFCV's own writer starts processes and waits for ever for one that died, so this one writes the file by itself, as the
+FFCV's own writer starts processes and waits forever for one that died, so this one writes the file by itself, as the
 images come. The tests read what it writes with FFCV, and compare it with what FFCV writes.
 """
 
@@ -140,7 +140,7 @@ class BetonWriter:
         return (self._name,)
 
     def abort(self) -> None:
-        """Let go of the file and the threads."""
+        """Close the file and end the threads, unfinished."""
         self._file.close()
         if self._encoder is not None:
             self._encoder.close()

@@ -1,4 +1,4 @@
-"""Downloads that resume: into ``NAME.part``, which gets its name once it is whole and its checksum right."""
+"""Downloads that resume: into ``NAME.part``, which gets its name once it is whole and its checksum is right."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def download(url: str, target: Path, *, is_right: Callable[[Path], bool], displa
             _fetch(url, file, display)
             right = is_right(part)
             if resumed and not right:
-                # What was there may be of another file, or of a torn write.
+                # The earlier part may be of another file, or of a write that broke off.
                 display.say(f"{show(target.name)}: the resumed download is not right; starting over")
                 file.truncate(0)
                 _fetch(url, file, display)
@@ -68,7 +68,7 @@ def download(url: str, target: Path, *, is_right: Callable[[Path], bool], displa
 
 
 def _size(file: BinaryIO) -> int:
-    # Also brings the position back to the end, which truncating leaves where it was.
+    # This also moves the position to the end: truncating leaves it where it was.
     return file.seek(0, os.SEEK_END)
 
 

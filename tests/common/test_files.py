@@ -24,9 +24,13 @@ def test_a_file_gets_its_name_once_it_is_whole(tmp_path):
 def test_a_file_that_fails_leaves_the_old_one(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match=rf"No space left on device: '{path}'"), whole_file(path) as file:
+
+    def fail(file):
         file.write(b"ne")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'"), whole_file(path) as file:
+        fail(file)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
