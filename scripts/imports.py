@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data_prep", "kernels"),
     ("pipeline.errors", "pipeline.device"),
     ("pipeline.config",),
-    ("pipeline.models", "pipeline.loaders", "pipeline.optim"),
+    ("pipeline.flags", "pipeline.models", "pipeline.loaders", "pipeline.optim"),
     ("pipeline.engine",),
     ("pipeline.report", "pipeline.run"),
     ("pipeline.flags",),
