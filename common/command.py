@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -69,7 +70,7 @@ def run_command(
     statuses = {**(statuses or {}), ValueError: 2, OSError: 2, MemoryError: 2}
     with steady_output():
         try:
-            with termination_as_interrupt():
+            with termination_as_interrupt(), _quiet_threads(debug=debug):
                 return work()
         except KeyboardInterrupt as stop:
             word = "interrupted" if exit_status(stop) == 128 + signal.SIGINT else "terminated"
@@ -93,6 +94,25 @@ def complain(program: str, error: Exception, *, debug: bool) -> None:
         traceback.print_exception(error)
     text = _OUT_OF_MEMORY if isinstance(error, MemoryError) and not str(error) else one_line(error)
     print(f"{program}: error: {text}", file=sys.stderr)
+
+
+@contextmanager
+def _quiet_threads(*, debug: bool) -> Iterator[None]:
+    """In the block, an OSError that ends a thread shows no trace: whoever waits for the thread gets it and reports it.
+
+    TensorBoard's writer is such a thread, on a full disk.
+    """
+    before = threading.excepthook
+
+    def hook(ended: threading.ExceptHookArgs) -> None:
+        if debug or not issubclass(ended.exc_type, OSError):
+            before(ended)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager
