@@ -293,6 +293,7 @@ def test_the_verdict_on_losses():
     assert found["within_noise"] == {"near": True, "far": False}
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_an_h100_without_one(tmp_path):
     """And spill no register, read activations 16 bytes at a time, and leave room for several programs a processor;
     convolutions multiply by warp groups."""
