@@ -33,10 +33,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; {self.prog} --help lists the flags\n")
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        with steady_output():
+            super().exit(status, message)
+
+    def print_help(self, file: Any = None) -> None:
+        with steady_output():
+            super().print_help(file)
+
     def parse(self, cls: type[Flags], arguments: list[str] | None) -> Flags:
         """The flags as a record: each has the name of a field of ``cls``. SystemExit after --help or an error."""
-        with steady_output():
-            return cls(**vars(self.parse_args(arguments)))
+        return cls(**vars(self.parse_args(arguments)))
 
 
 def run_command(

@@ -334,9 +334,9 @@ def _a_second_training_equals_a_first_one(prepared, folder, recipe, **run):
     assert_same_run(new.folder / "last.pt", again.folder / "last.pt")
 
 
-@pytest.mark.parametrize("recipe", [
-    "record-94", pytest.param("record-96", marks=pytest.mark.slow), "cpu-sgd", pytest.param("notes", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "recipe", ["record-94", "cpu-sgd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("record-96", "notes"))]
+)
 def test_a_second_training_of_a_session_equals_a_first_one(prepared, tmp_path, recipe):
     """Whitening layer, lookahead, momentum, plateau schedule: nothing of the first training is left."""
     _a_second_training_equals_a_first_one(prepared, tmp_path, recipe, device="cpu")
