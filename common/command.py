@@ -1,34 +1,48 @@
-"""How every command begins and ends: flags as a typed record, errors in one line, signals, a reader that goes away.
+"""How every command begins and ends: flags as a typed record, errors in one line, signals, an output that fails.
 
-exit status: what the work returns; 2 for bad input, a full disk or lack of memory; 128 and a signal's number.
+Exit status: what the work returns; 2 for bad input, a full disk or lack of memory; 128 and a signal's number.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import io
+import os
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import NoReturn, TextIO, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from fast_train.common.signals import end_at_once_by_ctrl_c, exit_status, nowhere, termination_as_interrupt
 from fast_train.common.text import one_line
 
 Flags = TypeVar("Flags")
 _OUT_OF_MEMORY = "the computer is out of memory"
+# Nobody reads on: the reader of a pipe has ended, or the terminal has been closed.
+_NO_READER = {errno.EPIPE, errno.EIO}
+_STDOUT = 1
 
 
 class Parser(argparse.ArgumentParser):
-    """One whose error is a line, like every other error of a command."""
+    """A parser whose error is one line, like every other error of a command."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists the flags\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; {self.prog} --help lists the flags\n")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        with steady_output():
+            super().exit(status, message)
+
+    def print_help(self, file: Any = None) -> None:
+        with steady_output():
+            super().print_help(file)
 
     def parse(self, cls: type[Flags], arguments: list[str] | None) -> Flags:
-        """The flags as a record: each has the name of a field of ``cls``."""
+        """The flags as a record: each has the name of a field of ``cls``. SystemExit after --help or an error."""
         return cls(**vars(self.parse_args(arguments)))
 
 
@@ -42,34 +56,35 @@ def run_command(
     statuses: Mapping[type[Exception], int] | None = None,
     explain: Callable[[Exception], Exception | None] = lambda error: None,
 ) -> int:
-    """Do ``work`` and return the exit status; an error or a signal that ends it is said in one line on stderr.
+    """Do ``work`` and return the exit status; an error or a signal that ends it is reported in one line on stderr.
 
-    Inside of it SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, and what is printed to a reader that has
-    gone away (``| head``), or to a full disk, goes nowhere: the work goes on.
+    During the work SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, and output that can't be written is
+    dropped (`steady_output`): the work goes on.
 
     debug: show the trace of an error. ends_process: nothing comes after the command, so that Ctrl-C while Python ends
-    is without a word. interrupted: what to say besides of a signal. statuses: of errors that end with another status
-    than 2. explain: what to tell the user in place of an error that came from a library; an error that is neither
-    explained nor in ``statuses`` nor a ValueError, OSError or MemoryError keeps its trace.
+    is silent. interrupted: what to add to the line about a signal. statuses: exit statuses of errors other than 2.
+    explain: what to tell the user in place of an error that came from a library; an error that is neither explained
+    nor in ``statuses`` nor a ValueError, OSError or MemoryError keeps its trace.
     """
     statuses = {**(statuses or {}), ValueError: 2, OSError: 2, MemoryError: 2}
-    try:
-        with steady_output(), termination_as_interrupt():
-            return work()
-    except KeyboardInterrupt as stop:
-        word = "interrupted" if exit_status(stop) == 128 + signal.SIGINT else "terminated"
-        print(f"{program}: {word}" + (f"; {interrupted}" if interrupted else ""), file=sys.stderr)
-        return exit_status(stop)
-    except Exception as error:
-        told = explain(error) or error
-        status = next((status for kind, status in statuses.items() if isinstance(told, kind)), None)
-        if status is None:
-            raise
-        complain(program, told, debug=debug)
-        return status
-    finally:
-        if ends_process:
-            end_at_once_by_ctrl_c()
+    with steady_output():
+        try:
+            with termination_as_interrupt():
+                return work()
+        except KeyboardInterrupt as stop:
+            word = "interrupted" if exit_status(stop) == 128 + signal.SIGINT else "terminated"
+            print(f"{program}: {word}" + (f"; {interrupted}" if interrupted else ""), file=sys.stderr)
+            return exit_status(stop)
+        except Exception as error:
+            told = explain(error) or error
+            status = next((status for kind, status in statuses.items() if isinstance(told, kind)), None)
+            if status is None:
+                raise
+            complain(program, told, debug=debug)
+            return status
+        finally:
+            if ends_process:
+                end_at_once_by_ctrl_c()
 
 
 def complain(program: str, error: Exception, *, debug: bool) -> None:
@@ -82,48 +97,62 @@ def complain(program: str, error: Exception, *, debug: bool) -> None:
 
 @contextmanager
 def steady_output() -> Iterator[None]:
-    """In the block standard output takes whatever is printed: a letter that its encoding lacks becomes a question mark,
-    and where nobody reads on, or the disk that it goes to is full, the rest is dropped.
+    """In the block, printing never fails.
 
-    Standard error never raises an error for a letter, and is left as it is.
+    Where nobody reads on (``| head``) or the disk behind a stream is full, the rest is dropped; a full disk behind
+    standard output is reported on standard error. A letter that standard output's encoding lacks becomes a question
+    mark, on standard error an escape. A stream that is closed takes everything and shows nothing. A stream that is no
+    file (a notebook's, a test's) is left as it is.
     """
-    before = sys.stdout
-    # Whoever embeds a command may have put any object there.
-    if isinstance(before, io.TextIOWrapper):
-        before.reconfigure(errors="replace")
-    sys.stdout = _Steady(before)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = steady = _steady(sys.stdout, "replace"), _steady(sys.stderr, "backslashreplace")
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stdout = before
+        for stream in steady:
+            stream.flush()
+        sys.stdout, sys.stderr = before
 
 
-class _Steady:
-    """Stands for a text stream; what it can't write goes nowhere, from then on."""
+def _steady(stream: TextIO | None, errors: str) -> TextIO:
+    """A text stream into the same file; Python has None for a stream that was closed before it started."""
+    if stream is None:
+        return open(os.devnull, "w")
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    if stream.closed:
+        return open(os.devnull, "w")
+    try:
+        descriptor = stream.fileno()
+    except OSError:
+        return stream
+    with suppress(OSError):
+        stream.flush()
+    return io.TextIOWrapper(
+        _SteadyFile(descriptor, "w", closefd=False),
+        encoding=stream.encoding,
+        errors=errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
+class _SteadyFile(io.FileIO):
+    """A file that takes all that is written; from the first error on it is dropped."""
 
-    def write(self, text: str) -> int:
-        self._safely(lambda: self._stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._safely(self._stream.flush)
-
-    def _safely(self, call: Callable[[], object]) -> None:
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
         try:
-            call()
-        except (OSError, ValueError):
-            # ValueError: the stream is closed.
-            self._drop()
-
-    def _drop(self) -> None:
-        try:
-            nowhere(self._stream.fileno())
-        except (OSError, ValueError):
-            self._stream = io.StringIO()
+            while left:
+                written = super().write(left)
+                # A terminal or pipe that another process made non-blocking takes nothing (None) while it is full.
+                if written is None:
+                    select.select([], [self], [])
+                else:
+                    left = left[written:]
+        except OSError as error:
+            descriptor = self.fileno()
+            nowhere(descriptor)
+            if descriptor == _STDOUT and error.errno not in _NO_READER:
+                print(f"standard output is dropped: {error.strerror}", file=sys.stderr)
+        return len(data)

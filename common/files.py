@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and folders that one process holds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:
+    # Not on Windows; `locked` and `sync_folder` do without.
+    fcntl = None  # type: ignore[assignment]
+
+# Open folders that this process has locked.
+_held: set[int] = set()
 
 
 @contextmanager
@@ -27,11 +36,73 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
     finally:
         beside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk: what was made or renamed there is found after a power failure."""
+    if fcntl is None:
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a folder's lock in the block, which gets True, or False where the disk knows no locks.
+
+    The system releases the lock with the process, however that ends. Raises BlockingIOError where another process has
+    it, unless ``wait``.
+    """
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    _held.add(descriptor)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            holds = True
+        except BlockingIOError:
+            raise
+        except OSError:
+            holds = False
+        yield holds
+    finally:
+        # A forked child has closed it already.
+        if descriptor in _held:
+            _held.remove(descriptor)
+            os.close(descriptor)
+
+
+def _release_in_child() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+# A lock lasts as long as any process has its file open: a forked child (a loader's worker) may outlive a process that
+# was killed, and must not keep the folder from the one that goes on with it.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process with this number, on this machine and in this container."""
+    if os.name == "nt":
+        # There, the call below would end it.
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        # It is another user's; or there can be no such number, and nobody knows what it means.
+        return True
+    return True
 
 
 def cache_folder() -> Path:

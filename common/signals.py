@@ -1,4 +1,4 @@
-"""Ctrl-C, termination and a hang-up: as an exception, or as a flag, so that a training finishes its step and saves."""
+"""Ctrl-C, termination and hang-up: as an exception, or as a flag, so that a training finishes its step and saves."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any, NoReturn
 
 
 def nowhere(descriptor: int) -> None:
-    """What is written to a file descriptor is dropped from here on."""
+    """Drop what is written to a file descriptor from here on."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, descriptor)
     os.close(null)
 
 
 def exit_status(stop: KeyboardInterrupt) -> int:
-    """128 and the signal's number, as a shell reports it."""
-    return 128 + int(stop.args[0] if stop.args else signal.SIGINT)
+    """128 and the signal's number, as a shell reports it; of Ctrl-C where the exception holds no number."""
+    return 128 + next((int(value) for value in stop.args if isinstance(value, int)), int(signal.SIGINT))
 
 
 def end_at_once_by_ctrl_c() -> None:
-    """From here on Ctrl-C ends the process without a word: for one that has nothing left to do but to end."""
+    """From here on Ctrl-C ends the process silently: for a process that has nothing left to do."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -33,8 +33,9 @@ def end_at_once_by_ctrl_c() -> None:
 def termination_as_interrupt() -> Iterator[None]:
     """In the block SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does; `exit_status` tells them apart.
 
-    With a hang-up goes the terminal: what is printed to it is dropped, where it would be an error. A hang-up that is
-    ignored (nohup) stays ignored. Outside of the main thread, which alone gets signals, nothing changes.
+    A hang-up takes the terminal away: from then on, what is printed to it is dropped. The kernel and the shell both
+    send it, so the second one is ignored. A hang-up that is ignored from the start (nohup) stays ignored. Outside of
+    the main thread, the only one that gets signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -44,6 +45,7 @@ def termination_as_interrupt() -> Iterator[None]:
     def handle(signum: int, frame: FrameType | None) -> NoReturn:
         del frame
         if signum == signal.SIGHUP:
+            signal.signal(signum, signal.SIG_IGN)
             _hang_up(terminals)
         raise KeyboardInterrupt(signum)
 
@@ -56,11 +58,10 @@ def termination_as_interrupt() -> Iterator[None]:
 
 
 class Interrupt:
-    """Inside the block, the first SIGINT, SIGTERM or SIGHUP sets ``signum``; a second one acts as usual, but for
-    SIGHUP, which comes twice. A hang-up that is ignored (nohup) stays ignored.
+    """In the block, the first SIGINT, SIGTERM or SIGHUP sets ``signum``; a second one acts as it did before the block.
 
-    With a hang-up goes the terminal: what is printed to it is dropped, where it would be an error. Outside of the main
-    thread, which alone gets signals, nothing is heard.
+    A hang-up is treated as in `termination_as_interrupt`. Outside of the main thread, the only one that gets signals,
+    nothing changes.
     """
 
     def __init__(self) -> None:
@@ -95,7 +96,7 @@ class Interrupt:
 
 
 def _heard(*signals: int) -> list[int]:
-    """Those that are not ignored where they are a hang-up."""
+    """The signals to handle: all but a hang-up that is ignored."""
     return [s for s in signals if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
 
 

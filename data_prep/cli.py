@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
-from fast_train.common.text import one_line, show
+from fast_train.common.command import Parser, run_command
+from fast_train.common.text import show
 from fast_train.data_prep.errors import BadFilesError, DownloadError
 
 PROGRAM = "prep-data"
-EXIT_BAD_INPUT, EXIT_DOWNLOAD = 2, 3
+EXIT_DOWNLOAD = 3
 _BAD_FILES_SHOWN = 10
-_NOTHING_LEFT = "no half-made set was left behind"
 
 _EPILOG = """\
 examples:
@@ -32,17 +26,31 @@ exit status: 0 done, 2 bad input, 3 the data could not be downloaded, 129/130/14
 """
 
 
-class Terminated(BaseException):
-    """A signal that ends the command, as an exception, so that the way out cleans up."""
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What the command line asks for; None where a flag was left out that has no default."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
+    dataset: str
+    out: Path | None
+    formats: str
+    overwrite: bool
+    verify: bool
+    debug: bool
+    source: str | None
+    size: int | None
+    test_fraction: float | None
+    split_seed: int | None
+    skip_bad: bool
+    workers: int | None
+    ffcv_mode: str
+    dali_mode: str
+    jpeg_quality: int
+    jpeg_share: float
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The flags."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Turn images into a prepared set: one folder with a manifest, ready for fast-train.",
         epilog=_EPILOG,
@@ -88,33 +96,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    flags = build_parser().parse_args(arguments)
-    try:
-        with _termination_as_exception():
-            _run(flags)
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; {_NOTHING_LEFT}", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except Terminated as stop:
-        print(f"{PROGRAM}: terminated; {_NOTHING_LEFT}", file=sys.stderr)
-        return 128 + stop.signum
-    except MemoryError:
-        if flags.debug:
-            traceback.print_exc()
-        print(f"{PROGRAM}: error: not enough memory; give a smaller --size or fewer --workers", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except (ValueError, OSError) as error:
-        if flags.debug:
-            traceback.print_exc()
-        if isinstance(error, BadFilesError):
-            _print_bad_files(error, everything=flags.debug)
-        print(f"{PROGRAM}: error: {_printable(one_line(error))}", file=sys.stderr)
-        return EXIT_DOWNLOAD if isinstance(error, DownloadError) else EXIT_BAD_INPUT
-    return 0
+    """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
+    with the command."""
+    flags = build_parser().parse(Flags, arguments)
+    return run_command(
+        PROGRAM,
+        lambda: _run(flags),
+        debug=flags.debug,
+        ends_process=arguments is None,
+        interrupted="no half-made set was left behind",
+        statuses={DownloadError: EXIT_DOWNLOAD},
+        explain=_explain,
+    )
 
 
-def _run(flags: argparse.Namespace) -> None:
+def _explain(error: Exception) -> Exception | None:
+    if isinstance(error, MemoryError):
+        return MemoryError("not enough memory; give a smaller --size or fewer --workers")
+    return None
+
+
+def _run(flags: Flags) -> int:
     # After parsing: --help needs none of it.
     from fast_train.common.console import Display
     from fast_train.data_prep.formats import FormatOptions
@@ -132,8 +134,7 @@ def _run(flags: argparse.Namespace) -> None:
     )
     if flags.verify:
         verify(flags.out or default_place(build_source(flags.dataset, options, display)), display)
-        return
-    formats = tuple(dict.fromkeys(name.strip() for name in flags.formats.split(",")))
+        return 0
     encoding = FormatOptions(
         ffcv_mode=flags.ffcv_mode,
         dali_mode=flags.dali_mode,
@@ -143,43 +144,25 @@ def _run(flags: argparse.Namespace) -> None:
     request = Request(
         dataset=flags.dataset,
         out=flags.out,
-        formats=formats,
+        formats=tuple(dict.fromkeys(name.strip() for name in flags.formats.split(","))),
         encoding=encoding,
         overwrite=flags.overwrite,
         options=options,
     )
-    prepare(request, display)
-
-
-@contextmanager
-def _termination_as_exception() -> Iterator[None]:
-    def raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated(signum)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    # Who runs the command under nohup has the end of the terminal ignored.
-    signals = [signal.SIGTERM] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGTERM, signal.SIGHUP]
-    previous = {signum: signal.signal(signum, raise_terminated) for signum in signals}
     try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+        prepare(request, display)
+    except BadFilesError as error:
+        _print_bad_files(error, everything=flags.debug)
+        raise
+    return 0
 
 
 def _print_bad_files(error: BadFilesError, *, everything: bool) -> None:
     shown = error.files if everything else error.files[:_BAD_FILES_SHOWN]
     for name, reason in shown:
-        print(_printable(f"  {show(name)}: {reason}"), file=sys.stderr)
+        print(f"  {show(name)}: {reason}", file=sys.stderr)
     if len(shown) < len(error.files):
         print(f"  ... and {len(error.files) - len(shown):,} more (--debug names them all)", file=sys.stderr)
-
-
-def _printable(text: str) -> str:
-    encoding = sys.stderr.encoding or "ascii"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 if __name__ == "__main__":

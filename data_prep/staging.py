@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fast_train.common.files import is_running, locked, sync_folder
 from fast_train.common.text import format_bytes, show
 from fast_train.data_prep.errors import PreparedSetError
 
@@ -44,7 +44,7 @@ class Stage:
 
         With ``replace`` a set that is there makes way first; without, PreparedSetError if something is.
         """
-        _sync(self.new_set)
+        sync_folder(self.new_set)
         if replace and self.place.exists():
             os.rename(self.place, self._old_set)
         try:
@@ -52,7 +52,7 @@ class Stage:
         except OSError as error:
             self.put_back()
             raise PreparedSetError(f"{show(self.place)} can't be put into place: {error.strerror}") from error
-        _sync(self.place.parent)
+        sync_folder(self.place.parent)
 
     @property
     def _old_set(self) -> Path:
@@ -72,17 +72,16 @@ def staging(place: Path) -> Iterator[Stage]:
     place.parent.mkdir(parents=True, exist_ok=True)
     stage = Stage(place, place.parent / f".{place.name}.partial-{os.getpid()}")
     stage.folder.mkdir()
-    lock = _lock(stage.folder)
-    try:
-        stage.new_set.mkdir()
-        stage.scratch.mkdir()
-        with disk_room(place.parent):
-            yield stage
-    finally:
-        stage.put_back()
-        shutil.rmtree(stage.folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+    # Another process holds the lock only for a moment, to look whether this run is alive.
+    with locked(stage.folder, wait=True):
+        try:
+            stage.new_set.mkdir()
+            stage.scratch.mkdir()
+            with disk_room(place.parent):
+                yield stage
+        finally:
+            stage.put_back()
+            shutil.rmtree(stage.folder, ignore_errors=True)
 
 
 @contextmanager
@@ -125,52 +124,15 @@ def remove_leftovers(place: Path) -> None:
 def _is_dead(folder: Path, pid: int) -> bool:
     """Whether no run works in the folder.
 
-    A run locks its folder, and the system lets go of the lock with the run, whatever its end. The number in the name
-    tells less: it may be another process's by now, and machines and containers that share a disk have each their own
-    process 7. It counts until a run has surely locked its folder. On a disk that knows no locks a leftover stays.
+    A run locks its folder, and the system releases the lock with the run, however that ends. The number in the name
+    says less: it may be another process's by now, and machines and containers that share a disk each have a process 7.
+    It counts until a run has surely locked its folder. On a disk that knows no locks a leftover stays.
     """
     # A folder with this process's number is another one's: this one has made none yet.
-    running = pid != os.getpid() and _is_running(pid)
+    running = pid != os.getpid() and is_running(pid)
     try:
         young = time.time() - folder.stat().st_mtime < _SURELY_LOCKED_SECONDS
-        descriptor = os.open(folder, os.O_RDONLY)
+        with locked(folder) as holds:
+            return holds and not (young and running)
     except OSError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return not (young and running)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        # It is, and is another user's.
-        return True
-    return True
-
-
-def _lock(folder: Path) -> int | None:
-    """The open descriptor that holds the folder's lock; None on a disk that knows no locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        # Whoever has it only looks whether this run is alive, and lets go at once.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fast_train.kernels.augment_cpu import augment_cpu
+from fast_train.kernels.checks import DTYPES
 from fast_train.kernels.spec import AugmentSpec, check_reflection, check_seed
-
-OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def normalisation_table(
@@ -25,7 +25,7 @@ def normalisation_table(
     mean, std: per channel, in units where byte 255 is 1. Computed in float64 on the CPU and rounded once, so it
     is the same table on every device.
     """
-    if dtype not in OUTPUT_DTYPES:
+    if dtype not in DTYPES:
         raise ValueError(f"cannot augment to {dtype}; choose from float32, bfloat16, float16")
     if len(mean) != len(std) or not mean or min(std) <= 0:
         raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} need one number per channel, std above 0")
@@ -60,11 +60,10 @@ def augment(
     if not isinstance(epoch, Tensor):
         epoch = torch.full((), epoch, dtype=torch.int64, device=images.device)
     if images.is_cuda:
+        # Imported where it runs: not every build of torch brings Triton, and it takes a while.
         from fast_train.kernels.augment_triton import augment_triton
 
         return augment_triton(images, indices, table, spec=spec, seed=seed, epoch=epoch, gather=gather)
-    from fast_train.kernels.augment_cpu import augment_cpu
-
     return augment_cpu(images, indices, table, spec=spec, seed=seed, epoch=epoch, gather=gather)
 
 
@@ -75,7 +74,7 @@ def _check_inputs(images: Tensor, indices: Tensor, table: Tensor, spec: AugmentS
         raise ValueError(f"indices must be contiguous int64 [N], not {indices.dtype} {tuple(indices.shape)}")
     if not gather and len(images) != len(indices):
         raise ValueError(f"{len(images)} images for {len(indices)} indices; without gather they go in pairs")
-    if table.shape != (256, images.shape[3]) or table.dtype not in OUTPUT_DTYPES or not table.is_contiguous():
+    if table.shape != (256, images.shape[3]) or table.dtype not in DTYPES or not table.is_contiguous():
         raise ValueError(f"table must be contiguous [256, {images.shape[3]}], not {table.dtype} {tuple(table.shape)}")
     if not images.device == indices.device == table.device:
         raise ValueError(f"images, indices, table lie on {images.device}, {indices.device}, {table.device}")

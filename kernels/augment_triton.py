@@ -1,7 +1,7 @@
 """The fused augmentation as one Triton kernel; see `kernels.augment` for what it computes."""
 
-# Triton's functions take its own values, which have no Python types.
-# mypy: disable-error-code="no-untyped-def"
+# Triton's decorators have no types, nor have the values in its functions; torch.cuda.device_of has none either.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
 from __future__ import annotations
 
@@ -15,68 +15,81 @@ from fast_train.kernels.spec import AugmentSpec
 
 _AUGMENT: tl.constexpr = tl.constexpr(STREAM_AUGMENT)
 _CUTOUT: tl.constexpr = tl.constexpr(STREAM_CUTOUT)
-# Elements of one image that a program writes: 32 x 32 x 3 takes three programs of eight warps' worth of work.
+# Output elements of one image that a program writes, 8 to each of its 128 threads: three programs for 32 x 32 x 3.
 _BLOCK = 1024
 
 
 @triton.jit
 def _below(word, bound: tl.constexpr):
+    """`kernels.philox.below`."""
     return ((word.to(tl.uint64) * bound) >> 32).to(tl.int32)
 
 
 @triton.jit
 def _reflect(position, size: tl.constexpr):
+    """Mirror a position outside of 0 .. size - 1 at the nearer border, which is not repeated."""
     position = tl.where(position < 0, -position, position)
     return tl.where(position >= size, 2 * (size - 1) - position, position)
 
 
 @triton.jit
-def _augment_kernel(
-    images, indices, table, epoch_pointer, out, seed,
+def augment_kernel(
+    images_ptr, indices_ptr, table_ptr, epoch_ptr, out_ptr, seed,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
     PAD: tl.constexpr, REFLECT: tl.constexpr, FLIP: tl.constexpr, ALTERNATING: tl.constexpr,
     CUTOUT: tl.constexpr, GATHER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program writes BLOCK neighbouring output elements of one image, in channels_last order."""
+    """A program writes BLOCK neighbouring elements of one image [H, W, C] of out [N, H, W, C].
+
+    images: uint8 [M, H, W, C]. indices: int64 [N]. table: [256, C] of out's type. epoch: int64, one value.
+    """
+    # The sample, and its counter (index, epoch, stream, 0) for random numbers, as in `kernels.philox.sample_words`.
     sample = tl.program_id(0).to(tl.int64)
-    index = tl.load(indices + sample)
-    epoch = tl.load(epoch_pointer).to(tl.uint32)
+    index = tl.load(indices_ptr + sample)
+    epoch = tl.load(epoch_ptr).to(tl.uint32)
     counter = index.to(tl.uint32)
     zero = counter * 0
 
-    element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    written = element < H * W * C
-    channel = element % C
-    y = (element // C) // W
-    x = (element // C) % W
+    # The elements to write: y, x, channel, all [BLOCK].
+    offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < H * W * C
+    channel = offsets % C
+    y = (offsets // C) // W
+    x = (offsets // C) % W
 
+    # Draw crop and flip, which say where each element comes from.
     source_y, source_x = y, x
     if PAD > 0 or FLIP:
         r0, r1, r2, _ = tl.philox(seed, counter, epoch, zero + _AUGMENT, zero)
         if FLIP:
-            mirrored = _below(r2, 2)
+            flip = _below(r2, 2)
             if ALTERNATING:
-                _, _, first, _ = tl.philox(seed, counter, zero, zero + _AUGMENT, zero)
-                mirrored = _below(first, 2) ^ (epoch & 1).to(tl.int32)
-            source_x = tl.where(mirrored == 1, W - 1 - x, x)
+                _, _, first_r2, _ = tl.philox(seed, counter, zero, zero + _AUGMENT, zero)
+                flip = _below(first_r2, 2) ^ (epoch & 1).to(tl.int32)
+            source_x = tl.where(flip == 1, W - 1 - x, x)
         source_y += _below(r0, 2 * PAD + 1) - PAD
         source_x += _below(r1, 2 * PAD + 1) - PAD
     if REFLECT:
         source_y = _reflect(source_y, H)
         source_x = _reflect(source_x, W)
-    inside = (source_y >= 0) & (source_y < H) & (source_x >= 0) & (source_x < W)
+    in_image = (source_y >= 0) & (source_y < H) & (source_x >= 0) & (source_x < W)
 
-    row = index if GATHER else sample
-    offset = (source_y * W + source_x) * C + channel
-    byte = tl.load(images + row * (H * W * C) + offset, mask=written & inside, other=0)
-    value = tl.load(table + byte.to(tl.int32) * C + channel, mask=written, other=0.0)
+    # Load the bytes, black outside of the image, and look their values up.
+    image = index if GATHER else sample
+    source = (source_y * W + source_x) * C + channel
+    byte = tl.load(images_ptr + image * (H * W * C) + source, mask=mask & in_image, other=0)
+    value = tl.load(table_ptr + byte.to(tl.int32) * C + channel, mask=mask, other=0.0)
+
+    # Draw the square, and cut it out: zero is the mean colour.
     if CUTOUT > 0:
-        s0, s1, _, _ = tl.philox(seed, counter, epoch, zero + _CUTOUT, zero)
-        from_y = y - (_below(s0, H) - CUTOUT // 2)
-        from_x = x - (_below(s1, W) - CUTOUT // 2)
-        covered = (from_y >= 0) & (from_y < CUTOUT) & (from_x >= 0) & (from_x < CUTOUT)
+        r0, r1, _, _ = tl.philox(seed, counter, epoch, zero + _CUTOUT, zero)
+        from_top = y - (_below(r0, H) - CUTOUT // 2)
+        from_left = x - (_below(r1, W) - CUTOUT // 2)
+        covered = (from_top >= 0) & (from_top < CUTOUT) & (from_left >= 0) & (from_left < CUTOUT)
         value = tl.where(covered, 0.0, value)
-    tl.store(out + sample * (H * W * C) + element, value, mask=written)
+
+    # Store.
+    tl.store(out_ptr + sample * (H * W * C) + offsets, value, mask=mask)
 
 
 @torch.library.custom_op("fast_train::augment", mutates_args=())
@@ -88,9 +101,9 @@ def _augment_op(
     out = torch.empty((count, height, width, channels), dtype=table.dtype, device=images.device)
     if count:
         grid = (count, triton.cdiv(height * width * channels, _BLOCK))
-        # Triton launches on the current device, wherever its tensors lie.
+        # Triton by itself would launch on the current device, wherever the tensors lie.
         with torch.cuda.device_of(images):
-            _augment_kernel[grid](
+            augment_kernel[grid](
                 images, indices, table, epoch, out, seed,
                 H=height, W=width, C=channels, PAD=pad, REFLECT=reflect, FLIP=flip, ALTERNATING=alternating,
                 CUTOUT=cutout, GATHER=gather, BLOCK=_BLOCK,
@@ -108,7 +121,8 @@ def augment_triton(
     images: Tensor, indices: Tensor, table: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor, gather: bool
 ) -> Tensor:
     """`kernels.augment.augment` on a CUDA device (or, under Triton's interpreter, on the CPU)."""
-    return _augment_op(
+    out: Tensor = _augment_op(
         images, indices, table, epoch, seed,
         spec.pad, spec.pad_mode == "reflect", spec.flip, spec.flip_mode == "alternating", spec.cutout, gather,
     )  # fmt: skip
+    return out

@@ -1,8 +1,9 @@
 """Training-mode BatchNorm fused with what follows it: an optional residual addition and an optional ReLU.
 
-``y = relu((x - mean) / sqrt(var + eps) * weight + bias + residual)``, mean and var of the batch (Ioffe and Szegedy
-2015, algorithm 1), computed in float32 and rounded once. Passes over an activation's memory, of the Triton kernels
-(a residual block's output serves the next convolution and the next shortcut, so it gets two gradients):
+``y = relu(z)``, ``z = (x - mean) / sqrt(var + eps) * weight + bias + residual``, with the batch's mean and var (Ioffe
+and Szegedy 2015, algorithm 1), computed in float32 and rounded once. The Triton kernels pass over an activation's
+memory this often (a residual block's output serves the next convolution and the next shortcut, so it has two
+gradients; dz is the gradient before the ReLU):
 
 | | reads | writes |
 | --- | --- | --- |
@@ -10,21 +11,21 @@
 | forward, result | x, residual if any | y |
 | backward, sums; neither residual nor second gradient | dy, x | |
 | backward, dx | dy, x | dx |
-| backward, sums; otherwise | dy, second dy if any, x, y if residual and ReLU | gradient behind the ReLU (g) |
-| backward, dx | g, x | dx |
+| backward, sums; otherwise | dy, second dy if any, x, y if residual and ReLU | dz |
+| backward, dx | dz, x | dx |
 
 So 8 without and 11 with a residual, one or two more for a second gradient. No mask is stored: the sign of y, or of y
-computed anew, tells where the ReLU passed. g is the residual's gradient too.
+computed once more, tells where the ReLU passed. dz is the residual's gradient too.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fast_train.kernels.batchnorm_reference import batch_norm_reference
+from fast_train.kernels.checks import check_activation, check_channels
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Triton is imported where it runs: not every build of torch brings it, and it takes a while.
 
 
 def batch_norm(
@@ -39,14 +40,14 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Normalise by the batch's statistics, add ``residual``, apply ReLU; differentiable, any of the two left out.
+    """Normalise by the batch's statistics, add ``residual`` if there is one, apply ReLU if ``relu``; differentiable.
 
     x: float32, bfloat16 or float16 [N, C, H, W], best in channels_last memory; residual: the same shape and type.
     weight, bias: float32 [C]. running_mean, running_var: float32 [C], moved towards the batch's mean and unbiased
     variance by the share ``momentum``, in place, as torch.nn.functional.batch_norm does.
 
     Returns [N, C, H, W] of x's type. Raises ValueError on shapes, types or devices that don't fit, and where a channel
-    has but one value. Triton runs it on CUDA devices, PyTorch elsewhere; both sum in a fixed order, so that a result
+    has only one value. Triton runs it on CUDA devices, PyTorch elsewhere; both sum in a fixed order, so that a result
     repeats bit for bit.
     """
     arguments = (x, weight, bias, running_mean, running_var, residual)
@@ -72,8 +73,9 @@ def batch_norm_twice(
 ) -> tuple[Tensor, Tensor]:
     """`batch_norm`, its result under two names for two uses.
 
-    The gradients of the two then reach the kernel apart, which adds them while it reads; of one name, PyTorch would add
-    them in a pass of its own (two reads and a write of the whole activation). Neither may be changed in place.
+    The gradients of the two uses then reach the kernel separately, and it adds them while it reads. With one name,
+    PyTorch would add them in a pass of its own (two reads and a write of the whole activation). Neither may be changed
+    in place.
     """
     arguments = (x, weight, bias, running_mean, running_var, residual)
     _check_inputs(*arguments)
@@ -90,28 +92,3 @@ def _check_inputs(
 ) -> None:
     check_activation(x, residual)
     check_channels(x.shape[1], x.device, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
-
-
-def check_activation(x: Tensor, residual: Tensor | None = None) -> None:
-    """Raise ValueError unless x is what a norm takes, and ``residual`` can be added to it."""
-    if x.dim() != 4 or x.dtype not in DTYPES:
-        raise ValueError(f"x must be float32, bfloat16 or float16 [N, C, H, W], not {x.dtype} {tuple(x.shape)}")
-    if x.shape[1] == 0 or x.numel() <= x.shape[1]:
-        raise ValueError(f"x {tuple(x.shape)} has no variance; give more than one value per channel")
-    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device):
-        raise ValueError(
-            f"residual must be {x.dtype} {tuple(x.shape)} on {x.device}, not {residual.dtype} "
-            f"{tuple(residual.shape)} on {residual.device}"
-        )
-
-
-def check_channels(channels: int, device: torch.device, **vectors: Tensor) -> None:
-    """Raise ValueError unless each of ``vectors`` has a float32 value for each channel, one after the other."""
-    for name, value in vectors.items():
-        if value.dtype != torch.float32 or value.shape != (channels,) or value.device != device:
-            raise ValueError(
-                f"{name} must be float32 [{channels}] on {device}, not {value.dtype} {tuple(value.shape)} "
-                f"on {value.device}"
-            )
-        if not value.is_contiguous():
-            raise ValueError(f"{name} must be contiguous, not of stride {value.stride(0)}")

@@ -1,11 +1,12 @@
 """BatchNorm with residual and ReLU as Triton kernels; see `kernels.batchnorm` for what they compute and move.
 
-An activation is a matrix of N*H*W rows and C columns. Sums over rows go two ways down: a program adds up every
-``chunks``-th tile of rows, a second kernel adds up the programs' sums, in a fixed order and without atomics.
+In all of them x_hat = (x - mean) * rstd is the normalised input, z = x_hat * weight + bias + residual what goes into
+the ReLU, y = relu(z) the result; dz, dy, dx are the gradients of the loss with respect to them. `kernels.rows_triton`
+tells how activations are laid out and sums divided.
 """
 
-# Triton's functions take its own values, which have no Python types.
-# mypy: disable-error-code="no-untyped-def"
+# Triton's decorators have no types, nor have the values in its functions; torch.cuda.device_of has none either.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
 from __future__ import annotations
 
@@ -17,248 +18,271 @@ import triton.language as tl
 from torch import Tensor
 
 from fast_train.kernels.rows_triton import (
-    _behind_relu,
-    _channels_last,
-    _grids,
-    _join_sums_kernel,
-    _matrix,
-    _rows_of,
-    _statistics_kernel,
+    channels_last,
+    empty_partials,
+    join_sums_kernel,
+    relu_backward,
+    rows_in_chunk,
+    statistics_kernel,
+    tiling_of,
 )
+from fast_train.kernels.tiling import join_options
 
 
 @triton.jit
-def _moments_kernel(
-    x, partial, rows, channels, chunks, steps, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+def moments_kernel(
+    x_ptr, partials_ptr, n_rows, n_cols, n_chunks, n_steps,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Mean and sum of squared deviations of one chunk: partial float32 [2, C, chunks].
+    """The moments of one chunk: its mean, and its sum of squared deviations from that mean.
 
-    Sums are of differences from the chunk's first row: squares of a large mean would cost the variance its digits
-    (Chan, Golub and LeVeque 1983, section 3).
+    Sums are of differences from the chunk's first row. Sums of plain squares would cost the variance its digits where
+    the mean is large (Chan, Golub and LeVeque 1983, section 3).
     """
     chunk = tl.program_id(0)
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    column = channel < channels
-    first = chunk.to(tl.int64) * BLOCK_R
-    shift = tl.load(x + first * channels + channel, mask=column, other=0.0).to(tl.float32)
-    total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    squares = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    for step in range(steps):
-        row = first + step * chunks * BLOCK_R + tl.arange(0, BLOCK_R)
-        inside = (row < rows)[:, None] & column[None, :]
-        value = tl.load(x + row[:, None] * channels + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-        deviation = tl.where(inside, value - shift[None, :], 0.0)
-        total += deviation
-        squares += deviation * deviation
-    summed = tl.sum(total, axis=0)
-    deviation = summed / _rows_of(chunk, chunks, rows, BLOCK_R)
-    place = partial + channel * chunks + chunk
-    tl.store(place, shift + deviation, mask=column)
-    tl.store(place + channels * chunks, tl.sum(squares, axis=0) - summed * deviation, mask=column)
+    cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    col_mask = cols < n_cols
+    first_row = chunk.to(tl.int64) * BLOCK_M
+    shift = tl.load(x_ptr + first_row * n_cols + cols, mask=col_mask, other=0.0).to(tl.float32)  # [BLOCK_N]
+    sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    squares = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for step in range(n_steps):
+        # Load a tile, [BLOCK_M, BLOCK_N].
+        rows = first_row + step * n_chunks * BLOCK_M + tl.arange(0, BLOCK_M)
+        mask = (rows < n_rows)[:, None] & col_mask[None, :]
+        x = tl.load(x_ptr + rows[:, None] * n_cols + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        # Accumulate, each element of the tile by itself.
+        shifted = tl.where(mask, x - shift[None, :], 0.0)
+        sums += shifted
+        squares += shifted * shifted
+
+    # Reduce over rows, to [BLOCK_N], and take the shift back.
+    total = tl.sum(sums, axis=0)
+    mean_shifted = total / rows_in_chunk(chunk, n_chunks, n_rows, BLOCK_M)
+    ptrs = partials_ptr + cols * n_chunks + chunk
+    tl.store(ptrs, shift + mean_shifted, mask=col_mask)
+    tl.store(ptrs + n_cols * n_chunks, tl.sum(squares, axis=0) - total * mean_shifted, mask=col_mask)
 
 
 @triton.jit
-def _tile(rows, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """(channel, is it one, element, is it one) of a program that has one tile.
+def _last_tile_first(n_rows, n_cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """cols, col_mask [BLOCK_N] and offsets, mask [BLOCK_M, BLOCK_N] of a program's one tile.
 
-    The tiles come from the last to the first: what the pass before read last still lies in the cache.
+    The first program takes the last rows, and so on: what the kernel before it read last is still in the cache.
     """
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    column = channel < channels
-    row = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    inside = (row < rows)[:, None] & column[None, :]
-    return channel, column, row[:, None] * channels + channel[None, :], inside
+    cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    col_mask = cols < n_cols
+    rows = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask = (rows < n_rows)[:, None] & col_mask[None, :]
+    return cols, col_mask, rows[:, None] * n_cols + cols[None, :], mask
 
 
 @triton.jit
-def _apply_kernel(
-    x, residual, mean, inv_std, weight, bias, out, rows, channels,
-    RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+def apply_kernel(
+    x_ptr, residual_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, y_ptr, n_rows, n_cols,
+    RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    channel, column, element, inside = _tile(rows, channels, BLOCK_R, BLOCK_C)
-    value = tl.load(x + element, mask=inside, other=0.0).to(tl.float32)
-    normal = (value - tl.load(mean + channel, mask=column, other=0.0)[None, :]) * tl.load(
-        inv_std + channel, mask=column, other=0.0
-    )[None, :]
-    result = normal * tl.load(weight + channel, mask=column, other=0.0)[None, :]
-    result += tl.load(bias + channel, mask=column, other=0.0)[None, :]
+    """y = relu(x_hat * weight + bias + residual) of one tile; x, residual, y [n_rows, n_cols], the others [n_cols]."""
+    # Load and normalise.
+    cols, col_mask, offsets, mask = _last_tile_first(n_rows, n_cols, BLOCK_M, BLOCK_N)
+    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    mean = tl.load(mean_ptr + cols, mask=col_mask, other=0.0)[None, :]
+    rstd = tl.load(rstd_ptr + cols, mask=col_mask, other=0.0)[None, :]
+    x_hat = (x - mean) * rstd
+
+    # Scale and shift, add, clip.
+    z = x_hat * tl.load(weight_ptr + cols, mask=col_mask, other=0.0)[None, :]
+    z += tl.load(bias_ptr + cols, mask=col_mask, other=0.0)[None, :]
     if RESIDUAL:
-        result += tl.load(residual + element, mask=inside, other=0.0).to(tl.float32)
+        z += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     if RELU:
-        # Not a maximum, which would make a NaN zero.
-        result = tl.where(result < 0.0, 0.0, result)
-    tl.store(out + element, result, mask=inside)
+        # Not tl.maximum, which would turn a NaN into zero.
+        z = tl.where(z < 0.0, 0.0, z)
+
+    # Store, rounded to y's type.
+    tl.store(y_ptr + offsets, z, mask=mask)
 
 
 @triton.jit
-def _gradient_sums_kernel(
-    dy, dy2, x, y, mean, inv_std, weight, bias, behind, partial, rows, channels, chunks, steps,
+def gradient_sums_kernel(
+    dy_ptr, dy2_ptr, x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dz_ptr, partials_ptr,
+    n_rows, n_cols, n_chunks, n_steps,
     SECOND: tl.constexpr, RELU: tl.constexpr, FROM_Y: tl.constexpr, STORE: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Sums of one chunk: of the gradient behind the ReLU, and of it times normalised x; float32 [2, C, chunks]."""
+    """The sums of one chunk, of dz and of dz * x_hat.
+
+    SECOND: y was used twice, its gradient is dy + dy2. FROM_Y: see `relu_backward`. STORE: write dz as well.
+    """
     chunk = tl.program_id(0)
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    column = channel < channels
-    centre = tl.load(mean + channel, mask=column, other=0.0)[None, :]
-    scale = tl.load(inv_std + channel, mask=column, other=0.0)[None, :]
-    total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    products = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    for step in range(steps):
-        row = (chunk + step * chunks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-        inside = (row < rows)[:, None] & column[None, :]
-        element = row[:, None] * channels + channel[None, :]
-        gradient = tl.load(dy + element, mask=inside, other=0.0).to(tl.float32)
+    cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    col_mask = cols < n_cols
+    mean = tl.load(mean_ptr + cols, mask=col_mask, other=0.0)[None, :]
+    rstd = tl.load(rstd_ptr + cols, mask=col_mask, other=0.0)[None, :]
+    sums_dz = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    sums_dz_x_hat = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for step in range(n_steps):
+        # Load a tile, [BLOCK_M, BLOCK_N], and normalise once more.
+        rows = (chunk + step * n_chunks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+        mask = (rows < n_rows)[:, None] & col_mask[None, :]
+        offsets = rows[:, None] * n_cols + cols[None, :]
+        dz = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         if SECOND:
-            gradient += tl.load(dy2 + element, mask=inside, other=0.0).to(tl.float32)
-        normal = (tl.load(x + element, mask=inside, other=0.0).to(tl.float32) - centre) * scale
+            dz += tl.load(dy2_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        x_hat = (tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) - mean) * rstd
+        # Back through the ReLU.
         if RELU:
-            gradient = _behind_relu(gradient, normal, weight, bias, channel, column, y, element, inside, FROM_Y)
+            dz = relu_backward(dz, x_hat, weight_ptr, bias_ptr, cols, col_mask, y_ptr, offsets, mask, FROM_Y)
         if STORE:
-            # Summed as it is stored: both passes then see one gradient.
-            stored = gradient.to(behind.dtype.element_ty)
-            tl.store(behind + element, stored, mask=inside)
-            gradient = stored.to(tl.float32)
-        total += gradient
-        products += gradient * normal
-    place = partial + channel * chunks + chunk
-    tl.store(place, tl.sum(total, axis=0), mask=column)
-    tl.store(place + channels * chunks, tl.sum(products, axis=0), mask=column)
+            # Sum what is stored, after rounding: `input_gradient_kernel` then sees the same dz.
+            stored = dz.to(dz_ptr.dtype.element_ty)
+            tl.store(dz_ptr + offsets, stored, mask=mask)
+            dz = stored.to(tl.float32)
+        # Accumulate, each element of the tile by itself.
+        sums_dz += dz
+        sums_dz_x_hat += dz * x_hat
+
+    # Reduce over rows, to [BLOCK_N], and store.
+    ptrs = partials_ptr + cols * n_chunks + chunk
+    tl.store(ptrs, tl.sum(sums_dz, axis=0), mask=col_mask)
+    tl.store(ptrs + n_cols * n_chunks, tl.sum(sums_dz_x_hat, axis=0), mask=col_mask)
 
 
 @triton.jit
-def _input_gradient_kernel(
-    gradient, x, mean, inv_std, weight, bias, bias_gradient, weight_gradient, dx, rows, channels,
-    RELU: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+def input_gradient_kernel(
+    dz_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dbias_ptr, dweight_ptr, dx_ptr, n_rows, n_cols,
+    RELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Ioffe and Szegedy 2015, section 3, the chain rule behind algorithm 1. RELU: ``gradient`` is the one before it."""
-    channel, column, element, inside = _tile(rows, channels, BLOCK_R, BLOCK_C)
-    centre = tl.load(mean + channel, mask=column, other=0.0)[None, :]
-    scale = tl.load(inv_std + channel, mask=column, other=0.0)[None, :]
-    gain = tl.load(weight + channel, mask=column, other=0.0)[None, :]
-    mean_gradient = tl.load(bias_gradient + channel, mask=column, other=0.0)[None, :] / rows
-    mean_product = tl.load(weight_gradient + channel, mask=column, other=0.0)[None, :] / rows
-    behind = tl.load(gradient + element, mask=inside, other=0.0).to(tl.float32)
-    normal = (tl.load(x + element, mask=inside, other=0.0).to(tl.float32) - centre) * scale
+    """dx = (dz - mean(dz) - x_hat * mean(dz * x_hat)) * weight * rstd of one tile.
+
+    Ioffe and Szegedy 2015, section 3, the chain rule through mean and variance. RELU: dz_ptr holds dy instead.
+    """
+    # Load what belongs to channels, all [1, BLOCK_N].
+    cols, col_mask, offsets, mask = _last_tile_first(n_rows, n_cols, BLOCK_M, BLOCK_N)
+    mean = tl.load(mean_ptr + cols, mask=col_mask, other=0.0)[None, :]
+    rstd = tl.load(rstd_ptr + cols, mask=col_mask, other=0.0)[None, :]
+    weight = tl.load(weight_ptr + cols, mask=col_mask, other=0.0)[None, :]
+    mean_dz = tl.load(dbias_ptr + cols, mask=col_mask, other=0.0)[None, :] / n_rows
+    mean_dz_x_hat = tl.load(dweight_ptr + cols, mask=col_mask, other=0.0)[None, :] / n_rows
+
+    # Load a tile, [BLOCK_M, BLOCK_N], and normalise once more.
+    dz = tl.load(dz_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    x_hat = (tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) - mean) * rstd
+
+    # Back through the ReLU, then through the norm.
     if RELU:
-        offset = tl.load(bias + channel, mask=column, other=0.0)[None, :]
-        behind = tl.where(normal * gain + offset > 0.0, behind, 0.0)
-    tl.store(dx + element, (behind - mean_gradient - normal * mean_product) * (gain * scale), mask=inside)
+        bias = tl.load(bias_ptr + cols, mask=col_mask, other=0.0)[None, :]
+        dz = tl.where(x_hat * weight + bias > 0.0, dz, 0.0)
+    tl.store(dx_ptr + offsets, (dz - mean_dz - x_hat * mean_dz_x_hat) * (weight * rstd), mask=mask)
 
 
-# Each launches on the device of its tensors: Triton by itself would take the current one.
-# Not one operator with a formula for its gradient: one that changes its arguments (the running statistics) can have
-# none, and one that has one can't return a tensor under two names. `_BatchNorm` joins these three.
+# The operators launch on the device of their tensors: Triton by itself would take the current one.
+# They are three, joined by `BatchNormFn`. A single one would have to change the running statistics, and an operator
+# that changes its arguments can have no gradient; nor can one with a gradient return a tensor under two names.
 @torch.library.custom_op("fast_train::batch_norm_statistics", mutates_args=("running_mean", "running_var"))
-def _statistics_op(
+def statistics_op(
     x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """(mean, 1 / sqrt(biased variance + eps)), float32 [C]."""
-    x = _channels_last(x)
-    rows, channels, tiles = _matrix(x)
-    mean, inv_std = torch.empty_like(running_mean), torch.empty_like(running_var)
-    partial = torch.empty((2, channels, tiles.chunks), dtype=torch.float32, device=x.device)
+    """(mean, rstd = 1 / sqrt(biased variance + eps)) of the batch, float32 [C]; moves the running statistics."""
+    x, tiles = channels_last(x), tiling_of(x)
+    mean, rstd = torch.empty_like(running_mean), torch.empty_like(running_var)
+    partials = empty_partials(tiles.n_cols, tiles.n_chunks, x)
     with torch.cuda.device_of(x):
-        _moments_kernel[_grids(rows, channels, tiles)[0]](
-            x, partial, rows, channels, tiles.chunks, tiles.steps,
-            BLOCK_R=tiles.block_rows, BLOCK_C=tiles.block_channels,
+        moments_kernel[tiles.chunk_grid](
+            x, partials, tiles.n_rows, tiles.n_cols, tiles.n_chunks, tiles.n_steps, **tiles.blocks
+        )
+        statistics_kernel[(tiles.n_cols,)](
+            partials, running_mean, running_var, mean, rstd, tiles.n_rows, tiles.n_cols, tiles.n_chunks, momentum, eps,
+            BLOCK_M=tiles.block_m, **join_options(tiles.n_chunks),
         )  # fmt: skip
-        _statistics_kernel[(channels,)](
-            partial, running_mean, running_var, mean, inv_std, rows, channels, tiles.chunks, momentum, eps,
-            BLOCK_R=tiles.block_rows, CHUNKS=triton.next_power_of_2(tiles.chunks),
-        )  # fmt: skip
-    return mean, inv_std
+    return mean, rstd
 
 
-@_statistics_op.register_fake
+@statistics_op.register_fake
 def _(x, running_mean, running_var, momentum, eps):
     return torch.empty_like(running_mean), torch.empty_like(running_var)
 
 
 @torch.library.custom_op("fast_train::batch_norm_apply", mutates_args=())
-def _apply_op(
-    x: Tensor, mean: Tensor, inv_std: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool
+def apply_op(
+    x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool
 ) -> Tensor:
-    """y, in channels_last memory."""
-    x = _channels_last(x)
-    out = torch.empty_like(x, memory_format=torch.channels_last)
-    rows, channels, tiles = _matrix(x)
+    """y [N, C, H, W] of x's type, in channels_last memory."""
+    x, tiles = channels_last(x), tiling_of(x)
+    y = torch.empty_like(x, memory_format=torch.channels_last)
     with torch.cuda.device_of(x):
-        _apply_kernel[_grids(rows, channels, tiles)[1]](
-            x, x if residual is None else _channels_last(residual), mean, inv_std, weight, bias, out, rows, channels,
-            RESIDUAL=residual is not None, RELU=relu, BLOCK_R=tiles.block_rows, BLOCK_C=tiles.block_channels,
+        apply_kernel[tiles.tile_grid](
+            x, x if residual is None else channels_last(residual), mean, rstd, weight, bias, y,
+            tiles.n_rows, tiles.n_cols, RESIDUAL=residual is not None, RELU=relu, **tiles.blocks,
         )  # fmt: skip
-    return out
+    return y
 
 
-@_apply_op.register_fake
-def _(x, mean, inv_std, weight, bias, residual, relu):
+@apply_op.register_fake
+def _(x, mean, rstd, weight, bias, residual, relu):
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
 @torch.library.custom_op("fast_train::batch_norm_gradients", mutates_args=())
-def _gradients_op(
+def gradients_op(
     dy: Tensor, dy2: Tensor | None, x: Tensor, y: Tensor | None,
-    mean: Tensor, inv_std: Tensor, weight: Tensor, bias: Tensor, relu: bool, store: bool,
+    mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, relu: bool, store: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dx, weight's, bias's, the gradient behind the ReLU or, unless ``store``, an empty tensor).
+    """(dx, dweight, dbias, dz or, unless ``store``, an empty tensor).
 
-    y: where the ReLU passed, if it can't be told from x. store: needed with y and with a second gradient.
+    y: given where a residual went into it, so that x alone does not tell where the ReLU passed. store: needed with y
+    and with dy2.
     """
-    dy, x = _channels_last(dy), _channels_last(x)
+    dy, x, tiles = channels_last(dy), channels_last(x), tiling_of(x)
     dx = torch.empty_like(x, memory_format=torch.channels_last)
-    behind = torch.empty_like(dx) if store else x.new_empty(0)
-    weight_gradient, bias_gradient = torch.empty_like(weight), torch.empty_like(bias)
-    rows, channels, tiles = _matrix(x)
-    partial = torch.empty((2, channels, tiles.chunks), dtype=torch.float32, device=x.device)
-    by_chunk, by_tile = _grids(rows, channels, tiles)
-    blocks: dict[str, Any] = {"BLOCK_R": tiles.block_rows, "BLOCK_C": tiles.block_channels}
+    dz = torch.empty_like(dx) if store else x.new_empty(0)
+    dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
+    partials = empty_partials(tiles.n_cols, tiles.n_chunks, x)
     with torch.cuda.device_of(x):
-        _gradient_sums_kernel[by_chunk](
-            dy, dy if dy2 is None else _channels_last(dy2), x, x if y is None else _channels_last(y),
-            mean, inv_std, weight, bias, behind, partial, rows, channels, tiles.chunks, tiles.steps,
-            SECOND=dy2 is not None, RELU=relu, FROM_Y=y is not None, STORE=store, **blocks,
+        gradient_sums_kernel[tiles.chunk_grid](
+            dy, dy if dy2 is None else channels_last(dy2), x, x if y is None else channels_last(y),
+            mean, rstd, weight, bias, dz, partials, tiles.n_rows, tiles.n_cols, tiles.n_chunks, tiles.n_steps,
+            SECOND=dy2 is not None, RELU=relu, FROM_Y=y is not None, STORE=store, **tiles.blocks,
         )  # fmt: skip
-        _join_sums_kernel[(channels,)](
-            partial, bias_gradient, weight_gradient, channels, tiles.chunks, CHUNKS=triton.next_power_of_2(tiles.chunks)
+        join_sums_kernel[(tiles.n_cols,)](
+            partials, dbias, dweight, tiles.n_cols, tiles.n_chunks, **join_options(tiles.n_chunks)
         )
-        _input_gradient_kernel[by_tile](
-            behind if store else dy, x, mean, inv_std, weight, bias, bias_gradient, weight_gradient, dx, rows, channels,
-            RELU=relu and not store, **blocks,
+        input_gradient_kernel[tiles.tile_grid](
+            dz if store else dy, x, mean, rstd, weight, bias, dbias, dweight, dx, tiles.n_rows, tiles.n_cols,
+            RELU=relu and not store, **tiles.blocks,
         )  # fmt: skip
-    return dx, weight_gradient, bias_gradient, behind
+    return dx, dweight, dbias, dz
 
 
-@_gradients_op.register_fake
-def _(dy, dy2, x, y, mean, inv_std, weight, bias, relu, store):
+@gradients_op.register_fake
+def _(dy, dy2, x, y, mean, rstd, weight, bias, relu, store):
     dx = torch.empty_like(x, memory_format=torch.channels_last)
     return dx, torch.empty_like(weight), torch.empty_like(bias), torch.empty_like(dx) if store else x.new_empty(0)
 
 
-class _BatchNorm(torch.autograd.Function):
-    """Result, under one name or two, and its gradient with regard to x through mean and inv_std as well."""
+class BatchNormFn(torch.autograd.Function):
+    """y, under one name or two. Its gradient with respect to x includes the ways through mean and rstd."""
 
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, residual, mean, inv_std, relu: bool, twice: bool) -> Any:
-        y = _apply_op(x, mean, inv_std, weight, bias, residual, relu)
+    def forward(ctx: Any, x, weight, bias, residual, mean, rstd, relu: bool, twice: bool) -> Any:
+        y = apply_op(x, mean, rstd, weight, bias, residual, relu)
         ctx.relu, ctx.residual = relu, residual is not None
-        ctx.save_for_backward(x, y if relu and ctx.residual else None, mean, inv_std, weight, bias)
+        ctx.save_for_backward(x, y if relu and ctx.residual else None, mean, rstd, weight, bias)
         ctx.set_materialize_grads(False)
         return (y, y.view_as(y)) if twice else y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dy2: Tensor | None = None) -> Any:
-        x, y, mean, inv_std, weight, bias = ctx.saved_tensors
+        x, y, mean, rstd, weight, bias = ctx.saved_tensors
+        # One of the two names may have gone unused.
         if dy is None:
             dy, dy2 = dy2, None
         if dy is None:
             return (None,) * 8
         store = dy2 is not None or y is not None
-        dx, weight_gradient, bias_gradient, behind = _gradients_op(
-            dy, dy2, x, y, mean, inv_std, weight, bias, ctx.relu, store
-        )
-        residual_gradient = (behind if store else dy) if ctx.residual else None
-        return dx, weight_gradient, bias_gradient, residual_gradient, None, None, None, None
+        dx, dweight, dbias, dz = gradients_op(dy, dy2, x, y, mean, rstd, weight, bias, ctx.relu, store)
+        dresidual = (dz if store else dy) if ctx.residual else None
+        return dx, dweight, dbias, dresidual, None, None, None, None
 
 
 def batch_norm_triton(
@@ -267,8 +291,9 @@ def batch_norm_triton(
 ) -> Tensor:  # fmt: skip
     """`kernels.batchnorm.batch_norm` on a CUDA device (or, under Triton's interpreter, on the CPU)."""
     with torch.no_grad():
-        mean, inv_std = _statistics_op(x.detach(), running_mean, running_var, momentum, eps)
-    return _BatchNorm.apply(x, weight, bias, residual, mean, inv_std, relu, False)
+        mean, rstd = statistics_op(x.detach(), running_mean, running_var, momentum, eps)
+    y: Tensor = BatchNormFn.apply(x, weight, bias, residual, mean, rstd, relu, False)
+    return y
 
 
 def batch_norm_twice_triton(
@@ -277,5 +302,6 @@ def batch_norm_twice_triton(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`kernels.batchnorm.batch_norm_twice` on a CUDA device (or, under Triton's interpreter, on the CPU)."""
     with torch.no_grad():
-        mean, inv_std = _statistics_op(x.detach(), running_mean, running_var, momentum, eps)
-    return _BatchNorm.apply(x, weight, bias, residual, mean, inv_std, relu, True)
+        mean, rstd = statistics_op(x.detach(), running_mean, running_var, momentum, eps)
+    both: tuple[Tensor, Tensor] = BatchNormFn.apply(x, weight, bias, residual, mean, rstd, relu, True)
+    return both

@@ -10,20 +10,20 @@ from torch import Tensor
 
 
 class Raw(NamedTuple):
-    """A convolution's result before its norm.
+    """A convolution's result, and the statistics that the norm after it needs.
 
-    x: [N, C, H, W]. mean, inv_std: float32 [C], of the batch: its mean, and 1 / sqrt(biased variance + eps).
+    x: [N, C, H, W]. mean, rstd: float32 [C], the batch's mean and 1 / sqrt(biased variance + eps).
     """
 
     x: Tensor
     mean: Tensor
-    inv_std: Tensor
+    rstd: Tensor
 
 
 def with_statistics_reference(
     x: Tensor, running_mean: Tensor, running_var: Tensor, *, momentum: float, eps: float
 ) -> Raw:
-    """`with_statistics` in plain PyTorch; gradients of x flow through mean and inv_std."""
+    """`with_statistics` in plain PyTorch; gradients of x flow through mean and rstd."""
     var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
     count = x.numel() // x.shape[1]
     with torch.no_grad():
@@ -35,10 +35,10 @@ def with_statistics_reference(
 def normalise_reference(raw: Raw, weight: Tensor, bias: Tensor, residual: Tensor | None, *, relu: bool) -> Tensor:
     """`normalise` in plain PyTorch."""
 
-    def of_channel(value: Tensor) -> Tensor:
-        return value[:, None, None]
-
-    y = (raw.x.float() - of_channel(raw.mean)) * of_channel(raw.inv_std) * of_channel(weight) + of_channel(bias)
+    # Each from [C] to [C, 1, 1], to go with x [N, C, H, W].
+    mean, rstd, weight, bias = (vector[:, None, None] for vector in (raw.mean, raw.rstd, weight, bias))
+    x_hat = (raw.x.float() - mean) * rstd
+    y = x_hat * weight + bias
     if residual is not None:
         y = y + residual
     return (y.relu() if relu else y).to(raw.x.dtype)

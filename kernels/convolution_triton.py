@@ -1,18 +1,19 @@
 """Convolutions with a BatchNorm's sums at their end as Triton kernels; see `kernels.convolution`.
 
-A convolution is a matrix product whose left side is never written out: a row for each pixel of the result, a column for
-each of its channels, and the depth between them the pixels under the filter, tap by tap, and their channels. A program
-keeps its tile of the product in registers, where sums over its rows cost no memory traffic; the programs' sums are
-joined by the kernels of `kernels.batchnorm_triton`.
+A convolution is an implicit matrix product (implicit GEMM): its left side, a row of patches for each output pixel, is
+never written out. ``n_rows`` = N * H_out * W_out pixels of the result, ``n_cols`` channels of the result, and the inner
+dimension runs over the taps of the filter and, within a tap, over ``depth`` input channels. A program keeps its tile of
+the product in registers, where sums over its rows cost no memory traffic; the kernels of `kernels.rows_triton` join the
+programs' sums, so that a chunk is one tile of rows here. x_hat, z, dz, rstd: as in `kernels.batchnorm_triton`.
 """
 
-# Triton's functions take its own values, which have no Python types.
-# mypy: disable-error-code="no-untyped-def"
+# Triton's decorators have no types, nor have the values in its functions; torch.cuda.device_of has none either.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,329 +22,290 @@ import triton.language as tl
 from torch import Tensor
 
 from fast_train.kernels.batchnorm_triton import (
-    _apply_op,
-    _BatchNorm,
-    _gradients_op,
-    _input_gradient_kernel,
-    _statistics_op,
+    BatchNormFn,
+    apply_op,
+    gradients_op,
+    input_gradient_kernel,
+    statistics_op,
 )
 from fast_train.kernels.convolution_reference import Raw
 from fast_train.kernels.rows_triton import (
-    _behind_relu,
-    _channels_last,
-    _grids,
-    _join_sums_kernel,
-    _matrix,
-    _statistics_kernel,
+    channels_last,
+    empty_partials,
+    join_sums_kernel,
+    relu_backward,
+    statistics_kernel,
+    tiling_of,
 )
-
-# Wider layers are left to cuDNN: ResNet-18's 64 and 128 channels have four fifths of the activations' bytes, which are
-# to be saved, and its 256 and 512 half of the operations, which cuDNN is best at.
-MOST_CHANNELS = 128
-
-
-class Tile(NamedTuple):
-    """What a program computes at once: block_rows x block_columns of the product, block_depth of its inner dimension
-    a step, by ``warps`` times 32 threads, with the loads of ``stages`` steps under way."""
-
-    block_rows: int
-    block_columns: int
-    block_depth: int
-    warps: int
-    stages: int
-
-
-# Forward, three and two of their programs fit on one processor of an H100 (`benchmarks.lab.registers`). Which tile is
-# fastest there, `benchmarks.lab.convolutions` measures.
-_NARROW, _WIDE = Tile(128, 64, 64, warps=4, stages=3), Tile(128, 128, 64, warps=8, stages=3)
-
-
-class Tiles(NamedTuple):
-    """Of a convolution, and of its gradient with regard to its input."""
-
-    forward: Tile
-    gradient: Tile
-
-
-def tiles_of(columns: int, depth: int, dtype: torch.dtype) -> Tiles | None:
-    """The tiles of a convolution to ``columns`` channels of ``depth``; None where cuDNN is to compute it and a pass of
-    its own the sums. A function of shape and type alone, so that sums repeat bit for bit."""
-    if max(columns, depth) > MOST_CHANNELS:
-        return None
-    # Float32 in half the depth: twice the bytes would not fit into the 100 KB of shared memory of compute capabilities
-    # 8.6, 8.9 and 12.0.
-    deepest = 64 if dtype.itemsize <= 2 else 32
-    return Tiles(
-        *(fit(_NARROW if c <= 64 else _WIDE, c, min(d, deepest)) for c, d in ((columns, depth), (depth, columns)))
-    )
-
-
-def fit(tile: Tile, columns: int, depth: int) -> Tile:
-    """``tile`` with no more columns and depth than the product has; 16 at least, as a product of tiles needs."""
-    block_columns, block_depth = (max(triton.next_power_of_2(value), 16) for value in (columns, depth))
-    return tile._replace(
-        block_columns=min(tile.block_columns, block_columns), block_depth=min(tile.block_depth, block_depth)
-    )
+from fast_train.kernels.tiling import Tile, Tiles, cdiv, join_options
 
 
 @triton.jit
 def _product(
-    x, filters, first, column, rows, columns, depth, height, width, out_height, out_width,
-    SIZE: tl.constexpr, STRIDE: tl.constexpr, FLIPPED: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    x_ptr, filters_ptr, first_row, cols, n_rows, n_cols, depth, height, width, out_height, out_width,
+    SIZE: tl.constexpr, STRIDE: tl.constexpr, FLIPPED: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """float32 [BLOCK_R, BLOCK_C]: the patches of x [N, height, width, depth] from row ``first`` on times filters.
+    """The tile float32 [BLOCK_M, BLOCK_N] of the convolution of x with the filters that begins at ``first_row``.
 
-    filters: [columns, SIZE, SIZE, depth], or with FLIPPED [depth, SIZE, SIZE, columns], taken from their last tap to
-    the first: so the gradient of a convolution of stride 1 is a convolution. WIDE: multiply in float32.
+    x: [N, height, width, depth]. filters: [n_cols, SIZE, SIZE, depth], or if FLIPPED [depth, SIZE, SIZE, n_cols], read
+    from the last tap to the first: the gradient of a convolution of stride 1 is such a convolution. UPCAST: multiply in
+    float32.
     """
-    row = first + tl.arange(0, BLOCK_R)
+    # Where each output pixel's patch begins in x: top and left, of the corner under the filter's first tap. [BLOCK_M]
+    rows = first_row + tl.arange(0, BLOCK_M)
     area = out_height * out_width
-    pixel = row % area
+    pixel = rows % area
     top = pixel // out_width * STRIDE - SIZE // 2
     left = pixel % out_width * STRIDE - SIZE // 2
-    # Offsets of 32 bits from the first row's image: half the registers. A corner outside of the image is masked below.
-    image = first // area
-    x += image.to(tl.int64) * height * width * depth
-    corner = (((row // area - image) * height + top) * width + left) * depth
-    blocks = tl.cdiv(depth, BLOCK_D)
-    total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    for step in range(SIZE * SIZE * blocks):
-        tap = step // blocks
-        inner = (step % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
+    # Offsets count from the image of the first row, in 32 bits: half the registers of 64. Corners outside of the image
+    # are masked below.
+    first_image = first_row // area
+    x_ptr += first_image.to(tl.int64) * height * width * depth
+    corners = (((rows // area - first_image) * height + top) * width + left) * depth
+    k_blocks = tl.cdiv(depth, BLOCK_K)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    # Step by step through the inner dimension: all channels of the first tap, all of the second ...
+    for step in range(SIZE * SIZE * k_blocks):
+        tap = step // k_blocks
+        ks = (step % k_blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
         down, right = tap // SIZE, tap % SIZE
-        inside = (row < rows) & (top + down >= 0) & (top + down < height) & (left + right >= 0) & (left + right < width)
-        patch = tl.load(
-            x + (corner + (down * width + right) * depth)[:, None] + inner[None, :],
-            mask=inside[:, None] & (inner < depth)[None, :], other=0.0,
+        # Load the pixels under this tap, [BLOCK_M, BLOCK_K]; the padding around an image is zero.
+        row_mask = (
+            (rows < n_rows)
+            & (top + down >= 0) & (top + down < height)
+            & (left + right >= 0) & (left + right < width)
         )  # fmt: skip
+        x = tl.load(
+            x_ptr + (corners + (down * width + right) * depth)[:, None] + ks[None, :],
+            mask=row_mask[:, None] & (ks < depth)[None, :], other=0.0,
+        )  # fmt: skip
+        # Load the filters' weights of this tap, [BLOCK_K, BLOCK_N].
         if FLIPPED:
-            place = (inner * (SIZE * SIZE) + (SIZE * SIZE - 1 - tap))[:, None] * columns + column[None, :]
+            offsets = (ks * (SIZE * SIZE) + (SIZE * SIZE - 1 - tap))[:, None] * n_cols + cols[None, :]
         else:
-            place = (column * (SIZE * SIZE) + tap)[None, :] * depth + inner[:, None]
-        factor = tl.load(filters + place, mask=(inner < depth)[:, None] & (column < columns)[None, :], other=0.0)
-        if WIDE:
-            total = tl.dot(patch.to(tl.float32), factor.to(tl.float32), total, input_precision="ieee")
-        else:
-            total = tl.dot(patch, factor, total)
-    return total
+            offsets = (cols * (SIZE * SIZE) + tap)[None, :] * depth + ks[:, None]
+        w = tl.load(filters_ptr + offsets, mask=(ks < depth)[:, None] & (cols < n_cols)[None, :], other=0.0)
+        # Multiply and accumulate; float32 in full, not as TF32.
+        if UPCAST:
+            x, w = x.to(tl.float32), w.to(tl.float32)
+        acc = tl.dot(x, w, acc, input_precision="ieee")
+    return acc
 
 
 @triton.jit
-def _place(rows, columns, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """(first row, its element, column, element from there, is it one) of a program's tile of the result."""
-    first = tl.program_id(0) * BLOCK_R
-    local = tl.arange(0, BLOCK_R)
-    column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = (first + local < rows)[:, None] & (column < columns)[None, :]
-    return first, first.to(tl.int64) * columns, column, local[:, None] * columns + column[None, :], inside
+def _tile_of_result(n_rows, n_cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Of a program's tile of the result: its first row, the first row's offset in 64 bits, cols [BLOCK_N], and from
+    that row on offsets in 32 bits and mask [BLOCK_M, BLOCK_N]."""
+    first_row = tl.program_id(0) * BLOCK_M
+    local_rows = tl.arange(0, BLOCK_M)
+    cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = (first_row + local_rows < n_rows)[:, None] & (cols < n_cols)[None, :]
+    return first_row, first_row.to(tl.int64) * n_cols, cols, local_rows[:, None] * n_cols + cols[None, :], mask
 
 
 @triton.jit
-def _convolution_kernel(
-    x, filters, out, partial, rows, columns, depth, height, width, out_height, out_width, chunks,
-    SIZE: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+def convolution_kernel(
+    x_ptr, filters_ptr, out_ptr, partials_ptr,
+    n_rows, n_cols, depth, height, width, out_height, out_width, n_chunks,
+    SIZE: tl.constexpr, STRIDE: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The convolution; of each program's rows mean and sum of squared deviations: partial float32 [2, C, chunks]."""
-    first, start, column, element, inside = _place(rows, columns, BLOCK_R, BLOCK_C)
-    total = _product(
-        x, filters, first, column, rows, columns, depth, height, width, out_height, out_width,
-        SIZE, STRIDE, False, WIDE, BLOCK_R, BLOCK_C, BLOCK_D,
+    """One tile of the convolution, and its rows' mean and sum of squared deviations, as of `moments_kernel`."""
+    # Convolve.
+    first_row, start, cols, offsets, mask = _tile_of_result(n_rows, n_cols, BLOCK_M, BLOCK_N)
+    acc = _product(
+        x_ptr, filters_ptr, first_row, cols, n_rows, n_cols, depth, height, width, out_height, out_width,
+        SIZE, STRIDE, False, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    stored = total.to(out.dtype.element_ty)
-    tl.store(out + start + element, stored, mask=inside)
-    # Of what is stored, as if it had been read again. Rows outside are zero.
-    value = stored.to(tl.float32)
-    mean = tl.sum(value, axis=0) / tl.minimum(rows - first, BLOCK_R)
-    deviation = tl.where(inside, value - mean[None, :], 0.0)
-    place = partial + column * chunks + tl.program_id(0)
-    tl.store(place, mean, mask=column < columns)
-    tl.store(place + columns * chunks, tl.sum(deviation * deviation, axis=0), mask=column < columns)
+
+    # Store, rounded to the result's type.
+    stored = acc.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + start + offsets, stored, mask=mask)
+
+    # Reduce over rows, to [BLOCK_N]: the moments of what is stored, as if it were read again. Rows past the end are 0.
+    out = stored.to(tl.float32)
+    mean = tl.sum(out, axis=0) / tl.minimum(n_rows - first_row, BLOCK_M)
+    deviations = tl.where(mask, out - mean[None, :], 0.0)
+    ptrs = partials_ptr + cols * n_chunks + tl.program_id(0)
+    tl.store(ptrs, mean, mask=cols < n_cols)
+    tl.store(ptrs + n_cols * n_chunks, tl.sum(deviations * deviations, axis=0), mask=cols < n_cols)
 
 
 @triton.jit
-def _data_gradient_kernel(
-    dout, filters, dy2, x, y, mean, inv_std, weight, bias, behind, partial,
-    rows, columns, depth, height, width, chunks,
-    SECOND: tl.constexpr, FROM_Y: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+def data_gradient_kernel(
+    dout_ptr, filters_ptr, dy2_ptr, x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dz_ptr, partials_ptr,
+    n_rows, n_cols, depth, height, width, n_chunks,
+    SECOND: tl.constexpr, FROM_Y: tl.constexpr, SIZE: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a convolution's input, which norm and ReLU made of x, taken back through the ReLU; of each
-    program's rows the sums of it and of it times normalised x: partial float32 [2, C, chunks]."""
-    first, start, column, element, inside = _place(rows, columns, BLOCK_R, BLOCK_C)
-    gradient = _product(
-        dout, filters, first, column, rows, columns, depth, height, width, height, width,
-        SIZE, 1, True, WIDE, BLOCK_R, BLOCK_C, BLOCK_D,
+    """One tile of dz, from the gradient of the convolution that read y = relu(z); and its rows' sums of dz and of
+    dz * x_hat, as of `gradient_sums_kernel`, which has the same flags."""
+    # Convolve dout with the flipped filters: the tile of dy, and the second gradient of y.
+    first_row, start, cols, offsets, mask = _tile_of_result(n_rows, n_cols, BLOCK_M, BLOCK_N)
+    dz = _product(
+        dout_ptr, filters_ptr, first_row, cols, n_rows, n_cols, depth, height, width, height, width,
+        SIZE, 1, True, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    used = column < columns
+    col_mask = cols < n_cols
     if SECOND:
-        gradient += tl.load(dy2 + start + element, mask=inside, other=0.0).to(tl.float32)
-    centre = tl.load(mean + column, mask=used, other=0.0)[None, :]
-    scale = tl.load(inv_std + column, mask=used, other=0.0)[None, :]
-    normal = (tl.load(x + start + element, mask=inside, other=0.0).to(tl.float32) - centre) * scale
-    gradient = _behind_relu(gradient, normal, weight, bias, column, used, y + start, element, inside, FROM_Y)
-    # Summed as it is stored: the pass that reads it then sees one gradient. Rows outside are zero.
-    stored = gradient.to(behind.dtype.element_ty)
-    tl.store(behind + start + element, stored, mask=inside)
-    gradient = stored.to(tl.float32)
-    place = partial + column * chunks + tl.program_id(0)
-    tl.store(place, tl.sum(gradient, axis=0), mask=used)
-    tl.store(place + columns * chunks, tl.sum(gradient * normal, axis=0), mask=used)
+        dz += tl.load(dy2_ptr + start + offsets, mask=mask, other=0.0).to(tl.float32)
+
+    # Load x, normalise once more, and go back through the ReLU.
+    mean = tl.load(mean_ptr + cols, mask=col_mask, other=0.0)[None, :]
+    rstd = tl.load(rstd_ptr + cols, mask=col_mask, other=0.0)[None, :]
+    x_hat = (tl.load(x_ptr + start + offsets, mask=mask, other=0.0).to(tl.float32) - mean) * rstd
+    dz = relu_backward(dz, x_hat, weight_ptr, bias_ptr, cols, col_mask, y_ptr + start, offsets, mask, FROM_Y)
+
+    # Store; sum what is stored, after rounding: `input_gradient_kernel` then sees the same dz.
+    stored = dz.to(dz_ptr.dtype.element_ty)
+    tl.store(dz_ptr + start + offsets, stored, mask=mask)
+    dz = stored.to(tl.float32)
+
+    # Reduce over rows, to [BLOCK_N]. Rows past the end are 0.
+    ptrs = partials_ptr + cols * n_chunks + tl.program_id(0)
+    tl.store(ptrs, tl.sum(dz, axis=0), mask=col_mask)
+    tl.store(ptrs + n_cols * n_chunks, tl.sum(dz * x_hat, axis=0), mask=col_mask)
 
 
-def _options(x: Tensor, tile: Tile) -> dict[str, Any]:
-    """Of both kernels. The interpreter has no bfloat16 to multiply."""
-    wide = x.dtype == torch.float32 or not x.is_cuda
-    blocks = {"BLOCK_R": tile.block_rows, "BLOCK_C": tile.block_columns, "BLOCK_D": tile.block_depth}
-    return {"WIDE": wide, **blocks, "num_warps": tile.warps, "num_stages": tile.stages}
-
-
-def _grid(rows: int, columns: int, tile: Tile) -> tuple[int, int]:
-    return triton.cdiv(rows, tile.block_rows), triton.cdiv(columns, tile.block_columns)
+def _upcast(x: Tensor) -> bool:
+    """Is the product taken in float32? Triton's interpreter has no other."""
+    return x.dtype == torch.float32 or not x.is_cuda
 
 
 def _out_shape(x: Tensor, filters: Tensor, stride: int) -> tuple[int, int, int, int]:
-    """Of a convolution with an odd filter that pads by half of it."""
+    """[N, O, H_out, W_out] of a convolution with an odd filter, padded by half of it."""
     count, _, height, width = x.shape
     return count, filters.shape[0], (height - 1) // stride + 1, (width - 1) // stride + 1
 
 
-def _joined(partial: Tensor) -> dict[str, Any]:
-    """Options of a kernel in which one program reads a channel's chunks: 16 values a thread, or up to 64."""
-    chunks = triton.next_power_of_2(partial.shape[2])
-    return {"CHUNKS": chunks, "num_warps": min(max(chunks // 512, 4), 16)}
-
-
-# Not one operator with the statistics: one that changes its arguments can't have a gradient.
+# Without the statistics: an operator that changes its arguments, as the running ones are, can have no gradient.
 @torch.library.custom_op("fast_train::convolution_moments", mutates_args=())
-def _convolution_op(x: Tensor, filters: Tensor, stride: int, tile: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """(the convolution in channels_last memory, `_convolution_kernel`'s ``partial``)."""
-    x, filters = _channels_last(x), _channels_last(filters)
-    (columns, depth, size, _), (_, _, height, width) = filters.shape, x.shape
+def convolution_op(x: Tensor, filters: Tensor, stride: int, tile: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(the convolution in channels_last memory, the moments of its chunks: `convolution_kernel`'s partials)."""
+    x, filters, chosen = channels_last(x), channels_last(filters), Tile(*tile)
+    (n_cols, depth, size, _), (_, _, height, width) = filters.shape, x.shape
     shape = _out_shape(x, filters, stride)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    rows, chosen = out.numel() // columns, Tile(*tile)
-    grid = _grid(rows, columns, chosen)
-    partial = torch.empty((2, columns, grid[0]), dtype=torch.float32, device=x.device)
+    n_rows = out.numel() // n_cols
+    grid = chosen.grid(n_rows, n_cols)
+    partials = empty_partials(n_cols, grid[0], x)
     with torch.cuda.device_of(x):
-        _convolution_kernel[grid](
-            x, filters, out, partial, rows, columns, depth, height, width, shape[2], shape[3], grid[0],
-            SIZE=size, STRIDE=stride, **_options(x, chosen),
+        convolution_kernel[grid](
+            x, filters, out, partials, n_rows, n_cols, depth, height, width, shape[2], shape[3], grid[0],
+            SIZE=size, STRIDE=stride, UPCAST=_upcast(x), **chosen.options,
         )  # fmt: skip
-    return out, partial
+    return out, partials
 
 
-@_convolution_op.register_fake
+@convolution_op.register_fake
 def _(x, filters, stride, tile):
-    count, columns, height, width = _out_shape(x, filters, stride)
-    out = torch.empty(
-        (count, columns, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
-    chunks = -(-count * height * width // Tile(*tile).block_rows)
-    return out, x.new_empty((2, columns, chunks), dtype=torch.float32)
+    count, n_cols, height, width = _out_shape(x, filters, stride)
+    out = torch.empty((count, n_cols, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return out, empty_partials(n_cols, cdiv(count * height * width, Tile(*tile).block_m), x)
 
 
 @torch.library.custom_op("fast_train::join_moments", mutates_args=("running_mean", "running_var"))
 def _join_moments_op(
-    partial: Tensor, running_mean: Tensor, running_var: Tensor, rows: int, block_rows: int, momentum: float, eps: float
+    partials: Tensor, running_mean: Tensor, running_var: Tensor, n_rows: int, block_m: int, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """(mean, inv_std) of ``rows`` rows in chunks of ``block_rows``."""
-    mean, inv_std = torch.empty_like(running_mean), torch.empty_like(running_var)
-    _, channels, chunks = partial.shape
-    with torch.cuda.device_of(partial):
-        _statistics_kernel[(channels,)](
-            partial, running_mean, running_var, mean, inv_std, rows, channels, chunks, momentum, eps,
-            BLOCK_R=block_rows, **_joined(partial),
+    """(mean, rstd) of ``n_rows`` rows in chunks of ``block_m``; moves the running statistics."""
+    mean, rstd = torch.empty_like(running_mean), torch.empty_like(running_var)
+    _, n_cols, n_chunks = partials.shape
+    with torch.cuda.device_of(partials):
+        statistics_kernel[(n_cols,)](
+            partials, running_mean, running_var, mean, rstd, n_rows, n_cols, n_chunks, momentum, eps,
+            BLOCK_M=block_m, **join_options(n_chunks),
         )  # fmt: skip
-    return mean, inv_std
+    return mean, rstd
 
 
 @_join_moments_op.register_fake
-def _(partial, running_mean, running_var, rows, block_rows, momentum, eps):
+def _(partials, running_mean, running_var, n_rows, block_m, momentum, eps):
     return torch.empty_like(running_mean), torch.empty_like(running_var)
 
 
 @torch.library.custom_op("fast_train::convolution_norm_gradients", mutates_args=())
-def _data_gradients_op(
+def data_gradients_op(
     dout: Tensor, filters: Tensor, dy2: Tensor | None, x: Tensor, y: Tensor | None,
-    mean: Tensor, inv_std: Tensor, weight: Tensor, bias: Tensor, tile: Sequence[int],
+    mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, tile: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `_gradients_op` with ``store`` and ReLU, from the gradient of a convolution of stride 1 after it."""
-    dout, filters, x = _channels_last(dout), _channels_last(filters), _channels_last(x)
-    (depth, columns, size, _), (_, _, height, width) = filters.shape, x.shape
-    behind, dx = (torch.empty_like(x, memory_format=torch.channels_last) for _ in range(2))
-    weight_gradient, bias_gradient = torch.empty_like(weight), torch.empty_like(bias)
-    (rows, _, tiles), chosen = _matrix(x), Tile(*tile)
-    grid = _grid(rows, columns, chosen)
-    partial = torch.empty((2, columns, grid[0]), dtype=torch.float32, device=x.device)
+    """(dx, dweight, dbias, dz), as of `gradients_op` with ReLU and ``store``, from the gradient of the convolution of
+    stride 1 that comes after the ReLU."""
+    dout, filters, x, chosen = channels_last(dout), channels_last(filters), channels_last(x), Tile(*tile)
+    (depth, n_cols, size, _), (_, _, height, width) = filters.shape, x.shape
+    dz, dx = (torch.empty_like(x, memory_format=torch.channels_last) for _ in range(2))
+    dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
+    tiles = tiling_of(x)
+    grid = chosen.grid(tiles.n_rows, n_cols)
+    partials = empty_partials(n_cols, grid[0], x)
     with torch.cuda.device_of(x):
-        _data_gradient_kernel[grid](
-            dout, filters, x if dy2 is None else _channels_last(dy2), x, x if y is None else _channels_last(y),
-            mean, inv_std, weight, bias, behind, partial, rows, columns, depth, height, width, grid[0],
-            SECOND=dy2 is not None, FROM_Y=y is not None, SIZE=size, **_options(x, chosen),
+        data_gradient_kernel[grid](
+            dout, filters, x if dy2 is None else channels_last(dy2), x, x if y is None else channels_last(y),
+            mean, rstd, weight, bias, dz, partials, tiles.n_rows, n_cols, depth, height, width, grid[0],
+            SECOND=dy2 is not None, FROM_Y=y is not None, SIZE=size, UPCAST=_upcast(x), **chosen.options,
         )  # fmt: skip
-        _join_sums_kernel[(columns,)](partial, bias_gradient, weight_gradient, columns, grid[0], **_joined(partial))
-        _input_gradient_kernel[_grids(rows, columns, tiles)[1]](
-            behind, x, mean, inv_std, weight, bias, bias_gradient, weight_gradient, dx, rows, columns,
-            RELU=False, BLOCK_R=tiles.block_rows, BLOCK_C=tiles.block_channels,
-        )  # fmt: skip
-    return dx, weight_gradient, bias_gradient, behind
+        join_sums_kernel[(n_cols,)](partials, dbias, dweight, n_cols, grid[0], **join_options(grid[0]))
+        input_gradient_kernel[tiles.tile_grid](
+            dz, x, mean, rstd, weight, bias, dbias, dweight, dx, tiles.n_rows, n_cols, RELU=False, **tiles.blocks
+        )
+    return dx, dweight, dbias, dz
 
 
-@_data_gradients_op.register_fake
-def _(dout, filters, dy2, x, y, mean, inv_std, weight, bias, tile):
-    dx, behind = (torch.empty_like(x, memory_format=torch.channels_last) for _ in range(2))
-    return dx, torch.empty_like(weight), torch.empty_like(bias), behind
+@data_gradients_op.register_fake
+def _(dout, filters, dy2, x, y, mean, rstd, weight, bias, tile):
+    dx, dz = (torch.empty_like(x, memory_format=torch.channels_last) for _ in range(2))
+    return dx, torch.empty_like(weight), torch.empty_like(bias), dz
 
 
-class _NormConvolution(torch.autograd.Function):
-    """(the convolution, its chunks' moments, the activation if ``shared``)."""
+class _NormConvolutionFn(torch.autograd.Function):
+    """(the convolution, the moments of its chunks, and y, which it read, if ``shared``)."""
 
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, residual, mean, inv_std, filters, stride: int, shared: bool, tiles) -> Any:
-        y = _apply_op(x, mean, inv_std, weight, bias, residual, True)
+    def forward(ctx: Any, x, weight, bias, residual, mean, rstd, filters, stride: int, shared: bool, tiles) -> Any:
+        y = apply_op(x, mean, rstd, weight, bias, residual, True)
         # A list: torch.compile of torch 2.11 passes no named tuple on to an operator.
-        out, partial = _convolution_op(y, filters, stride, list(tiles.forward))
+        out, partials = convolution_op(y, filters, stride, list(tiles.forward))
         ctx.residual, ctx.stride, ctx.tile = residual is not None, stride, tiles.gradient
-        ctx.save_for_backward(x, y, mean, inv_std, weight, bias, filters)
-        ctx.mark_non_differentiable(partial)
+        ctx.save_for_backward(x, y, mean, rstd, weight, bias, filters)
+        ctx.mark_non_differentiable(partials)
         ctx.set_materialize_grads(False)
-        return (out, partial, y) if shared else (out, partial)
+        return (out, partials, y) if shared else (out, partials)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, _: None, dy2: Tensor | None = None) -> Any:
-        x, y, mean, inv_std, weight, bias, filters = ctx.saved_tensors
-        read = y if ctx.residual else None
-        norm = (mean, inv_std, weight, bias)
+        x, y, mean, rstd, weight, bias, filters = ctx.saved_tensors
+        y_if_needed = y if ctx.residual else None
+        norm = (mean, rstd, weight, bias)
         if dout is None:
-            # Of the shared activation alone; autograd calls for neither only if a caller does.
+            # Only the shared activation was used; autograd calls for neither only if a caller does.
             if dy2 is None:
                 return (None,) * 10
-            dx, dweight, dbias, behind = _gradients_op(dy2, None, x, read, *norm, True, ctx.residual)
-            return dx, dweight, dbias, behind if ctx.residual else None, *[None] * 6
+            dx, dweight, dbias, dz = gradients_op(dy2, None, x, y_if_needed, *norm, True, ctx.residual)
+            return dx, dweight, dbias, dz if ctx.residual else None, *[None] * 6
         stride, padding = [ctx.stride] * 2, [filters.shape[-1] // 2] * 2
-        # cuDNN's: the gradient of the filters, and that of y where its pixels lie apart.
+        # cuDNN computes the gradient of the filters, and of y where the stride leaves gaps between the pixels read.
         dy, dfilters, _ = torch.ops.aten.convolution_backward(
             dout, y, filters, None, stride, padding, [1, 1], False, [0, 0], 1, [ctx.stride > 1, True, False]
         )
         if ctx.stride == 1:
-            dx, dweight, dbias, behind = _data_gradients_op(dout, filters, dy2, x, read, *norm, list(ctx.tile))
+            dx, dweight, dbias, dz = data_gradients_op(dout, filters, dy2, x, y_if_needed, *norm, list(ctx.tile))
         else:
             store = dy2 is not None or ctx.residual
-            dx, dweight, dbias, behind = _gradients_op(dy, dy2, x, read, *norm, True, store)
-        return dx, dweight, dbias, behind if ctx.residual else None, None, None, dfilters, None, None, None
+            dx, dweight, dbias, dz = gradients_op(dy, dy2, x, y_if_needed, *norm, True, store)
+        return dx, dweight, dbias, dz if ctx.residual else None, None, None, dfilters, None, None, None
 
 
 def with_statistics_triton(x: Tensor, running_mean: Tensor, running_var: Tensor, *, momentum: float, eps: float) -> Raw:
     """`kernels.convolution.with_statistics` on a CUDA device (or, under Triton's interpreter, on the CPU)."""
     with torch.no_grad():
-        return Raw(x, *_statistics_op(x.detach(), running_mean, running_var, momentum, eps))
+        return Raw(x, *statistics_op(x.detach(), running_mean, running_var, momentum, eps))
 
 
 def normalise_triton(raw: Raw, weight: Tensor, bias: Tensor, residual: Tensor | None, *, relu: bool) -> Tensor:
     """`kernels.convolution.normalise` on a CUDA device (or, under Triton's interpreter, on the CPU)."""
-    return _BatchNorm.apply(raw.x, weight, bias, residual, raw.mean, raw.inv_std, relu, False)
+    y: Tensor = BatchNormFn.apply(raw.x, weight, bias, residual, raw.mean, raw.rstd, relu, False)
+    return y
 
 
 def norm_relu_convolution_triton(
@@ -352,17 +314,17 @@ def norm_relu_convolution_triton(
 ) -> tuple[Raw, Tensor | None]:  # fmt: skip
     """`kernels.convolution.norm_relu_convolution` on a CUDA device (or, under Triton's interpreter, on the CPU).
 
-    tiles: `tiles_of` the filters, or others to be tried; None for cuDNN's convolution.
+    tiles: `kernels.tiling.tiles_of` the filters, or others to be tried; None for cuDNN's convolution.
     """
     if tiles is None:
-        normed = _BatchNorm.apply(raw.x, weight, bias, residual, raw.mean, raw.inv_std, True, shared)
+        normed = BatchNormFn.apply(raw.x, weight, bias, residual, raw.mean, raw.rstd, True, shared)
         branch, second = normed if shared else (normed, None)
         out = F.conv2d(branch, filters, stride=stride, padding=filters.shape[-1] // 2)
         return with_statistics_triton(out, running_mean, running_var, momentum=momentum, eps=eps), second
-    out, partial, *y = _NormConvolution.apply(
-        raw.x, weight, bias, residual, raw.mean, raw.inv_std, filters, stride, shared, tiles
+    out, partials, *y = _NormConvolutionFn.apply(
+        raw.x, weight, bias, residual, raw.mean, raw.rstd, filters, stride, shared, tiles
     )
     with torch.no_grad():
-        rows = out.numel() // out.shape[1]
-        statistics = _join_moments_op(partial, running_mean, running_var, rows, tiles.forward.block_rows, momentum, eps)
+        n_rows = out.numel() // out.shape[1]
+        statistics = _join_moments_op(partials, running_mean, running_var, n_rows, tiles.forward.block_m, momentum, eps)
     return Raw(out, *statistics), y[0] if shared else None

@@ -1,114 +1,109 @@
-"""What Triton kernels over rows of channels share."""
+"""What Triton kernels over the rows of an activation share.
 
-# Triton's functions take its own values, which have no Python types.
-# mypy: disable-error-code="no-untyped-def"
+An activation [N, C, H, W] in channels_last memory is a matrix of ``n_rows`` = N*H*W rows and ``n_cols`` = C columns.
+Sums over its rows take two kernels: each program sums one chunk of the rows (`kernels.tiling.Tiling`) into
+``partials``, float32 [2, C, n_chunks], and the kernels here join a channel's chunks. The order is fixed and no addition
+is atomic, so a result repeats bit for bit.
+"""
+
+# Triton's decorators have no types, nor have the values in its functions; torch.cuda.device_of has none either.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Elements of a tile, 16 to each of a program's 128 threads. Of twice as many, a program that sums gradients would take
-# 128 to 162 registers a thread instead of 94, and three or four instead of five would fit on one processor of an H100
-# (`benchmarks.lab.registers`).
-_TILE = 2048
-
-
-# 64 channels in bfloat16 are one cache line of 128 bytes.
-_MOST_CHANNELS = 64
-
-
-# Programs that sum: nearly 8 for each of the 132 processors, and few enough for one program to add up their sums.
-_PROGRAMS = 1024
-
-
-class Tiling(NamedTuple):
-    """A tile is block_rows x block_channels. ``chunks`` programs sum a column of them, ``steps`` each."""
-
-    block_rows: int
-    block_channels: int
-    chunks: int
-    steps: int
-
-
-def tiling(rows: int, channels: int) -> Tiling:
-    """How an activation of this shape is divided: a function of the shape alone, so that results repeat."""
-    block_channels = min(triton.next_power_of_2(channels), _MOST_CHANNELS)
-    block_rows = _TILE // block_channels
-    tiles = triton.cdiv(rows, block_rows)
-    steps = triton.cdiv(tiles, max(_PROGRAMS // triton.cdiv(channels, block_channels), 1))
-    return Tiling(block_rows, block_channels, triton.cdiv(tiles, steps), steps)
+from fast_train.kernels.tiling import Tiling, tiling
 
 
 @triton.jit
-def _rows_of(chunk, chunks, rows, BLOCK_R: tl.constexpr):
-    """How many rows the tiles chunk, chunk + chunks, chunk + 2 * chunks ... hold; the last tile may be cut off."""
-    tiles = tl.cdiv(rows, BLOCK_R)
-    has_last = (tiles - 1) % chunks == chunk
-    return tl.cdiv(tiles - chunk, chunks) * BLOCK_R - tl.where(has_last, tiles * BLOCK_R - rows, 0)
+def rows_in_chunk(chunk, n_chunks, n_rows, BLOCK_M: tl.constexpr):
+    """How many rows lie in the tiles chunk, chunk + n_chunks, chunk + 2 * n_chunks ...; the last tile may be partial.
+
+    chunk: a number or a vector.
+    """
+    row_tiles = tl.cdiv(n_rows, BLOCK_M)
+    has_last_tile = (row_tiles - 1) % n_chunks == chunk
+    return tl.cdiv(row_tiles - chunk, n_chunks) * BLOCK_M - tl.where(has_last_tile, row_tiles * BLOCK_M - n_rows, 0)
 
 
 @triton.jit
-def _statistics_kernel(
-    partial, running_mean, running_var, mean_out, inv_std_out, rows, channels, chunks, momentum, eps,
-    BLOCK_R: tl.constexpr, CHUNKS: tl.constexpr,
+def statistics_kernel(
+    partials_ptr, running_mean_ptr, running_var_ptr, mean_ptr, rstd_ptr,
+    n_rows, n_cols, n_chunks, momentum, eps,
+    BLOCK_M: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Join one channel's chunks (Chan et al. 1983, equation 1.5) and move its running statistics."""
+    """Mean and 1 / sqrt(var + eps) of one channel out of its chunks' moments; running statistics moved.
+
+    partials: each chunk's mean, and its sum of squared deviations from that mean (`moments_kernel`). Joined as in Chan,
+    Golub and LeVeque 1983, equation 1.5. mean, rstd, running_mean, running_var: float32 [C].
+    """
+    # Load the chunks' moments, all [CHUNKS].
     channel = tl.program_id(0)
-    chunk = tl.arange(0, CHUNKS)
-    used = chunk < chunks
-    place = partial + channel * chunks + chunk
-    means = tl.load(place, mask=used, other=0.0)
-    squares = tl.load(place + channels * chunks, mask=used, other=0.0)
-    count = tl.where(used, _rows_of(chunk, chunks, rows, BLOCK_R), 0).to(tl.float32)
-    mean = tl.sum(means * count, axis=0) / rows
-    squares = tl.sum(squares + count * (means - mean) * (means - mean), axis=0)
-    tl.store(mean_out + channel, mean)
-    tl.store(inv_std_out + channel, 1.0 / tl.sqrt(squares / rows + eps))
-    old_mean = tl.load(running_mean + channel)
-    old_var = tl.load(running_var + channel)
-    tl.store(running_mean + channel, old_mean + momentum * (mean - old_mean))
-    tl.store(running_var + channel, old_var + momentum * (squares / (rows - 1) - old_var))
+    chunks = tl.arange(0, CHUNKS)
+    mask = chunks < n_chunks
+    ptrs = partials_ptr + channel * n_chunks + chunks
+    chunk_means = tl.load(ptrs, mask=mask, other=0.0)
+    chunk_squares = tl.load(ptrs + n_cols * n_chunks, mask=mask, other=0.0)
+    counts = tl.where(mask, rows_in_chunk(chunks, n_chunks, n_rows, BLOCK_M), 0).to(tl.float32)
+
+    # Reduce: the mean of means, weighted by rows; squares within chunks, and between chunks.
+    mean = tl.sum(chunk_means * counts, axis=0) / n_rows
+    squares = tl.sum(chunk_squares + counts * (chunk_means - mean) * (chunk_means - mean), axis=0)
+
+    # Store the batch's statistics: the biased variance normalises.
+    tl.store(mean_ptr + channel, mean)
+    tl.store(rstd_ptr + channel, 1.0 / tl.sqrt(squares / n_rows + eps))
+
+    # Move the running statistics: the unbiased variance is kept.
+    running_mean = tl.load(running_mean_ptr + channel)
+    running_var = tl.load(running_var_ptr + channel)
+    tl.store(running_mean_ptr + channel, running_mean + momentum * (mean - running_mean))
+    tl.store(running_var_ptr + channel, running_var + momentum * (squares / (n_rows - 1) - running_var))
 
 
 @triton.jit
-def _behind_relu(gradient, normal, weight, bias, channel, column, y, element, inside, FROM_Y: tl.constexpr):
-    """The gradient where the ReLU passed: y is above zero. FROM_Y reads y; without, it is computed from x anew."""
+def join_sums_kernel(partials_ptr, dbias_ptr, dweight_ptr, n_cols, n_chunks, CHUNKS: tl.constexpr):
+    """The gradients of one channel's bias and weight: the sums of its chunks' sums of dz, and of dz * x_hat."""
+    # Load the chunks' sums, [CHUNKS].
+    channel = tl.program_id(0)
+    chunks = tl.arange(0, CHUNKS)
+    ptrs = partials_ptr + channel * n_chunks + chunks
+    sums_dz = tl.load(ptrs, mask=chunks < n_chunks, other=0.0)
+    sums_dz_x_hat = tl.load(ptrs + n_cols * n_chunks, mask=chunks < n_chunks, other=0.0)
+
+    # Reduce and store.
+    tl.store(dbias_ptr + channel, tl.sum(sums_dz, axis=0))
+    tl.store(dweight_ptr + channel, tl.sum(sums_dz_x_hat, axis=0))
+
+
+@triton.jit
+def relu_backward(dy, x_hat, weight_ptr, bias_ptr, cols, col_mask, y_ptr, offsets, mask, FROM_Y: tl.constexpr):
+    """dz, the gradient before the ReLU: dy [BLOCK_M, BLOCK_N] where y is above zero, else 0.
+
+    FROM_Y: read y, which a residual went into; without it, compute y from x_hat once more.
+    """
     if FROM_Y:
-        result = tl.load(y + element, mask=inside, other=0.0)
+        y = tl.load(y_ptr + offsets, mask=mask, other=0.0)
     else:
-        gain = tl.load(weight + channel, mask=column, other=0.0)[None, :]
-        result = normal * gain + tl.load(bias + channel, mask=column, other=0.0)[None, :]
-    return tl.where(result > 0.0, gradient, 0.0)
+        weight = tl.load(weight_ptr + cols, mask=col_mask, other=0.0)[None, :]
+        y = x_hat * weight + tl.load(bias_ptr + cols, mask=col_mask, other=0.0)[None, :]
+    return tl.where(y > 0.0, dy, 0.0)
 
 
-@triton.jit
-def _join_sums_kernel(partial, bias_gradient, weight_gradient, channels, chunks, CHUNKS: tl.constexpr):
-    channel = tl.program_id(0)
-    chunk = tl.arange(0, CHUNKS)
-    place = partial + channel * chunks + chunk
-    total = tl.load(place, mask=chunk < chunks, other=0.0)
-    products = tl.load(place + channels * chunks, mask=chunk < chunks, other=0.0)
-    tl.store(bias_gradient + channel, tl.sum(total, axis=0))
-    tl.store(weight_gradient + channel, tl.sum(products, axis=0))
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    """As the kernels read it; the same tensor where it lies so already."""
+def channels_last(tensor: Tensor) -> Tensor:
+    """A tensor [N, C, H, W] as the kernels read it; the same one where it lies so already."""
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def _matrix(x: Tensor) -> tuple[int, int, Tiling]:
-    """(rows, channels, how they are divided) of an activation."""
-    rows, channels = x.numel() // x.shape[1], x.shape[1]
-    return rows, channels, tiling(rows, channels)
+def tiling_of(x: Tensor) -> Tiling:
+    """How an activation [N, C, H, W] is divided."""
+    return tiling(x.numel() // x.shape[1], x.shape[1])
 
 
-def _grids(rows: int, channels: int, tiles: Tiling) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(of kernels that sum, of kernels with a program for each tile)."""
-    columns = triton.cdiv(channels, tiles.block_channels)
-    return (tiles.chunks, columns), (triton.cdiv(rows, tiles.block_rows), columns)
+def empty_partials(n_cols: int, n_chunks: int, x: Tensor) -> Tensor:
+    """Room for two float32 sums of each channel and chunk, on the device of x."""
+    return x.new_empty((2, n_cols, n_chunks), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""What `fast-train` does, one function an action; `pipeline.cli` parses, checks and calls `run`."""
+"""What `fast-train` does, one function an action; `pipeline.cli` calls `run`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 from rich.console import Console
 
 from fast_train.common.text import show_path
-from fast_train.pipeline.cli import PROGRAM, Actions
+from fast_train.pipeline.config.recipe import Given
 from fast_train.pipeline.device import device_name
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.listener import Listener, Start
 from fast_train.pipeline.engine.runtime import resolve_device
+from fast_train.pipeline.flags import PROGRAM, Actions
 from fast_train.pipeline.loaders import LOADERS
 from fast_train.pipeline.report.progress import Terminal
 from fast_train.pipeline.report.summary import print_accuracy, print_evaluation, write_batch_picture, write_pictures
 from fast_train.pipeline.run import session
 from fast_train.pipeline.run.folder import Resume, default_folder
-from fast_train.pipeline.run.plan import Given, Plan, length_advice, plan_evaluation, plan_training
+from fast_train.pipeline.run.plan import Plan, length_advice, plan_evaluation, plan_training
 from fast_train.pipeline.run.record import load
 
 

@@ -27,7 +27,8 @@ from fast_train.benchmarks.lab.floors import on_meta
 from fast_train.common.command import complain
 from fast_train.common.text import one_line
 from fast_train.kernels.convolution_reference import Raw
-from fast_train.kernels.convolution_triton import Tile, Tiles, fit, norm_relu_convolution_triton, with_statistics_triton
+from fast_train.kernels.convolution_triton import norm_relu_convolution_triton, with_statistics_triton
+from fast_train.kernels.tiling import Tile, Tiles, fit
 from fast_train.pipeline.config.settings import ModelConfig
 
 PROGRAM = "python -m fast_train.benchmarks.lab.convolutions"
@@ -76,7 +77,7 @@ def tiles(layer: Layer) -> dict[str, Tiles | None]:
     for rows, depth, warps, stages in _CANDIDATES:
         tile = Tile(rows, 128, depth, warps, stages)
         chosen = Tiles(fit(tile, layer.columns, layer.depth), fit(tile, layer.depth, layer.columns))
-        name = f"{rows} x {chosen.forward.block_columns} x {chosen.forward.block_depth} / {warps} / {stages}"
+        name = f"{rows} x {chosen.forward.block_n} x {chosen.forward.block_k} / {warps} / {stages}"
         found[name] = chosen
     return found
 

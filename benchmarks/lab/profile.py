@@ -20,20 +20,21 @@ OPTIMIZER = "optimizer"
 MATRIX = "matrix product"
 REST = "rest"
 
-# The first that is found in a kernel's name counts. cuDNN and CUTLASS name the direction of a convolution in each
-# kernel; Inductor names the operations that a kernel joins, and kernels from a template begin with triton_tem.
+# The first pattern found in a kernel's name counts. Ours are named as their functions in `kernels`. cuDNN and CUTLASS
+# name the direction of a convolution in each kernel. Inductor names the operations that a kernel joins; its kernels from
+# a template begin with triton_tem.
 _PATTERNS = (
-    (AUGMENTATION, r"_augment_kernel"),
-    (CONVOLUTION_DATA, r"_data_gradient_kernel|dgrad|bwd_?data|backward_?data"),
+    (AUGMENTATION, r"^augment_kernel"),
+    (CONVOLUTION_DATA, r"^data_gradient_kernel|dgrad|bwd_?data|backward_?data"),
     (CONVOLUTION_WEIGHT, r"wgrad|bwd_?filter|backward_?filter"),
-    (CONVOLUTION_FORWARD, r"_convolution_kernel|fprop|implicit_convolve|conv2d_grouped_direct"),
+    (CONVOLUTION_FORWARD, r"^convolution_kernel|fprop|implicit_convolve|conv2d_grouped_direct"),
     (CONVOLUTION_GRADIENT, r"triton_tem_\w*convolution_backward"),
     (CONVOLUTION_FORWARD, r"triton_tem_\w*convolution"),
     # After the convolutions, some of which cuDNN names implicit_gemm: the last layer, and all of Muon's iteration.
     (MATRIX, r"nvjet|gemm|gemv|cublas"),
     (OPTIMIZER, r"multi_tensor_apply|[Ff]used_?[Ss]gd|foreach"),
-    (NORM, r"_moments_kernel|_statistics_kernel|_apply_kernel|_gradient_sums_kernel|_join_sums_kernel"),
-    (NORM, r"_input_gradient_kernel|triton_(poi|red|per|for)_|batch_?norm|bn_(fw|bw)|elementwise_kernel"),
+    (NORM, r"^(moments|statistics|apply|gradient_sums|join_sums|input_gradient)_kernel"),
+    (NORM, r"triton_(poi|red|per|for)_|batch_?norm|bn_(fw|bw)|elementwise_kernel"),
 )
 GROUPS = (*dict.fromkeys(group for group, _ in _PATTERNS), REST)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fast_train.common.command import complain
+from fast_train.kernels.tiling import join_options, tiles_of, tiling
 from fast_train.pipeline.errors import ConfigError
 
 PROGRAM = "python -m fast_train.benchmarks.lab.registers"
@@ -29,12 +30,13 @@ CAPABILITY = 90
 # Of one processor of compute capability 9.0: registers, threads, and bytes of shared memory, of which each program
 # takes 1,024 more than it asks for (CUDA C++ programming guide, table "technical specifications").
 _REGISTERS, _THREADS, _SHARED, _SHARED_MORE = 65_536, 2_048, 228 << 10, 1 << 10
-_ACTIVATIONS = {"x", "y", "dy", "dy2", "dx", "dout", "residual", "out", "behind", "gradient", "filters"}
+# Pointers to bfloat16; all others point to float32.
+_ACTIVATIONS = {f"{name}_ptr" for name in ("x", "y", "dy", "dy2", "dz", "dx", "residual", "out", "dout", "filters")}
 # Divisible by 16 in every layer, as Triton finds out at a launch; the sides of layer4's images are not.
-_ROUND = ("rows", "channels", "columns", "depth")
+_ROUND = ("n_rows", "n_cols", "depth")
 _SIDES = ("height", "width", "out_height", "out_width")
-_NUMBERS = {**dict.fromkeys((*_ROUND, *_SIDES, "chunks", "steps"), "i32"), "momentum": "fp32", "eps": "fp32"}
-_CONVOLUTIONS = ("_convolution_kernel", "_data_gradient_kernel")
+_NUMBERS = {**dict.fromkeys((*_ROUND, *_SIDES, "n_chunks", "n_steps"), "i32"), "momentum": "fp32", "eps": "fp32"}
+_CONVOLUTIONS = ("convolution_kernel", "data_gradient_kernel")
 
 
 class Compiled(NamedTuple):
@@ -42,8 +44,8 @@ class Compiled(NamedTuple):
 
     kernel: Any
     constants: dict[str, Any]
-    warps: int = 4
-    stages: int = 3
+    num_warps: int = 4
+    num_stages: int = 3
 
 
 def measure() -> list[dict[str, Any]]:
@@ -60,43 +62,38 @@ def measure() -> list[dict[str, Any]]:
 
 
 def _norms() -> list[Compiled]:
-    from fast_train.kernels import batchnorm_triton as kernels
+    from fast_train.kernels import batchnorm_triton as norm
     from fast_train.kernels import rows_triton as rows
 
-    tiles = rows.tiling(1024 * 32 * 32, 64)
-    block = {"BLOCK_R": tiles.block_rows, "BLOCK_C": tiles.block_channels}
+    tiles = tiling(1024 * 32 * 32, 64)
+    blocks, join = tiles.blocks, join_options(tiles.n_chunks)
     flags = ("SECOND", "RELU", "FROM_Y", "STORE")
-    cases = [
-        (kernels._moments_kernel, block),
-        (rows._statistics_kernel, {"BLOCK_R": tiles.block_rows, "CHUNKS": tiles.chunks}),
-        (kernels._apply_kernel, {"RESIDUAL": False, "RELU": True, **block}),
-        (kernels._apply_kernel, {"RESIDUAL": True, "RELU": True, **block}),
-        (
-            kernels._gradient_sums_kernel,
-            {**dict(zip(flags, (False, True, False, False), strict=True)), **block},
-        ),
-        (kernels._gradient_sums_kernel, {**dict.fromkeys(flags, True), **block}),
-        (rows._join_sums_kernel, {"CHUNKS": tiles.chunks}),
-        (kernels._input_gradient_kernel, {"RELU": True, **block}),
+    cases: list[tuple[Any, dict[str, Any]]] = [
+        (norm.moments_kernel, blocks),
+        (rows.statistics_kernel, {"BLOCK_M": tiles.block_m, "CHUNKS": join["CHUNKS"]}),
+        (norm.apply_kernel, {"RESIDUAL": False, "RELU": True, **blocks}),
+        (norm.apply_kernel, {"RESIDUAL": True, "RELU": True, **blocks}),
+        (norm.gradient_sums_kernel, {**dict.fromkeys(flags, False), "RELU": True, **blocks}),
+        (norm.gradient_sums_kernel, {**dict.fromkeys(flags, True), **blocks}),
+        (rows.join_sums_kernel, {"CHUNKS": join["CHUNKS"]}),
+        (norm.input_gradient_kernel, {"RELU": True, **blocks}),
     ]
     return [Compiled(*case) for case in cases]
 
 
 def _convolutions() -> Iterator[Compiled]:
-    import torch
-
     from fast_train.kernels import convolution_triton as kernels
 
     for channels in (64, 128):
-        tiles = kernels.tiles_of(channels, channels, torch.bfloat16)
+        tiles = tiles_of(channels, channels, itemsize=2)
         assert tiles is not None
         for kernel, tile, flags in (
-            (kernels._convolution_kernel, tiles.forward, {"STRIDE": 1}),
-            (kernels._data_gradient_kernel, tiles.gradient, {"SECOND": False, "FROM_Y": False}),
-            (kernels._data_gradient_kernel, tiles.gradient, {"SECOND": True, "FROM_Y": True}),
+            (kernels.convolution_kernel, tiles.forward, {"STRIDE": 1}),
+            (kernels.data_gradient_kernel, tiles.gradient, {"SECOND": False, "FROM_Y": False}),
+            (kernels.data_gradient_kernel, tiles.gradient, {"SECOND": True, "FROM_Y": True}),
         ):
-            blocks = dict(zip(("BLOCK_R", "BLOCK_C", "BLOCK_D"), tile[:3], strict=True))
-            yield Compiled(kernel, {"SIZE": 3, "WIDE": False, **flags, **blocks}, tile.warps, tile.stages)
+            constants = {"SIZE": 3, "UPCAST": False, **flags, **tile.blocks}
+            yield Compiled(kernel, constants, tile.num_warps, tile.num_stages)
 
 
 def _compile(case: Compiled) -> dict[str, Any]:
@@ -114,9 +111,9 @@ def _compile(case: Compiled) -> dict[str, Any]:
     signature = {name: kind(name) for name in kernel.arg_names}
     aligned = [n for n, name in enumerate(signature) if signature[name].startswith("*") or name in _ROUND]
     source = ASTSource(kernel, signature, constants, {(n,): [["tt.divisibility", 16]] for n in aligned})
-    options = {"num_warps": case.warps, "num_stages": case.stages}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
-    ptx, threads = compiled.asm["ptx"], 32 * case.warps
+    ptx, threads = compiled.asm["ptx"], 32 * case.num_warps
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
@@ -130,7 +127,7 @@ def _compile(case: Compiled) -> dict[str, Any]:
         "kernel": kernel.__name__,
         "constants": {name: value for name, value in constants.items() if isinstance(value, bool)},
         "registers": registers,
-        "columns": constants.get("BLOCK_C"),
+        "columns": constants.get("BLOCK_N"),
         "shared_bytes": compiled.metadata.shared,
         "programs_a_processor": min(
             _REGISTERS // (threads * registers),

@@ -17,6 +17,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+#: Settings as a user gives them, nested by section: ``{"run": {"epochs": 8}}``.
+Given = Mapping[str, Mapping[str, Any]]
+
 FOLDER = Path(__file__).parents[1] / "recipes"
 GPU_RECIPE = "fast"
 # Both of one network. The shorter one is there so that a first training ends within five minutes.

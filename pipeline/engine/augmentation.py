@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -14,21 +15,23 @@ from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import AnyBatch, SplitView
 
 
-def normalisation(manifest: Manifest, how: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, as `DataConfig.normalise` says, in units where byte 255 is 1.
+def normalisation(
+    mean: Sequence[float], std: Sequence[float], how: Literal["set", "half"]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel by which images are normalised, in units where byte 255 is 1.
 
-    Raises ConfigError for a set's own where a channel does not vary, so that nothing can be divided by its deviation.
+    mean, std: those of the training split, for ``set``. Raises ConfigError where a channel does not vary, so that
+    nothing can be divided by its deviation.
     """
     if how == "half":
-        half = (0.5,) * manifest.image_shape[2]
-        return half, half
-    constant = [str(channel) for channel, std in enumerate(manifest.std) if std == 0]
+        return (0.5,) * len(mean), (0.5,) * len(mean)
+    constant = [str(channel) for channel, deviation in enumerate(std) if deviation == 0]
     if constant:
         raise ConfigError(
             f"all training images have one and the same value in channel {', '.join(constant)}, so they can't be "
             "normalised by its deviation of 0; are they the right images? If so, give --set data.normalise=half"
         )
-    return tuple(manifest.mean), tuple(manifest.std)
+    return tuple(mean), tuple(std)
 
 
 class Augmentation(Protocol):
@@ -53,7 +56,7 @@ class Augmenter:
         manifest: Manifest,
         spec: AugmentSpec,
         *,
-        normalise: str,
+        normalise: Literal["set", "half"],
         dtype: torch.dtype,
         device: torch.device,
         seed: int = 0,
@@ -61,7 +64,7 @@ class Augmenter:
     ) -> None:
         check_reflection(spec, *manifest.image_shape[:2])
         self.spec, self.seed, self._channels_last = spec, seed, channels_last
-        self.mean, self.std = normalisation(manifest, normalise)
+        self.mean, self.std = normalisation(manifest.mean, manifest.std, normalise)
         self.table = normalisation_table(self.mean, self.std, dtype, device)
         self.epoch = torch.zeros((), dtype=torch.int64, device=device)
 

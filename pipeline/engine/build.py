@@ -42,7 +42,7 @@ def build_split_loader(config: Config, prepared: PreparedSet, runtime: Runtime, 
     split = "train" if train else "test"
     native = None
     if train and config.data.dali_augment == "native":
-        mean, std = normalisation(prepared.manifest, config.data.normalise)
+        mean, std = normalisation(prepared.manifest.mean, prepared.manifest.std, config.data.normalise)
         native = NativeAugment(spec=config.augment, mean=mean, std=std, dtype=runtime.image_dtype, seed=config.run.seed)
     return build_loader(
         config.data.loader,
@@ -75,7 +75,9 @@ def _first_images(config: Config, prepared: PreparedSet) -> torch.Tensor:
     """The first images of the training split, normalised as the run does: float32 [N, C, H, W] on the CPU."""
     height, width, _ = prepared.manifest.image_shape
     pixels = prepared.packed("train").images[: max(_START_PIXELS // (height * width), 1)]
-    table = normalisation_table(*normalisation(prepared.manifest, config.data.normalise), torch.float32)
+    table = normalisation_table(
+        *normalisation(prepared.manifest.mean, prepared.manifest.std, config.data.normalise), torch.float32
+    )
     indices = torch.arange(len(pixels))
     return augment(torch.tensor(pixels), indices, table, spec=NO_AUGMENT, seed=0, epoch=0)
 

@@ -68,7 +68,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], path: Path | str, *, t
     if known:
         _draw_rate(figure.add_subplot(rows[1, :]), epochs, rates)
     _suptitle(figure, title)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _style_epochs(axes: Axes, epochs: np.ndarray) -> None:
@@ -143,7 +143,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path | st
             text_size = _cell_text_size(side / count, len(str(value)))
             axes.text(column, row, str(value), ha="center", va="center", color=colour, fontsize=text_size)
     _suptitle(figure, title)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _cell_text_size(cell_inches: float, digits: int) -> float:
@@ -183,7 +183,7 @@ def per_class_accuracy(matrix: np.ndarray, classes: Sequence[str], path: Path | 
         label += f" (dashed: all images, {mean:.2%})"
     axes.set_xlabel(label)
     _suptitle(figure, title)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def prediction_grid(
@@ -221,7 +221,7 @@ def prediction_grid(
             name = short_text(classes[predicted[i]], 11 if share else 17)
             _caption(axes, f"✗ {short_text(classes[true[i]], 17)}\n→ {name} {share}".rstrip(), "#A33E00")
             _frame(axes, RED, 4.0)
-    return _save(cells[0].get_figure(root=True), path)
+    return save(cells[0].get_figure(root=True), path)
 
 
 def batch_grid(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: Path | str, *, title: str) -> Path:
@@ -235,7 +235,7 @@ def batch_grid(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], p
     cells = _grid(images, title, "")
     for axes, label in zip(cells, labels, strict=True):
         _caption(axes, short_text(classes[label], 18), "black")
-    return _save(cells[0].get_figure(root=True), path)
+    return save(cells[0].get_figure(root=True), path)
 
 
 def _grid(images: np.ndarray, title: str, note: str) -> list[Axes]:
@@ -356,7 +356,7 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _save(figure: Any, path: Path | str) -> Path:
+def save(figure: Any, path: Path | str) -> Path:
     """Write the figure beside its place and rename it into it."""
     path = Path(path)
     _find_fonts(figure)

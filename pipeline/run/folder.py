@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+from fast_train.common.files import is_running, locked
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.checkpoint import CHECKPOINT, CheckpointError, load_run_state
@@ -37,10 +36,6 @@ def _numbered(base: Path, number: int) -> Path:
     return base if number == 1 else base.with_name(f"{base.name}-{number}")
 
 
-# Open folders that are locked.
-_held: set[int] = set()
-
-
 class FolderInUse(ConfigError):
     """Another process writes into the run's folder."""
 
@@ -55,52 +50,29 @@ def claimed(folder: Path) -> Iterator[None]:
         raise ConfigError(f"{folder} is a file; give a folder as --out")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    _held.add(descriptor)
-    try:
+    with ExitStack() as held:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(folder))
         except BlockingIOError:
             raise FolderInUse(
                 f"another fast-train is writing into {folder}; wait for it, or give another --out"
             ) from None
-        except OSError:
-            # A disk without locks: then nobody looks after it.
-            pass
-        _clear(folder)
-        yield
-    finally:
-        with suppress(OSError):
-            # Up to the first that something was written into.
-            for path in made:
-                path.rmdir()
-        _held.discard(descriptor)
-        os.close(descriptor)
+        try:
+            _clear(folder)
+            yield
+        finally:
+            with suppress(OSError):
+                # Up to the first that something was written into.
+                for path in made:
+                    path.rmdir()
 
 
 def _clear(folder: Path) -> None:
     """Remove what processes that were killed left of the files that they were writing (`whole_file`)."""
     for left in folder.glob(".*.part"):
         number = re.fullmatch(r"\..+\.(\d+)\.part", left.name)
-        if number is None:
-            continue
-        try:
-            os.kill(int(number[1]), 0)
-        except ProcessLookupError:
+        if number is not None and not is_running(int(number[1])):
             left.unlink(missing_ok=True)
-        except (OSError, OverflowError):
-            continue
-
-
-def _release_in_child() -> None:
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-# A lock lasts as long as any process has its file open: a loader's workers, which are forked, may outlive a training
-# that was killed, and must not keep its folder from the one that goes on with it.
-os.register_at_fork(after_in_child=_release_in_child)
 
 
 def _new_folder(out: Path | None, base: Path, held: ExitStack) -> Path:

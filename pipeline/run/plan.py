@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fast_train.common.text import show_path
 from fast_train.data_prep.manifest import PreparedSet
@@ -15,6 +13,7 @@ from fast_train.pipeline.config.recipe import (
     CPU_RECIPE,
     GPU_RECIPE,
     SLOW_CPU_RECIPE,
+    Given,
     override,
     recipe_for_network,
     resolve,
@@ -26,9 +25,6 @@ from fast_train.pipeline.engine.evaluate import check_tta
 from fast_train.pipeline.engine.runtime import resolve_device
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.run.record import Saved, as_trained, check_classes, check_shape
-
-#: Settings as a user gives them, nested by section: ``{"run": {"epochs": 8}}``.
-Given = Mapping[str, Mapping[str, Any]]
 
 # `fast` takes 400 steps on CIFAR-10. On 1,500 of its images 24 steps learn little and 400 of 128 images much more
 # (docs/recipes.md); the bound between is a choice.
@@ -56,10 +52,8 @@ def plan_training(given: Given, *, recipe: str | None, saved: Saved | None = Non
     Raises ConfigError or PreparedSetError for what can't be run.
     """
     if saved is not None:
+        _check_data_is_there(saved, given)
         config = override(saved.config, without_steps_if_epochs(given))
-        path = Path(config.data.path)
-        if "path" not in given.get("data", {}) and not path.exists():
-            raise ConfigError(f"the run's data, {path}, are not there any more; give --data")
     else:
         config = resolve(recipe or default_recipe(given), given)
     return _with_data(config, verify=verify)
@@ -76,6 +70,7 @@ def plan_evaluation(given: Given, saved: Saved, *, verify: bool = False) -> Plan
                 raise ConfigError(
                     f"{show_path(saved.path)} says how the network is built and was trained; leave out {section}.{name}"
                 )
+    _check_data_is_there(saved, given)
     # How the training ran on its machine says nothing of this one.
     trained = saved.config.run
     run = RunConfig(tta=trained.tta, amp=trained.amp, tf32=trained.tf32)
@@ -84,6 +79,12 @@ def plan_evaluation(given: Given, saved: Saved, *, verify: bool = False) -> Plan
     check_classes(saved, plan.prepared)
     check_shape(config.model, plan.prepared, saved.path)
     return Plan(config, as_trained(plan.prepared, saved))
+
+
+def _check_data_is_there(saved: Saved, given: Given) -> None:
+    path = saved.config.data.path
+    if "path" not in given.get("data", {}) and not Path(path).exists():
+        raise ConfigError(f"the run's data, {path}, are not there any more; give --data")
 
 
 def _with_data(config: Config, *, verify: bool) -> Plan:

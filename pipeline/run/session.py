@@ -12,6 +12,7 @@ from typing import Any
 
 from fast_train.common.text import one_line, show_path
 from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.config.recipe import Given
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.build import build_augmenter, build_network, build_split_loader
 from fast_train.pipeline.engine.checkpoint import CHECKPOINT
@@ -24,7 +25,7 @@ from fast_train.pipeline.engine.trainer import Fit, Trainer
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.run.folder import Resume, claim_folder, default_folder
 from fast_train.pipeline.run.log import RunLog
-from fast_train.pipeline.run.plan import Given, as_it_began
+from fast_train.pipeline.run.plan import as_it_began
 from fast_train.pipeline.run.record import (
     Saved,
     as_trained,

@@ -20,18 +20,17 @@ def test_the_layers_of_resnet18():
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("layer", [Layer(16, 24, 3, 1, 6), Layer(24, 16, 1, 1, 6), Layer(16, 32, 3, 2, 6)])
-def test_every_tile_computes_what_cudnn_does(layer):
-    work = Work(layer, 3, torch.device("cpu"), torch.bfloat16)
+@pytest.mark.parametrize("layer", [Layer(16, 24, 3, 1, 4), Layer(24, 16, 1, 1, 4), Layer(16, 32, 3, 2, 4)])
+def test_a_tile_computes_what_cudnn_does(layer):
+    work = Work(layer, 2, torch.device("cpu"), torch.bfloat16)
     for gradient in work.gradients:
         assert gradient.is_contiguous(memory_format=torch.channels_last), "ours would be timed with a copy of it"
-    ways = tiles(layer)
-    assert next(iter(ways)) == CUDNN
-    assert len(ways) > 3
+    (first, _), (_, chosen), *others = tiles(layer).items()
+    assert first == CUDNN
+    assert len(others) > 1
     for run in (work.forward, work.both):
         expected = run(None)
-        for chosen in list(ways.values())[:2]:
-            check(run(chosen), expected)
+        check(run(chosen), expected)
     with pytest.raises(RuntimeError, match=r"differs from cuDNN's by 100.0%"):
         check([2 * value for value in expected], expected)
 

@@ -242,12 +242,12 @@ def test_every_convolution_and_norm_has_floors(arch):
     ("triton_tem_fused_convolution_backward_9", profile.CONVOLUTION_GRADIENT),
     ("triton_red_fused__native_batch_norm_legit_functional_convolution_relu_2", profile.NORM),
     ("triton_poi_fused_add_native_batch_norm_backward_threshold_backward_14", profile.NORM),
-    ("_gradient_sums_kernel", profile.NORM),
-    ("_apply_kernel", profile.NORM),
-    ("_convolution_kernel", profile.CONVOLUTION_FORWARD),
-    ("_data_gradient_kernel", profile.CONVOLUTION_DATA),
-    ("_input_gradient_kernel", profile.NORM),
-    ("_augment_kernel", profile.AUGMENTATION),
+    ("gradient_sums_kernel", profile.NORM),
+    ("apply_kernel", profile.NORM),
+    ("convolution_kernel", profile.CONVOLUTION_FORWARD),
+    ("data_gradient_kernel", profile.CONVOLUTION_DATA),
+    ("input_gradient_kernel", profile.NORM),
+    ("augment_kernel", profile.AUGMENTATION),
     ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<at::native::FusedSgdMathFunctor<float, 2>>",
      profile.OPTIMIZER),
     ("Memcpy DtoD (Device -> Device)", profile.REST),
@@ -261,7 +261,7 @@ def test_kernels_are_told_apart_by_their_names(kernel, group):
 
 def test_groups_add_up():
     sums = profile.by_group(
-        {"_augment_kernel": 1.0, "triton_poi_fused_0": 2.0, "triton_red_fused_1": 3.0, "Memset": 4.0}
+        {"augment_kernel": 1.0, "triton_poi_fused_0": 2.0, "triton_red_fused_1": 3.0, "Memset": 4.0}
     )
     assert sums[profile.NORM] == 5.0
     assert (sums[profile.AUGMENTATION], sums[profile.REST], sums[profile.OPTIMIZER]) == (1.0, 4.0, 0.0)
@@ -271,7 +271,7 @@ def test_groups_add_up():
 def test_rows_of_kernels():
     """Two repeats; the augmentation takes 0.1 of 10 ms in the first and 0.3 of 10 ms in the second."""
     rows = []
-    taken = [{"_augment_kernel": 1e-4, "sm80_xmma_fprop": 9.9e-3}, {"_augment_kernel": 3e-4, "sm80_xmma_fprop": 9.7e-3}]
+    taken = [{"augment_kernel": 1e-4, "sm80_xmma_fprop": 9.9e-3}, {"augment_kernel": 3e-4, "sm80_xmma_fprop": 9.7e-3}]
     kernel_rows(SimpleNamespace(add=rows.append), "plain, batch 8", taken)
     by_name = {row.name.removeprefix("plain, batch 8: "): row for row in rows}
     assert set(by_name) == {"all", *profile.GROUPS}
@@ -303,12 +303,12 @@ def test_the_kernels_compile_for_an_h100_without_one(tmp_path):
     records = json.loads(said.splitlines()[-1])
     assert len({record["kernel"] for record in records}) == 8
     for record in records:
-        multiplies = record["kernel"] in ("_convolution_kernel", "_data_gradient_kernel")
+        multiplies = record["kernel"] in ("convolution_kernel", "data_gradient_kernel")
         assert (record["group_products"] > 0) == multiplies
         # A convolution may spill a little at its end, after thousands of loads.
         assert record["spilled_bytes"] <= (256 if multiplies else 0)
         assert record["programs_a_processor"] >= (1 if multiplies else 4)
-        assert record["wide_loads"] > 0 or record["kernel"] in ("_statistics_kernel", "_join_sums_kernel")
+        assert record["wide_loads"] > 0 or record["kernel"] in ("statistics_kernel", "join_sums_kernel")
 
 
 def test_the_kernels_are_not_compiled_where_triton_interprets_them(monkeypatch, capsys):
@@ -325,11 +325,11 @@ def test_the_kernels_are_not_compiled_where_triton_interprets_them(monkeypatch, 
 
 def test_a_kernel_that_does_not_compile_is_one_line(monkeypatch, capsys):
     def fail():
-        raise RuntimeError("ptxas failed on _apply_kernel:\nno such register")
+        raise RuntimeError("ptxas failed on apply_kernel:\nno such register")
 
     monkeypatch.setattr(registers, "measure", fail)
     assert registers.main([]) == 1
-    assert "error: ptxas failed on _apply_kernel: no such register" in capsys.readouterr().err
+    assert "error: ptxas failed on apply_kernel: no such register" in capsys.readouterr().err
 
 
 @pytest.mark.gpu

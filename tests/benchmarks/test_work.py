@@ -56,6 +56,6 @@ def test_a_gather_reads_the_rows_that_it_takes_not_the_split(build, monkeypatch,
     if kernel == "triton":
         from fast_train.kernels.augment_triton import augment_triton
 
-        monkeypatch.setattr("fast_train.kernels.augment_cpu.augment_cpu", augment_triton)
+        monkeypatch.setattr("fast_train.kernels.augment.augment_cpu", augment_triton)
     small, large = (count_work(build(), _batch(8, split=split), batch_size=8) for split in (64, 6400))
     assert small.bytes == large.bytes

@@ -15,7 +15,7 @@ def _python(code, *arguments):
 
 def test_help_imports_nothing_heavy():
     result = _python(
-        "import sys\nfrom data_prep import cli\n"
+        "import sys\nfrom fast_train.data_prep import cli\n"
         "try:\n    cli.main(['--help'])\nexcept SystemExit:\n"
         "    print(sorted({'torch', 'torchvision', 'numpy', 'PIL', 'rich'} & sys.modules.keys()))"
     )
@@ -25,7 +25,7 @@ def test_help_imports_nothing_heavy():
 
 def test_a_folder_is_prepared_without_torch(make_folder, tmp_path):
     result = _python(
-        "import sys\nfrom data_prep import cli\n"
+        "import sys\nfrom fast_train.data_prep import cli\n"
         "if __name__ == '__main__':\n    assert cli.main(sys.argv[1:]) == 0\n"
         "    print({'torch', 'torchvision'} & sys.modules.keys())",
         "--dataset",

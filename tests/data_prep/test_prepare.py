@@ -304,7 +304,7 @@ def test_unknown_formats_are_refused(prep, arguments):
 # Stops right before the new set would get its name: the latest moment at which something could go wrong.
 _HELD = """
 import signal, sys, time
-from data_prep import cli, staging
+from fast_train.data_prep import cli, staging
 # The tests themselves may run where the end of the terminal is ignored, as under nohup.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def hold(stage, **options):
@@ -403,7 +403,7 @@ def test_on_a_disk_without_locks_leftovers_stay(arguments, prep, monkeypatch):
         process.wait()
     left = arguments[-1].parent / f".set.partial-{process.pid}"
     left.mkdir(parents=True)
-    monkeypatch.setattr(staging_module.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     assert prep(*arguments).status == 0
     assert left.is_dir()
 

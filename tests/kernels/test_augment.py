@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fast_train.kernels.augment import augment, normalisation_table
@@ -74,13 +74,15 @@ def test_the_cpu_equals_the_reference_to_the_last_bit(spec, shape, dtype, seed):
 
 
 @pytest.mark.interpreter
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(specs, dtypes, st.integers(0, 2**63 - 1))
+@example(AugmentSpec(pad=8, pad_mode="reflect", flip=True, flip_mode="alternating", cutout=12), torch.float16, 2**40)
+@example(AugmentSpec(pad=4, flip=True, cutout=5), torch.bfloat16, 2**63 - 1)
 def test_triton_equals_reference_to_the_last_bit(spec, dtype, seed):
-    """On the CPU the kernel runs in Triton's interpreter; the same test on the GPU is below."""
+    """On the CPU the kernel runs in Triton's interpreter, two programs an image; the same on the GPU is below."""
     from fast_train.kernels.augment_triton import augment_triton
 
-    _compare(augment_triton, "cpu", spec, dtype, seed, count=7, shape=(9, 13, 3))
+    _compare(augment_triton, "cpu", spec, dtype, seed, count=2, shape=(18, 19, 3))
 
 
 @pytest.mark.gpu

@@ -3,24 +3,30 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fast_train.kernels.batchnorm import batch_norm, batch_norm_twice
 from fast_train.kernels.batchnorm_triton import (
-    _apply_op,
-    _gradients_op,
-    _statistics_op,
+    apply_op,
     batch_norm_triton,
     batch_norm_twice_triton,
+    gradients_op,
+    statistics_op,
 )
-from fast_train.kernels.rows_triton import tiling
+from fast_train.kernels.tiling import tiling
 from fast_train.pipeline.engine.graph import no_garbage_collection
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Of one rounding to the type, and in float32 of sums of a few thousand terms.
 TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}
 CASES = [(residual, relu) for residual in (False, True) for relu in (False, True)]
+# (dtype, residual, relu, twice): each case once, and each type with both values of each flag.
+INTERPRETED = [
+    (torch.float32, False, False, False), (torch.float32, True, True, True), (torch.float32, False, True, False),
+    (torch.bfloat16, False, True, True), (torch.bfloat16, True, False, False), (torch.bfloat16, True, False, True),
+    (torch.float16, False, False, True), (torch.float16, True, True, False),
+]  # fmt: skip
 
 
 def _inputs(shape, dtype, *, residual, device="cpu", seed=0, mean=0.5, std=2.0):
@@ -100,21 +106,20 @@ def test_reference_equals_pytorch(dtype, residual, relu):
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("twice", [False, True])
-@pytest.mark.parametrize(("residual", "relu"), CASES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "residual", "relu", "twice"), INTERPRETED)
 def test_triton_equals_pytorch(dtype, residual, relu, twice):
-    """On the CPU the kernels run in Triton's interpreter; several tiles and a last one that is cut off."""
+    """On the CPU the kernels run in Triton's interpreter; several tiles, the last one partial."""
     inputs = _inputs((3, 6, 19, 23), dtype, residual=residual)
     _compare(batch_norm_twice_triton if twice else batch_norm_triton, inputs, relu=relu, twice=twice)
 
 
 @pytest.mark.interpreter
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
-    st.integers(1, 6), st.sampled_from([1, 2, 3, 16, 65, 130]), st.integers(2, 9), st.integers(3, 9), st.booleans(),
+    st.integers(1, 6), st.sampled_from([1, 2, 3, 16, 65]), st.integers(2, 9), st.integers(3, 9), st.booleans(),
     st.booleans(), st.integers(0, 1000),
 )  # fmt: skip
+@example(1, 130, 4, 9, True, True, 0)
 def test_triton_on_any_shape(count, channels, height, width, residual, relu, seed):
     inputs = _inputs((count, channels, height, width), torch.float32, residual=residual, seed=seed)
     # Few values have a small variance now and then, which magnifies rounding.
@@ -124,12 +129,12 @@ def test_triton_on_any_shape(count, channels, height, width, residual, relu, see
 @pytest.mark.interpreter
 def test_many_steps_and_chunks_share_the_rows(monkeypatch):
     """With few programs each sums several tiles: no row is left out or counted twice."""
-    monkeypatch.setattr("fast_train.kernels.rows_triton._PROGRAMS", 3)
-    monkeypatch.setattr("fast_train.kernels.rows_triton._TILE", 64)
+    monkeypatch.setattr("fast_train.kernels.tiling.MAX_PROGRAMS", 3)
+    monkeypatch.setattr("fast_train.kernels.tiling.TILE_ELEMENTS", 64)
     inputs = _inputs((3, 6, 9, 13), torch.float32, residual=True)
     tiles = tiling(3 * 9 * 13, 6)
-    assert tiles.chunks > 1
-    assert tiles.steps > 1
+    assert tiles.n_chunks > 1
+    assert tiles.n_steps > 1
     _compare(batch_norm_triton, inputs, relu=True)
 
 
@@ -137,9 +142,9 @@ def test_many_steps_and_chunks_share_the_rows(monkeypatch):
 @given(st.integers(2, 1 << 22), st.integers(1, 2048))
 def test_tiling_covers_all_rows_once(rows, channels):
     tiles = tiling(rows, channels)
-    needed = -(-rows // tiles.block_rows)
-    assert tiles.chunks <= needed <= tiles.chunks * tiles.steps
-    assert needed > tiles.chunks * (tiles.steps - 1)
+    needed = -(-rows // tiles.block_m)
+    assert tiles.n_chunks <= needed <= tiles.n_chunks * tiles.n_steps
+    assert needed > tiles.n_chunks * (tiles.n_steps - 1)
 
 
 @pytest.mark.interpreter
@@ -148,11 +153,11 @@ def test_a_large_mean_does_not_cost_the_variance(offset):
     """A naive E[x^2] - E[x]^2 in float32 has no digit left of a variance of 1 next to a mean of 10,000."""
     inputs = _inputs((8, 3, 16, 16), torch.float32, residual=False, mean=offset, std=1.0)
     exact = inputs[0].detach().double()
-    mean, inv_std = _statistics_op(inputs[0].detach(), inputs[3], inputs[4], 0.1, 1e-5)
+    mean, rstd = statistics_op(inputs[0].detach(), inputs[3], inputs[4], 0.1, 1e-5)
     # float32 resolves the mean itself to 6e-8 of it, which is what is left.
     torch.testing.assert_close(mean.double(), exact.mean((0, 2, 3)), rtol=2e-7, atol=0)
     expected = (exact.var((0, 2, 3), unbiased=False) + 1e-5).rsqrt()
-    torch.testing.assert_close(inv_std.double(), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(rstd.double(), expected, rtol=1e-4, atol=0)
 
 
 @pytest.mark.interpreter
@@ -191,17 +196,14 @@ def test_nan_is_not_hidden_by_the_relu():
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("twice", [False, True])
-def test_torch_compile_keeps_it_whole(twice):
+def test_torch_compile_keeps_it_whole():
     """One graph without breaks, and the values of the eager run, running statistics included."""
 
     def block(inputs):
-        if not twice:
-            return batch_norm_triton(*inputs, relu=True, momentum=0.1, eps=1e-5).square().sum()
         y, skip = batch_norm_twice_triton(*inputs, relu=True, momentum=0.1, eps=1e-5)
         # The last block's second name is of no use.
         last, _ = batch_norm_twice_triton(y * 2, *inputs[1:5], skip, relu=True, momentum=0.1, eps=1e-5)
-        return last.square().sum()
+        return batch_norm_triton(last, *inputs[1:], relu=True, momentum=0.1, eps=1e-5).square().sum()
 
     eager = _inputs((2, 6, 5, 5), torch.float32, residual=True)
     compiled = _copies(eager)
@@ -219,13 +221,13 @@ def test_operators_keep_their_contracts():
     x, weight, bias, running_mean, running_var, residual = (
         t.detach() for t in _inputs((2, 3, 4, 5), torch.float16, residual=True)
     )
-    mean, inv_std = _statistics_op(x, running_mean, running_var, 0.1, 1e-5)
+    mean, rstd = statistics_op(x, running_mean, running_var, 0.1, 1e-5)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(_statistics_op, (x, running_mean, running_var, 0.1, 1e-5), test_utils=checks)
-    torch.library.opcheck(_apply_op, (x, mean, inv_std, weight, bias, residual, True), test_utils=checks)
+    torch.library.opcheck(statistics_op, (x, running_mean, running_var, 0.1, 1e-5), test_utils=checks)
+    torch.library.opcheck(apply_op, (x, mean, rstd, weight, bias, residual, True), test_utils=checks)
     for dy2, y, store in ((None, None, False), (residual, None, True), (residual, x, True)):
-        arguments = (residual, dy2, x, y, mean, inv_std, weight, bias, True, store)
-        torch.library.opcheck(_gradients_op, arguments, test_utils=checks)
+        arguments = (residual, dy2, x, y, mean, rstd, weight, bias, True, store)
+        torch.library.opcheck(gradients_op, arguments, test_utils=checks)
 
 
 @pytest.mark.parametrize("change", [

@@ -60,6 +60,7 @@ def _images(count=8, size=16):
 def _through_the_kernels(monkeypatch):
     """As on a CUDA device: through the Triton kernels, in the interpreter."""
     from fast_train.kernels import batchnorm_triton, convolution_triton
+    from fast_train.kernels.tiling import tiles_of
 
     def run(kernel):
         return lambda *a, residual=None, **options: kernel(*a, residual, **options)
@@ -71,7 +72,7 @@ def _through_the_kernels(monkeypatch):
 
     def convolve(raw, weight, bias, filters, *rest, residual=None, **options):
         # The widest layers take cuDNN's way, as a large network's do.
-        tiles = convolution_triton.tiles_of(*filters.shape[:2], filters.dtype) if max(filters.shape[:2]) <= 32 else None
+        tiles = tiles_of(*filters.shape[:2], filters.element_size()) if max(filters.shape[:2]) <= 32 else None
         return convolution_triton.norm_relu_convolution_triton(
             raw, weight, bias, filters, *rest, residual, tiles=tiles, **options
         )

@@ -123,7 +123,7 @@ def recorded(monkeypatch):
     monkeypatch.setattr(_Event, "log", [])
     monkeypatch.setattr(_Graph, "last", None)
     # In operations of PyTorch, as the kernel of a GPU reads tensors and no Python numbers.
-    monkeypatch.setattr("fast_train.kernels.augment_cpu.augment_cpu", augment_reference)
+    monkeypatch.setattr("fast_train.kernels.augment.augment_cpu", augment_reference)
 
 
 def _step(prepared, *, fuse="none", amp=None, arch="resnet8", **config):

@@ -19,14 +19,14 @@ _RED = np.array([0xD5, 0x5E, 0x00])
 def texts(monkeypatch):
     """What stands in the last picture."""
     found = []
-    save = plots._save
+    save = plots.save
 
     def spy(figure, path):
         path = save(figure, path)
         found[:] = [t.get_text() for t in figure.findobj(Text) if t.get_visible() and t.get_text()]
         return path
 
-    monkeypatch.setattr(plots, "_save", spy)
+    monkeypatch.setattr(plots, "save", spy)
     return found
 
 

@@ -65,4 +65,4 @@ def test_images_of_one_colour_are_told_what_to_do(prepared):
     manifest = dataclasses.replace(prepared.manifest, mean=(0.2, 0.0, 0.0), std=(0.1, 0.0, 0.0))
     with pytest.raises(ConfigError, match=r"same value in channel 1, 2, .* --set data\.normalise=half"):
         Augmenter(manifest, NO_AUGMENT, normalise="set", dtype=torch.float32, device=torch.device("cpu"))
-    assert normalisation(manifest, "half") == ((0.5,) * 3, (0.5,) * 3)
+    assert normalisation(manifest.mean, manifest.std, "half") == ((0.5,) * 3, (0.5,) * 3)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fast_train.pipeline.config.settings import RunConfig
+from fast_train.pipeline.device import is_slow_cpu
 from fast_train.pipeline.engine import runtime
 from fast_train.pipeline.engine.runtime import apply_global_flags, resolve_runtime
 from fast_train.pipeline.errors import ConfigError
@@ -129,4 +130,4 @@ def test_gpu_compiles_and_captures_by_default():
 def test_a_processor_is_slow_by_its_vectors_and_threads(monkeypatch, capability, threads, slow):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert runtime.is_slow_cpu() == slow
+    assert is_slow_cpu() == slow

@@ -1,0 +1,209 @@
+"""What `fast_train` offers to Python, on `pipeline.run` and the pieces of `pipeline.engine`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fast_train.common.console import Display
+from fast_train.data_prep.formats import FormatOptions
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.data_prep.prepare import Request
+from fast_train.data_prep.prepare import prepare as prepare_set
+from fast_train.data_prep.sources import SourceOptions
+from fast_train.pipeline import models
+from fast_train.pipeline.config.architectures import Activation, Fusion, Shortcut, Stem
+from fast_train.pipeline.config.recipe import merge
+from fast_train.pipeline.config.settings import SECTIONS, LoaderName, ModelConfig, settings
+from fast_train.pipeline.engine.evaluate import Evaluation
+from fast_train.pipeline.engine.listener import Listener
+from fast_train.pipeline.errors import ConfigError, check_name
+from fast_train.pipeline.loaders import Loader, build_loader
+from fast_train.pipeline.report.progress import Terminal
+from fast_train.pipeline.run import session
+from fast_train.pipeline.run.folder import Resume
+from fast_train.pipeline.run.plan import plan_evaluation, plan_training
+from fast_train.pipeline.run.predict import TrainedModel
+from fast_train.pipeline.run.record import load
+
+PathLike = Path | str
+
+
+def prepare(
+    dataset: str = "cifar10",
+    *,
+    out: PathLike | None = None,
+    formats: Sequence[str] = ("packed",),
+    options: SourceOptions | None = None,
+    encoding: FormatOptions | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> PreparedSet:
+    """Make a prepared set, or find it there: what `prep-data` does.
+
+    dataset: ``cifar10``, ``cifar100``, ``folder:DIR`` or ``synthetic``. out: None for ``data/`` and the set's name.
+    formats: of ``packed``, ``ffcv`` and ``dali``. progress: show it on standard output. Raises PreparedSetError, a
+    ValueError, for what can't be done; nothing that looks like a set is left behind then.
+    """
+    request = Request(
+        dataset=dataset,
+        out=None if out is None else Path(out),
+        formats=tuple(formats),
+        options=options or SourceOptions(),
+        encoding=encoding or FormatOptions(),
+        overwrite=overwrite,
+    )
+    return prepare_set(request, Display(Console(quiet=not progress)))
+
+
+def open_set(path: PathLike, *, verify: bool = False) -> PreparedSet:
+    """Open a prepared set; PreparedSetError, a ValueError, where it is not whole. verify: compare all SHA-256 sums."""
+    return PreparedSet.open(path, verify=verify)
+
+
+def make_loader(
+    prepared: PreparedSet | PathLike,
+    split: str = "train",
+    *,
+    loader: LoaderName = "resident",
+    batch_size: int = 512,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    train: bool | None = None,
+    workers: int | None = None,
+) -> Loader:
+    """A loader of one split, a context manager that yields batches: images uint8 [N, H, W, C], labels int64 [N] and
+    indices int64 [N] on ``device``.
+
+    train: batches of one fixed size in the order of (seed, epoch), by default of the split ``train``; otherwise each
+    image once, in the order of the file. Raises ValueError for what can't be loaded.
+    """
+    return build_loader(
+        loader,
+        prepared if isinstance(prepared, PreparedSet) else PreparedSet.open(prepared),
+        split,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        train=split == "train" if train is None else train,
+        workers=workers,
+    )
+
+
+def build_model(
+    arch: str = "resnet18",
+    *,
+    num_classes: int = 10,
+    image_size: int = 32,
+    in_channels: int = 3,
+    stem: Stem = "auto",
+    shortcut: Shortcut | None = None,
+    activation: Activation = "relu",
+    zero_init_residual: bool = False,
+    fuse: Fusion = "none",
+) -> torch.nn.Module:
+    """A new network on the CPU, [N, in_channels, H, W] to logits [N, num_classes]; ConfigError for one that is not.
+
+    The arguments are the settings ``model.*`` and ``run.fuse`` of docs/recipes.md. A speednet needs
+    `pipeline.models.initialise_from_data` before it is trained.
+    """
+    config = ModelConfig(
+        arch=arch,
+        num_classes=num_classes,
+        image_size=image_size,
+        in_channels=in_channels,
+        stem=stem,
+        shortcut=shortcut,
+        activation=activation,
+        zero_init_residual=zero_init_residual,
+    )
+    return models.build_model(config, fuse=fuse)
+
+
+def train(
+    data: PathLike = "data/cifar10",
+    *,
+    recipe: str | None = None,
+    out: PathLike | None = None,
+    resume: PathLike | None = None,
+    stop_after: int | None = None,
+    listeners: Sequence[Listener] = (),
+    progress: bool = False,
+    **given: Any,
+) -> session.Outcome:
+    """Train, as `fast-train` does, and leave a run folder.
+
+    data: a prepared set. recipe: a name or a TOML file; None for what suits the machine. out: the run's folder; None
+    for ``runs/<set>-<architecture>-<recipe>``. resume: ``auto`` to go on with the last such run, or a run's folder or
+    checkpoint, whose settings take the recipe's place. stop_after: save and return after this epoch. progress: show it
+    on standard output. given: settings of docs/recipes.md by their names (``epochs=8, arch="resnet20"``) or, where a
+    name stands in two sections, by section (``optimizer={"name": "muon"}``).
+
+    Raises ConfigError, a ValueError, for what can't be trained, and TrainingDiverged.
+    """
+    nested = merge({"data": {"path": str(data)}}, _nested(given))
+    go_on: Resume = None
+    if resume == "auto":
+        go_on = "auto"
+    elif resume is not None:
+        if recipe is not None:
+            raise ConfigError(f"resume={str(resume)!r} keeps that run's settings; leave out recipe={recipe!r}")
+        go_on = load(Path(resume))
+    plan = plan_training(nested, recipe=recipe, saved=None if go_on == "auto" else go_on)
+    with ExitStack() as held:
+        if progress:
+            listeners = (held.enter_context(Terminal(Console(markup=False, highlight=False))), *listeners)
+        return session.train(
+            plan.config,
+            plan.prepared,
+            folder=None if out is None else Path(out),
+            resume=go_on,
+            stop_after=stop_after,
+            listeners=listeners,
+            given=nested,
+        )
+
+
+def evaluate(run: PathLike, *, data: PathLike | None = None, **given: Any) -> Evaluation:
+    """Evaluate a run's folder or a checkpoint on the test split.
+
+    data: another prepared set of the same classes. given: settings that an evaluation depends on (``tta="flip"``,
+    ``device="cpu"``, ``amp="off"``, ``loader="torch"`` ...). Raises ConfigError for what does not fit.
+    """
+    saved = load(Path(run))
+    nested = _nested(given)
+    if data is not None:
+        nested = merge(nested, {"data": {"path": str(data)}})
+    plan = plan_evaluation(nested, saved)
+    return session.evaluate(plan.config, plan.prepared, saved)
+
+
+def load_model(run: PathLike, *, device: torch.device | str = "auto") -> TrainedModel:
+    """The trained network of a run's folder or a checkpoint, ready to predict. device: ``auto`` for a GPU if there is
+    one. CheckpointError, a ValueError, where there is none."""
+    return TrainedModel.load(load(Path(run)), device=str(device))
+
+
+def _nested(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings nested by section, of those that are given flat or as a section."""
+    places: dict[str, list[str]] = {}
+    for setting in settings().values():
+        places.setdefault(setting.name, []).append(setting.section)
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in given.items():
+        if name in SECTIONS:
+            nested = merge(nested, {name: value})
+            continue
+        check_name("setting", name, [*places, *SECTIONS])
+        if len(places[name]) > 1:
+            raise ConfigError(
+                f"{name} is a setting of {' and of '.join(places[name])}; say which, such as "
+                f"{places[name][0]}={{'{name}': {value!r}}}"
+            )
+        nested = merge(nested, {places[name][0]: {name: value}})
+    return nested

@@ -1,0 +1,92 @@
+"""A trained network that takes images as they are and names what it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fast_train.data_prep.images import read_rgb
+from fast_train.kernels.augment import augment, normalisation_table
+from fast_train.kernels.spec import NO_AUGMENT
+from fast_train.pipeline.config.settings import Config, RunConfig
+from fast_train.pipeline.engine.augmentation import normalisation
+from fast_train.pipeline.engine.build import build_network
+from fast_train.pipeline.engine.runtime import Runtime, resolve_runtime
+from fast_train.pipeline.run.record import Saved
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """label: the most probable class. confidence: its probability. probabilities: float32 [K], in the order of the
+    classes."""
+
+    label: str
+    confidence: float
+    probabilities: NDArray[np.float32]
+
+
+class TrainedModel:
+    """``module``: the network in evaluation mode, [N, C, H, W] to logits [N, K]. ``classes``: their names. ``config``:
+    what it was trained by. Build it with `load`."""
+
+    def __init__(
+        self, module: nn.Module, config: Config, classes: Sequence[str], table: Tensor, runtime: Runtime
+    ) -> None:
+        self.module, self.config, self.classes = module, config, tuple(classes)
+        self._table, self._runtime = table, runtime
+
+    @classmethod
+    def load(cls, saved: Saved, *, device: str) -> TrainedModel:
+        """The network of a checkpoint, with averaged weights where the training kept an average."""
+        trained = saved.config.run
+        runtime = resolve_runtime(RunConfig(device=device, amp=trained.amp, tf32=trained.tf32, compile=False))
+        module = build_network(saved.config, runtime)
+        module.load_state_dict(saved.weights)
+        mean, std = normalisation(saved.state["mean"], saved.state["std"], saved.config.data.normalise)
+        table = normalisation_table(mean, std, runtime.image_dtype, runtime.device)
+        return cls(module.eval(), saved.config, saved.state["classes"], table, runtime)
+
+    @torch.no_grad()
+    def predict(self, images: Sequence[Path | str] | NDArray[np.uint8] | Tensor) -> list[Prediction]:
+        """Predict the class of each image.
+
+        images: paths of image files, which are scaled to cover the square that the network was trained on and cropped
+        at its centre; or bytes uint8 [N, H, W, C]. Raises ValueError for an image that can't be read or does not fit.
+        """
+        found = []
+        for start in range(0, len(images), _BATCH):
+            pixels = self._pixels(images[start : start + _BATCH])
+            for row in self._probabilities(pixels.to(self._runtime.device)).cpu().numpy():
+                best = int(row.argmax())
+                found.append(Prediction(self.classes[best], float(row[best]), row))
+        return found
+
+    def _pixels(self, images: Sequence[Path | str] | NDArray[np.uint8] | Tensor) -> Tensor:
+        """uint8 [n, H, W, C]"""
+        if not isinstance(images, (np.ndarray, Tensor)):
+            size = self.config.model.image_size
+            images = np.stack([read_rgb(str(path), (size, size))[0] for path in images])
+        pixels = torch.as_tensor(images).contiguous()
+        channels = self.config.model.in_channels
+        if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[3] != channels:
+            raise ValueError(f"images must be uint8 [N, H, W, {channels}], not {pixels.dtype} {tuple(pixels.shape)}")
+        return pixels
+
+    def _probabilities(self, pixels: Tensor) -> Tensor:
+        """float32 [n, K]"""
+        indices = torch.arange(len(pixels), device=pixels.device)
+        inputs = augment(pixels, indices, self._table, spec=NO_AUGMENT, seed=0, epoch=0)
+        if not self.config.run.channels_last:
+            inputs = inputs.contiguous()
+        amp = self._runtime.amp
+        with torch.autocast(pixels.device.type, dtype=amp, enabled=amp is not None):
+            logits = self.module(inputs)
+        return logits.float().softmax(dim=1)

@@ -1,0 +1,54 @@
+"""The public face: settings by name, resuming, predicting from files."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fast_train
+
+SMALL = {"recipe": "cpu-quick", "arch": "resnet8", "device": "cpu", "amp": "off", "batch_size": 24, "lr": 0.05}
+
+
+@pytest.fixture(scope="module")
+def run(prepared_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("api") / "run"
+    return fast_train.train(prepared_path, out=folder, epochs=2, stop_after=1, optimizer={"name": "sgd"}, **SMALL)
+
+
+def test_a_training_stops_goes_on_and_is_evaluated(run, prepared_path, capsys):
+    assert (run.finished, run.steps, len(run.history)) == (False, 5, 1)
+    assert run.config.optimizer.name == "sgd"
+    assert run.accuracy == run.evaluation.accuracy
+    # What a library does is silent unless it is asked to speak.
+    assert capsys.readouterr().out == ""
+    over = fast_train.train(prepared_path, out=run.folder, resume="auto", optimizer={"name": "sgd"}, **SMALL)
+    assert (over.finished, over.steps, len(over.history)) == (True, 5, 2)
+    done = fast_train.train(prepared_path, resume=run.folder)
+    assert (done.steps, done.evaluation, done.accuracy) == (0, None, over.accuracy)
+    assert fast_train.evaluate(run.folder, device="cpu").accuracy == over.accuracy
+
+
+def test_predicting_files_and_bytes(run, image_folder, prepared):
+    model = fast_train.load_model(run.folder, device="cpu")
+    paths = sorted((image_folder / "test").rglob("*.png"))
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    of_files, of_bytes = model.predict(paths), model.predict(pixels)
+    assert [p.label for p in of_files] == [p.label for p in of_bytes]
+    evaluation = fast_train.evaluate(run.folder, device="cpu")
+    assert [p.label for p in of_files] == [prepared.manifest.classes[k] for k in evaluation.predictions]
+    for prediction, confidence in zip(of_bytes, evaluation.confidences, strict=True):
+        assert prediction.confidence == pytest.approx(float(confidence), abs=1e-5)
+        assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ValueError, match=r"uint8 \[N, H, W, 3\]"):
+        model.predict(pixels[0])
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"epohcs": 3}, "did you mean 'epochs'"), ({"name": "muon"}, "optimizer and of schedule; say which"),
+    ({"epochs": "three"}, "it must be int"), ({"optimizer": 3}, "must be a table"),
+    ({"resume": "nowhere"}, "no checkpoint at nowhere"), ({"resume": "x", "recipe": "fast"}, "leave out recipe"),
+])  # fmt: skip
+def test_bad_settings_are_one_line(prepared_path, given, message):
+    with pytest.raises(ValueError, match=message) as error:
+        fast_train.train(prepared_path, **given)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,135 @@
+"""What is installed: one name, whole, that stands beside others', and commands that start from anywhere."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ROOT / "src" / "fast_train"
+COMMANDS = ("prep-data", "fast-train", "bench-throughput", "bench-study")
+_BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+_STAND_IN = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "kernels"
+version = "0.10"
+[tool.setuptools]
+packages = ["kernels"]
+"""
+
+
+def _run(*command, **options):
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, **options)
+
+
+def _wheel_of(project, folder):
+    """Build a project as pip does, without its isolation, which would need a network."""
+    result = _run(sys.executable, "-c", _BUILD, folder, cwd=project)
+    assert result.returncode == 0, result.stderr
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of a copy of the sources: what other builds have left beside them would get into it."""
+    project = tmp_path_factory.mktemp("project")
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, project)
+    for folder in ("src", *(link.name for link in SOURCES.iterdir() if link.is_symlink())):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / folder, project / folder, symlinks=True, ignore=ignored)
+    return _wheel_of(project, tmp_path_factory.mktemp("wheel"))
+
+
+def _files(folder):
+    """All modules and what comes with them, relative to the folder that the package lies in."""
+    found = {
+        str((Path(parent) / name).relative_to(folder.parent))
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+    }
+    return {name for name in found if "__pycache__" not in name}
+
+
+def test_the_wheel_holds_one_top_level_name_and_all_of_it(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (about,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
+        scripts = archive.read(f"{about}/entry_points.txt").decode()
+    assert {name.partition("/")[0] for name in names} == {"fast_train", about}
+    assert {name for name in names if not name.startswith(f"{about}/")} == _files(SOURCES)
+    assert "fast_train/py.typed" in names
+    assert "fast_train/pipeline/recipes/fast.toml" in names
+    assert all(f"{name} = fast_train." in scripts for name in COMMANDS)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A folder with the wheel and a stand-in for another distribution, which is called `kernels`."""
+    other = tmp_path_factory.mktemp("other")
+    (other / "pyproject.toml").write_text(_STAND_IN)
+    (other / "kernels").mkdir()
+    (other / "kernels" / "__init__.py").write_text("OTHER = True\n")
+    folder = tmp_path_factory.mktemp("installed")
+    for path in (wheel, _wheel_of(other, tmp_path_factory.mktemp("wheel"))):
+        result = _run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", folder, path)
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_it_stands_beside_a_distribution_called_kernels(installed, tmp_path):
+    code = "import kernels, fast_train.kernels.spec as ours; print(kernels.OTHER, kernels.__file__, ours.__file__)"
+    result = _run(sys.executable, "-c", code, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)})
+    kernels, ours = installed / "kernels" / "__init__.py", installed / "fast_train" / "kernels" / "spec.py"
+    assert result.stdout.split() == ["True", str(kernels), str(ours)], result.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_work_from_a_wheel(installed, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    for name in COMMANDS:
+        result = _run(sys.executable, installed / "bin" / name, "--help", cwd=tmp_path, env=environment)
+        assert result.stdout.startswith(f"usage: {name}"), result.stderr
+    result = _run(sys.executable, "-m", "fast_train.pipeline.cli", "--help", cwd=tmp_path, env=environment)
+    assert result.stdout.startswith("usage: fast-train"), result.stderr
+    arguments = ["--dataset", "synthetic", "--out", "set"]
+    result = _run(sys.executable, installed / "bin" / "prep-data", *arguments, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "set" / "manifest.json").exists()
+    # The recipe is found: what is refused is a setting.
+    arguments = ["--data", "set", "--recipe", "cpu-sgd", "--epochs", "0", "--device", "cpu"]
+    result = _run(sys.executable, installed / "bin" / "fast-train", *arguments, cwd=tmp_path, env=environment)
+    assert result.stderr == "fast-train: error: 0 epochs; give 1 or more\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_commands_work_from_another_folder(name, tmp_path):
+    command = Path(sysconfig.get_path("scripts")) / name
+    if not command.exists():
+        pytest.skip("not installed; pip install -e .")
+    result = _run(command, "--help", cwd=tmp_path)
+    assert result.stdout.startswith(f"usage: {name}"), result.stderr
+
+
+@pytest.mark.parametrize(
+    "module, name",
+    [
+        ("data_prep.cli", "prep-data"),
+        ("pipeline.cli", "fast-train"),
+        ("benchmarks.throughput.cli", "bench-throughput"),
+        ("benchmarks.studies.cli", "bench-study"),
+    ],
+)
+def test_a_command_is_a_module_too(module, name, tmp_path):
+    result = _run(sys.executable, "-m", f"fast_train.{module}", "--help", cwd=tmp_path)
+    assert result.stdout.startswith(f"usage: {name}"), result.stderr
