@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torchvision
@@ -68,6 +67,10 @@ class ResNet(torchvision.models.ResNet):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(self.inplanes, num_classes)
         self._initialise(activation, zero_init_residual)
+        self._finish()
+
+    def _finish(self) -> None:
+        """What a subclass changes in the network once it is built and initialised."""
 
     def _make_layer(
         self, block: type[BasicBlock | Bottleneck], planes: int, blocks: int, stride: int = 1, dilate: bool = False
@@ -102,8 +105,7 @@ class PreActResNet(ResNet):
 
     projection_norm = False
 
-    def __init__(self, block: type[PreActBasicBlock | PreActBottleneck], *args: Any, **options: Any) -> None:
-        super().__init__(block, *args, **options)
+    def _finish(self) -> None:
         self.bn1 = nn.Identity()
         self.bn_final = self.norm_layer(self.inplanes)
         units = [m for m in self.modules() if isinstance(m, (PreActBasicBlock, PreActBottleneck))]

@@ -7,7 +7,6 @@ that a run that stops inside an epoch continues at the same rate.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from fast_train.pipeline.config.settings import ScheduleConfig
@@ -111,7 +110,7 @@ class Plateau(Schedule):
         self.best, self.bad_epochs, self.factor = state["best"], state["bad_epochs"], state["factor"]
 
 
-_REGISTRY: dict[str, Callable[..., Schedule]] = {
+_REGISTRY: dict[str, type[Schedule]] = {
     "constant": Constant,
     "multistep": Multistep,
     "plateau": Plateau,
