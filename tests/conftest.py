@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker(absent):
             item.add_marker(pytest.mark.skip(reason=reason))
-        if getattr(item.obj, "is_hypothesis_test", False):
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker("fuzz")
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(_SLOW_SECONDS))
