@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fast_train.benchmarks.instrument import roofline
+from fast_train.benchmarks.instrument.records import CopyDetails, ProductDetails
+from fast_train.benchmarks.instrument.result import Row
+from fast_train.benchmarks.peers.notes_dataloader import NotesDataLoader
 from fast_train.benchmarks.throughput import cli
 from fast_train.benchmarks.throughput.json_file import read_result
 from fast_train.data_prep import cli as prep_cli
@@ -30,8 +34,24 @@ def quick_report(prepared_path, tmp_path_factory):
     """The folder of a report of the suites that take no training."""
     folder = tmp_path_factory.mktemp("reports") / "quick"
     arguments = ["--data", str(prepared_path), "--device", "cpu", "--quick", "--arch", "resnet8", "--workers", "1"]
-    assert cli.main([*arguments, "--out", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patched:
+        # The baseline starts its workers anew in each epoch, which here is one batch.
+        patched.setattr(NotesDataLoader, "fixed_workers", 1)
+        assert cli.main([*arguments, "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture
+def instant(monkeypatch):
+    """The suite `roofline` has its figures at once: 1 GB/s copied, and 1 GFLOP/s."""
+
+    def run(bench):
+        copy, product = CopyDetails(bytes=1), ProductDetails(side=1, kind=bench.runtime.dtype_name)
+        bench.add(Row(suite=roofline.SUITE, name=roofline.COPY, unit="bytes/s", repeats=(1e9, 1e9), details=copy))
+        name = roofline.matmul(product.kind)
+        bench.add(Row(suite=roofline.SUITE, name=name, unit="FLOP/s", repeats=(1e9, 1e9), details=product))
+
+    monkeypatch.setattr(roofline, "run", run)
 
 
 @pytest.fixture

@@ -154,7 +154,7 @@ def test_a_folder_that_can_not_be_used_is_found_before_anything_is_measured(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_reports_get_free_folders(prepared_path, tmp_path, monkeypatch):
+def test_reports_get_free_folders(prepared_path, tmp_path, monkeypatch, instant):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         arguments = ["--data", str(prepared_path), "--device", "cpu", "--quick", "--only", "roofline"]
@@ -172,7 +172,7 @@ def test_a_reports_folder_that_can_not_be_made_is_one_line(prepared_path, tmp_pa
 @pytest.mark.parametrize(
     ("error", "reason"), [(OSError("Too many open files"), "Too many open files"), (KeyError("a"), "KeyError: 'a'")]
 )
-def test_no_error_of_a_suite_costs_the_report(error, reason, prepared_path, tmp_path, monkeypatch, capsys):
+def test_no_error_of_a_suite_costs_the_report(error, reason, prepared_path, tmp_path, monkeypatch, capsys, instant):
     def fail(bench):
         raise error
 
@@ -197,7 +197,7 @@ def test_a_preparation_that_takes_too_long_is_listed(prepared_path, tmp_path, mo
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_waits_until_the_report_is_whole(signum, prepared_path, tmp_path, monkeypatch):
+def test_a_signal_waits_until_the_report_is_whole(signum, prepared_path, tmp_path, monkeypatch, instant):
     write_report = commands.write_report
 
     def interrupted(*args, **options):
@@ -220,7 +220,7 @@ def test_a_signal_before_any_figure_leaves_no_folder(signum, word, prepared_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_signal_between_two_suites_keeps_the_first(prepared_path, tmp_path, monkeypatch):
+def test_a_signal_between_two_suites_keeps_the_first(prepared_path, tmp_path, monkeypatch, instant):
     def interrupt(device):
         raise KeyboardInterrupt
 
@@ -291,7 +291,7 @@ def test_a_reader_that_goes_away_is_no_error(quick_report, slower, nobody_reads,
     assert capfd.readouterr().err == ""
 
 
-def test_a_report_is_written_where_nobody_reads_on(prepared_path, tmp_path, nobody_reads, capfd):
+def test_a_report_is_written_where_nobody_reads_on(prepared_path, tmp_path, nobody_reads, capfd, instant):
     assert _quick(prepared_path, tmp_path / "report") == 0
     assert read_result(tmp_path / "report").complete
     assert (tmp_path / "report" / "report.html").exists()
@@ -306,7 +306,7 @@ def test_broken_and_missing_reports_are_named(quick_report, tmp_path, capsys):
     assert cli.main(["--compare", str(quick_report), str(quick_report), "--max-loss", "2"]) == 2
 
 
-def test_an_interrupted_measurement_keeps_the_suites_that_were_finished(prepared_path, tmp_path, monkeypatch):
+def test_an_interrupted_measurement_keeps_the_suites_that_were_finished(prepared_path, tmp_path, monkeypatch, instant):
     def interrupt(bench):
         raise KeyboardInterrupt
 

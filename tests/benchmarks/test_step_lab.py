@@ -12,6 +12,7 @@ import pytest
 
 from fast_train.benchmarks.lab import cli as step_lab
 from fast_train.benchmarks.lab import floors, profile, registers, report
+from fast_train.benchmarks.lab.flags import Flags
 from fast_train.benchmarks.lab.losses import compare
 from fast_train.benchmarks.lab.options import OPTIONS
 from fast_train.benchmarks.lab.records import POINTS
@@ -75,6 +76,25 @@ def test_losses_of_an_option_stay_within_those_of_another_seed(lab):
     assert all(0 < loss < 20 for loss in first)
 
 
+def test_the_augmentation_of_a_cpu_is_compared_with_its_reference(lab):
+    data, text = lab
+    rows = {row["name"]: row for row in data["rows"] if row["suite"] == "augmentation-cpu"}
+    case = "reflect crop 4, flip, cutout 8"
+    assert set(rows) == {
+        f"{kind}, {case}: {which}" for kind in ("float32", "bfloat16") for which in ("reference", "cpu")
+    }
+    fast, reference = rows[f"float32, {case}: cpu"], rows[f"float32, {case}: reference"]
+    assert fast["details"]["over_reference"] == pytest.approx(fast["value"] / reference["value"])
+    assert reference["details"]["over_reference"] is None
+    assert "times the reference" in text
+
+
+def test_a_point_of_a_cpu_is_measured_elsewhere_only_where_it_is_asked_for():
+    assert "augmentation-cpu" in Flags().points(cpu=True)
+    assert "augmentation-cpu" not in Flags().points(cpu=False)
+    assert Flags(only="augmentation-cpu").points(cpu=False) == ["augmentation-cpu"]
+
+
 def test_the_text_says_what_is_computed_and_what_is_measured(lab):
     _, text = lab
     assert "Floors, computed, not measured" in text
@@ -82,7 +102,7 @@ def test_the_text_says_what_is_computed_and_what_is_measured(lab):
     assert "| conv1 |" in text
 
 
-def test_no_time_means_no_step_and_says_so(prepared_path, tmp_path):
+def test_no_time_means_no_step_and_says_so(prepared_path, tmp_path, instant):
     status, data = _run(prepared_path, tmp_path, "--only", "step", "--minutes", "0")
     assert status == 0
     assert not [row for row in data["rows"] if row["suite"] == "step"]
@@ -153,7 +173,7 @@ def test_no_report_is_overwritten(prepared_path, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "reports" / "step-lab" / "step-lab.json").read_bytes() == first
 
 
-def test_an_error_of_any_kind_costs_no_other_point_its_figures(prepared_path, tmp_path, monkeypatch):
+def test_an_error_of_any_kind_costs_no_other_point_its_figures(prepared_path, tmp_path, monkeypatch, instant):
     def fail(*args, **options):
         raise OSError("Too many open files")
 
@@ -176,7 +196,7 @@ def test_a_signal_waits_until_the_report_is_whole(prepared_path, tmp_path, monke
     assert json.loads((tmp_path / "lab" / "step-lab.json").read_text())["floors"]
 
 
-def test_a_batch_larger_than_the_split_is_listed(prepared_path, tmp_path):
+def test_a_batch_larger_than_the_split_is_listed(prepared_path, tmp_path, instant):
     status, data = _run(prepared_path, tmp_path, "--only", "step", "--batch-sizes", "4096")
     assert status == 1
     assert any("fewer than one batch" in skipped["reason"] for skipped in data["skipped"])

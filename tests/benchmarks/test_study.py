@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from fast_train.benchmarks.studies.base import Comparison, Options, variant_conf
 from fast_train.benchmarks.studies.report import Findings, compare, distance
 from fast_train.benchmarks.studies.train import DIVERGED, DONE, Run, last_errors
 from fast_train.data_prep import cli as prep_cli
+from fast_train.pipeline.engine.listener import Listener
 from fast_train.pipeline.errors import ConfigError, TrainingDiverged
 
 QUICK = ["--device", "cpu", "--amp", "off", "--steps", "2", "--batch-size", "16"]
@@ -56,6 +59,21 @@ def study(prepared_path, tmp_path):
         return study_cli.main(["--data", str(data), "--out", str(out), *arguments])
 
     return run
+
+
+@pytest.fixture(scope="module")
+def done(prepared_path, tmp_path_factory):
+    """The folder of a finished study of both variants with two seeds each; not to be changed."""
+    out = tmp_path_factory.mktemp("done") / "study"
+    flags = ["augmentation", "--variants", "resnet20-none,resnet20-flip", "--seeds", "2", *QUICK]
+    assert study_cli.main(["--data", str(prepared_path), "--out", str(out), *flags]) == 0
+    return out
+
+
+@pytest.fixture
+def finished_study(done, tmp_path):
+    """A copy of it, where `study` goes on with it."""
+    return shutil.copytree(done, tmp_path / "study")
 
 
 def report_of(folder):
@@ -146,22 +164,19 @@ def test_mixed_precision_is_a_distance_from_the_papers_setting():
     assert "bfloat16 (2 of 3 trainings) and float32 (1 of 3 trainings)" in " ".join(distance(findings(both)))
 
 
-def test_a_report_says_what_was_computed_in(study, tmp_path):
+def test_a_report_says_what_was_computed_in(study, done, tmp_path):
     assert study("--variants", "resnet20-none", "--amp", "bf16") == 0
     assert [run["dtype"] for run in report_of(tmp_path / "study")["runs"]] == ["bfloat16"]
     text = (tmp_path / "study" / "report.md").read_text()
     assert re.search(r"\| computed in +\| bfloat16 ", text)
     assert "Arithmetic: convolutions and matrix products in" in text
-    assert study("--variants", "resnet20-none", out=tmp_path / "full") == 0
-    text = (tmp_path / "full" / "report.md").read_text()
+    text = (done / "report.md").read_text()
     assert re.search(r"\| computed in +\| float32 ", text)
     assert "Arithmetic" not in text
 
 
-def test_a_report_of_a_study(study, tmp_path):
-    assert study("--seeds", "2") == 0
-    folder = tmp_path / "study"
-    record = json.loads((folder / "report.json").read_text())
+def test_a_report_of_a_study(done):
+    folder, record = done, report_of(done)
     assert (record["schema"], record["version"]) == ("fast-train.bench-study", 1)
     assert record["complete"]
     assert [(run["variant"], run["seed"]) for run in record["runs"]] == [
@@ -181,12 +196,9 @@ def test_a_report_of_a_study(study, tmp_path):
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:|//|[\w-]+\.(png|svg|css|js))""", page)
 
 
-def test_finished_trainings_are_kept_and_others_refused(study, tmp_path, capsys):
-    assert study() == 0
-    metrics = tmp_path / "study" / "runs" / "resnet20-flip-seed0" / "metrics.jsonl"
+def test_finished_trainings_are_kept_and_others_refused(study, finished_study, capsys):
+    metrics = finished_study / "runs" / "resnet20-flip-seed0" / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns
-    assert study() == 0
-    assert metrics.stat().st_mtime_ns == before
     # A training from before a setting existed had what is its default now.
     config = metrics.with_name("config.json")
     record = json.loads(config.read_text())
@@ -202,15 +214,17 @@ def test_finished_trainings_are_kept_and_others_refused(study, tmp_path, capsys)
 
 
 def test_an_interrupted_study_says_how_to_go_on_and_does(study, tmp_path, capsys, monkeypatch):
-    from fast_train.benchmarks.studies import train
+    class Stop(Listener):
+        def on_epoch_begin(self, epoch, *, already, images_left):
+            signal.raise_signal(signal.SIGINT)
 
-    real, calls = train.commands.run, []
+    real, calls = session.train, []
 
-    def stop_second(*arguments):
+    def stop_second(*arguments, listeners, **options):
         calls.append(arguments)
-        return 130 if len(calls) == 2 else real(*arguments)
+        return real(*arguments, listeners=(*listeners, *([Stop()] if len(calls) == 2 else [])), **options)
 
-    monkeypatch.setattr(train.commands, "run", stop_second)
+    monkeypatch.setattr(session, "train", stop_second)
     assert study() == 130
     assert "go on with: bench-study --data" in capsys.readouterr().err
     record = json.loads((tmp_path / "study" / "report.json").read_text())
@@ -269,17 +283,22 @@ def test_an_unfinished_training_does_not_go_on_with_other_data(study, prepare, t
     assert contents(tmp_path / "study") == before
 
 
-def test_a_damaged_record_of_a_training_is_refused(study, tmp_path, capsys):
-    assert study("--variants", "resnet20-none") == 0
-    (tmp_path / "study" / "runs" / "resnet20-none-seed0" / "config.json").write_text('{"config": {}}')
-    capsys.readouterr()
+def test_a_damaged_record_of_a_training_is_refused(study, finished_study, capsys):
+    (finished_study / "runs" / "resnet20-none-seed0" / "config.json").write_text('{"config": {}}')
     assert study("--variants", "resnet20-none") == 2
     assert "config.json can't be read" in one_line_error(capsys)
 
 
-def test_a_report_keeps_the_finished_trainings_that_are_not_asked_for(study, tmp_path):
-    folder = tmp_path / "study"
-    assert study("--seeds", "2") == 0
+def test_a_training_that_was_killed_while_it_wrote_its_figures_goes_on(study, finished_study):
+    metrics = finished_study / "runs" / "resnet20-none-seed0" / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(whole[: len(whole) // 2])
+    assert study("--variants", "resnet20-none") == 0
+    assert report_of(finished_study)["complete"]
+
+
+def test_a_report_keeps_the_finished_trainings_that_are_not_asked_for(study, finished_study):
+    folder = finished_study
     both, pictures = trained(folder), {path.name for path in folder.glob("*.png")}
     assert len(both) == 4
     assert study("--variants", "resnet20-flip") == 0
@@ -291,19 +310,18 @@ def test_a_report_keeps_the_finished_trainings_that_are_not_asked_for(study, tmp
     assert trained(folder) == [*both[:2], ("resnet20-crop", 0), *both[2:]]
 
 
-def test_trainings_of_other_settings_are_refused_before_anything_is_trained(study, tmp_path, capsys):
-    assert study("--variants", "resnet20-flip") == 0
-    before = contents(tmp_path / "study")
-    capsys.readouterr()
+def test_trainings_of_other_settings_are_refused_before_anything_is_trained(study, finished_study, tmp_path, capsys):
     # The variant that comes first has no folder yet.
+    for seed in (0, 1):
+        shutil.rmtree(finished_study / "runs" / f"resnet20-none-seed{seed}")
+    before = contents(finished_study)
     assert study("--variants", "resnet20-none,resnet20-flip", "--steps", "3") == 2
     assert "run.steps = 2, this command says 3; give another --out" in one_line_error(capsys)
     assert contents(tmp_path / "study") == before
 
 
-def test_the_report_of_another_study_is_kept(study, prepared_path, tmp_path, capsys):
-    folder = tmp_path / "study"
-    assert study() == 0
+def test_the_report_of_another_study_is_kept(study, finished_study, prepared_path, capsys):
+    folder = finished_study
     before = contents(folder)
     arguments = ["--data", str(prepared_path), "--out", str(folder), *QUICK, "shortcuts", "--variants", "resnet20-A"]
     capsys.readouterr()
@@ -323,35 +341,32 @@ def test_out_that_is_a_file_is_refused(study, tmp_path, capsys):
 
 
 def test_a_training_that_does_not_fit_ends_the_study_and_is_named(study, tmp_path, capsys, monkeypatch):
-    from fast_train.benchmarks.studies import train
-
-    def run(*arguments):
+    def train(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 1 GiB")
 
-    monkeypatch.setattr(train.commands, "run", run)
+    monkeypatch.setattr(session, "train", train)
     assert study() == 2
     error = one_line_error(capsys)
     assert "training resnet20-none with seed 0 failed: the GPU is out of memory; give a smaller --batch-size" in error
     assert not (tmp_path / "study" / "report.json").exists()
 
 
-def test_a_training_that_fast_train_refuses_ends_the_study_and_is_named(study, capsys):
-    assert study("--loader", "nowhere") == 2
-    assert "training resnet20-none with seed 0 failed: unknown loader 'nowhere'" in one_line_error(capsys)
+def test_a_training_that_can_not_be_done_ends_the_study_and_is_named(study, capsys):
+    """The set has no files of that loader."""
+    assert study("--loader", "ffcv") == 2
+    assert "training resnet20-none with seed 0 failed: " in one_line_error(capsys)
 
 
 def test_a_diverged_training_is_said_and_the_study_goes_on(study, tmp_path, capsys, monkeypatch):
-    from fast_train.benchmarks.studies import train
+    real = session.train
 
-    real = train.commands.run
-
-    def run(settings, others):
-        status = real(settings, others)
-        if others.out.endswith("resnet20-none-seed0"):
+    def train(*arguments, folder, **options):
+        outcome = real(*arguments, folder=folder, **options)
+        if folder.name == "resnet20-none-seed0":
             raise TrainingDiverged("the loss became nan")
-        return status
+        return outcome
 
-    monkeypatch.setattr(train.commands, "run", run)
+    monkeypatch.setattr(session, "train", train)
     assert study() == 0
     assert "training resnet20-none with seed 0 diverged: the loss became nan" in capsys.readouterr().err
     assert [run["status"] for run in report_of(tmp_path / "study")["runs"]] == [DIVERGED, DONE]
@@ -366,6 +381,7 @@ def test_a_diverged_training_is_said_and_the_study_goes_on(study, tmp_path, caps
         (["degradation", "--archs", "resnet21"], "unknown architecture of study degradation"),
         (["degradation", "--seeds", "0"], "--seeds 0 is too few"),
         (["degradation", "--epochs", "0"], "0 epochs"),
+        (["degradation", "--loader", "nowhere"], "unknown loader 'nowhere'"),
         (["degradation", "--epochs", "1", "--steps", "1"], "give one of them"),
         (["degradation", "--data", "nowhere"], "is not a prepared set"),
     ],
