@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO, TypeVar
 
-from fast_train.common.signals import end_at_once_by_ctrl_c, exit_status, nowhere, termination_as_interrupt
+from fast_train.common.signals import discard, end_at_once_by_ctrl_c, exit_status, termination_as_interrupt
 from fast_train.common.text import one_line
 
 Flags = TypeVar("Flags")
 _OUT_OF_MEMORY = "the computer is out of memory"
-# Nobody reads on: the reader of a pipe has ended, or the terminal has been closed.
+# The reader of a pipe has ended, or the terminal has been closed.
 _NO_READER = {errno.EPIPE, errno.EIO}
 _STDOUT = 1
 
@@ -99,9 +99,9 @@ def complain(program: str, error: Exception, *, debug: bool) -> None:
 def steady_output() -> Iterator[None]:
     """In the block, printing never fails.
 
-    Where nobody reads on (``| head``) or the disk behind a stream is full, the rest is dropped; a full disk behind
-    standard output is reported on standard error. A letter that standard output's encoding lacks becomes a question
-    mark, on standard error an escape. A stream that is closed takes everything and shows nothing. A stream that is no
+    Where the reader is gone (``| head``) or the disk behind a stream is full, the rest is dropped; a full disk behind
+    standard output is reported on standard error. A character that standard output's encoding lacks becomes a question
+    mark, on standard error an escape. A closed stream takes everything and shows nothing. A stream that is no
     file (a notebook's, a test's) is left as it is.
     """
     before = sys.stdout, sys.stderr
@@ -152,7 +152,7 @@ class _SteadyFile(io.FileIO):
                     left = left[written:]
         except OSError as error:
             descriptor = self.fileno()
-            nowhere(descriptor)
+            discard(descriptor)
             if descriptor == _STDOUT and error.errno not in _NO_READER:
                 print(f"standard output is dropped: {error.strerror}", file=sys.stderr)
         return len(data)

@@ -8,24 +8,24 @@ measured.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
-from typing import Any, ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from fast_train.benchmarks.instrument.bench import Bench
 from fast_train.benchmarks.instrument.timing import synchronise
 from fast_train.data_prep.manifest import PreparedSet
-from fast_train.pipeline.config.settings import Config, DataConfig
+from fast_train.pipeline.config.settings import Config, LoaderName
 from fast_train.pipeline.engine.augmentation import Augmenter
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader
 from fast_train.pipeline.engine.runtime import Runtime
-from fast_train.pipeline.loaders import LOADERS, AnyBatch, Batch, Loader, SplitView
+from fast_train.pipeline.loaders import AnyBatch, Batch, Loader, SplitView
 
 # Times what a loader holds ahead: of longer epochs the end costs a few percent at most.
 _LONG_EPOCH = 6
@@ -131,14 +131,26 @@ class Delivered:
         return batch.images
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
+class FeedOptions:
+    """What a feed is opened with. config: of the step that it feeds. runtime: of ``config``. raw: bytes alone, which
+    nobody augments."""
+
+    prepared: PreparedSet
+    config: Config
+    runtime: Runtime
+    workers: int
+    raw: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """A line of the comparison: who loads, and how a feed of it is made. augmentation: what is done to each image;
     None for the recipe's, by our kernel. source: of a recipe that is not ours. workers: their number where the recipe
     fixes it; 0 where there are none."""
 
     name: str
-    open: Callable[[Bench, Config, Runtime, int, bool], Feed]
+    open: Callable[[FeedOptions], Feed]
     augmentation: str | None = None
     source: str = "this project"
     workers: int | None = None
@@ -146,29 +158,27 @@ class Entry:
 
 def library_entries() -> list[Entry]:
     """Every loader in the registry, and the ways in which one can be configured to augment by itself."""
-    entries = []
-    for name in LOADERS:
-        entries.append(Entry(name=name, open=_opener({"loader": name}), workers=0 if name == "resident" else None))
-    if "dali" in LOADERS and "dali_augment" in {f.name for f in dataclasses.fields(DataConfig)}:
-        native = _opener({"loader": "dali", "dali_augment": "native"})
-        entries.append(Entry(name="dali, native", open=native, augmentation="the same, by DALI's operators"))
-    return entries
+    plain = [
+        Entry(name=name, open=partial(_open, name), workers=0 if name == "resident" else None)
+        for name in get_args(LoaderName)
+    ]
+    native = partial(_open, "dali", augment="native")
+    return [*plain, Entry(name="dali, native", open=native, augmentation="the same, by DALI's operators")]
 
 
-def _opener(changes: dict[str, Any]) -> Callable[[Bench, Config, Runtime, int, bool], Feed]:
-    def open_feed(bench: Bench, config: Config, runtime: Runtime, workers: int, raw: bool) -> Feed:
-        data = dataclasses.replace(config.data, workers=workers, **changes)
-        if raw and changes.get("dali_augment") == "native":
-            raise ValueError("it augments inside DALI's graph; its bytes are those of 'dali'")
-        config = dataclasses.replace(config, data=data)
-        loader = build_split_loader(config, bench.prepared, runtime, train=True)
-        return LoaderFeed(loader, build_augmenter(config, bench.prepared, runtime, train=True), raw=raw)
-
-    return open_feed
+def _open(loader: LoaderName, options: FeedOptions, *, augment: Literal["kernel", "native"] = "kernel") -> LoaderFeed:
+    """A feed of one of the library's loaders. augment: see `DataConfig.dali_augment`."""
+    if options.raw and augment == "native":
+        raise ValueError("it augments inside DALI's graph; its bytes are those of 'dali'")
+    data = replace(options.config.data, loader=loader, workers=options.workers, dali_augment=augment)
+    config = replace(options.config, data=data)
+    built = build_split_loader(config, options.prepared, options.runtime, train=True)
+    augmenter = build_augmenter(config, options.prepared, options.runtime, train=True)
+    return LoaderFeed(built, augmenter, raw=options.raw)
 
 
 class Peer(Feed):
-    """A recipe that is not ours. It delivers augmented images; ``augment=False``: the bytes it reads, where it can.
+    """A recipe that is not ours. It delivers augmented images; ``raw``: the bytes it reads, where it can.
 
     dtype: of the images that it delivers. ValueError where its library is missing, where the set lacks its format,
     or where it has no way to give bytes.
@@ -181,23 +191,22 @@ class Peer(Feed):
     #: Loading processes or threads, where the recipe fixes their number.
     fixed_workers: ClassVar[int | None] = None
 
-    def __init__(
-        self,
-        prepared: PreparedSet,
-        *,
-        batch_size: int,
-        workers: int,
-        device: torch.device,
-        augment: bool,
-        dtype: torch.dtype,
-    ) -> None:
-        self.prepared, self.batch_size, self.workers = prepared, batch_size, workers
-        self.device, self.augment, self.dtype = device, augment, dtype
-        self.delivers = augment
-        if prepared.size("train") < batch_size:
-            raise ValueError(f"{prepared.size('train')} training images are fewer than one batch of {batch_size}")
-        self.per_epoch = prepared.size("train") // batch_size
-        self.ahead = batches_ahead(workers, self.per_epoch)
+    def __init__(self, options: FeedOptions) -> None:
+        self.prepared, self.batch_size = options.prepared, options.config.data.batch_size
+        self.workers, self.device, self.dtype = options.workers, options.runtime.device, options.runtime.image_dtype
+        self.augment = self.delivers = not options.raw
+        images = self.prepared.size("train")
+        if images < self.batch_size:
+            raise ValueError(f"{images} training images are fewer than one batch of {self.batch_size}")
+        self.per_epoch = images // self.batch_size
+        self.ahead = batches_ahead(self.workers, self.per_epoch)
+
+    @classmethod
+    def entry(cls) -> Entry:
+        """Its line of the comparison."""
+        return Entry(
+            name=cls.name, open=cls, augmentation=cls.augmentation, source=cls.source, workers=cls.fixed_workers
+        )
 
     def example(self) -> Batch:
         """Black images of the shape and type that come."""

@@ -1,22 +1,94 @@
-"""Flags that several commands of this room share."""
+"""Flags and settings that several commands of this room share. Nothing here needs torch."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
+from fast_train.pipeline.config.recipe import check_given
+from fast_train.pipeline.config.settings import DataConfig
 from fast_train.pipeline.errors import ConfigError, check_name
+
+#: The recipe of the study notes' script, which this project's figures are compared with.
+BASELINE = "notes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is measured, as flags say it: on which prepared set, of which network, by which recipe, where; how
+    thoroughly; and whether to show the trace of an error. None for what was not given."""
+
+    data: str = DataConfig.path
+    arch: str | None = None
+    recipe: str | None = None
+    device: str | None = None
+    quick: bool = False
+    repeats: int | None = None
+    debug: bool = False
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """As settings that are given over a recipe, nested by section."""
+        given: dict[str, dict[str, Any]] = {"data": {"path": self.data}}
+        if self.device:
+            given["run"] = {"device": self.device}
+        if self.arch:
+            given["model"] = {"arch": self.arch}
+        return given
+
+    def check(self) -> None:
+        """Refuse what can be refused without torch, which takes seconds to import: a network, a recipe or a set that
+        is not there. ValueError."""
+        check_given(self.recipe or None, self.settings())
+        # NumPy, which reading a set needs, takes a tenth of a second to import.
+        from fast_train.data_prep.manifest import PreparedSet
+
+        PreparedSet.open(self.data)
 
 
 def add_subject(parser: argparse.ArgumentParser, *, recipe: str | None = None) -> None:
-    """Add the flags that say what is measured: on which images, of which network, by which recipe, where. recipe: the
-    default, None for what fast-train takes."""
+    """Add those flags of `Subject` that come first in a command's help. recipe: the default, None for what fast-train
+    takes."""
     add = parser.add_argument
     default = recipe or "fast on a GPU or with --arch, cpu-quick or cpu-short without"
-    add("--data", default="data/cifar10", metavar="DIR", help="prepared set (default: data/cifar10)")
+    add("--data", metavar="DIR", help=f"prepared set (default: {DataConfig.path})")
     add("--arch", metavar="NAME", help="network (default: the recipe's)")
-    add("--recipe", default=recipe, metavar="NAME", help=f"whose step is measured (default: {default})")
+    add("--recipe", metavar="NAME", help=f"whose step is measured (default: {default})")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to measure. seconds: of one repeat."""
+
+    repeats: int = 5
+    warm_up: int = 1
+    seconds: float = 0.5
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        check_counts(self.repeats, self.warm_up)
+
+
+def default_repeats(*, quick: bool) -> int:
+    """Repeats of each case unless a flag says otherwise."""
+    return 2 if quick else 5
+
+
+def repeat_seconds(*, quick: bool, cuda: bool) -> float:
+    """How long a repeat takes: on a CPU less, so that two cores end within a quarter of an hour."""
+    return 0.1 if quick else 0.5 if cuda else 0.3
+
+
+def check_counts(repeats: int, warm_up: int) -> None:
+    """ValueError without at least one repeat of each kind."""
+    if warm_up < 1:
+        raise ValueError(
+            f"--warm-up {warm_up} is too few; give 1 or more: first runs compile, allocate and fill caches"
+        )
+    if repeats < 1:
+        raise ValueError(f"--repeats {repeats} is too few; give 1 or more")
 
 
 def names_in(text: str) -> list[str]:

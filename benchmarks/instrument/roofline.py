@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured, tf32
+from fast_train.benchmarks.instrument.flags import Settings
+from fast_train.benchmarks.instrument.records import CopyDetails, Details, ProductDetails
 from fast_train.benchmarks.instrument.result import Result
 from fast_train.benchmarks.instrument.timing import Rate, timed
 from fast_train.pipeline.device import computes_bf16, has_tf32
@@ -19,11 +21,11 @@ _COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
 _SIDE = {"cuda": 8192, "cpu": 2048}
 
 
-def run(bench: Bench) -> None:
+def run(bench: Bench[Settings]) -> None:
     """Copy bandwidth, and matrix products in each type that the device computes in; on a CPU the faster one of
     `torch.mm` and of a 1x1 convolution."""
     device = bench.device
-    cases = [_copy(bench)]
+    cases: list[Measured[Details]] = [_copy(bench)]
     for kind, dtype, fast in _kinds(device):
         cases.append(_product(bench, kind, dtype, fast))
     bench.measure(SUITE, "roofline", cases)
@@ -68,16 +70,16 @@ def _kinds(device: torch.device) -> list[tuple[str, torch.dtype, bool]]:
     return kinds
 
 
-def _copy(bench: Bench) -> Measured:
+def _copy(bench: Bench[Settings]) -> Measured[CopyDetails]:
     size = _COPY_BYTES[bench.device.type] >> (4 if bench.settings.quick else 0)
     source = torch.ones(size, dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(source)
     work = timed(lambda: target.copy_(source), bench.device)
     rate = Rate(work, items=2 * size, seconds=bench.settings.seconds)
-    return Measured(name=COPY, run=rate, unit="bytes/s", details={"bytes": size})
+    return Measured(name=COPY, run=rate, unit="bytes/s", details=CopyDetails(bytes=size))
 
 
-def _product(bench: Bench, kind: str, dtype: torch.dtype, fast: bool) -> Measured:
+def _product(bench: Bench[Settings], kind: str, dtype: torch.dtype, fast: bool) -> Measured[ProductDetails]:
     side = _SIDE[bench.device.type] >> (1 if bench.settings.quick else 0)
     left, right = (torch.randn(side, side, device=bench.device, dtype=dtype) for _ in range(2))
     products: list[Callable[[], object]] = [lambda: torch.mm(left, right)]
@@ -89,7 +91,7 @@ def _product(bench: Bench, kind: str, dtype: torch.dtype, fast: bool) -> Measure
         products.append(lambda: F.conv2d(pixels, filters))
     rates = [Rate(timed(p, bench.device), items=2 * side**3, seconds=bench.settings.seconds) for p in products]
     run = _with_tf32(lambda: max(rate() for rate in rates), fast)
-    return Measured(name=matmul(kind), run=run, unit="FLOP/s", details={"side": side, "kind": kind})
+    return Measured(name=matmul(kind), run=run, unit="FLOP/s", details=ProductDetails(side=side, kind=kind))
 
 
 def _with_tf32(call: Callable[[], float], enabled: bool) -> Callable[[], float]:

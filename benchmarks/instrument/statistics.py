@@ -7,19 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 CONFIDENCE = 0.95
-
-
 _RESAMPLES = 10_000
-
-
-def check_counts(repeats: int, warm_up: int) -> None:
-    """ValueError without at least one repeat of each kind."""
-    if warm_up < 1:
-        raise ValueError(
-            f"--warm-up {warm_up} is too few; give 1 or more: first runs compile, allocate and fill caches"
-        )
-    if repeats < 1:
-        raise ValueError(f"--repeats {repeats} is too few; give 1 or more")
 
 
 def bootstrap(

@@ -1,4 +1,4 @@
-"""Repeats in turn, and what they say: medians and means with bootstrap intervals.
+"""Repeats in turn, and rates that are long enough to be measured.
 
 Cases that are compared run interleaved: a round runs each case once, and each round begins with another case. So
 whatever drifts on the machine (clocks, temperature, other programs) meets all of them alike. Rounds of warm-up come
@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 
-from fast_train.benchmarks.instrument.statistics import check_counts
+from fast_train.benchmarks.instrument.flags import check_counts
 from fast_train.common.text import one_line
 from fast_train.pipeline.engine.graph import no_garbage_collection
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fast_train.benchmarks.instrument.bench import Bench
 from fast_train.benchmarks.instrument.feeds import LoaderFeed
+from fast_train.benchmarks.instrument.flags import Settings
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.build import build_augmenter, build_step, ready_step
 from fast_train.pipeline.engine.runtime import Runtime, resolve_runtime
@@ -65,7 +66,7 @@ def why_not(option: Option, runtime: Runtime) -> str | None:
     return None
 
 
-def build(bench: Bench, option: Option, loader: Loader) -> Built:
+def build(bench: Bench[Settings], option: Option, loader: Loader) -> Built:
     """The step of an option. loader: the resident one of this batch size. ValueError or RuntimeError where it fails."""
     run = dataclasses.replace(bench.config.run, **option.run)
     data = dataclasses.replace(bench.config.data, batch_size=loader.batch_size)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_train.benchmarks.instrument.result import Row
+from fast_train.benchmarks.instrument.records import Details
+from fast_train.benchmarks.instrument.result import Format, Row
 from fast_train.benchmarks.lab import profile
 from fast_train.benchmarks.lab.floors import NORM
-from fast_train.benchmarks.lab.run import AUGMENTATION, END_TO_END, KERNELS, STEP, Lab
+from fast_train.benchmarks.lab.records import END_TO_END, KERNELS, CpuAugmentationDetails, GroupDetails, StepDetails
+from fast_train.benchmarks.lab.run import Lab
+from fast_train.benchmarks.present.page import write_files
 from fast_train.benchmarks.present.tables import Table, interval, number, percent
-from fast_train.common.files import whole_file
+from fast_train.benchmarks.throughput.records import AugmentationDetails
 
-SCHEMA, VERSION = "fast-train.step-lab", 1
+FORMAT = Format(schema="fast-train.step-lab", version=1)
 JSON, TEXT = "step-lab.json", "step-lab.md"
 #: Of ResNet-18 on one H100.
 IMAGES_PER_SECOND, SHARE_OF_STEP, SHARE_OF_COPY, SHARE_OF_AUGMENTATION = 120_000, 0.98, 0.70, 0.01
@@ -22,32 +24,24 @@ IMAGES_PER_SECOND, SHARE_OF_STEP, SHARE_OF_COPY, SHARE_OF_AUGMENTATION = 120_000
 
 def write(folder: Path, lab: Lab) -> str:
     """Write JSON and tables; returns the tables, but for that of the layers."""
-    result = lab.bench.result
     text = "\n".join(tables(lab))
     layers = _layers_table(lab.floors).to_markdown() if lab.floors else ""
-    data = {
-        **json.loads(result.to_json()),
-        "schema": SCHEMA,
-        "version": VERSION,
-        "aims": aims(lab),
-        "floors": lab.floors,
-        "losses": lab.losses,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in ((JSON, json.dumps(data, indent=1, allow_nan=False)), (TEXT, f"{text}\n{layers}")):
-        with whole_file(folder / name) as file:
-            file.write(content.encode())
+    more = {"aims": aims(lab), "floors": lab.floors, "losses": lab.losses}
+    write_files(folder, {TEXT: f"{text}\n{layers}".encode(), JSON: lab.bench.result.to_json(FORMAT, more)})
     return text
 
 
 def aims(lab: Lab) -> list[dict[str, Any]]:
     """What each figure aims at, and whether it got there; ``reached`` is None where that can't be said."""
-    rows = lab.bench.result.rows
-    fastest = max((r.value for r in rows if r.details.get("point") == END_TO_END), default=None)
+    result = lab.bench.result
+    steps = result.about(StepDetails)
+    fastest = max((row.value for row in steps if row.details.point == END_TO_END), default=None)
+    of_step = [row.details.share_of_step for row in steps]
+    of_copy = [row.details.share_of_copy for row in result.about(AugmentationDetails)]
     found = [
         _aim("images/s end to end, the fastest", fastest, IMAGES_PER_SECOND),
-        _aim("end to end over the step alone, the least", _least(rows, "share_of_step"), SHARE_OF_STEP),
-        _aim("augmentation over copy bandwidth, the least", _least(rows, "share_of_copy"), SHARE_OF_COPY),
+        _aim("end to end over the step alone, the least", _least(of_step), SHARE_OF_STEP),
+        _aim("augmentation over copy bandwidth, the least", _least(of_copy), SHARE_OF_COPY),
         _aim("augmentation in the plain step's kernel time", _augmentation(lab), SHARE_OF_AUGMENTATION, below=True),
     ]
     if lab.bench.device.type != "cuda":
@@ -65,33 +59,39 @@ def _aim(what: str, value: float | None, aim: float, *, below: bool = False) -> 
     return {"what": what, "aim": aim, "below": below, "measured": value, "reached": reached}
 
 
-def _least(rows: list[Row], name: str) -> float | None:
-    return min((row.details[name] for row in rows if row.details.get(name) is not None), default=None)
+def _least(values: Sequence[float | None]) -> float | None:
+    return min((value for value in values if value is not None), default=None)
 
 
 def _augmentation(lab: Lab) -> float | None:
     """Its part of the kernel time of the first option, the plain step."""
-    rows = [r for r in lab.bench.result.suite(KERNELS) if r.details.get("group") == profile.AUGMENTATION]
-    return rows[0].details["share"] if rows else None
+    groups = [row.details for row in lab.bench.result.about(GroupDetails)]
+    return next((details.share for details in groups if details.group == profile.AUGMENTATION), None)
 
 
 def tables(lab: Lab) -> Iterator[str]:
     """Markdown, one table after the other."""
+    result = lab.bench.result
     yield _aims_table(lab).to_markdown()
-    if rates := lab.bench.result.suite(STEP):
+    if rates := result.about(StepDetails):
         yield _rates_table(rates).to_markdown()
-    if rows := lab.bench.result.suite(AUGMENTATION):
-        cells = [[r.name, number(r.value), _spread(r), percent(r.details.get("share_of_copy"))] for r in rows]
+    if augmented := result.about(AugmentationDetails):
+        cells = [[r.name, number(r.value), _spread(r), percent(r.details.share_of_copy)] for r in augmented]
         columns = ("augmentation", "images/s", "interval, spread", "of the copy bandwidth")
         yield Table(columns, cells).to_markdown()
-    if kernels := [r for r in lab.bench.result.suite(KERNELS) if "group" in r.details or r.name.endswith(": all")]:
-        cells = [[r.name, number(r.value), _spread(r), percent(r.details.get("share"))] for r in kernels]
+    if on_cpu := result.about(CpuAugmentationDetails):
+        cells = [[r.name, number(r.value), _spread(r), number(r.details.over_reference)] for r in on_cpu]
+        columns = ("augmentation on the CPU", "images/s", "interval, spread", "times the reference")
+        yield Table(columns, cells).to_markdown()
+    if kernels := result.suite(KERNELS):
+        shares = {row.name: row.details.share for row in result.about(GroupDetails)}
+        cells = [[r.name, number(r.value), _spread(r), percent(shares.get(r.name))] for r in kernels]
         yield Table(("kernels", "ms a step", "interval, spread", "share"), cells).to_markdown()
     if lab.floors:
-        yield _groups_table(lab.floors, lab.bench.result.suite(KERNELS)).to_markdown()
+        yield _groups_table(lab.floors, result.about(GroupDetails)).to_markdown()
     if lab.losses:
         yield _losses_table(lab.losses).to_markdown()
-    if skipped := lab.bench.result.skipped:
+    if skipped := result.skipped:
         cells = [[s.suite, s.name, s.reason] for s in skipped]
         yield Table(("not measured", "what", "why"), cells, numeric=()).to_markdown()
 
@@ -106,16 +106,16 @@ def _aims_table(lab: Lab) -> Table:
     return Table(("what", "aim", "measured", "reached"), cells)
 
 
-def _rates_table(rows: list[Row]) -> Table:
+def _rates_table(rows: Sequence[Row[StepDetails]]) -> Table:
     cells = []
     for row in rows:
-        of = row.details.get("share_of_step"), row.details.get("over_plain")
-        compared = f"{percent(of[0])} of the step" if of[0] is not None else f"{number(of[1])} of plain"
+        share, over_plain = row.details.share_of_step, row.details.over_plain
+        compared = f"{percent(share)} of the step" if share is not None else f"{number(over_plain)} of plain"
         cells.append([row.name, number(row.value, 5), _spread(row), compared])
     return Table(("step", "images/s", "interval, spread", "compared"), cells)
 
 
-def _spread(row: Row) -> str:
+def _spread(row: Row[Details]) -> str:
     low, high = row.interval or (None, None)
     return f"{interval(low, high, 4)}, {percent(row.spread)}"
 
@@ -139,9 +139,9 @@ def _layers_table(found: dict[str, Any]) -> Table:
     return Table(columns, cells, _floor_caption(found), numeric=(3, 4, 5))
 
 
-def _groups_table(found: dict[str, Any], kernels: list[Row]) -> Table:
+def _groups_table(found: dict[str, Any], kernels: Sequence[Row[GroupDetails]]) -> Table:
     """Floors beside what the first option, the plain step, took."""
-    measured = {row.details["group"]: row.value for row in reversed(kernels) if "group" in row.details}
+    measured = {row.details.group: row.value for row in reversed(kernels)}
     sums = dict(found["groups"])
     # Kernels of norms don't tell their direction.
     norms = [name for name in sums if name.startswith(f"{NORM},")]

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from fast_train.benchmarks.instrument import roofline
 from fast_train.benchmarks.instrument.bench import Bench, Measured, clean_up
+from fast_train.benchmarks.instrument.flags import Settings
+from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.instrument.statistics import bootstrap_ratio
 from fast_train.benchmarks.instrument.timing import FAILURES, Rate, timed
-from fast_train.benchmarks.lab import floors, losses, options, profile
+from fast_train.benchmarks.lab import augmentation_cpu, floors, losses, options, profile
 from fast_train.benchmarks.lab.options import Built, Option
+from fast_train.benchmarks.lab.records import (
+    AUGMENTATION,
+    AUGMENTATION_CPU,
+    END_TO_END,
+    FLOORS,
+    KERNELS,
+    LOSSES,
+    ON_STEPS,
+    POINTS,
+    STEP,
+    GroupDetails,
+    Kernel,
+    KernelsDetails,
+    StepDetails,
+)
 from fast_train.benchmarks.throughput.suites import augmentation
 from fast_train.benchmarks.throughput.suites.ladder import RATE
 from fast_train.common.text import one_line
 from fast_train.pipeline.loaders import Loader, build_loader
 
-STEP, END_TO_END, AUGMENTATION, KERNELS, LOSSES, FLOORS = (
-    "step", "end-to-end", "augmentation", "kernels", "losses", "floors",
-)  # fmt: skip
-POINTS = (FLOORS, AUGMENTATION, LOSSES, KERNELS, STEP, END_TO_END)
-#: Points for which steps are built.
-ON_STEPS = (LOSSES, KERNELS, STEP, END_TO_END)
 AUGMENTATION_BATCHES = (8_192, 32_768)
 _MOST_EPOCHS = 20
 _STEPS_A_PROFILE = 10
@@ -34,11 +45,13 @@ _NAMED_KERNELS = 40
 
 @dataclass(kw_only=True)
 class Lab:
-    """points: which to measure. until: of time.monotonic(), where no further step is built. copy, matrix: bytes and
-    operations a second for the floors, None for what is measured. steps, seeds: of the losses."""
+    """points: which to measure. only: the flag that chose them. until: of time.monotonic(), where no further step is
+    built. copy, matrix: bytes and operations a second for the floors, None for what is measured. steps, seeds: of the
+    losses."""
 
-    bench: Bench
+    bench: Bench[Settings]
     points: Sequence[str]
+    only: str | None
     batch_sizes: Sequence[int]
     until: float
     steps: int
@@ -54,7 +67,8 @@ def run(lab: Lab) -> None:
     bench = lab.bench
     for point in POINTS:
         if point not in lab.points:
-            bench.skip(point, "the point", "left out by --only")
+            reason = "of a CPU; --only asks for it" if lab.only is None else "left out by --only"
+            bench.skip(point, "the point", reason)
     needed = FLOORS in lab.points and (lab.copy is None or lab.matrix is None)
     if needed or {AUGMENTATION, STEP} & set(lab.points):
         _guarded(bench, roofline.SUITE, partial(roofline.run, bench))
@@ -62,6 +76,8 @@ def run(lab: Lab) -> None:
         _guarded(bench, FLOORS, partial(_floors, lab))
     if AUGMENTATION in lab.points:
         _guarded(bench, AUGMENTATION, partial(augmentation.measure, bench, AUGMENTATION_BATCHES))
+    if AUGMENTATION_CPU in lab.points:
+        _guarded(bench, AUGMENTATION_CPU, partial(augmentation_cpu.run, bench))
     if any(point in lab.points for point in ON_STEPS):
         if bench.device.type != "cuda":
             bench.skip(
@@ -71,7 +87,7 @@ def run(lab: Lab) -> None:
             _guarded(bench, f"batch {size:,}", partial(_batch, lab, size, first=place == 0))
 
 
-def _guarded(bench: Bench, name: str, work: Callable[[], None]) -> None:
+def _guarded(bench: Bench[Settings], name: str, work: Callable[[], None]) -> None:
     """A point that fails costs no other one its figures."""
     started = time.monotonic()
     bench.display.say(f"{name} ...")
@@ -151,7 +167,7 @@ def _losses(lab: Lab, built: Sequence[Built]) -> None:
     lab.losses = losses.compare(plain, others)
 
 
-def _kernels(bench: Bench, built: Sequence[Built]) -> None:
+def _kernels(bench: Bench[Settings], built: Sequence[Built]) -> None:
     if bench.device.type != "cuda":
         bench.skip(KERNELS, "all options", "kernels are what a CUDA device runs; there is none here")
         return
@@ -162,55 +178,60 @@ def _kernels(bench: Bench, built: Sequence[Built]) -> None:
         kernel_rows(bench, _name(one.option, len(one.batch.indices)), taken)
 
 
-def kernel_rows(bench: Bench, name: str, taken: Sequence[dict[str, float]]) -> None:
+def kernel_rows(bench: Bench[Settings], name: str, taken: Sequence[dict[str, float]]) -> None:
     """A row for each group of kernels, and one for all together. taken: seconds by kernel, of each repeat."""
     grouped = [profile.by_group(kernels) for kernels in taken]
     whole = [sum(groups.values()) for groups in grouped]
     if not sum(whole):
         raise RuntimeError("torch.profiler saw no kernel; another profiler may be attached to the device")
     longest = sorted(taken[-1].items(), key=lambda item: -item[1])[:_NAMED_KERNELS]
-    named = [{"kernel": kernel, "ms": 1e3 * s, "group": profile.classify(kernel)} for kernel, s in longest]
-    _milliseconds(bench, f"{name}: all", whole, {"longest": named})
+    named = tuple(Kernel(kernel=kernel, ms=1e3 * s, group=profile.classify(kernel)) for kernel, s in longest)
+    bench.add(_milliseconds(f"{name}: all", whole, KernelsDetails(longest=named)))
     for group in profile.GROUPS:
         values = [groups[group] for groups in grouped]
-        _milliseconds(bench, f"{name}: {group}", values, {"group": group, "share": sum(values) / sum(whole)})
+        details = GroupDetails(group=group, share=sum(values) / sum(whole))
+        bench.add(_milliseconds(f"{name}: {group}", values, details))
 
 
-def _milliseconds(bench: Bench, name: str, seconds: Sequence[float], details: dict[str, Any]) -> None:
+def _milliseconds(name: str, seconds: Sequence[float], details: Details) -> Row[Details]:
     repeats = tuple(1e3 * value for value in seconds)
-    bench.add(Row(suite=KERNELS, name=name, unit="ms", better="lower", repeats=repeats, details=details))
+    return Row(suite=KERNELS, name=name, unit="ms", better="lower", repeats=repeats, details=details)
 
 
-def _rates(bench: Bench, built: Sequence[Built], size: int, chosen: Sequence[str]) -> None:
+def _rates(bench: Bench[Settings], built: Sequence[Built], size: int, chosen: Sequence[str]) -> None:
     """Images/s of each option, on a fixed batch and fed by the loader, all in turn."""
-    cases: list[Measured] = []
+    cases: list[Measured[StepDetails]] = []
     for one in built:
         one.step.set_rate(RATE)
-        details = {"option": one.option.name, "batch": size, "runtime": one.runtime.describe()}
         if STEP in chosen or END_TO_END in chosen:
             rate = Rate(timed(one.once, bench.device), items=size, seconds=bench.settings.seconds)
-            cases.append(Measured(name=_name(one.option, size), run=rate, details={**details, "point": STEP}))
+            cases.append(Measured(name=_name(one.option, size), run=rate, details=_details(one, size, STEP)))
         if END_TO_END in chosen:
-            cases.append(_end_to_end(bench, one, size, {**details, "point": END_TO_END}))
+            cases.append(_end_to_end(bench, one, size))
     if not cases:
         return
     rows = bench.measure(STEP, f"batch {size:,}", cases)
     by_name = {row.name: row for row in rows}
     plain = by_name.get(_name(options.PLAIN, size))
     for row in rows:
-        alone = by_name.get(f"{row.details['option']}, batch {size:,}")
-        if row.details["point"] == END_TO_END and alone is not None:
-            bench.amend(row, share_of_step=row.value / alone.value)
+        alone = by_name.get(f"{row.details.option}, batch {size:,}")
+        if row.details.point == END_TO_END and alone is not None:
+            bench.amend(row, replace(row.details, share_of_step=row.value / alone.value))
         elif plain is not None:
-            low_high = bootstrap_ratio(row.repeats, plain.repeats)
-            bench.amend(row, over_plain=row.value / plain.value, over_plain_interval=low_high and list(low_high))
+            ends = bootstrap_ratio(row.repeats, plain.repeats)
+            bench.amend(row, replace(row.details, over_plain=row.value / plain.value, over_plain_interval=ends))
 
 
-def _end_to_end(bench: Bench, one: Built, size: int, details: dict[str, Any]) -> Measured:
+def _details(one: Built, size: int, point: str) -> StepDetails:
+    return StepDetails(option=one.option.name, batch=size, runtime=one.runtime.describe(), point=point)
+
+
+def _end_to_end(bench: Bench[Settings], one: Built, size: int) -> Measured[StepDetails]:
     rate = Rate(
         lambda count: one.feed.seconds(count, one.ready),
         items=size,
         seconds=bench.settings.seconds,
         most=_MOST_EPOCHS * (bench.prepared.size("train") // size),
     )
-    return Measured(name=f"{_name(one.option, size)}, resident loader", run=rate, details=details)
+    name = f"{_name(one.option, size)}, resident loader"
+    return Measured(name=name, run=rate, details=_details(one, size, END_TO_END))

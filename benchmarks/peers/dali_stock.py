@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fast_train.benchmarks.instrument.feeds import Peer
+from fast_train.benchmarks.instrument.feeds import FeedOptions, Peer
 
 _PAD = 4
 
@@ -26,8 +26,8 @@ class DaliStock(Peer):
     source = "docs.nvidia.com/deeplearning/dali, fn.readers.tfrecord and fn.crop_mirror_normalize"
     augmentation = "crop 4, flip, normalisation by DALI"
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, options: FeedOptions) -> None:
+        super().__init__(options)
         # DALI knows no bfloat16.
         self.dtype = self.dtype if self.dtype == torch.float32 else torch.float16
         if importlib.util.find_spec("nvidia.dali") is None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fast_train.benchmarks.instrument.feeds import Peer
+from fast_train.benchmarks.instrument.feeds import FeedOptions, Peer
 
 
 class FfcvReadme(Peer):
@@ -24,8 +24,8 @@ class FfcvReadme(Peer):
     source = "docs.ffcv.io, 'Training CIFAR-10'"
     augmentation = "flip, translate 2, cutout 4, by FFCV on the CPU"
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, options: FeedOptions) -> None:
+        super().__init__(options)
         if importlib.util.find_spec("ffcv") is None:
             raise ValueError("ffcv is not installed; pip install 'fast-train[ffcv]'")
         path = self.prepared.beton("train")

@@ -1,6 +1,6 @@
-"""The study notes' loading: a DataLoader of four workers, PIL images, torchvision's first transforms.
+"""The baseline's loading: a DataLoader of four workers, PIL images, torchvision's first transforms.
 
-The notes that this project grew out of train so: ``RandomHorizontalFlip``, ``ToTensor``, ``Normalize`` by a half,
+The study notes that this project grew out of train so: ``RandomHorizontalFlip``, ``ToTensor``, ``Normalize`` by a half,
 batches moved to the device in the loop. They follow PyTorch's tutorial "Training a classifier"
 (pytorch.org, tutorials/beginner/blitz/cifar10_tutorial).
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 from torchvision import transforms
 
-from fast_train.benchmarks.instrument.feeds import Peer
+from fast_train.benchmarks.instrument.feeds import FeedOptions, Peer
 
 
 class PilDataset(Dataset[tuple[Any, int]]):
@@ -35,13 +35,13 @@ class PilDataset(Dataset[tuple[Any, int]]):
 class NotesDataLoader(Peer):
     """Float32 batches, whatever the step computes in. New workers each epoch, as in the notes."""
 
-    name = "notes' DataLoader"
+    name = "baseline DataLoader"
     source = "PyTorch's tutorial 'Training a classifier', with four workers"
     augmentation = "flip on PIL images"
     fixed_workers = 4
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, options: FeedOptions) -> None:
+        super().__init__(options)
         if not self.augment:
             raise ValueError("its transforms make normalised floats on the CPU; it has no way to give bytes")
         self.dtype = torch.float32

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from fast_train.benchmarks.instrument.feeds import Peer, batches_ahead
+from fast_train.benchmarks.instrument.feeds import FeedOptions, Peer, batches_ahead
 
 _PREFETCH = 4
 
@@ -53,8 +53,8 @@ class TunedDataLoader(Peer):
     source = "PyTorch's performance tuning guide, torchvision's transforms v2"
     augmentation = "crop 4, flip by transforms v2"
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, options: FeedOptions) -> None:
+        super().__init__(options)
         self.dtype = torch.float32
         self.ahead = batches_ahead(self.workers, self.per_epoch, _PREFETCH)
         manifest, packed = self.prepared.manifest, self.prepared.packed("train")

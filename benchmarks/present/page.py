@@ -44,6 +44,14 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A picture's SVG in both themes. Drawing takes most of a report's time, so each is drawn once."""
+
+    light: bytes
+    dark: bytes
+
+
+@dataclass(frozen=True)
 class Document:
     """A whole report. lead: a sentence below the title, that says what was found."""
 
@@ -63,11 +71,11 @@ class Document:
             parts += [_markdown_block(block) for block in section.blocks]
         return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
-    def to_html(self) -> str:
-        """One HTML file with all that it shows inside."""
+    def to_html(self, drawn: Mapping[str, Drawn]) -> str:
+        """One HTML file with all that it shows inside. drawn: of each picture by its name."""
         body = "\n".join(
             f'<section id="{_anchor(s.title)}">\n<h2>{html.escape(s.title)}</h2>\n'
-            + "\n".join(_html_block(block) for block in s.blocks)
+            + "\n".join(_html_block(block, drawn) for block in s.blocks)
             + "\n</section>"
             for s in self.sections
         )
@@ -84,14 +92,15 @@ class Document:
 
 def document_files(document: Document, name: str = "report") -> dict[str, bytes]:
     """Every file of a report by its name: NAME.md, NAME.html, and each picture as PNG and SVG."""
-    files = {}
+    files, drawn = {}, {}
     for picture in document.pictures():
+        drawn[picture.name] = Drawn(light=picture.render(LIGHT, "svg"), dark=picture.render(DARK, "svg"))
         files[f"{picture.name}.png"] = picture.render(LIGHT, "png")
-        files[f"{picture.name}.svg"] = picture.render(LIGHT, "svg")
+        files[f"{picture.name}.svg"] = drawn[picture.name].light
     return {
         **files,
         f"{name}.md": document.to_markdown().encode(),
-        f"{name}.html": document.to_html().encode(),
+        f"{name}.html": document.to_html(drawn).encode(),
     }
 
 
@@ -114,13 +123,14 @@ def _markdown_block(block: Block) -> str:
     return block
 
 
-def _html_block(block: Block) -> str:
+def _html_block(block: Block, drawn: Mapping[str, Drawn]) -> str:
     if isinstance(block, Table):
         return block.to_html()
     if isinstance(block, Picture):
+        light, dark = _inline(drawn[block.name].light), _inline(drawn[block.name].dark)
         return (
-            f'<figure>\n<picture>\n<source media="(prefers-color-scheme: dark)" srcset="{_inline(block, DARK)}">\n'
-            f'<img src="{_inline(block, LIGHT)}" alt="{html.escape(block.title)}. {html.escape(block.caption)}" '
+            f'<figure>\n<picture>\n<source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
+            f'<img src="{light}" alt="{html.escape(block.title)}. {html.escape(block.caption)}" '
             f'width="{block.size[0] * 96:.0f}">\n</picture>\n<figcaption>{inline_html(block.caption)}</figcaption>\n'
             "</figure>"
         )
@@ -130,8 +140,8 @@ def _html_block(block: Block) -> str:
     return f"<p>{inline_html(block)}</p>"
 
 
-def _inline(picture: Picture, theme: Theme) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(picture.render(theme, "svg")).decode()
+def _inline(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
 def _anchor(title: str) -> str:

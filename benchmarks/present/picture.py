@@ -19,7 +19,7 @@ from fast_train.pipeline.report.plots import DPI
 class Picture:
     """name: of its files, without suffix. title: a heading. caption: in words, what one sees; also its description for
     those who see no pictures. size: width and height in inches. draw: puts everything into an empty figure; it is
-    called once a theme and file, so it must not change anything else."""
+    called for each theme and format, so it must not change anything else."""
 
     name: str
     title: str

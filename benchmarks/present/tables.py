@@ -5,8 +5,11 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from fast_train.common.text import format_bytes
 
 
 @dataclass(frozen=True)
@@ -80,3 +83,39 @@ def interval(low: float | None, high: float | None, digits: int = 3) -> str:
 def percent(share: float | None, decimals: int = 1) -> str:
     """A fraction as percent; - for None."""
     return "-" if share is None or not math.isfinite(share) else f"{share:.{decimals}%}"
+
+
+def device_of(machine: Mapping[str, Any]) -> str:
+    """The device as a person would name it. machine: a fingerprint of `instrument.machine`."""
+    gpu = machine.get("gpu")
+    return str(gpu["name"]) if gpu else f"{machine['usable_cores']} cores of {machine['cpu']}"
+
+
+def machine_table(machine: Mapping[str, Any], more: Sequence[Sequence[str]]) -> Table:
+    """What it was measured on, a row each. machine: a fingerprint, and ``watch`` where somebody watched. more: rows of
+    this report, to come last."""
+    gpu, watch = machine.get("gpu"), machine.get("watch")
+    cores = f"{machine['usable_cores']} of {machine['cores']} cores usable, {machine['torch_threads']} threads of torch"
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
+    rows = [
+        ["device", device_of(machine)],
+        ["CPU", f"{machine['cpu']}, {cores}"],
+        ["GPU", f"{gpu['name']}, {format_bytes(gpu['memory_bytes'])}, CUDA {gpu['cuda']}" if gpu else "none"],
+    ]
+    if watch is not None:
+        rows += [
+            ["GPU before", _state(watch.get("before"))],
+            ["GPU after", _state(watch.get("after"))],
+            ["GPU watched", str(watch.get("nvml", ""))],
+        ]
+    rows += [
+        ["software", f"Python {machine['python']}, {packages}"],
+        ["commit", machine["commit"] or "unknown: not a checkout"],
+    ]
+    return Table(["what", "value"], [*rows, *more], numeric=())
+
+
+def _state(state: Mapping[str, object] | None) -> str:
+    if not state:
+        return "not watched"
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in state.items())

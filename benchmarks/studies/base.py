@@ -1,4 +1,5 @@
-"""What a study is made of. Plain data: the command's --help reads them without torch."""
+"""What a study is made of, and how its trainings are configured. Plain data: the command's --help reads them without
+torch."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fast_train.pipeline.config.recipe import merge, resolve
+from fast_train.pipeline.config.settings import Config, DataConfig
 from fast_train.pipeline.errors import ConfigError, check_name
 
 #: The setting that the studies are held against: He et al. 2015 (arXiv 1512.03385), section 4.2.
@@ -18,7 +21,7 @@ RECIPE = "paper"
 class Variant:
     """One of the trainings that are compared.
 
-    name: unique in its study, fit for a file name. arch: an architecture of `pipeline.models`. option: what is varied
+    name: unique in its study, fit for a file name. arch: a network's name. option: what is varied
     beside the architecture; empty where it is the architecture itself. settings: what differs from the recipe, nested
     as in a recipe. paper_error: the test error that the paper reports for it on CIFAR-10, a fraction; None for none.
     """
@@ -111,3 +114,34 @@ class Study:
                 f"no variant of study {self.name} fits both --archs and --variants; leave one of them out"
             )
         return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all trainings of a study share. epochs, steps: the length, at most one of them; neither for the paper's
+    64,000 steps. device, amp, loader: as `fast-train` takes them, None for its choice."""
+
+    data: str = DataConfig.path
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    device: str | None = None
+    amp: str | None = None
+    loader: str | None = None
+
+    def settings(self, variant: Variant, seed: int) -> dict[str, dict[str, Any]]:
+        """Of one training, as they are given over the recipe, nested by section."""
+        data = {"path": self.data, "batch_size": self.batch_size, "loader": self.loader}
+        # The papers' arithmetic without mixed precision is float32 throughout.
+        run = {"epochs": self.epochs, "steps": self.steps, "device": self.device, "amp": self.amp, "tf32": False}
+        shared = {"data": _given(data), "run": {**_given(run), "seed": seed}, "model": {"arch": variant.arch}}
+        return merge(shared, variant.settings)
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def variant_config(variant: Variant, options: Options, seed: int) -> Config:
+    """What the training is configured as, before the data's own shape is known. ConfigError for what can't be."""
+    return resolve(RECIPE, options.settings(variant, seed))

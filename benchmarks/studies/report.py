@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from fast_train.benchmarks.instrument.records import ReportError
+from fast_train.benchmarks.instrument.result import Format
 from fast_train.benchmarks.instrument.statistics import bootstrap
 from fast_train.benchmarks.present.page import Block, Document, Notice, Section, document_files, write_files
 from fast_train.benchmarks.present.picture import Picture
-from fast_train.benchmarks.present.tables import Table, percent
+from fast_train.benchmarks.present.tables import Table, machine_table, percent
 from fast_train.benchmarks.present.theme import LINES, Theme
 from fast_train.benchmarks.studies.base import (
     PAPER_BATCH,
@@ -31,7 +32,7 @@ from fast_train.benchmarks.studies.base import (
 from fast_train.benchmarks.studies.train import DIVERGED, DONE, FLOAT32, Run, last_errors
 from fast_train.pipeline.errors import ConfigError
 
-SCHEMA, VERSION = "fast-train.bench-study", 1
+FORMAT = Format(schema="fast-train.bench-study", version=1)
 _JSON = "report.json"
 # Of training errors in a panel that has test errors too.
 _THIN, _DASHED = 1.0, (0, (2, 1.5))
@@ -49,19 +50,15 @@ class Findings:
     machine: dict[str, Any]
     settings: dict[str, Any]
 
-    def to_json(self) -> str:
-        """The text of report.json."""
-        record = {
-            "schema": SCHEMA,
-            "version": VERSION,
-            "study": self.study.name,
-            "complete": len(self.runs) == self.wanted,
-            "settings": self.settings,
-            "data": self.data,
-            "machine": self.machine,
-            "runs": [run.to_dict() for run in self.runs],
-        }
-        return json.dumps(record, indent=1, allow_nan=False) + "\n"
+    def to_json(self) -> bytes:
+        """The content of report.json."""
+        return FORMAT.to_json(
+            complete=len(self.runs) == self.wanted,
+            settings=self.settings,
+            data=self.data,
+            machine=self.machine,
+            body={"study": self.study.name, "runs": [run.to_dict() for run in self.runs]},
+        )
 
     @property
     def seeds(self) -> int:
@@ -77,11 +74,9 @@ def check_folder(folder: Path, study: Study) -> None:
     if not path.exists():
         return
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise ConfigError(f"{path} is not a report of a study; give another --out")
+        record = FORMAT.parse(path.read_bytes())
+    except ReportError as error:
+        raise ConfigError(f"{path} is not a report of a study; give another --out") from error
     if record.get("study") != study.name:
         raise ConfigError(f"{folder} holds a report of study {record.get('study')}; give another --out")
 
@@ -89,7 +84,7 @@ def check_folder(folder: Path, study: Study) -> None:
 def write_report(folder: Path, findings: Findings) -> None:
     """Write report.md, report.html, the pictures, and at last report.json."""
     files = document_files(build_document(findings))
-    write_files(folder, {**files, _JSON: findings.to_json().encode()})
+    write_files(folder, {**files, _JSON: findings.to_json()})
 
 
 def build_document(findings: Findings) -> Document:
@@ -223,17 +218,8 @@ def _reported(study: Study) -> Table:
 
 
 def _machine(findings: Findings) -> Table:
-    machine = findings.machine
-    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
-    gpu = machine.get("gpu")
-    rows = [
-        ["device", gpu["name"] if gpu else f"{machine['usable_cores']} cores of {machine['cpu']}"],
-        ["computed in", _arithmetic(findings)],
-        ["software", f"Python {machine['python']}, {packages}"],
-        ["commit", machine["commit"] or "unknown: not a checkout"],
-        ["command", f"`{findings.settings['command']}`"],
-    ]
-    return Table(["what", "value"], rows, numeric=())
+    more = [["computed in", _arithmetic(findings)], ["command", f"`{findings.settings['command']}`"]]
+    return machine_table(findings.machine, more)
 
 
 def curve_picture(plot: CurvePlot, findings: Findings) -> Picture | None:

@@ -7,33 +7,36 @@ import sys
 from pathlib import Path
 
 from fast_train.benchmarks.instrument.flags import add_subject
-from fast_train.common.command import run_command
+from fast_train.benchmarks.throughput.settings import Flags
+from fast_train.benchmarks.throughput.suites import SUITES
+from fast_train.common.command import Parser, run_command
 from fast_train.common.startup import quick_imports
 from fast_train.pipeline.errors import ConfigError
 
 PROGRAM = "bench-throughput"
-_EPILOG = """examples:
+_EPILOG = f"""examples:
   bench-throughput                                     data/cifar10, this machine, a full report
   bench-throughput --quick                             a look in a minute or two
   bench-throughput --only loaders,end-to-end           some suites alone
   bench-throughput --target-accuracy 0.94 --runs 5     with time to accuracy over five seeds
   bench-throughput --compare old.json new.json --max-loss 0.05
 
-suites: roofline, augmentation, loaders, ladder, end-to-end, accuracy, startup, preparation
+suites: {", ".join(SUITES)}
 
 Ctrl-C ends the measuring; the report then holds the suites that were finished and says that it is not complete.
 
 exit status: 0 done, 1 a loss (--compare), a suite or a training that failed, or figures that can't be true,
-2 bad input, 130/143 stopped by a signal, 141 where nobody reads on (--compare)"""
+2 bad input, 129/130/143 stopped by a signal"""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The flags, with a newcomer's defaults."""
-    parser = argparse.ArgumentParser(
+def build_parser() -> Parser:
+    """The flags. None has a default here: `Flags` says what one is that is not given."""
+    parser = Parser(
         prog=PROGRAM,
         description="Measure loaders, the training step and both together; write a report with pictures.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
     )
     add_subject(parser)
     add = parser.add_argument
@@ -52,10 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of each case (default: 5; 2 with --quick and, on a CPU, of what takes long)",
     )
-    group.add_argument("--warm-up", type=int, default=1, metavar="N", help="repeats before that (default: 1)")
+    group.add_argument("--warm-up", type=int, metavar="N", help="repeats before that (default: 1)")
     group.add_argument("--workers", type=int, metavar="N", help="of loaders that have them (default: cores)")
     group = parser.add_argument_group("results")
-    group.add_argument("--mllog", action="store_true", help="also as MLPerf's :::MLLOG lines, in mllog.txt")
     group.add_argument(
         "--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="compare two reports, do not measure"
     )
@@ -85,39 +87,43 @@ def _add_suites(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _check_actions(flags: argparse.Namespace, arguments: list[str]) -> None:
-    """ConfigError for flags that would be ignored, beside --compare or without it."""
-    if flags.compare is None:
-        if flags.max_loss is not None:
-            raise ConfigError("--max-loss means nothing without --compare; leave it out")
-        return
-    for name in _given(arguments):
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
+    with the command."""
+    given = sys.argv[1:] if arguments is None else arguments
+    flags = build_parser().parse(Flags, given)
+    return run_command(
+        PROGRAM,
+        lambda: _run(flags, given),
+        debug=flags.debug,
+        ends_process=arguments is None,
+        interrupted="no report was written",
+    )
+
+
+def _run(flags: Flags, given: list[str]) -> int:
+    if flags.compare is not None:
+        # Only here, as below: --help needs no arrays.
+        from fast_train.benchmarks.throughput.compare import compare_reports
+
+        _check_alone(given)
+        old, new = flags.compare
+        return compare_reports(old, new, flags.max_loss)
+    if flags.max_loss is not None:
+        raise ConfigError("--max-loss means nothing without --compare; leave it out")
+    flags.check()
+    # After all that can be refused without torch, which takes seconds to import.
+    with quick_imports():
+        from fast_train.benchmarks.throughput.commands import measure
+
+    return measure(flags, [PROGRAM, *given])
+
+
+def _check_alone(given: list[str]) -> None:
+    """ConfigError for a flag that --compare would ignore, also for one that repeats a default."""
+    for name in vars(build_parser().parse_args(given)):
         if name not in ("compare", "max_loss", "debug"):
             raise ConfigError(f"--compare does not go with --{name.replace('_', '-')}; leave one of them out")
-
-
-def _given(arguments: list[str]) -> list[str]:
-    """The names of the flags that a command line holds, also of those that repeat a default."""
-    parser, absent = build_parser(), object()
-    # A value that is there already keeps the parser from filling in a default.
-    values = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), absent))
-    return [name for name, value in vars(parser.parse_args(arguments, values)).items() if value is not absent]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    given = sys.argv[1:] if arguments is None else arguments
-    flags = build_parser().parse_args(given)
-    return run_command(PROGRAM, lambda: _run(flags, given), debug=flags.debug, interrupted="no report was written")
-
-
-def _run(flags: argparse.Namespace, given: list[str]) -> int:
-    _check_actions(flags, given)
-    # After parsing: torch takes seconds to import, and --help needs none of it.
-    with quick_imports():
-        from fast_train.benchmarks.throughput import commands
-
-    return commands.compare_reports(flags) if flags.compare else commands.measure(flags, [PROGRAM, *given])
 
 
 if __name__ == "__main__":

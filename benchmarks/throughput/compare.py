@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from fast_train.benchmarks.instrument.result import ReportError, Result, Row
+from fast_train.benchmarks.instrument.records import Details, ReportError
+from fast_train.benchmarks.instrument.result import Result, Row
 from fast_train.benchmarks.instrument.statistics import bootstrap_ratio
 from fast_train.benchmarks.present.tables import number
-from fast_train.benchmarks.throughput.suites import accuracy
+from fast_train.benchmarks.throughput.json_file import read_result
+from fast_train.benchmarks.throughput.records import AccuracyDetails
 from fast_train.pipeline.config.settings import Config
 
+_MAX_LOSS = 0.1
 # Settings of the network that follow from the images.
 _FITTED = ("num_classes", "image_size", "in_channels")
 # Settings that decide how fast a step is, whatever the recipe.
@@ -47,8 +51,8 @@ class Change:
     """speed: how many times as good as before, above 1 for better, whichever way the unit goes. interval: of it, or
     None where a report has but one repeat."""
 
-    before: Row
-    after: Row
+    before: Row[Details]
+    after: Row[Details]
     speed: float
     interval: tuple[float, float] | None
 
@@ -73,6 +77,16 @@ class Comparison:
         return [change for change in self.changes if change.loss > max_loss]
 
 
+def compare_reports(before: Path, after: Path, max_loss: float | None) -> int:
+    """Print the ratios of two reports; 1 where a row lost more than ``max_loss``, a fraction, by default 0.1."""
+    limit = _MAX_LOSS if max_loss is None else max_loss
+    if not 0 <= limit < 1:
+        raise ValueError(f"--max-loss {limit} is not a fraction in [0, 1)")
+    comparison = compare(read_result(before), read_result(after))
+    print("\n".join(describe(comparison, limit)))
+    return 1 if comparison.losses(limit) else 0
+
+
 def compare(before: Result, after: Result) -> Comparison:
     """ReportError where the reports are of different networks, or have no row in common."""
     _check_network(before, after)
@@ -88,7 +102,7 @@ def compare(before: Result, after: Result) -> Comparison:
     )
 
 
-def _change(before: Row, after: Row) -> Change:
+def _change(before: Row[Details], after: Row[Details]) -> Change:
     over, under = (after, before) if after.better == "higher" else (before, after)
     # A smallest number instead of zero: seconds and rates that are zero compare with nothing.
     speed = over.value / max(under.value, 1e-30)
@@ -184,12 +198,23 @@ def _settings_notes(before: Result, after: Result) -> list[str]:
     ]
     if differing:
         notes.append(f"measured with different settings: {', '.join(differing)}")
-    trainings = [row.details for r in (before, after) if (row := r.find(accuracy.SUITE, accuracy.FINAL)) is not None]
-    if len(trainings) == 2:
-        for name in ("target", "epochs", "batch_size"):
-            values = [details[name] for details in trainings if name in details]
-            if len(values) == 2 and values[0] != values[1]:
-                notes.append(f"trainings of different {name.replace('_', ' ')}: {values[0]} and {values[1]}")
+    return [*notes, *_training_notes(before, after)]
+
+
+def _training_notes(before: Result, after: Result) -> list[str]:
+    trainings = [row.details for result in (before, after) for row in result.about(AccuracyDetails)]
+    if len(trainings) != 2:
+        return []
+    one, other = trainings
+    notes = []
+    for what, old, new in (
+        ("target", one.target, other.target),
+        ("epochs", one.epochs, other.epochs),
+        # Some older reports don't name it.
+        ("batch size", one.batch_size or other.batch_size, other.batch_size or one.batch_size),
+    ):
+        if old != new:
+            notes.append(f"trainings of different {what}: {old} and {new}")
     return notes
 
 

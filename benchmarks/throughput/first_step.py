@@ -21,24 +21,25 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m fast_train.benchmarks.throughput.first_step", description=(__doc__ or "").split(":")[0]
     )
     parser.add_argument("config", type=Path, metavar="CONFIG.json", help="a run's settings, as it keeps them")
-    flags = parser.parse_args(arguments)
-    # What `pipeline.cli` imports, in the same way.
-    with quick_imports():
-        from fast_train.pipeline import commands  # noqa: F401
-    from fast_train.data_prep.manifest import PreparedSet
-    from fast_train.pipeline.config.settings import Config
-    from fast_train.pipeline.engine.build import ready_step
-    from fast_train.pipeline.engine.runtime import apply_global_flags, resolve_runtime
-    from fast_train.pipeline.engine.trainer import Trainer
+    train_step(parser.parse_args(arguments).config)
 
-    config = Config.from_dict(json.loads(flags.config.read_text(encoding="utf-8")))
-    prepared = PreparedSet.open(config.data.path)
-    runtime = resolve_runtime(config.run)
-    apply_global_flags(config.run, runtime.device)
-    with Trainer(config, prepared, runtime) as trainer:
+
+def train_step(path: Path) -> None:
+    """Train one step by the configuration in a file, and print when it was done."""
+    # In the way of `pipeline.cli`, and with all that it imports before it trains.
+    with quick_imports():
+        from fast_train.data_prep.manifest import PreparedSet
+        from fast_train.pipeline.config.settings import Config
+        from fast_train.pipeline.engine.build import ready_step
+        from fast_train.pipeline.engine.trainer import Trainer
+        from fast_train.pipeline.report import progress, summary  # noqa: F401
+        from fast_train.pipeline.run.session import start_runtime
+
+    config = Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    with Trainer(config, PreparedSet.open(config.data.path), start_runtime(config)) as trainer:
         trainer.check_memory()
-        # As `Trainer.prepare`, which keeps the step to itself.
-        ready = ready_step(trainer.step, trainer.loader.example(), runtime)
+        # As `Trainer.prepare`, which keeps the step to itself: a training would go on to the end of an epoch.
+        ready = ready_step(trainer.step, trainer.loader.example(), trainer.runtime)
         ready(next(trainer.loader.feed()))
         # Reading the sums waits for the device.
         trainer.step.metrics.read()

@@ -15,12 +15,20 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from fast_train.benchmarks.instrument.feeds import library_entries
-from fast_train.benchmarks.instrument.result import Result, Row
+from fast_train.benchmarks.instrument.records import Details, ProductDetails
+from fast_train.benchmarks.instrument.result import D, Result, Row
 from fast_train.benchmarks.instrument.roofline import copy_bandwidth, peak_flops
 from fast_train.benchmarks.present.picture import Picture
 from fast_train.benchmarks.present.tables import number, percent
 from fast_train.benchmarks.present.theme import LINES, MARKERS, Theme
-from fast_train.benchmarks.throughput.suites import accuracy, augmentation, end_to_end, ladder, loaders
+from fast_train.benchmarks.throughput.records import (
+    AccuracyDetails,
+    AugmentationDetails,
+    EndToEndDetails,
+    LoaderDetails,
+    RungDetails,
+)
+from fast_train.benchmarks.throughput.suites.loaders import AUGMENTED, RAW
 from fast_train.pipeline.report.plots import short_text
 
 _WIDTH = 9.0
@@ -32,7 +40,7 @@ _HATCH = "///"
 def loaders_alone(result: Result) -> Picture | None:
     """Bytes and augmented images a second of each loader, at the recipe's batch size."""
     rows = _side_by_side(result)
-    names = sorted({row.details["entry"] for row in rows}, key=lambda n: max(_values(rows, n).values()))
+    names = sorted({row.details.entry for row in rows}, key=lambda n: max(_values(rows, n).values()))
     if not names:
         return None
 
@@ -54,26 +62,31 @@ def loaders_alone(result: Result) -> Picture | None:
     )
 
 
-def _side_by_side(result: Result) -> list[Row]:
+def judged(result: Result) -> list[Row[EndToEndDetails]]:
+    """The rows of loader and step together where the step alone was measured too."""
+    return [row for row in result.about(EndToEndDetails) if row.details.wait_share is not None]
+
+
+def _side_by_side(result: Result) -> list[Row[LoaderDetails]]:
     batch, workers = result.config["data"]["batch_size"], result.settings["workers"]
     return [
         row
-        for row in result.suite(loaders.SUITE)
-        if row.details["batch_size"] == batch and (row.details["workers"] == workers or row.details["fixed"])
+        for row in result.about(LoaderDetails)
+        if row.details.batch_size == batch and (row.details.workers == workers or row.details.fixed)
     ]
 
 
-def _values(rows: Sequence[Row], entry: str) -> dict[str, float]:
-    return {row.details["kind"]: row.value for row in rows if row.details["entry"] == entry}
+def _values(rows: Sequence[Row[LoaderDetails]], entry: str) -> dict[str, float]:
+    return {row.details.kind: row.value for row in rows if row.details.entry == entry}
 
 
-def _lollipops(axes: Axes, theme: Theme, rows: Sequence[Row], names: Sequence[str]) -> None:
-    styles = {loaders.RAW: ("o", theme.series[0], "bytes"), loaders.AUGMENTED: ("s", theme.series[1], "augmented")}
+def _lollipops(axes: Axes, theme: Theme, rows: Sequence[Row[LoaderDetails]], names: Sequence[str]) -> None:
+    styles = {RAW: ("o", theme.series[0], "bytes"), AUGMENTED: ("s", theme.series[1], "augmented")}
     for kind, (marker, colour, label) in styles.items():
-        chosen = [row for row in rows if row.details["kind"] == kind]
+        chosen = [row for row in rows if row.details.kind == kind]
         if not chosen:
             continue
-        places = [names.index(row.details["entry"]) for row in chosen]
+        places = [names.index(row.details.entry) for row in chosen]
         values = [row.value for row in chosen]
         axes.errorbar(
             values, places, xerr=_whiskers(chosen), fmt=marker, color=colour, label=label, capsize=3, zorder=3
@@ -99,7 +112,7 @@ def _label_log(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _whiskers(rows: Sequence[Row]) -> np.ndarray:
+def _whiskers(rows: Sequence[Row[Details]]) -> np.ndarray:
     """Distances of the intervals' ends from the values: float64 [2, n], 0 where there is no interval."""
     ends = [row.interval or (row.value, row.value) for row in rows]
     return np.array([[row.value - low, high - row.value] for row, (low, high) in zip(rows, ends, strict=True)]).T
@@ -107,10 +120,14 @@ def _whiskers(rows: Sequence[Row]) -> np.ndarray:
 
 def scaling(result: Result) -> Picture | None:
     """Augmented images a second over batch sizes and over worker counts."""
-    rows = [row for row in result.suite(loaders.SUITE) if row.details["kind"] == loaders.AUGMENTED]
+    rows = [row for row in result.about(LoaderDetails) if row.details.kind == AUGMENTED]
     main, workers = result.config["data"]["batch_size"], result.settings["workers"]
-    by_batch = _curves([r for r in rows if r.details["workers"] == workers or r.details["fixed"]], "batch_size")
-    by_workers = _curves([r for r in rows if r.details["batch_size"] == main and not r.details["fixed"]], "workers")
+    by_batch = _curves(
+        [r for r in rows if r.details.workers == workers or r.details.fixed], lambda details: details.batch_size
+    )
+    by_workers = _curves(
+        [r for r in rows if r.details.batch_size == main and not r.details.fixed], lambda details: details.workers
+    )
     panels = [("batch size", by_batch), (f"workers, at batch {main:,}", by_workers)]
     panels = [(label, curves) for label, curves in panels if any(len(c) > 1 for c in curves.values())]
     if not panels:
@@ -148,10 +165,11 @@ def scaling(result: Result) -> Picture | None:
     )
 
 
-def _curves(rows: Sequence[Row], key: str) -> dict[str, dict[int, float]]:
+def _curves(rows: Sequence[Row[LoaderDetails]], x: Callable[[LoaderDetails], int]) -> dict[str, dict[int, float]]:
+    """Of each loader the images a second over ``x``."""
     curves: dict[str, dict[int, float]] = {}
     for row in rows:
-        curves.setdefault(row.details["entry"], {})[row.details[key]] = row.value
+        curves.setdefault(row.details.entry, {})[x(row.details)] = row.value
     return curves
 
 
@@ -183,13 +201,13 @@ def _legend_by_origin(figure: Figure, all_axes: Sequence[Axes], ours: Collection
 
 def step_ladder(result: Result) -> Picture | None:
     """Images a second of each rung."""
-    rows = result.suite(ladder.SUITE)
+    rows = result.about(RungDetails)
     if not rows:
         return None
     first = rows[0].value
 
-    def text(row: Row) -> str:
-        share = row.details.get("share_of_peak")
+    def text(row: Row[RungDetails]) -> str:
+        share = row.details.share_of_peak
         of_peak = "" if share is None else f", {percent(share)} of peak"
         return f"{number(row.value)} ({row.value / first:.2f} times{of_peak})"
 
@@ -208,7 +226,9 @@ def step_ladder(result: Result) -> Picture | None:
     )
 
 
-def _bars(axes: Axes, theme: Theme, rows: Sequence[Row], names: Sequence[str], text: Callable[[Row], str]) -> None:
+def _bars(
+    axes: Axes, theme: Theme, rows: Sequence[Row[D]], names: Sequence[str], text: Callable[[Row[D]], str]
+) -> None:
     """Bars from above to below, their intervals, and a text after each, outside of the axes."""
     places = range(len(rows))
     axes.barh(places, [row.value for row in rows], color=theme.series[0], height=0.64)
@@ -232,32 +252,32 @@ def _bars(axes: Axes, theme: Theme, rows: Sequence[Row], names: Sequence[str], t
 
 def end_to_end_bars(result: Result) -> Picture | None:
     """Each loader with each step, beside the step alone."""
-    rows = [row for row in result.suite(end_to_end.SUITE) if row.details.get("wait_share") is not None]
-    steps = list(dict.fromkeys(row.details["step"] for row in rows))
-    groups = [sorted((r for r in rows if r.details["step"] == step), key=lambda r: -r.value) for step in steps]
+    rows = judged(result)
+    steps = list(dict.fromkeys(row.details.step for row in rows))
+    groups = [sorted((r for r in rows if r.details.step == step), key=lambda r: -r.value) for step in steps]
     if not groups:
         return None
     ours = _ours()
 
-    def text(row: Row) -> str:
-        return f"{number(row.value)}, waits {percent(row.details['wait_share'], 0)}"
+    def text(row: Row[EndToEndDetails]) -> str:
+        return f"{number(row.value)}, waits {percent(row.details.wait_share, 0)}"
 
     def draw(figure: Figure, theme: Theme) -> None:
         heights = [len(group) + 1.2 for group in groups]
         mark: dict[str, Any] = {"color": theme.highlight, "markersize": 15, "mew": 2.5}
         all_axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, step, group in zip(all_axes, steps, groups, strict=True):
-            _bars(axes, theme, group, [row.details["entry"] for row in group], text)
+            _bars(axes, theme, group, [row.details.entry for row in group], text)
             for bar, row in zip(axes.patches, group, strict=True):
-                bar.set_hatch(None if row.details["entry"] in ours else _HATCH)
-            alone = [row.details["step_alone"] for row in group]
+                bar.set_hatch(None if row.details.entry in ours else _HATCH)
+            alone = [row.details.step_alone or 0.0 for row in group]
             axes.plot(alone, range(len(group)), "|", label="the step alone", **mark)
             axes.set_title(f"with {step}", loc="left")
             ends = [row.interval[1] if row.interval else row.value for row in group]
             axes.set_xlim(0, 1.05 * max(*alone, *ends))
             axes.set_xlabel("training images/s")
         bars = [Patch(facecolor=theme.series[0], label=_OURS)]
-        if any(row.details["entry"] not in ours for row in rows):
+        if any(row.details.entry not in ours for row in rows):
             bars.append(Patch(facecolor=theme.series[0], hatch=_HATCH, label=_OTHERS))
         figure.legend(handles=[*bars, all_axes[0].lines[-1]], loc="outside upper center", ncols=3)
 
@@ -276,28 +296,28 @@ def end_to_end_bars(result: Result) -> Picture | None:
 def roofline(result: Result) -> Picture | None:
     """Operations a second over operations a byte: the device's limits, the rungs, the augmentation."""
     bandwidth = copy_bandwidth(result)
-    rungs = [row for row in result.suite(ladder.SUITE) if row.details.get("flops_per_second")]
-    kinds = list(dict.fromkeys(row.details["kind"] for row in result.suite("roofline") if "kind" in row.details))
+    rungs = result.about(RungDetails)
+    kinds = list(dict.fromkeys(row.details.kind for row in result.about(ProductDetails)))
     if bandwidth is None or not kinds:
         return None
-    augmented = [row for row in result.suite(augmentation.SUITE) if "bytes_per_second" in row.details]
+    augmented = result.about(AugmentationDetails)
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
         _roofs(axes, theme, result, kinds, bandwidth)
         for place, row in enumerate(rungs):
-            x = row.details["flops_per_image"] / row.details["bytes_per_image"]
-            y = row.details["flops_per_second"]
+            x = row.details.flops_per_image / row.details.bytes_per_image
+            y = row.value * row.details.flops_per_image
             marker = MARKERS[place % len(MARKERS)]
             # Hollow: rungs of nearly the same rate lie on one another.
             look: dict[str, Any] = {"color": theme.highlight, "markersize": 9, "fillstyle": "none", "mew": 1.6}
             axes.plot(x, y, marker, label=f"step {row.name}", zorder=4, **look)
-        for place, row in enumerate(augmented[:1] + augmented[-1:] if len(augmented) > 1 else augmented):
-            values = _values_per_image(result)
-            x, y = values / row.details["bytes_per_image"], row.value * values
+        values = _values_per_image(result)
+        for place, ends in enumerate(augmented[:1] + augmented[-1:] if len(augmented) > 1 else augmented):
+            x, y = values / ends.details.bytes_per_image, ends.value * values
             # One full, one hollow: where they fall together both can be seen.
             look = {"color": theme.series[2], "markersize": 12 + 3 * place, "fillstyle": ("full", "none")[place]}
-            axes.plot(x, y, "*", label=f"augmentation, {row.name}", zorder=4, **look)
+            axes.plot(x, y, "*", label=f"augmentation, {ends.name}", zorder=4, **look)
         axes.set_xlabel("operations per byte (logarithmic)")
         axes.set_ylabel("operations/s (logarithmic)")
         figure.legend(loc="outside right center", fontsize=9)
@@ -337,17 +357,16 @@ def _roofs(axes: Axes, theme: Theme, result: Result, kinds: Sequence[str], bandw
 
 def accuracy_over_time(result: Result) -> Picture | None:
     """Test accuracy of each seed over the wall clock."""
-    row = result.find(accuracy.SUITE, accuracy.FINAL)
-    if row is None:
+    rows = result.about(AccuracyDetails)
+    if not rows:
         return None
-    runs, target = row.details["runs"], row.details["target"]
+    runs, target = rows[0].details.runs, rows[0].details.target
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
         for place, run in enumerate(runs):
-            tested = [epoch for epoch in run["epochs"] if epoch["accuracy"] is not None]
-            seconds, accuracies = [e["seconds"] for e in tested], [e["accuracy"] for e in tested]
-            axes.plot(seconds, accuracies, label=f"seed {run['seed']}", **_style(theme, place))
+            tested = [(epoch.seconds, epoch.accuracy) for epoch in run.epochs if epoch.accuracy is not None]
+            axes.plot(*zip(*tested, strict=True), label=f"seed {run.seed}", **_style(theme, place))
         if target is not None:
             axes.axhline(target, color=theme.highlight, linestyle="--", linewidth=1.4, label=f"target, {target:.1%}")
         axes.set_xlim(left=0)

@@ -6,35 +6,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fast_train.benchmarks.instrument import roofline as roofline_suite
+from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Result, Row
 from fast_train.benchmarks.instrument.statistics import CONFIDENCE
 from fast_train.benchmarks.present.page import Block, Document, Notice, Section, document_files, write_files
 from fast_train.benchmarks.present.picture import Picture
-from fast_train.benchmarks.present.tables import Table, interval, number, percent
-from fast_train.benchmarks.throughput import plots
-from fast_train.benchmarks.throughput.suites import (
-    accuracy,
-    augmentation,
-    end_to_end,
-    ladder,
-    loaders,
-    preparation,
-    startup,
+from fast_train.benchmarks.present.tables import Table, device_of, interval, machine_table, number, percent
+from fast_train.benchmarks.throughput import json_file, plots
+from fast_train.benchmarks.throughput.records import (
+    AccuracyDetails,
+    AugmentationDetails,
+    EndToEndDetails,
+    LoaderDetails,
+    PreparationDetails,
+    RungDetails,
 )
+from fast_train.benchmarks.throughput.suites import accuracy, startup
 from fast_train.common.text import format_bytes
 
-JSON, MLLOG = "report.json", "mllog.txt"
 _MEDIAN = ("median", f"{CONFIDENCE:.0%} interval", "spread")
 
 
-def write_report(folder: Path, result: Result, *, mllog: str | None = None) -> list[Path]:
+def write_report(folder: Path, result: Result) -> list[Path]:
     """Write report.json, report.md, report.html and the pictures. All of it is made before any of it is written, and
     report.json comes last: where it stands, the rest is of the same run."""
     files = document_files(build_document(result))
-    if mllog is not None:
-        files[MLLOG] = mllog.encode()
-    files[JSON] = result.to_json().encode() + b"\n"
-    return write_files(folder, files)
+    return write_files(folder, {**files, json_file.NAME: result.to_json(json_file.FORMAT)})
 
 
 def build_document(result: Result) -> Document:
@@ -45,7 +42,7 @@ def build_document(result: Result) -> Document:
         Section("The step alone", _ladder(result)),
         Section("Limits of the device", _roofline(result)),
         Section("Time to accuracy", _accuracy(result)),
-        Section("Cold and warm start", _rows_table(result, startup.SUITE, "from the start of the process to")),
+        Section("Cold and warm start", _starts(result)),
         Section("Preparation", _preparation(result)),
         Section("Not measured", _skipped(result)),
         Section("Machine and method", _machine(result)),
@@ -61,113 +58,106 @@ def headline(result: Result) -> str:
     """What was found, in a sentence or two."""
     made_up = " The images are synthetic." if result.data["synthetic"] else ""
     stopped = "" if result.complete else " The run was interrupted: what follows is what had been measured by then."
-    rows = [row for row in result.suite(end_to_end.SUITE) if row.details.get("wait_share") is not None]
+    rows = plots.judged(result)
+    where = device_of(result.machine)
     if not rows:
-        return f"Measured on {device_of(result)}.{made_up}{stopped}"
+        return f"Measured on {where}.{made_up}{stopped}"
     best = max(rows, key=lambda row: row.value)
-    text = f"{best.details['entry']} with {best.details['step']} trains {number(best.value)} images/s"
-    notes = result.find(end_to_end.SUITE, "notes' DataLoader, the notes' step")
-    if notes is not None and notes is not best:
-        text += f", {best.value / notes.value:.1f} times the notes' {number(notes.value)}"
-    return f"{text}, on {device_of(result)}.{_equals(best, rows)}{made_up}{stopped}"
+    text = f"{best.details.entry} with {best.details.step} trains {number(best.value)} images/s"
+    baseline = next((row for row in rows if row.name == "baseline DataLoader, the baseline's step"), None)
+    if baseline is not None and baseline is not best:
+        text += f", {best.value / baseline.value:.1f} times the baseline's {number(baseline.value)}"
+    return f"{text}, on {where}.{_equals(best, rows)}{made_up}{stopped}"
 
 
-def _equals(best: Row, rows: Sequence[Row]) -> str:
+def _equals(best: Row[EndToEndDetails], rows: Sequence[Row[EndToEndDetails]]) -> str:
     """A sentence on the loaders whose intervals overlap with the best one's, with the same step."""
     low = best.interval[0] if best.interval else best.value
     close = [
-        row.details["entry"]
+        row.details.entry
         for row in rows
         if row is not best
-        and row.details["step"] == best.details["step"]
+        and row.details.step == best.details.step
         and (row.interval[1] if row.interval else row.value) >= low
     ]
     return f" Within the noise of it: {', '.join(close)}." if close else ""
-
-
-def device_of(result: Result) -> str:
-    """The device as a person would name it."""
-    machine = result.machine
-    gpu = machine.get("gpu")
-    return str(gpu["name"]) if gpu else f"{machine['usable_cores']} cores of {machine['cpu']}"
 
 
 def _with(picture: Picture | None, *blocks: Block) -> list[Block]:
     return [picture, *blocks] if picture is not None else list(blocks)
 
 
-def _statistics(row: Row) -> list[str]:
+def _statistics(row: Row[Details]) -> list[str]:
     low_high = row.interval
     return [number(row.value), interval(*low_high) if low_high else "one repeat", percent(row.spread)]
 
 
 def _end_to_end(result: Result) -> list[Block]:
-    rows = result.suite(end_to_end.SUITE)
-    judged = [row for row in rows if row.details.get("wait_share") is not None]
-    if not judged:
-        return []
-    cells = [
-        [
-            row.details["entry"],
-            row.details["step"],
-            f"{row.details['batch_size']:,}",
-            *_statistics(row),
-            number(row.details["step_alone"]),
-            percent(row.details["wait_share"], 0),
-            row.details["bound"],
-        ]
-        for row in judged
-    ]
-    best = max(range(len(judged)), key=lambda place: judged[place].value)
-    columns = ["loader", "step", "batch", *_MEDIAN, "step alone", "waits", "bound by"]
-    table = Table(columns, cells, caption="Training images/s", strong=[best], numeric=range(2, 8))
-    return _with(plots.end_to_end_bars(result), table, Notice("note", [row.details["sentence"] for row in judged]))
-
-
-def _loaders(result: Result) -> list[Block]:
-    rows = result.suite(loaders.SUITE)
+    rows = plots.judged(result)
     if not rows:
         return []
     cells = [
         [
-            row.details["entry"],
-            row.details["kind"],
-            f"{row.details['batch_size']:,}",
-            str(row.details["workers"] or ""),
+            row.details.entry,
+            row.details.step,
+            f"{row.details.batch_size:,}",
             *_statistics(row),
-            row.details["augmentation"],
+            number(row.details.step_alone),
+            percent(row.details.wait_share, 0),
+            row.details.bound,
+        ]
+        for row in rows
+    ]
+    best = max(range(len(rows)), key=lambda place: rows[place].value)
+    columns = ["loader", "step", "batch", *_MEDIAN, "step alone", "waits", "bound by"]
+    table = Table(columns, cells, caption="Training images/s", strong=[best], numeric=range(2, 8))
+    return _with(plots.end_to_end_bars(result), table, Notice("note", [row.details.sentence for row in rows]))
+
+
+def _loaders(result: Result) -> list[Block]:
+    rows = result.about(LoaderDetails)
+    if not rows:
+        return []
+    cells = [
+        [
+            row.details.entry,
+            row.details.kind,
+            f"{row.details.batch_size:,}",
+            str(row.details.workers or ""),
+            *_statistics(row),
+            row.details.augmentation,
         ]
         for row in rows
     ]
     columns = ["loader", "what", "batch", "workers", *_MEDIAN, "augmentation"]
     table = Table(columns, cells, caption="Images/s on the device", numeric=range(2, 7))
-    sources = {row.details["entry"]: row.details["source"] for row in rows}
+    sources = {row.details.entry: row.details.source for row in rows}
     peers = [f"{name}: {source}" for name, source in sources.items() if source != "this project"]
     blocks: list[Block] = [Notice("note", ["Recipes that are not ours follow:", *peers])] if peers else []
     return _with(plots.loaders_alone(result), *_with(plots.scaling(result), table, *blocks))
 
 
 def _ladder(result: Result) -> list[Block]:
-    rows = result.suite(ladder.SUITE)
+    rows = result.about(RungDetails)
     if not rows:
         return []
     cells = [
         [
             row.name,
-            f"{row.details['batch_size']:,}",
+            f"{row.details.batch_size:,}",
             *_statistics(row),
             f"{row.value / rows[0].value:.2f}",
-            number(row.details["flops_per_second"] / 1e12),
-            percent(row.details["share_of_peak"]),
-            _bytes(row.details["peak_memory_bytes"]),
+            number(row.value * row.details.flops_per_image / 1e12),
+            percent(row.details.share_of_peak),
+            _bytes(row.details.peak_memory_bytes),
         ]
         for row in rows
     ]
     columns = ["rung", "batch", *_MEDIAN, "times the first", "TFLOP/s", "of the peak", "peak memory"]
-    flops = rows[0].details["flops_per_image"]
     text = (
-        f"A training image costs {number(flops / 1e9)} GFLOP, forward and backward, as `torch.utils.flop_counter` "
-        "counts them. The peak is the fastest repeat of a large matrix product in the same type."
+        f"A training image costs {number(rows[0].details.flops_per_image / 1e9)} GFLOP, forward and backward, as "
+        "`torch.utils.flop_counter` counts them. The peak is the fastest repeat of a large matrix product in the same "
+        "type."
     )
     return _with(plots.step_ladder(result), text, Table(columns, cells, caption="Training images/s"))
 
@@ -185,15 +175,14 @@ def _roofline(result: Result) -> list[Block]:
         for row in rows
     ]
     tables: list[Block] = [Table(["limit", "median", "fastest repeat", "spread"], cells, caption="Measured limits")]
-    augmented = result.suite(augmentation.SUITE)
-    if augmented:
+    if augmented := result.about(AugmentationDetails):
         cells = [
             [
                 row.name,
                 *_statistics(row),
-                format_bytes(row.details["bytes_per_image"]),
-                format_bytes(row.details.get("bytes_per_second", 0)) + "/s",
-                percent(row.details.get("share_of_copy")),
+                format_bytes(row.details.bytes_per_image),
+                format_bytes(row.details.bytes_per_second or 0) + "/s",
+                percent(row.details.share_of_copy),
             ]
             for row in augmented
         ]
@@ -202,7 +191,7 @@ def _roofline(result: Result) -> list[Block]:
     return _with(plots.roofline(result), *tables)
 
 
-def _scaled(row: Row, value: float) -> str:
+def _scaled(row: Row[Details], value: float) -> str:
     if row.unit == "bytes/s":
         return f"{format_bytes(value)}/s"
     return f"{number(value / 1e12)} TFLOP/s"
@@ -212,31 +201,30 @@ def _accuracy(result: Result) -> list[Block]:
     rows = result.suite(accuracy.SUITE)
     if not rows:
         return []
-    final = result.find(accuracy.SUITE, accuracy.FINAL)
-    runs = final.details["runs"] if final else []
-    batch = final.details.get("batch_size") if final else None
+    summary = [[row.name, *_mean(row)] for row in rows]
+    what = Table(["what", "mean", f"{CONFIDENCE:.0%} interval over seeds", "seeds"], summary)
+    trainings = [_trainings(row.details) for row in result.about(AccuracyDetails)]
+    return _with(plots.accuracy_over_time(result), what, *trainings)
+
+
+def _trainings(details: AccuracyDetails) -> Table:
     cells = [
         [
-            str(run["seed"]),
-            percent(run["accuracy"], 2),
-            number(run["epochs"][-1]["seconds"]),
-            number(run["train_seconds"]),
-            number(run["start_up_seconds"]),
-            number(run["compile_seconds"]),
+            str(run.seed),
+            percent(run.accuracy, 2),
+            number(run.epochs[-1].seconds),
+            number(run.train_seconds),
+            number(run.start_up_seconds),
+            number(run.compile_seconds),
         ]
-        for run in runs
+        for run in details.runs
     ]
     columns = ["seed", "accuracy", "s to the end", "of them training", "start-up before, s", "compilation before, s"]
-    epochs = final.details["epochs"] if final else 0
-    summary = [[row.name, *_mean(row)] for row in rows]
-    return _with(
-        plots.accuracy_over_time(result),
-        Table(["what", "mean", f"{CONFIDENCE:.0%} interval over seeds", "seeds"], summary),
-        Table(columns, cells, caption=f"{epochs} epochs at most" + (f", batch {batch:,}" if batch else "")),
-    )
+    batch = f", batch {details.batch_size:,}" if details.batch_size else ""
+    return Table(columns, cells, caption=f"{details.epochs or 0} epochs at most{batch}")
 
 
-def _mean(row: Row) -> list[str]:
+def _mean(row: Row[Details]) -> list[str]:
     low_high = row.interval
     if row.unit == "accuracy":
         ends = f"{percent(low_high[0], 2)} to {percent(low_high[1], 2)}" if low_high else "one seed"
@@ -244,27 +232,27 @@ def _mean(row: Row) -> list[str]:
     return [f"{number(row.value)} s", interval(*low_high) if low_high else "one seed", str(len(row.repeats))]
 
 
-def _rows_table(result: Result, suite: str, caption: str) -> list[Block]:
-    rows = result.suite(suite)
+def _starts(result: Result) -> list[Block]:
+    rows = result.suite(startup.SUITE)
     if not rows:
         return []
     cells = [[row.name, *_statistics(row), str(len(row.repeats))] for row in rows]
-    return [Table(["start", *_MEDIAN, "repeats"], cells, caption=f"Seconds {caption} the end of the first step")]
+    caption = "Seconds from the start of the process to the end of the first step"
+    return [Table(["start", *_MEDIAN, "repeats"], cells, caption=caption)]
 
 
 def _preparation(result: Result) -> list[Block]:
-    cells = []
-    for row in result.suite(preparation.SUITE):
-        if row.unit != "s":
-            continue
-        size = result.find(preparation.SUITE, f"{row.details['format']}, bytes")
-        images = row.details.get("images")
-        per_second = number(images / row.value) if images else "-"
-        cells.append([row.details["format"], *_statistics(row), per_second, format_bytes(size.value) if size else "-"])
-    if not cells:
+    rows = result.about(PreparationDetails)
+    if not rows:
         return []
-    dataset = result.suite(preparation.SUITE)[0].details["dataset"]
-    caption = f"Seconds of `prep-data --dataset {_without_path(dataset)}`, hashes included"
+    sizes = {row.details.format: row.value for row in rows if row.unit == "bytes"}
+    cells = []
+    for row in rows:
+        if row.unit == "s":
+            images, size = row.details.images, sizes.get(row.details.format)
+            rate = number(images / row.value) if images else "-"
+            cells.append([row.details.format, *_statistics(row), rate, "-" if size is None else format_bytes(size)])
+    caption = f"Seconds of `prep-data --dataset {_without_path(rows[0].details.dataset)}`, hashes included"
     return [Table(["format", *_MEDIAN, "images/s", "bytes"], cells, caption=caption)]
 
 
@@ -281,36 +269,22 @@ def _skipped(result: Result) -> list[Block]:
 
 
 def _machine(result: Result) -> list[Block]:
-    machine, settings, run = result.machine, result.settings, result.config["run"]
-    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
-    gpu, watch = machine.get("gpu"), machine.get("watch", {})
-    cells = [
-        ["device", device_of(result)],
-        ["CPU", f"{machine['cpu']}, {machine['usable_cores']} of {machine['cores']} cores usable, "
-                f"{machine['torch_threads']} threads of torch"],
-        ["GPU", f"{gpu['name']}, {format_bytes(gpu['memory_bytes'])}, CUDA {gpu['cuda']}" if gpu else "none"],
-        ["GPU before", _state(watch.get("before"))],
-        ["GPU after", _state(watch.get("after"))],
-        ["GPU watched", str(watch.get("nvml", ""))],
-        ["software", f"Python {machine['python']}, {packages}"],
-        ["commit", machine["commit"] or "unknown: not a checkout"],
-        ["command", f"`{settings['command']}`"],
-        ["recipe", f"{result.config['recipe']}, AMP {run['amp']}; steps are measured in batches of "
-                   f"{result.config['data']['batch_size']:,}"],
-        ["data", f"{result.data['train_images']:,} training images of {result.data['source']}"],
-    ]  # fmt: skip
+    settings, config, data = result.settings, result.config, result.data
+    amp, batch = config["run"]["amp"], config["data"]["batch_size"]
     method = (
         f"Cases that are compared ran in turn: {settings['warm_up']} round(s) of warm-up, which count for nothing, "
-        f"then {settings['repeats']} rounds of about {settings['seconds']} s a case; of starts and preparations, whole "
-        f"processes, {settings['slow_repeats']}. Each timing begins and ends with the device idle; of a loader it "
-        "lies in the middle of a longer pass, where the loader makes as many batches as it gives out. Given are "
-        "medians with bootstrap intervals; spread is the largest less the smallest repeat over the median. "
-        "`report.json` holds every repeat."
+        f"then {settings['repeats']} rounds of about {settings['seconds']} s a case; starts and preparations, which "
+        f"are whole processes, {settings['slow_repeats']}. Each timing begins and ends with the device idle. A loader "
+        "is timed in the middle of a longer pass, where it makes as many batches as it gives out. Given are medians "
+        "with bootstrap intervals; spread is the largest less the smallest repeat over the median. `report.json` "
+        "holds every repeat."
     )
-    return [method, Table(["what", "value"], cells, numeric=())]
-
-
-def _state(state: dict[str, object] | None) -> str:
-    if not state:
-        return "not watched"
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in state.items())
+    table = machine_table(
+        result.machine,
+        [
+            ["command", f"`{settings['command']}`"],
+            ["recipe", f"{config['recipe']}, AMP {amp}; steps are measured in batches of {batch:,}"],
+            ["data", f"{data['train_images']:,} training images of {data['source']}"],
+        ],
+    )
+    return [method, table]

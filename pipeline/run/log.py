@@ -65,7 +65,9 @@ class RunLog(Listener):
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The records in a run's folder, one an epoch; none where it has no log. ValueError for a damaged one."""
     try:
-        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+        text = (folder / METRICS).read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines]
+    # A process that was killed may have left a line without its end.
+    whole, _, _ = text.rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]

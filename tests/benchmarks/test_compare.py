@@ -1,12 +1,18 @@
 """Two reports side by side: what makes them hard to compare is said, and other networks are refused."""
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from fast_train.benchmarks.instrument.result import ReportError
+from fast_train.benchmarks.instrument.records import ReportError
 from fast_train.benchmarks.throughput import cli
 from fast_train.benchmarks.throughput.compare import compare, describe
+from fast_train.benchmarks.throughput.json_file import FORMAT, read_result
+from fast_train.benchmarks.throughput.records import AccuracyDetails
+
+REPORT = Path(__file__).parents[2] / "docs" / "reports" / "cpu"
 
 
 @pytest.fixture
@@ -27,12 +33,26 @@ def test_the_same_report_needs_no_note(result, other):
     assert compare(result, other).notes == []
 
 
+def test_an_older_report_is_read_and_compared(capsys):
+    """With rows that have other names by now."""
+    assert "notes' DataLoader" in (REPORT / "report.json").read_text()
+    assert cli.main(["--compare", str(REPORT), str(REPORT)]) == 0
+    said = capsys.readouterr().out
+    assert "end-to-end: baseline DataLoader, the baseline's step" in said
+    assert "only in" not in said
+    old, new = read_result(REPORT), read_result(REPORT)
+    (row,) = new.about(AccuracyDetails)
+    details = replace(row.details, epochs=9, batch_size=None)
+    new.rows[new.rows.index(row)] = replace(row, details=details)
+    assert compare(old, new).notes == ["trainings of different epochs: 2 and 9"]
+
+
 def test_other_networks_are_refused_in_one_line(result, other, quick_report, tmp_path, capsys):
     other.config["model"]["arch"] = "resnet20"
     with pytest.raises(ReportError, match=r"different networks: model\.arch resnet8 and resnet20; compare reports of"):
         compare(result, other)
     path = tmp_path / "report.json"
-    path.write_text(other.to_json())
+    path.write_bytes(other.to_json(FORMAT))
     assert cli.main(["--compare", str(quick_report), str(path)]) == 2
     captured = capsys.readouterr()
     assert len(captured.err.splitlines()) == 1

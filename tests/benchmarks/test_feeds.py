@@ -5,12 +5,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fast_train.benchmarks.instrument.feeds import Feed, LoaderFeed, batches_ahead, library_entries, timed_lot
+from fast_train.benchmarks.instrument.feeds import (
+    Feed,
+    FeedOptions,
+    LoaderFeed,
+    batches_ahead,
+    library_entries,
+    timed_lot,
+)
+from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Result, Row
 from fast_train.benchmarks.peers import peer_entries
+from fast_train.benchmarks.throughput.records import EndToEndDetails
 from fast_train.benchmarks.throughput.report import headline
 from fast_train.benchmarks.throughput.suites import end_to_end, loaders
-from fast_train.benchmarks.throughput.suites.end_to_end import EITHER, LOADER, STEP, UNKNOWN, slower
+from fast_train.benchmarks.throughput.suites.end_to_end import EITHER, LOADER, STEP, UNKNOWN, judge, slower
 from fast_train.data_prep import cli as prep_cli
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.kernels.spec import AugmentSpec
@@ -96,7 +105,7 @@ def test_a_pass_of_any_length_has_that_many_batches(entry, prepared):
     config = Config.from_dict({"data": {"path": str(prepared.root), "batch_size": 16}, "run": {"device": "cpu"}})
     runtime = SimpleNamespace(device=torch.device("cpu"), image_dtype=torch.float32)
     workers = 1 if entry.workers is None else entry.workers
-    feed = entry.open(SimpleNamespace(prepared=prepared), config, runtime, workers, False)
+    feed = entry.open(FeedOptions(prepared=prepared, config=config, runtime=runtime, workers=workers))
     with_indices = isinstance(feed, LoaderFeed)
     try:
         for count in (1, 3, 4, 11):
@@ -107,8 +116,15 @@ def test_a_pass_of_any_length_has_that_many_batches(entry, prepared):
         feed.close()
 
 
-def _row(*repeats, suite="end-to-end", name="row", **details):
-    return Row(suite=suite, name=name, unit="images/s", repeats=repeats, details=details)
+def _row(*repeats, suite="end-to-end", name="row"):
+    return Row(suite=suite, name=name, unit="images/s", repeats=repeats, details=Details())
+
+
+def _fed(entry, step, *repeats, **details):
+    details = EndToEndDetails(
+        entry=entry, step=step, batch_size=8, workers=2, step_alone_row="", loader_alone_row="", **details
+    )
+    return Row(suite="end-to-end", name=f"{entry}, {step}", unit="images/s", repeats=repeats, details=details)
 
 
 @pytest.mark.parametrize(
@@ -136,19 +152,12 @@ def test_what_bounds_a_rate_is_said_only_beyond_the_noise(loader, together, step
     ],
 )
 def test_a_loader_is_judged_by_the_step_alone(device, loader, together, said):
-    step = _row(100, 100, name="step alone")
-    row = _row(together, together, entry="torch", step="the step", loader_alone_row="torch, raw")
-    rows = [step, row, _row(loader, loader, suite="loaders", name="torch, raw")]
-    result = Result(settings={}, config={}, data={}, machine={}, rows=rows)
-    judged = []
-    bench = SimpleNamespace(
-        result=result, device=torch.device(device), amend=lambda row, **details: judged.append(details)
-    )
-    end_to_end._judge(bench, row, step)
-    (details,) = judged
-    assert details["wait_share"] == pytest.approx(1 - together / 100)
-    assert (details["step_alone"], details["loader_alone"]) == (100, loader)
-    assert said in details["sentence"]
+    alone = _row(loader, loader, suite="loaders", name="torch, raw")
+    row = _fed("torch", "the step", together, together)
+    details = judge(row, _row(100, 100), alone, share_cores=device == "cpu")
+    assert details.wait_share == pytest.approx(1 - together / 100)
+    assert (details.step_alone, details.loader_alone) == (100, loader)
+    assert said in details.sentence
 
 
 class _Timed(_Prefetching):
@@ -165,8 +174,9 @@ def test_rates_are_images_a_second():
         config=SimpleNamespace(augment=AugmentSpec()),
     )
     entry, feed = library_entries()[0], _Timed(4)
-    alone = loaders._case(bench, entry, feed, "name", loaders.RAW, 2)
-    together = end_to_end._case(bench, entry, feed, lambda batch: None, "name", "the step", "alone")
+    alone = loaders.measured(bench, entry, feed, name="name", kind=loaders.RAW, workers=2)
+    step = end_to_end.Step(name="the step", run=lambda batch: None, row="alone")
+    together = end_to_end.measured(bench, entry, feed, step)
     assert alone.run() == pytest.approx(1000)
     assert together.run() == pytest.approx(1000)
 
@@ -182,20 +192,16 @@ def _result(rows, *, synthetic=False, complete=True):
     )
 
 
-def _end_to_end(entry, step, *repeats):
-    return _row(*repeats, name=f"{entry}, {step}", entry=entry, step=step, wait_share=0.0)
-
-
-def test_the_headline_names_the_fastest_and_what_the_notes_give():
+def test_the_headline_names_the_fastest_and_what_the_baseline_gives():
     step = "recipe fast's step"
     rows = [
-        _end_to_end("torch", step, 700, 800),
-        _end_to_end("resident", step, 1000, 1010),
-        _end_to_end("ffcv", step, 990, 1005),
-        _end_to_end("notes' DataLoader", "the notes' step", 250, 252),
+        _fed("torch", step, 700, 800, wait_share=0.0),
+        _fed("resident", step, 1000, 1010, wait_share=0.0),
+        _fed("ffcv", step, 990, 1005, wait_share=0.0),
+        _fed("baseline DataLoader", "the baseline's step", 250, 252, wait_share=0.0),
     ]
     text = headline(_result(rows))
-    assert text.startswith(f"resident with {step} trains 1,005 images/s, 4.0 times the notes' 251, on 2 cores")
+    assert text.startswith(f"resident with {step} trains 1,005 images/s, 4.0 times the baseline's 251, on 2 cores")
     assert "Within the noise of it: ffcv." in text
     assert "synthetic" not in text
     assert "synthetic" in headline(_result(rows, synthetic=True))

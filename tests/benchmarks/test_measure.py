@@ -10,10 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fast_train.benchmarks.instrument.bench import build_settings
 from fast_train.benchmarks.instrument.statistics import bootstrap, bootstrap_ratio, estimate, spread
 from fast_train.benchmarks.instrument.timing import Case, Rate, captured, interleave
-from fast_train.benchmarks.throughput.cli import build_parser
+from fast_train.benchmarks.throughput.settings import Flags, settings_of
 from fast_train.pipeline.config.settings import Config
 
 values = st.lists(st.floats(0.1, 1e6), min_size=2, max_size=20)
@@ -138,8 +137,8 @@ def test_iterations_come_in_lots():
     assert all(count % 4 == 0 for count in counts)
 
 
-@pytest.mark.parametrize(("flags", "expected"), [([], (5, 2)), (["--repeats", "7"], (7, 7)), (["--quick"], (2, 2))])
+@pytest.mark.parametrize(("flags", "expected"), [({}, (5, 2)), ({"repeats": 7}, (7, 7)), ({"quick": True}, (2, 2))])
 def test_repeats_on_a_cpu(flags, expected):
     """What takes long is repeated less there, unless repeats are asked for."""
-    settings = build_settings(build_parser().parse_args(flags), Config(), cuda=False)
+    settings = settings_of(Flags(**flags), Config(), cuda=False)
     assert (settings.repeats, settings.slow_repeats) == expected

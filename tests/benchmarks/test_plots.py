@@ -5,6 +5,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fast_train.benchmarks.instrument.records import CopyDetails, ProductDetails
 from fast_train.benchmarks.instrument.result import Result, Row
 from fast_train.benchmarks.present.theme import DARK, LIGHT
 from fast_train.benchmarks.studies import STUDIES
@@ -12,34 +13,55 @@ from fast_train.benchmarks.studies.base import CurvePlot, Panel
 from fast_train.benchmarks.studies.report import Findings, curve_picture
 from fast_train.benchmarks.studies.train import DONE, FLOAT32, Run
 from fast_train.benchmarks.throughput import plots
+from fast_train.benchmarks.throughput.records import AugmentationDetails, EndToEndDetails, LoaderDetails, RungDetails
 from fast_train.benchmarks.throughput.suites import augmentation, end_to_end, ladder, loaders
 
 OURS = ("resident", "ffcv", "dali", "torch", "dali, native")
-OTHERS = ("notes' DataLoader", "tuned DataLoader", "FFCV's example", "DALI's reader")
+OTHERS = ("baseline DataLoader", "tuned DataLoader", "FFCV's example", "DALI's reader")
+
+
+def _row(suite, name, value, details, unit="images/s"):
+    return Row(suite=suite, name=name, unit=unit, repeats=(value,), details=details)
 
 
 def _loader_row(entry, batch, value):
-    details = {"entry": entry, "kind": loaders.AUGMENTED, "batch_size": batch, "workers": 2, "fixed": False}
-    return Row(suite=loaders.SUITE, name=f"{entry}, {batch}", unit="images/s", repeats=(value,), details=details)
+    details = LoaderDetails(
+        entry=entry,
+        kind=loaders.AUGMENTED,
+        batch_size=batch,
+        workers=2,
+        fixed=False,
+        augmentation="crop",
+        source="here",
+    )
+    return _row(loaders.SUITE, f"{entry}, {batch}", value, details)
 
 
 def _end_to_end_row(entry, step):
-    details = {"entry": entry, "step": step, "step_alone": 900.0, "wait_share": 0.1}
-    return Row(suite=end_to_end.SUITE, name=f"{entry}, {step}", unit="images/s", repeats=(800.0,), details=details)
+    details = EndToEndDetails(
+        entry=entry,
+        step=step,
+        batch_size=512,
+        workers=2,
+        step_alone_row="step alone",
+        loader_alone_row="loader alone",
+        step_alone=900.0,
+        wait_share=0.1,
+    )
+    return _row(end_to_end.SUITE, f"{entry}, {step}", 800.0, details)
 
 
 def _roofline_rows():
-    def row(suite, name, value, unit="images/s", **details):
-        return Row(suite=suite, name=name, unit=unit, repeats=(value,), details=details)
-
-    step = {"flops_per_image": 1e9, "bytes_per_image": 5e7, "flops_per_second": 1e11}
-    traffic = {"bytes_per_image": 9216, "bytes_per_second": 1e9}
+    rung = RungDetails(
+        rung=0, change="float32, eager", batch_size=128, kind="float32", flops_per_image=1e9, bytes_per_image=5e7
+    )
+    traffic = AugmentationDetails(batch=512, bytes_per_image=9216, spec={}, bytes_per_second=1e9)
     return [
-        row("roofline", "copy", 2e10, "bytes/s"),
-        row("roofline", "matrix product, float32", 3e11, "FLOP/s", kind="float32"),
-        row(ladder.SUITE, "1. float32, eager", 100.0, **step),
-        row(augmentation.SUITE, "batch 512", 1e5, **traffic),
-        row(augmentation.SUITE, "batch 1,024", 1e5, **traffic),
+        _row("roofline", "copy", 2e10, CopyDetails(bytes=1), "bytes/s"),
+        _row("roofline", "matrix product, float32", 3e11, ProductDetails(side=1, kind="float32"), "FLOP/s"),
+        _row(ladder.SUITE, "1. float32, eager", 100.0, rung),
+        _row(augmentation.SUITE, "batch 512", 1e5, traffic),
+        _row(augmentation.SUITE, "batch 1,024", 1e5, traffic),
     ]
 
 
@@ -50,7 +72,7 @@ def result():
         for place, entry in enumerate(OURS + OTHERS, 1)
         for batch in (128, 512)
     ]
-    rows += [_end_to_end_row(entry, step) for step in ("our step", "the notes' step") for entry in OURS + OTHERS]
+    rows += [_end_to_end_row(entry, step) for step in ("our step", "the baseline's step") for entry in OURS + OTHERS]
     return Result(
         settings={"workers": 2},
         config={"data": {"batch_size": 512}},

@@ -1,6 +1,7 @@
 import io
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 from matplotlib.figure import Figure
@@ -62,8 +63,19 @@ def test_the_same_picture_is_the_same_file():
     assert PICTURE.render(DARK, "svg") == PICTURE.render(DARK, "svg")
 
 
+def test_each_theme_and_format_is_drawn_once():
+    drawn = []
+
+    def draw(figure, theme):
+        drawn.append(theme.name)
+        _draw(figure, theme)
+
+    document_files(Document("Report", "", [Section("Lines", [replace(PICTURE, draw=draw)])]))
+    assert sorted(drawn) == ["dark", "light", "light"]
+
+
 def test_html_is_one_file_that_loads_nothing():
-    page = DOCUMENT.to_html()
+    page = document_files(DOCUMENT)["report.html"].decode()
     assert not re.search(r"""(?:src|srcset|href)\s*=\s*["'](?!data:|#)""", page)
     assert not re.search(r"https?://|url\(|@import|<script", page)
     assert "prefers-color-scheme: dark" in page

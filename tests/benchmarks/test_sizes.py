@@ -2,17 +2,19 @@
 
 import pytest
 
+from fast_train.benchmarks.instrument import roofline
 from fast_train.benchmarks.instrument.cost import batch_warnings, fit_batch, training_flops
-from fast_train.benchmarks.instrument.result import read_result
-from fast_train.benchmarks.throughput import cli, commands, suites
-from fast_train.benchmarks.throughput.suites import accuracy
+from fast_train.benchmarks.throughput import cli, commands
+from fast_train.benchmarks.throughput.json_file import read_result
+from fast_train.benchmarks.throughput.settings import Flags
+from fast_train.benchmarks.throughput.suites import accuracy, augmentation, ladder
 from fast_train.common.console import Display
 from fast_train.pipeline.config.settings import Config, DataConfig, ModelConfig
 
 
-def _bench(prepared_path, tmp_path, *flags):
-    given = cli.build_parser().parse_args(["--data", str(prepared_path), "--device", "cpu", *flags])
-    return commands.build_bench(given, ["bench-throughput"], Display(), tmp_path)
+def _bench(prepared_path, tmp_path, **flags):
+    flags = Flags(data=str(prepared_path), device="cpu", **flags)
+    return commands.open_bench(flags, ["bench-throughput"], Display(), tmp_path)
 
 
 def test_operations_of_resnet18():
@@ -27,21 +29,21 @@ def test_only_a_large_network_gets_a_smaller_batch(arch, batch):
 
 
 def test_batches_of_a_large_network_are_smaller(prepared_path, tmp_path):
-    small = _bench(prepared_path, tmp_path, "--arch", "resnet8")
+    small = _bench(prepared_path, tmp_path, arch="resnet8")
     assert batch_warnings(small.recipe, small.config) == []
-    large = _bench(prepared_path, tmp_path, "--arch", "resnet50", "--recipe", "fast")
+    large = _bench(prepared_path, tmp_path, arch="resnet50", recipe="fast")
     # Images of 16 x 16 pixels: a quarter of the operations of 32 x 32.
     assert (large.recipe.data.batch_size, large.config.data.batch_size) == (64, 16)
     (warning,) = batch_warnings(large.recipe, large.config)
     assert warning.startswith("steps of recipe fast take 16 images instead of 64: a CPU takes long")
 
 
-@pytest.mark.parametrize(("suite", "steps"), [("ladder", True), ("augmentation", False)])
+@pytest.mark.parametrize(("suite", "steps"), [(ladder, True), (augmentation, False)])
 def test_the_report_says_so_where_steps_are_measured(suite, steps, prepared_path, tmp_path, monkeypatch):
-    for name in ("roofline", suite):
-        monkeypatch.setitem(suites.SUITES, name, lambda bench: None)
+    for module in (roofline, suite):
+        monkeypatch.setattr(module, "run", lambda bench: None)
     flags = ["--data", str(prepared_path), "--device", "cpu", "--arch", "resnet50", "--recipe", "fast", "--quick"]
-    assert cli.main([*flags, "--only", suite, "--out", str(tmp_path / "report")]) == 0
+    assert cli.main([*flags, "--only", suite.SUITE, "--out", str(tmp_path / "report")]) == 0
     warnings = read_result(tmp_path / "report").warnings
     said = [warning for warning in warnings if "16 images instead of 64" in warning]
     assert [warning.split(" take ")[0] for warning in said] == (
@@ -49,13 +51,10 @@ def test_the_report_says_so_where_steps_are_measured(suite, steps, prepared_path
     )
 
 
-@pytest.mark.parametrize(("flags", "trains"), [([], False), (["--epochs", "1"], True), (["--only", "accuracy"], True)])
+@pytest.mark.parametrize(("flags", "trains"), [({}, False), ({"epochs": 1}, True), ({"only": "accuracy"}, True)])
 def test_a_long_training_is_left_out_unless_asked_for(prepared_path, tmp_path, monkeypatch, flags, trains):
-    bench = _bench(prepared_path, tmp_path, "--arch", "resnet8", *flags)
+    bench = _bench(prepared_path, tmp_path, arch="resnet8", **flags)
     monkeypatch.setattr(accuracy, "TRAINING_FLOPS", 1.0)
-    epochs = [{"epoch": 1, "seconds": 1.0, "accuracy": 0.5}]
-    done = {"accuracy": 0.5, "reached": False, "planned_epochs": 1, "train_seconds": 1.0, "epochs": epochs}
-    monkeypatch.setattr(accuracy, "_train", lambda trainer, folder: done)
     accuracy.run(bench)
     assert bool(bench.result.suite("accuracy")) == trains
     assert (

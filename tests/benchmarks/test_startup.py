@@ -1,24 +1,75 @@
-"""The process whose start is measured."""
+"""How commands start: the process whose start is measured, and what is refused or compared without torch."""
 
 import json
 import subprocess
 import sys
 
+import pytest
+
+from fast_train.benchmarks.throughput import first_step
 from fast_train.benchmarks.throughput.suites.startup import package_environment
 from fast_train.pipeline.config.recipe import resolve
 
 
-def test_it_imports_as_fast_train_does_and_trains_a_step(prepared_path, tmp_path):
-    """Python's collector froze what the imports made, as `fast-train` has it."""
+@pytest.fixture
+def config(prepared_path, tmp_path):
     given = {"data": {"path": str(prepared_path), "batch_size": 16}, "run": {"device": "cpu"}}
     path = tmp_path / "config.json"
     path.write_text(json.dumps(resolve("cpu-quick", given).to_dict()))
-    code = (
-        f"import gc; from benchmarks import first_step; first_step.main([{str(path)!r}]); print(gc.get_freeze_count())"
-    )
+    return path
+
+
+def _python(code):
     done = subprocess.run(
         [sys.executable, "-c", code], env=package_environment(), capture_output=True, text=True, check=True
     )
-    step, frozen = done.stdout.splitlines()[-2:]
+    return done.stdout.splitlines()
+
+
+def test_it_trains_a_step_and_says_when(config, capsys):
+    first_step.main([str(config)])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["done_at"] > 0
+
+
+@pytest.mark.slow
+def test_it_imports_as_fast_train_does(config):
+    """Python's collector froze what the imports made, as `fast-train` has it."""
+    step, frozen = _python(
+        "import gc; from fast_train.benchmarks.throughput import first_step; "
+        f"first_step.main([{str(config)!r}]); print(gc.get_freeze_count())"
+    )[-2:]
     assert json.loads(step)["done_at"] > 0
     assert int(frozen) > 100_000
+
+
+def test_what_needs_no_torch_imports_none(quick_report):
+    """Seconds of imports, where the answer takes milliseconds."""
+    calls = [
+        ("throughput", ["--help"]),
+        ("throughput", ["--only", "loader"]),
+        ("throughput", ["--arch", "resnet19"]),
+        ("throughput", ["--recipe", "nowhere"]),
+        ("throughput", ["--data", "nowhere"]),
+        ("throughput", ["--compare", str(quick_report), str(quick_report)]),
+        ("studies", ["--help"]),
+        ("studies", ["degradatoin"]),
+        ("studies", ["degradation", "--archs", "resnet21"]),
+        ("studies", ["degradation", "--data", "nowhere"]),
+        ("lab", ["--help"]),
+        ("lab", ["--only", "steps"]),
+        ("lab", ["--arch", "resnet19"]),
+    ]
+    code = f"""
+import importlib, sys
+for room, arguments in {calls!r}:
+    try:
+        status = importlib.import_module(f"fast_train.benchmarks.{{room}}.cli").main(arguments)
+    except SystemExit as end:
+        status = end.code
+    print(status, *sorted({{"torch", "matplotlib"}} & set(sys.modules)), file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=package_environment(), capture_output=True, text=True, check=True
+    )
+    said = [line for line in done.stderr.splitlines() if not line.startswith(("bench-", "python -m"))]
+    assert said == ["2" if "--help" not in call and "--compare" not in call else "0" for _, call in calls]

@@ -14,7 +14,8 @@ from fast_train.benchmarks.lab import cli as step_lab
 from fast_train.benchmarks.lab import floors, profile, registers, report
 from fast_train.benchmarks.lab.losses import compare
 from fast_train.benchmarks.lab.options import OPTIONS
-from fast_train.benchmarks.lab.run import POINTS, kernel_rows
+from fast_train.benchmarks.lab.records import POINTS
+from fast_train.benchmarks.lab.run import kernel_rows
 from fast_train.pipeline.config.settings import ModelConfig
 
 ROOT = Path(__file__).parents[2]
@@ -276,9 +277,9 @@ def test_rows_of_kernels():
     by_name = {row.name.removeprefix("plain, batch 8: "): row for row in rows}
     assert set(by_name) == {"all", *profile.GROUPS}
     assert by_name["all"].repeats == pytest.approx((10.0, 10.0))
-    assert by_name["all"].details["longest"][0]["kernel"] == "sm80_xmma_fprop"
+    assert by_name["all"].details.longest[0].kernel == "sm80_xmma_fprop"
     assert by_name[profile.AUGMENTATION].repeats == pytest.approx((0.1, 0.3))
-    assert by_name[profile.AUGMENTATION].details["share"] == pytest.approx(0.02)
+    assert by_name[profile.AUGMENTATION].details.share == pytest.approx(0.02)
     assert by_name[profile.NORM].value == 0
     with pytest.raises(RuntimeError, match="saw no kernel"):
         kernel_rows(SimpleNamespace(add=rows.append), "plain, batch 8", [{}])
@@ -293,6 +294,7 @@ def test_the_verdict_on_losses():
     assert found["within_noise"] == {"near": True, "far": False}
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_an_h100_without_one(tmp_path):
     """And spill no register, read activations 16 bytes at a time, and leave room for several programs a processor;
     convolutions multiply by warp groups."""

@@ -10,9 +10,9 @@ from PIL import Image
 
 from fast_train.benchmarks.studies import STUDIES
 from fast_train.benchmarks.studies import cli as study_cli
-from fast_train.benchmarks.studies.base import Comparison
+from fast_train.benchmarks.studies.base import Comparison, Options, variant_config
 from fast_train.benchmarks.studies.report import Findings, compare, distance
-from fast_train.benchmarks.studies.train import DIVERGED, DONE, Options, Run, last_errors, variant_config
+from fast_train.benchmarks.studies.train import DIVERGED, DONE, Run, last_errors
 from fast_train.data_prep import cli as prep_cli
 from fast_train.pipeline.errors import ConfigError, TrainingDiverged
 

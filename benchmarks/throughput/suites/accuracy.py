@@ -3,50 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import time
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from fast_train.benchmarks.instrument.bench import Bench
 from fast_train.benchmarks.instrument.cost import TRAINING_FLOPS, training_flops
+from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Row
-from fast_train.pipeline.engine.trainer import Trainer
+from fast_train.benchmarks.throughput.records import AccuracyDetails, Diverged, EpochEnd, Training
+from fast_train.benchmarks.throughput.settings import ThroughputSettings
+from fast_train.pipeline.engine.listener import Listener, Ready
 from fast_train.pipeline.errors import TrainingDiverged
-from fast_train.pipeline.report.progress import Display
-from fast_train.pipeline.run.log import RunLog
+from fast_train.pipeline.run.session import Session
 
 SUITE = "accuracy"
-#: The row of the accuracies after the last epoch. Its details: ``runs`` and ``diverged``, each in the order of the
-#: seeds, ``seeds`` (how many there were to be), ``target``, ``epochs`` and ``batch_size`` of the trainings.
+#: The row of the accuracies after the last epoch.
 FINAL = "test accuracy at the end"
 #: The row of the seconds from the first step to the end of the last epoch, evaluations included.
 ENDED = "seconds to the end"
 
 
-class _ClockedLog(RunLog):
-    """Notes when each epoch, its evaluation included, was over: seconds since ``began``."""
+class _Clock(Listener):
+    """Notes when the step was ready, and when each epoch, its evaluation included, was over: seconds since then."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, [])
-        self.began = 0.0
-        self.seconds: list[float] = []
+    def on_ready(self, ready: Ready) -> None:
+        self.ready, self.seconds = ready, list[float]()
+        self.began_at, self.began = time.time(), time.perf_counter()
 
-    def add(self, record: dict[str, Any]) -> None:
+    def on_epoch_end(self, record: Mapping[str, Any]) -> None:
         self.seconds.append(time.perf_counter() - self.began)
-        super().add(record)
 
 
-def run(bench: Bench) -> None:
+def run(bench: Bench[ThroughputSettings]) -> None:
     """Rows of the accuracy at the end, of the seconds to it, and, with a target, of the seconds to that where every
     seed reached it. A seed that diverged has no figures, did not reach the target, and makes the command fail."""
     settings = bench.settings
-    if settings.quick:
-        bench.skip(SUITE, "time to accuracy", "left out by --quick")
-        return
     if bench.device.type == "cpu" and not settings.accuracy_asked:
         images = settings.runs * (settings.epochs or bench.recipe.run.epochs) * bench.prepared.size("train")
         if images * training_flops(bench.recipe.model) > TRAINING_FLOPS:
@@ -59,105 +53,104 @@ def run(bench: Bench) -> None:
     runs, diverged = _trainings(bench)
     if diverged:
         _report_divergence(bench, runs, diverged)
-    times = tuple(float(run["epochs"][-1]["seconds"]) for run in runs)
+    times = tuple(run.epochs[-1].seconds for run in runs)
     if runs:
         _add_ends(bench, runs, diverged, times)
     target = settings.target_accuracy
     if target is None:
         return
     name = f"seconds to {target:.2%}"
-    missed = {run["seed"]: f"{run['accuracy']:.2%}" for run in runs if not run["reached"]}
-    missed |= {lost["seed"]: "diverged" for lost in diverged}
+    missed = {run.seed: f"{run.accuracy:.2%}" for run in runs if not run.reached}
+    missed |= {lost.seed: "diverged" for lost in diverged}
     if missed:
         reasons = ", ".join(f"seed {seed}: {missed[seed]}" for seed in sorted(missed))
         bench.skip(SUITE, name, f"not reached by {reasons}")
         return
-    bench.add(Row(suite=SUITE, name=name, unit="s", better="lower", statistic="mean", repeats=times))
+    _add_times(bench, name, times)
 
 
 def _add_ends(
-    bench: Bench, runs: list[dict[str, Any]], diverged: list[dict[str, Any]], times: tuple[float, ...]
+    bench: Bench[ThroughputSettings], runs: Sequence[Training], diverged: Sequence[Diverged], times: tuple[float, ...]
 ) -> None:
-    details = {
-        "runs": runs,
-        "diverged": diverged,
-        "seeds": bench.settings.runs,
-        "target": bench.settings.target_accuracy,
-        "epochs": runs[0]["planned_epochs"],
+    details = AccuracyDetails(
+        runs=tuple(runs),
+        diverged=tuple(diverged),
+        seeds=bench.settings.runs,
+        target=bench.settings.target_accuracy,
+        epochs=runs[0].planned_epochs,
         # That of the step alone may be smaller: see `benchmarks.instrument.cost.fit_batch`.
-        "batch_size": bench.recipe.data.batch_size,
-    }
-    finals = tuple(float(run["accuracy"]) for run in runs)
+        batch_size=bench.recipe.data.batch_size,
+    )
+    finals = tuple(run.accuracy for run in runs)
     bench.add(Row(suite=SUITE, name=FINAL, unit="accuracy", statistic="mean", repeats=finals, details=details))
-    bench.add(Row(suite=SUITE, name=ENDED, unit="s", better="lower", statistic="mean", repeats=times))
+    _add_times(bench, ENDED, times)
 
 
-def _report_divergence(bench: Bench, runs: list[dict[str, Any]], diverged: list[dict[str, Any]]) -> None:
+def _add_times(bench: Bench[ThroughputSettings], name: str, times: tuple[float, ...]) -> None:
+    row = Row(suite=SUITE, name=name, unit="s", better="lower", statistic="mean", repeats=times, details=Details())
+    bench.add(row)
+
+
+def _report_divergence(
+    bench: Bench[ThroughputSettings], runs: Sequence[Training], diverged: Sequence[Diverged]
+) -> None:
     """Warn, and have the command fail: over the seeds that went well a recipe looks better than it is."""
-    seeds = ", ".join(str(lost["seed"]) for lost in diverged)
+    seeds = ", ".join(str(lost.seed) for lost in diverged)
     figures = f"the figures are of {len(runs)} of {bench.settings.runs} seeds" if runs else "there are no figures"
     warning = f"time to accuracy: {len(diverged)} of {bench.settings.runs} trainings diverged (seed {seeds}); {figures}"
     bench.result.warnings.append(warning)
     bench.impossible.append(warning)
 
 
-def _trainings(bench: Bench) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """One training of each seed, in JSON's types: those that came to an end, and ``seed`` and ``reason`` of those that
-    diverged. They share one Trainer, so that the step is compiled once."""
+def _trainings(bench: Bench[ThroughputSettings]) -> tuple[list[Training], list[Diverged]]:
+    """One training of each seed: those that came to an end, and those that diverged. The step is compiled once."""
     torch.compiler.reset()
     run = dataclasses.replace(bench.recipe.run, seed=0, target_accuracy=bench.settings.target_accuracy)
     if bench.settings.epochs is not None:
         run = dataclasses.replace(run, epochs=bench.settings.epochs, steps=None)
-    runs: list[dict[str, Any]] = []
-    diverged: list[dict[str, Any]] = []
+    config = dataclasses.replace(bench.recipe, run=run)
+    runs, diverged = list[Training](), list[Diverged]()
     seeds = range(bench.settings.runs)
-    started_at, started = time.time(), time.perf_counter()
     with (
         bench.display.progress("time to accuracy", len(seeds)) as advance,
-        Trainer(dataclasses.replace(bench.recipe, run=run), bench.prepared, bench.runtime) as trainer,
+        Session(config, bench.prepared) as session,
     ):
         for seed in seeds:
-            if seed:
-                started_at, started = time.time(), time.perf_counter()
-                trainer.restart(seed)
-            start = {"seed": seed, "started_at": started_at, "start_up_seconds": time.perf_counter() - started}
             try:
-                done = start | _train(trainer, bench.scratch / f"seed-{seed}")
+                done = _train(bench, session, seed)
                 runs.append(done)
                 # Said at once: of many trainings, those done before an interruption are worth knowing.
-                bench.display.say(f"seed {seed}: {done['accuracy']:.2%}, {done['train_seconds']:.2f} s of training")
+                bench.display.say(f"seed {seed}: {done.accuracy:.2%}, {done.train_seconds:.2f} s of training")
             except TrainingDiverged as error:
-                diverged.append({"seed": seed, "reason": str(error)})
+                diverged.append(Diverged(seed=seed, reason=str(error)))
                 bench.skip(SUITE, f"seed {seed}", str(error))
             advance(1)
             bench.watch.sample()
     return runs, diverged
 
 
-def _train(trainer: Trainer, folder: Path) -> dict[str, Any]:
-    """The training itself. ``seconds`` of an epoch count from the first step's start."""
+def _train(bench: Bench[ThroughputSettings], session: Session, seed: int) -> Training:
+    """One training; KeyboardInterrupt where a signal ended it."""
+    folder, clock = bench.scratch / f"seed-{seed}", _Clock()
     folder.mkdir()
-    compile_seconds = trainer.prepare()
-    log = _ClockedLog(folder)
-    display = Display(Console(file=io.StringIO()), epochs=trainer.epochs)
-    log.began, began_at = time.perf_counter(), time.time()
-    try:
-        outcome = trainer.fit(folder, log, display)
-    finally:
-        display.close()
-        log.close()
+    started_at, started = time.time(), time.perf_counter()
+    outcome = session.train(folder, seed=seed, listeners=(clock,))
     if outcome.interrupted is not None:
         raise KeyboardInterrupt(outcome.interrupted)
-    epochs = [
-        {"epoch": record["epoch"], "seconds": seconds, "accuracy": record["test_accuracy"]}
-        for record, seconds in zip(trainer.history, log.seconds, strict=True)
-    ]
-    return {
-        "planned_epochs": trainer.epochs,
-        "began_at": began_at,
-        "compile_seconds": compile_seconds,
-        "train_seconds": outcome.train_seconds,
-        "accuracy": trainer.history[-1]["test_accuracy"],
-        "reached": trainer.target_reached,
-        "epochs": epochs,
-    }
+    assert outcome.accuracy is not None, "the last epoch is always evaluated"
+    epochs = (
+        EpochEnd(epoch=record["epoch"], seconds=seconds, accuracy=record["test_accuracy"])
+        for record, seconds in zip(outcome.history, clock.seconds, strict=True)
+    )
+    return Training(
+        seed=seed,
+        started_at=started_at,
+        start_up_seconds=clock.began - started - clock.ready.seconds,
+        planned_epochs=clock.ready.epochs,
+        began_at=clock.began_at,
+        compile_seconds=clock.ready.seconds,
+        train_seconds=outcome.train_seconds,
+        accuracy=outcome.accuracy,
+        reached=outcome.target_reached,
+        epochs=tuple(epochs),
+    )

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
+from fast_train.benchmarks.instrument.flags import Settings
 from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.instrument.roofline import copy_bandwidth
 from fast_train.benchmarks.instrument.timing import Rate, captured, timed
+from fast_train.benchmarks.throughput.records import AugmentationDetails
 from fast_train.pipeline.engine.build import build_augmenter
 from fast_train.pipeline.loaders import AnyBatch, build_loader
 
@@ -23,12 +25,12 @@ _RING_BYTES = 256 << 20
 _MOST_CALLS = 64
 
 
-def run(bench: Bench) -> None:
+def run(bench: Bench[Settings]) -> None:
     """Images a second for each size of batch; ``share_of_copy`` compares its traffic with a copy's."""
     measure(bench, BATCHES, every=3 if bench.settings.quick else 1)
 
 
-def measure(bench: Bench, sizes: Sequence[int], *, every: int = 1) -> None:
+def measure(bench: Bench[Settings], sizes: Sequence[int], *, every: int = 1) -> None:
     """`run` for these sizes; every: only the first of so many that the split allows."""
     size = bench.prepared.size("train")
     batches = [batch for batch in sizes if batch <= size][::every]
@@ -49,7 +51,7 @@ def _name(batch: int) -> str:
     return f"batch {batch:,}"
 
 
-def _case(bench: Bench, whole: AnyBatch, batch: int) -> Measured:
+def _case(bench: Bench[Settings], whole: AnyBatch, batch: int) -> Measured[AugmentationDetails]:
     augmenter = build_augmenter(bench.config, bench.prepared, bench.runtime, train=True)
     pixels = whole.images[0].numel()
     image_bytes = pixels * (1 + augmenter.table.element_size())
@@ -62,7 +64,8 @@ def _case(bench: Bench, whole: AnyBatch, batch: int) -> Measured:
 
     call, images = _repeated(augment, parts, bench.device)
     # The kernel reads the bytes of each image and writes its pixels in the output's type; indices are nothing to it.
-    details = {"batch": batch, "bytes_per_image": image_bytes, "spec": dataclasses.asdict(bench.config.augment)}
+    spec = dataclasses.asdict(bench.config.augment)
+    details = AugmentationDetails(batch=batch, bytes_per_image=image_bytes, spec=spec)
     rate = Rate(timed(call, bench.device), items=images, seconds=bench.settings.seconds)
     return Measured(name=_name(batch), run=rate, details=details)
 
@@ -86,8 +89,8 @@ def _repeated(
     return call, len(parts[0])
 
 
-def _compare_with_copy(bench: Bench, row: Row) -> None:
+def _compare_with_copy(bench: Bench[Settings], row: Row[AugmentationDetails]) -> None:
     copy = copy_bandwidth(bench.result)
     if copy is not None:
-        moved = row.value * row.details["bytes_per_image"]
-        bench.amend(row, bytes_per_second=moved, share_of_copy=moved / copy)
+        moved = row.value * row.details.bytes_per_image
+        bench.amend(row, dataclasses.replace(row.details, bytes_per_second=moved, share_of_copy=moved / copy))

@@ -1,4 +1,4 @@
-"""The step alone on one resident batch, from the notes' to ours, one change a rung."""
+"""The step alone on one resident batch, from the baseline's to ours, one change a rung."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import torch
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured, tf32
 from fast_train.benchmarks.instrument.cost import Work, count_work
+from fast_train.benchmarks.instrument.flags import Settings
 from fast_train.benchmarks.instrument.roofline import NO_TF32, kind_of, peak_flops
 from fast_train.benchmarks.instrument.timing import FAILURES, Rate, timed
+from fast_train.benchmarks.throughput.records import RungDetails
 from fast_train.common.text import one_line
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.device import has_tf32
 from fast_train.pipeline.engine.build import build_augmenter, build_step, ready_step
 from fast_train.pipeline.engine.runtime import Runtime, resolve_runtime
+from fast_train.pipeline.engine.step import TrainStep
 from fast_train.pipeline.loaders import Loader, SplitView, build_loader
 
 SUITE = "ladder"
@@ -41,7 +44,7 @@ class Rung:
         return resolve_runtime(self.config.run)
 
 
-def run(bench: Bench) -> None:
+def run(bench: Bench[Settings]) -> None:
     """A row for each rung, with TFLOP/s, share of the peak, peak memory."""
     cases = []
     with build_loader("resident", bench.prepared, "train", batch_size=1, device=bench.device) as loader:
@@ -52,16 +55,17 @@ def run(bench: Bench) -> None:
                 bench.skip(SUITE, _name(number, rung), one_line(error))
         rows = bench.measure(SUITE, "step ladder", cases)
     for row in rows:
-        peak = peak_flops(bench.result, row.details["kind"])
-        flops = row.value * row.details["flops_per_image"]
-        bench.amend(row, flops_per_second=flops, share_of_peak=None if peak is None else flops / peak)
+        peak = peak_flops(bench.result, row.details.kind)
+        flops = row.value * row.details.flops_per_image
+        share = None if peak is None else flops / peak
+        bench.amend(row, dataclasses.replace(row.details, flops_per_second=flops, share_of_peak=share))
 
 
-def rungs(bench: Bench) -> list[Rung]:
+def rungs(bench: Bench[Settings]) -> list[Rung]:
     """The rungs that this machine has; the others are listed with their reasons."""
     recipe = bench.config
     cuda, quick = bench.device.type == "cuda", bench.settings.quick
-    ladder = [Rung(change="float32, eager", config=bench.notes, tf32=False)]
+    ladder = [Rung(change="float32, eager", config=bench.baseline, tf32=False)]
 
     def climb(
         change: str, reason: str | None, *, tf32: bool | None = None, batch: int | None = None, **run: Any
@@ -80,7 +84,7 @@ def rungs(bench: Bench) -> list[Rung]:
     no_amp = "the recipe trains in float32 on this device" if amp is None else None
     climb(f"AMP, {str(amp).removeprefix('torch.')}" if amp else "AMP", no_amp, amp=recipe.run.amp)
     climb("channels_last", None, channels_last=True)
-    if recipe.data.batch_size != bench.notes.data.batch_size:
+    if recipe.data.batch_size != bench.baseline.data.batch_size:
         climb(f"batch {recipe.data.batch_size:,}", None, batch=recipe.data.batch_size)
     climb("torch.compile", _no_compile(bench, quick), compile=True)
     climb("captured graph", None if cuda else "CUDA graphs need a CUDA device", graph=True)
@@ -90,7 +94,7 @@ def rungs(bench: Bench) -> list[Rung]:
     return ladder
 
 
-def _no_compile(bench: Bench, quick: bool) -> str | None:
+def _no_compile(bench: Bench[Settings], quick: bool) -> str | None:
     if quick:
         return "left out by --quick: compiling takes most of a minute"
     try:
@@ -104,7 +108,7 @@ def _name(number: int, rung: Rung) -> str:
     return f"{number + 1}. {'+ ' if number else ''}{rung.change}"
 
 
-def _case(bench: Bench, number: int, rung: Rung, loader: Loader) -> Measured:
+def _case(bench: Bench[Settings], number: int, rung: Rung, loader: Loader) -> Measured[RungDetails]:
     before = _allocated(bench.device, reset=True)
     with tf32(rung.tf32):
         work = _count(bench, rung, loader)
@@ -115,25 +119,25 @@ def _case(bench: Bench, number: int, rung: Rung, loader: Loader) -> Measured:
         step.set_rate(RATE)
         ready = ready_step(step, batch, rung.runtime)
         ready(batch)
-    details: dict[str, Any] = {
-        "rung": number,
-        "change": rung.change,
-        "batch_size": rung.config.data.batch_size,
-        "kind": kind_of(rung.runtime.amp, tf32=rung.tf32),
-        "flops_per_image": work.flops,
-        "bytes_per_image": work.bytes,
-        "peak_memory_bytes": _peak(bench.device, before),
-    }
+    details = RungDetails(
+        rung=number,
+        change=rung.change,
+        batch_size=rung.config.data.batch_size,
+        kind=kind_of(rung.runtime.amp, tf32=rung.tf32),
+        flops_per_image=work.flops,
+        bytes_per_image=work.bytes,
+        peak_memory_bytes=_peak(bench.device, before),
+    )
     timed_step = timed(lambda: ready(batch), bench.device)
     rate = Rate(timed_step, items=rung.config.data.batch_size, seconds=bench.settings.seconds)
     return Measured(name=_name(number, rung), run=_within(rung.tf32, rate), details=details)
 
 
-def _build(bench: Bench, config: Config, runtime: Runtime) -> Any:
+def _build(bench: Bench[Settings], config: Config, runtime: Runtime) -> TrainStep:
     return build_step(config, build_augmenter(config, bench.prepared, runtime, train=True), runtime)
 
 
-def _count(bench: Bench, rung: Rung, loader: Loader) -> Work:
+def _count(bench: Bench[Settings], rung: Rung, loader: Loader) -> Work:
     plain = dataclasses.replace(rung.runtime, compile=False, graph=False)
     step = _build(bench, rung.config, plain)
     return count_work(step, _first(loader, _COUNTED_IMAGES), batch_size=rung.config.data.batch_size)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
-from fast_train.benchmarks.instrument.feeds import Entry, Feed, LoaderFeed, library_entries
+from fast_train.benchmarks.instrument.feeds import Entry, Feed, FeedOptions, LoaderFeed, library_entries
 from fast_train.benchmarks.instrument.timing import Rate
 from fast_train.benchmarks.peers import peer_entries
-from fast_train.pipeline.config.settings import Config
+from fast_train.benchmarks.throughput.records import LoaderDetails
+from fast_train.benchmarks.throughput.settings import ThroughputSettings
 
 SUITE = "loaders"
 RAW, AUGMENTED = "raw", "augmented"
@@ -18,20 +20,20 @@ RAW, AUGMENTED = "raw", "augmented"
 _MOST_EPOCHS = 50
 
 
-def run(bench: Bench) -> None:
+def run(bench: Bench[ThroughputSettings]) -> None:
     """All loaders in turn: first side by side, then over batch sizes, then over worker counts.
 
-    In batches of the notes' size their bytes are measured too, to be compared with what the notes' step takes.
+    In batches of the baseline's size their bytes are measured too, to be compared with what the baseline's step takes.
     """
     main, workers = bench.config.data.batch_size, bench.settings.workers
-    notes = bench.notes.data.batch_size
+    baseline = bench.baseline.data.batch_size
     kinds = (AUGMENTED,) if bench.settings.quick else (RAW, AUGMENTED)
     _group(bench, f"loaders, batch {main:,}", main, workers, kinds)
     if not bench.settings.scaling:
         bench.skip(SUITE, "bytes; other batch sizes and worker counts", "left out by --quick")
         return
-    for batch_size in sorted({*bench.settings.batch_sizes, notes} - {main}):
-        kinds = (RAW, AUGMENTED) if batch_size == notes else (AUGMENTED,)
+    for batch_size in sorted({*bench.settings.batch_sizes, baseline} - {main}):
+        kinds = (RAW, AUGMENTED) if batch_size == baseline else (AUGMENTED,)
         _group(bench, f"loaders, batch {batch_size:,}", batch_size, workers, kinds)
     for count in bench.settings.worker_counts:
         if count != workers:
@@ -40,22 +42,22 @@ def run(bench: Bench) -> None:
 
 def row_name(entry: Entry, kind: str, batch_size: int, workers: int) -> str:
     """The name of a row. workers: of those that leave their number open."""
-    count = _workers(entry, workers)
+    count = workers_of(entry, workers)
     suffix = f", {count} worker{'s' if count != 1 else ''}" if count else ""
     return f"{entry.name}, {kind}, batch {batch_size:,}{suffix}"
 
 
-def _workers(entry: Entry, workers: int) -> int:
+def workers_of(entry: Entry, workers: int) -> int:
+    """Its own number of workers where its recipe fixes it, otherwise ``workers``."""
     return workers if entry.workers is None else entry.workers
 
 
 def open_feed(
-    bench: Bench, entry: Entry, config: Config, workers: int, raw: bool, stack: ExitStack, name: str, suite: str
+    bench: Bench[ThroughputSettings], entry: Entry, options: FeedOptions, stack: ExitStack, *, suite: str, name: str
 ) -> Feed | None:
-    """A feed that the stack closes, or None; why not is listed."""
+    """A feed that the stack closes, or None; then it is listed as ``name`` of ``suite`` with the reason."""
     try:
-        runtime = bench.notes_runtime if config is bench.notes else bench.runtime
-        feed = entry.open(bench, config, runtime, _workers(entry, workers), raw)
+        feed = entry.open(options)
     except (ValueError, ImportError) as error:
         bench.skip(suite, name, str(error))
         return None
@@ -69,7 +71,13 @@ def entries() -> list[Entry]:
 
 
 def _group(
-    bench: Bench, label: str, batch_size: int, workers: int, kinds: tuple[str, ...], *, only_with_workers: bool = False
+    bench: Bench[ThroughputSettings],
+    label: str,
+    batch_size: int,
+    workers: int,
+    kinds: Sequence[str],
+    *,
+    only_with_workers: bool = False,
 ) -> None:
     """One round-robin over all loaders at one setting."""
     data = dataclasses.replace(bench.config.data, batch_size=batch_size)
@@ -79,15 +87,22 @@ def _group(
         for entry in entries():
             if only_with_workers and entry.workers is not None:
                 continue
+            own = workers_of(entry, workers)
             for kind in kinds:
                 name = row_name(entry, kind, batch_size, workers)
-                feed = open_feed(bench, entry, config, workers, kind == RAW, stack, name, SUITE)
+                options = FeedOptions(
+                    prepared=bench.prepared, config=config, runtime=bench.runtime, workers=own, raw=kind == RAW
+                )
+                feed = open_feed(bench, entry, options, stack, suite=SUITE, name=name)
                 if feed is not None:
-                    cases.append(_case(bench, entry, feed, name, kind, _workers(entry, workers)))
+                    cases.append(measured(bench, entry, feed, name=name, kind=kind, workers=own))
         bench.measure(SUITE, label, cases)
 
 
-def _case(bench: Bench, entry: Entry, feed: Feed, name: str, kind: str, workers: int) -> Measured:
+def measured(
+    bench: Bench[ThroughputSettings], entry: Entry, feed: Feed, *, name: str, kind: str, workers: int
+) -> Measured[LoaderDetails]:
+    """The case of one feed: images a second, as bytes or augmented."""
     augment = isinstance(feed, LoaderFeed) and kind == AUGMENTED
 
     def work(count: int) -> float:
@@ -100,20 +115,20 @@ def _case(bench: Bench, entry: Entry, feed: Feed, name: str, kind: str, workers:
     rate = Rate(
         work, items=feed.batch_size, seconds=bench.settings.seconds, lot=feed.lot, most=_MOST_EPOCHS * per_epoch
     )
-    details = {
-        "entry": entry.name,
-        "kind": kind,
-        "batch_size": feed.batch_size,
-        "workers": workers,
-        "fixed": entry.workers is not None,
-        "augmentation": _augmentation(bench, entry) if kind == AUGMENTED else "none",
-        "source": entry.source,
-        "cores": os.cpu_count(),
-    }
+    details = LoaderDetails(
+        entry=entry.name,
+        kind=kind,
+        batch_size=feed.batch_size,
+        workers=workers,
+        fixed=entry.workers is not None,
+        augmentation=_augmentation(bench, entry) if kind == AUGMENTED else "none",
+        source=entry.source,
+        cores=os.cpu_count(),
+    )
     return Measured(name=name, run=rate, details=details)
 
 
-def _augmentation(bench: Bench, entry: Entry) -> str:
+def _augmentation(bench: Bench[ThroughputSettings], entry: Entry) -> str:
     if entry.augmentation is not None:
         return entry.augmentation
     spec = bench.config.augment

@@ -6,9 +6,12 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
 from fast_train.benchmarks.instrument.result import Row
+from fast_train.benchmarks.throughput.records import PreparationDetails
+from fast_train.benchmarks.throughput.settings import ThroughputSettings
 from fast_train.benchmarks.throughput.suites.startup import package_environment
 from fast_train.data_prep.formats import WRITERS
 from fast_train.data_prep.manifest import PreparedSet
@@ -17,44 +20,27 @@ SUITE = "preparation"
 _TIMEOUT = 1800
 
 
-def run(bench: Bench) -> None:
+def run(bench: Bench[ThroughputSettings]) -> None:
     """Formats in turn, a set of one format each."""
-    if bench.settings.quick:
-        bench.skip(SUITE, "formats", "left out by --quick")
-        return
     rows = bench.measure(
         SUITE, "preparation", [_case(bench, name) for name in WRITERS], repeats=bench.settings.slow_repeats
     )
     for row in rows:
-        name = row.details["format"]
+        name = row.details.format
         prepared = PreparedSet.open(bench.scratch / f"set-{name}")
         size = sum(entry.bytes for entry in prepared.manifest.files)
-        images = sum(prepared.size(split) for split in prepared.splits)
-        bench.amend(row, images=images)
+        details = replace(row.details, images=sum(prepared.size(split) for split in prepared.splits))
+        bench.amend(row, details)
+        bytes_row = f"{name}, bytes"
         bench.add(
-            Row(
-                suite=SUITE,
-                name=f"{name}, bytes",
-                unit="bytes",
-                better="lower",
-                repeats=(float(size),),
-                details={"format": name, "images": images, "dataset": bench.settings.prep_dataset},
-            )
+            Row(suite=SUITE, name=bytes_row, unit="bytes", better="lower", repeats=(float(size),), details=details)
         )
 
 
-def _case(bench: Bench, name: str) -> Measured:
+def _case(bench: Bench[ThroughputSettings], name: str) -> Measured[PreparationDetails]:
     out = bench.scratch / f"set-{name}"
-    command = [
-        sys.executable,
-        "-m",
-        "fast_train.data_prep.cli",
-        "--dataset",
-        bench.settings.prep_dataset,
-        "--formats",
-        name,
-    ]
-    command += ["--out", str(out)]
+    command = [sys.executable, "-m", "fast_train.data_prep.cli", "--dataset", bench.settings.prep_dataset]
+    command += ["--formats", name, "--out", str(out)]
 
     def prepare() -> float:
         if out.exists():
@@ -71,5 +57,5 @@ def _case(bench: Bench, name: str) -> Measured:
             raise ValueError(f"prep-data failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
         return seconds
 
-    details = {"format": name, "dataset": bench.settings.prep_dataset}
+    details = PreparationDetails(format=name, dataset=bench.settings.prep_dataset)
     return Measured(name=f"{name}, seconds", run=prepare, unit="s", better="lower", details=details)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
+from fast_train.benchmarks.instrument.records import Details
+from fast_train.benchmarks.throughput.settings import ThroughputSettings
 from fast_train.pipeline.engine.runtime import resolve_runtime
 
 SUITE = "startup"
@@ -21,11 +23,8 @@ _TIMEOUT = 600
 _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
-def run(bench: Bench) -> None:
+def run(bench: Bench[ThroughputSettings]) -> None:
     """Processes in turn. The warm-up round fills the cache of those that find it filled."""
-    if bench.settings.quick:
-        bench.skip(SUITE, "cold and warm start", "left out by --quick")
-        return
     cases = [_eager(bench)]
     try:
         resolve_runtime(dataclasses.replace(bench.config.run, compile=True))
@@ -42,19 +41,19 @@ def package_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{there}" if there else root}
 
 
-def _config(bench: Bench, *, compile: bool) -> Path:
+def _config(bench: Bench[ThroughputSettings], *, compile: bool) -> Path:
     run = dataclasses.replace(bench.config.run, compile=compile, graph=None if compile else False)
     path = bench.scratch / f"start-{'compiled' if compile else 'eager'}.json"
     path.write_text(json.dumps(dataclasses.replace(bench.config, run=run).to_dict()), encoding="utf-8")
     return path
 
 
-def _eager(bench: Bench) -> Measured:
+def _eager(bench: Bench[ThroughputSettings]) -> Measured[Details]:
     path = _config(bench, compile=False)
-    return Measured(name=EAGER, run=lambda: _start(path, {}), unit="s", better="lower")
+    return Measured(name=EAGER, run=lambda: _start(path, {}), unit="s", better="lower", details=Details())
 
 
-def _compiled(bench: Bench, name: str) -> Measured:
+def _compiled(bench: Bench[ThroughputSettings], name: str) -> Measured[Details]:
     path = _config(bench, compile=True)
     filled = tempfile.mkdtemp(dir=bench.scratch)
 
@@ -62,7 +61,7 @@ def _compiled(bench: Bench, name: str) -> Measured:
         cache = filled if name == WARM else tempfile.mkdtemp(dir=bench.scratch)
         return _start(path, {variable: str(Path(cache, variable)) for variable in _CACHES})
 
-    return Measured(name=name, run=run, unit="s", better="lower")
+    return Measured(name=name, run=run, unit="s", better="lower", details=Details())
 
 
 def _start(path: Path, environment: dict[str, str]) -> float:

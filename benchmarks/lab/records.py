@@ -1,0 +1,67 @@
+"""What the lab measures, point by point, and what its rows say. Plain data: --help needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fast_train.benchmarks.instrument.records import Details
+
+STEP, END_TO_END, AUGMENTATION, AUGMENTATION_CPU, KERNELS, LOSSES, FLOORS = (
+    "step", "end-to-end", "augmentation", "augmentation-cpu", "kernels", "losses", "floors",
+)  # fmt: skip
+#: In the order in which they are measured.
+POINTS = (FLOORS, AUGMENTATION, AUGMENTATION_CPU, LOSSES, KERNELS, STEP, END_TO_END)
+#: Points for which steps are built.
+ON_STEPS = (LOSSES, KERNELS, STEP, END_TO_END)
+#: Points of a CPU: on another device only where they are asked for.
+OF_A_CPU = (AUGMENTATION_CPU,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDetails(Details):
+    """Of a step. point: ``step`` on a fixed batch, or ``end-to-end`` fed by the resident loader. share_of_step: of the
+    rate on a fixed batch. over_plain: times the plain step's rate, with the ends of its interval."""
+
+    option: str
+    batch: int
+    runtime: str
+    point: str
+    share_of_step: float | None = None
+    over_plain: float | None = None
+    over_plain_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A kernel's time in a step, and the group that it belongs to."""
+
+    kernel: str
+    ms: float
+    group: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelsDetails(Details):
+    """Of all kernels of a step. longest: those that take the most time."""
+
+    longest: tuple[Kernel, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupDetails(Details):
+    """Of a group of kernels. share: of the time of all kernels."""
+
+    group: str
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuAugmentationDetails(Details):
+    """Of the augmentation on the CPU. type: of what it writes. case: what is done to each image. over_reference: times
+    the rate of the PyTorch reference."""
+
+    implementation: str
+    type: str
+    case: str
+    batch: int
+    over_reference: float | None = None

@@ -1,0 +1,139 @@
+"""How `bench-study` trains and reports; `benchmarks.studies.cli` parses, checks and calls."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fast_train.benchmarks.instrument.machine import fingerprint
+from fast_train.benchmarks.studies.base import Options, Study, Variant, variant_config
+from fast_train.benchmarks.studies.flags import Flags
+from fast_train.benchmarks.studies.report import Findings, check_folder, write_report
+from fast_train.benchmarks.studies.train import Run, finished_run, train_variant
+from fast_train.common.console import Display
+from fast_train.common.text import show_path
+from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.engine.runtime import resolve_device
+
+#: The trainings' folder in that of the study.
+RUNS = "runs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that is known before the first training."""
+
+    study: Study
+    variants: Sequence[Variant]
+    options: Options
+    seeds: int
+    prepared: PreparedSet
+    device: torch.device
+    folder: Path
+    command: str
+
+    def run_folder(self, variant: Variant, seed: int) -> Path:
+        """Where a training goes; `_finished` reads its name."""
+        return self.folder / RUNS / f"{variant.name}-seed{seed}"
+
+    def data(self) -> dict[str, Any]:
+        """What the report says of the images."""
+        return {
+            "source": self.prepared.source_name,
+            "synthetic": self.prepared.synthetic,
+            "train_images": self.prepared.size("train"),
+        }
+
+
+def run(flags: Flags, command: str) -> None:
+    """Train what is missing, and write the report after each training. command: what goes on with it.
+
+    Raises ConfigError for what can't be trained, and KeyboardInterrupt after a signal.
+    """
+    plan, display = _plan(flags, command), Display()
+    runs = _finished(plan)
+    asked = [(variant, seed) for seed in range(plan.seeds) for variant in plan.variants]
+    missing = [(variant, seed) for variant, seed in asked if (variant.name, seed) not in runs]
+    wanted, machine = len(runs) + len(missing), fingerprint(plan.device)
+    if runs:
+        display.say(f"{len(runs)} of {wanted} trainings are finished already")
+        write_report(plan.folder, _findings(plan, runs, wanted, machine))
+    seconds: list[float] = []
+    for number, (variant, seed) in enumerate(missing):
+        left = _left(seconds, len(missing) - number)
+        display.say(f"training {number + 1} of {len(missing)}: {variant.name}, seed {seed}{left}")
+        started = time.monotonic()
+        runs[variant.name, seed] = train_variant(variant, plan.options, seed, plan.run_folder(variant, seed))
+        seconds.append(time.monotonic() - started)
+        # After each training: what an interruption leaves is a report that says how far it is.
+        write_report(plan.folder, _findings(plan, runs, wanted, machine))
+    display.say(f"report: {show_path(plan.folder / 'report.html')}")
+
+
+def _plan(flags: Flags, command: str) -> Plan:
+    """Check what `Flags.check` could not; ValueError for what does not fit."""
+    study, options = flags.study, flags.options()
+    check_folder(flags.folder, study)
+    config = variant_config(study.variants[0], options, 0)
+    device = resolve_device(config.run.device)
+    archs, names = flags.chosen()
+    if device.type == "cpu":
+        # The paper's length takes days there: less of it, unless asked for.
+        if archs is None and names is None:
+            names = list(study.cpu_variants)
+        if options.epochs is None and options.steps is None:
+            options = replace(options, epochs=study.cpu_epochs)
+    prepared = PreparedSet.open(flags.data)
+    # As fast-train does where a split fills no batch.
+    batch_size = min(config.data.batch_size, prepared.size("train"))
+    return Plan(
+        study=study,
+        variants=study.select(archs, names),
+        options=replace(options, batch_size=batch_size),
+        seeds=flags.seeds,
+        prepared=prepared,
+        device=device,
+        folder=flags.folder,
+        command=command,
+    )
+
+
+def _finished(plan: Plan) -> dict[tuple[str, int], Run]:
+    """The finished trainings in the study's folder by variant and seed, also those that are not asked for.
+
+    Raises ConfigError, before anything is trained, where one there, finished or not, is of other settings or data.
+    """
+    found = {}
+    by_name = {variant.name: variant for variant in plan.study.variants}
+    for folder in (plan.folder / RUNS).glob("*-seed*"):
+        name, _, seed = folder.name.rpartition("-seed")
+        if name in by_name and seed.isdecimal():
+            run = finished_run(by_name[name], plan.options, int(seed), folder, plan.prepared)
+            if run is not None:
+                found[name, int(seed)] = run
+    return found
+
+
+def _findings(plan: Plan, runs: dict[tuple[str, int], Run], wanted: int, machine: dict[str, Any]) -> Findings:
+    names = [variant.name for variant in plan.study.variants]
+    return Findings(
+        study=plan.study,
+        runs=sorted(runs.values(), key=lambda run: (run.seed, names.index(run.variant))),
+        wanted=wanted,
+        data=plan.data(),
+        machine=machine,
+        settings={"command": plan.command, "batch_size": plan.options.batch_size, "seeds": plan.seeds},
+    )
+
+
+def _left(seconds: Sequence[float], trainings: int) -> str:
+    """How long the rest takes, if it is like what was trained just now; empty while nothing was."""
+    if not seconds:
+        return ""
+    return f"; about {max(statistics.mean(seconds) * trainings / 60, 1):.0f} min left"

@@ -1,0 +1,142 @@
+"""What the rows of each suite of a throughput report say besides their repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fast_train.benchmarks.instrument.records import Details
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationDetails(Details):
+    """Of the augmentation alone. spec: the recipe's, as it is configured. bytes_per_image: read and written."""
+
+    batch: int
+    bytes_per_image: int
+    spec: dict[str, Any]
+    bytes_per_second: float | None = None
+    share_of_copy: float | None = None
+
+    def shares(self) -> Mapping[str, float | None]:
+        return {"copy bandwidth": self.share_of_copy}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderDetails(Details):
+    """Of a loader alone. entry: whose it is. kind: ``raw`` bytes or ``augmented`` images. fixed: whether the recipe
+    fixes the number of workers. augmentation: what is done to each image. source: where the recipe is from."""
+
+    entry: str
+    kind: str
+    batch_size: int
+    workers: int
+    fixed: bool
+    augmentation: str
+    source: str
+    cores: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungDetails(Details):
+    """Of a rung of the ladder, a step alone. change: what distinguishes it from the rung before. kind: the type that it
+    computes in. peak_memory_bytes: None where the device keeps no count."""
+
+    rung: int
+    change: str
+    batch_size: int
+    kind: str
+    flops_per_image: float
+    bytes_per_image: float
+    peak_memory_bytes: int | None = None
+    flops_per_second: float | None = None
+    share_of_peak: float | None = None
+
+    def shares(self) -> Mapping[str, float | None]:
+        return {"peak": self.share_of_peak}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDetails(Details):
+    """Of the step alone that stands beside what loaders feed. step: which one."""
+
+    step: str
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndToEndDetails(Details):
+    """Of a step that a loader feeds. entry: whose loader. step_alone_row, loader_alone_row: names of the rows that
+    measure each of the two alone, and step_alone, loader_alone: their values, None where they were not measured.
+    wait_share: the part of the time in which the step waits. bound: which of the two is slower. sentence: all that in
+    words."""
+
+    entry: str
+    step: str
+    batch_size: int
+    workers: int
+    step_alone_row: str
+    loader_alone_row: str
+    step_alone: float | None = None
+    loader_alone: float | None = None
+    wait_share: float | None = None
+    bound: str = ""
+    sentence: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochEnd:
+    """seconds: from the start of the first step to the end of the epoch, its evaluation included. accuracy: of the test
+    images, None where they were not evaluated."""
+
+    epoch: int
+    seconds: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A training that came to its end. started_at, began_at: of its building, and of its first step, seconds since
+    1970. reached: whether it met the target accuracy."""
+
+    seed: int
+    started_at: float
+    start_up_seconds: float
+    planned_epochs: int
+    began_at: float
+    compile_seconds: float
+    train_seconds: float
+    accuracy: float
+    reached: bool
+    epochs: tuple[EpochEnd, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diverged:
+    """A training that diverged, and why."""
+
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyDetails(Details):
+    """Of whole trainings. runs, diverged: each in the order of the seeds. seeds: how many there were to be. target: the
+    accuracy at which they stop. epochs: of each, at most."""
+
+    runs: tuple[Training, ...]
+    diverged: tuple[Diverged, ...] = ()
+    seeds: int | None = None
+    target: float | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparationDetails(Details):
+    """Of a preparation. dataset: as ``prep-data --dataset`` takes it. images: of all splits."""
+
+    format: str
+    dataset: str
+    images: int | None = None
