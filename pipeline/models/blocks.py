@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
+from fast_train.pipeline.config.architectures import Shortcut
+
 
 class ZeroPadShortcut(nn.Module):
     """Option A of He et al. 2015, section 4.1: the identity, subsampled, with zeros for the new channels.
@@ -29,7 +31,7 @@ class ZeroPadShortcut(nn.Module):
 
 
 def build_shortcut(
-    option: str | None,
+    option: Shortcut | None,
     inputs: int,
     outputs: int,
     stride: int,

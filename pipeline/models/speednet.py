@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fast_train.pipeline.config.architectures import SpeedNetShape
 
 _PATCH = 2
-# Of the logits at the start: their spread is then small next to the loss's own scale.
+# Logits are multiplied by it: their spread at the start is then small next to the loss's own scale.
 _LOGIT_SCALE = 1 / 9
 # Added to the eigenvalues of the patches, so that directions of almost no variance are not blown up.
 _WHITENING_EPSILON = 5e-4

@@ -140,7 +140,7 @@ def _batches(prepared, count, kind=SplitView):
     images, labels = torch.tensor(packed.images), torch.tensor(packed.labels)
     generator = torch.Generator().manual_seed(1)
     for _ in range(count):
-        indices = torch.randperm(len(labels), generator=generator)[:32]
+        indices = torch.randperm(len(labels), generator=generator)[:16]
         view = SplitView(images, labels, indices)
         yield view if kind is SplitView else Batch(images[indices], labels[indices], indices)
 
