@@ -1,18 +1,22 @@
 # make train   environment, data, a first training, pictures of the result
-# make test    environment, the whole test suite
+# make test    environment, the test suite but for what takes long
+# make test-long   what make test leaves out, and more drawn inputs
 # make lint    ruff and mypy
 # Variables: PYTHON (interpreter), DATA, SOURCE, PREP_ARGS, ARGS (see scripts/train.sh)
 
 export PYTHON DATA SOURCE PREP_ARGS ARGS
 VENV := .venv/bin
 
-.PHONY: train test lint format clean
+.PHONY: train test test-long lint format clean
 
 train: .venv/.installed
 	@scripts/train.sh
 
 test: .venv/.installed
-	$(VENV)/python -m pytest
+	$(VENV)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-long: .venv/.installed
+	HYPOTHESIS_PROFILE=thorough $(VENV)/python -m pytest -n 2 --dist loadfile -m "slow or fuzz"
 
 lint: .venv/.installed
 	$(VENV)/ruff check .

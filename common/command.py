@@ -12,17 +12,18 @@ import os
 import select
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO, TypeVar
 
-from fast_train.common.signals import end_at_once_by_ctrl_c, exit_status, nowhere, termination_as_interrupt
+from fast_train.common.signals import discard, end_at_once_by_ctrl_c, exit_status, termination_as_interrupt
 from fast_train.common.text import one_line
 
 Flags = TypeVar("Flags")
 _OUT_OF_MEMORY = "the computer is out of memory"
-# Nobody reads on: the reader of a pipe has ended, or the terminal has been closed.
+# The reader of a pipe has ended, or the terminal has been closed.
 _NO_READER = {errno.EPIPE, errno.EIO}
 _STDOUT = 1
 
@@ -69,7 +70,7 @@ def run_command(
     statuses = {**(statuses or {}), ValueError: 2, OSError: 2, MemoryError: 2}
     with steady_output():
         try:
-            with termination_as_interrupt():
+            with termination_as_interrupt(), _quiet_threads(debug=debug):
                 return work()
         except KeyboardInterrupt as stop:
             word = "interrupted" if exit_status(stop) == 128 + signal.SIGINT else "terminated"
@@ -96,12 +97,31 @@ def complain(program: str, error: Exception, *, debug: bool) -> None:
 
 
 @contextmanager
+def _quiet_threads(*, debug: bool) -> Iterator[None]:
+    """In the block, an OSError that ends a thread shows no trace: whoever waits for the thread gets it and reports it.
+
+    TensorBoard's writer is such a thread, on a full disk.
+    """
+    before = threading.excepthook
+
+    def hook(ended: threading.ExceptHookArgs) -> None:
+        if debug or not issubclass(ended.exc_type, OSError):
+            before(ended)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+@contextmanager
 def steady_output() -> Iterator[None]:
     """In the block, printing never fails.
 
-    Where nobody reads on (``| head``) or the disk behind a stream is full, the rest is dropped; a full disk behind
-    standard output is reported on standard error. A letter that standard output's encoding lacks becomes a question
-    mark, on standard error an escape. A stream that is closed takes everything and shows nothing. A stream that is no
+    Where the reader is gone (``| head``) or the disk behind a stream is full, the rest is dropped; a full disk behind
+    standard output is reported on standard error. A character that standard output's encoding lacks becomes a question
+    mark, on standard error an escape. A closed stream takes everything and shows nothing. A stream that is no
     file (a notebook's, a test's) is left as it is.
     """
     before = sys.stdout, sys.stderr
@@ -152,7 +172,7 @@ class _SteadyFile(io.FileIO):
                     left = left[written:]
         except OSError as error:
             descriptor = self.fileno()
-            nowhere(descriptor)
+            discard(descriptor)
             if descriptor == _STDOUT and error.errno not in _NO_READER:
                 print(f"standard output is dropped: {error.strerror}", file=sys.stderr)
         return len(data)

@@ -50,27 +50,33 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold a folder's lock in the block, which gets True, or False where the disk knows no locks.
+def lock(descriptor: int, *, wait: bool = False) -> bool:
+    """Lock an open file or folder until all its descriptors are closed; False where the disk knows no locks.
 
     The system releases the lock with the process, however that ends. Raises BlockingIOError where another process has
     it, unless ``wait``.
     """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """`lock` a folder in the block, which gets whether it is locked."""
     if fcntl is None:
         yield False
         return
     descriptor = os.open(folder, os.O_RDONLY)
     _held.add(descriptor)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            holds = True
-        except BlockingIOError:
-            raise
-        except OSError:
-            holds = False
-        yield holds
+        yield lock(descriptor, wait=wait)
     finally:
         # A forked child has closed it already.
         if descriptor in _held:
@@ -106,7 +112,7 @@ def is_running(pid: int) -> bool:
 
 
 def cache_folder() -> Path:
-    """What can be made anew lies here: ``$XDG_CACHE_HOME/fast-train``, by default ``~/.cache/fast-train``."""
+    """The folder of what can be made again: ``$XDG_CACHE_HOME/fast-train``, by default ``~/.cache/fast-train``."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification (https://specifications.freedesktop.org/basedir-spec) has relative paths ignored.
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fast-train"

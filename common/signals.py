@@ -11,8 +11,8 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 
-def nowhere(descriptor: int) -> None:
-    """Drop what is written to a file descriptor from here on."""
+def discard(descriptor: int) -> None:
+    """From here on, drop what is written to a file descriptor."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, descriptor)
     os.close(null)
@@ -106,4 +106,4 @@ def _terminals() -> list[int]:
 
 def _hang_up(terminals: list[int]) -> None:
     for descriptor in terminals:
-        nowhere(descriptor)
+        discard(descriptor)

@@ -75,9 +75,9 @@ def build_parser() -> Parser:
         "--test-fraction",
         type=float,
         metavar="F",
-        help="part kept for testing if DIR has no test/ or val/ (default: 0.2)",
+        help="fraction kept for testing if DIR has no test/ or val/ (default: 0.2)",
     )
-    group.add_argument("--split-seed", type=int, metavar="N", help="draws that part (default: 0)")
+    group.add_argument("--split-seed", type=int, metavar="N", help="seed of the draw for that (default: 0)")
     group.add_argument("--skip-bad", action="store_true", help="leave out files that are not readable images")
     group.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: one per core)")
     group = parser.add_argument_group("formats")
@@ -90,7 +90,7 @@ def build_parser() -> Parser:
     group.add_argument("--dali-mode", default="raw", metavar="MODE", help="raw (default) or jpg (for large images)")
     group.add_argument("--jpeg-quality", type=int, default=90, metavar="N", help="1 to 100 (default: 90)")
     group.add_argument(
-        "--jpeg-share", type=float, default=0.5, metavar="F", help="part for --ffcv-mode proportion (default: 0.5)"
+        "--jpeg-share", type=float, default=0.5, metavar="F", help="fraction for --ffcv-mode proportion (default: 0.5)"
     )
     return parser
 

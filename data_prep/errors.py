@@ -1,4 +1,4 @@
-"""The errors of this room, and text that fits on one line of any terminal."""
+"""The errors of data preparation."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class PreparedSet:
     @property
     def synthetic(self) -> bool:
         """Whether the images are made up."""
-        return self.manifest.source["kind"] == "synthetic"
+        return bool(self.manifest.source["kind"] == "synthetic")
 
     @property
     def source_name(self) -> str:

@@ -60,7 +60,7 @@ def prepare(request: Request, display: Display) -> PreparedSet:
             return _whole_already(place, display)
         with staging(place.resolve()) as stage:
             _make(stage, request, source, display)
-            # Meanwhile another run may have put a set there, or the user a file.
+            # Another run may have put a set there in the meantime, or the user a file.
             if _is_there(place, request, source):
                 return _whole_already(place, display)
             stage.publish(replace=request.overwrite)
@@ -121,7 +121,7 @@ def _place(request: Request, source: Source) -> Path:
 
 
 def _is_there(place: Path, request: Request, source: Source) -> bool:
-    """Whether the set that is asked for is at its place; PreparedSetError if something else is, and may not go."""
+    """Whether the requested set is at its place; PreparedSetError if something else is and may not be replaced."""
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return False
     manifest = _recognise(place)
@@ -243,7 +243,7 @@ def _write_split(
             writers[name] = writer
         with display.progress(split, plan.counts[split]) as advance:
             for images, labels in source.read(split):
-                # Once in memory's order for all that follow; a source may yield a transposed view.
+                # Contiguous, once for all writers: a source may yield a transposed view.
                 images = np.ascontiguousarray(images)
                 for writer in writers.values():
                     writer.write(images, labels)
@@ -270,7 +270,7 @@ def _check_counts(plan: Plan, counts: dict[str, NDArray[np.int64]]) -> None:
 
 
 def _entries(folder: Path, files: list[tuple[str, str, str]]) -> tuple[FileEntry, ...]:
-    # Hashing leaves Python to itself, so threads do it side by side.
+    # Hashing releases the GIL, so threads do it in parallel.
     with ThreadPoolExecutor() as pool:
         sums = pool.map(sha256_of, [folder / name for name, _, _ in files])
         return tuple(

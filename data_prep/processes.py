@@ -24,13 +24,13 @@ class WorkerPool:
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
-        with _deaf_to_the_terminal():
+        with _without_terminal_signals():
             self._pool = ProcessPoolExecutor(
                 workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
             )
 
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-        """The results in the order of the jobs, with few jobs on the way at a time.
+        """The results in the order of the jobs; few jobs are in flight at a time.
 
         Raises PreparedSetError within moments of a worker's death.
         """
@@ -49,19 +49,19 @@ class WorkerPool:
 
     def _submit(self, function: Callable[[Job], Result], job: Job) -> Future[Result]:
         # Submitting may start a process.
-        with _deaf_to_the_terminal():
+        with _without_terminal_signals():
             return self._pool.submit(function, job)
 
     def close(self) -> None:
-        """End the processes once they are through with what they have in hand."""
+        """End the processes once their current jobs are done."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager
-def _deaf_to_the_terminal() -> Iterator[None]:
-    """Processes started in the block inherit its mask: Ctrl-C or the terminal's end reach the parent alone.
+def _without_terminal_signals() -> Iterator[None]:
+    """Processes started in the block inherit its signal mask: Ctrl-C and hang-ups reach the parent alone.
 
-    It cleans up, and they end with it.
+    The parent cleans up, and they end with it.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
@@ -71,7 +71,7 @@ def _deaf_to_the_terminal() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """Without this, workers of a killed parent wait for jobs for ever: they hold the pipe open themselves."""
+    """Without this, workers of a killed parent wait for jobs forever: they hold the pipe open themselves."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

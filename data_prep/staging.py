@@ -42,7 +42,7 @@ class Stage:
     def publish(self, *, replace: bool) -> None:
         """Flush the new set to the disk and rename it into its place.
 
-        With ``replace`` a set that is there makes way first; without, PreparedSetError if something is.
+        With ``replace`` an old set is moved aside first; without, PreparedSetError if something is there.
         """
         sync_folder(self.new_set)
         if replace and self.place.exists():
@@ -59,14 +59,14 @@ class Stage:
         return self.folder / "old"
 
     def put_back(self) -> None:
-        """Undo the first half of a replacement whose second half did not come."""
+        """Undo a replacement that was stopped after the old set was moved aside."""
         if self._old_set.exists() and not self.place.exists():
             os.rename(self._old_set, self.place)
 
 
 @contextmanager
 def staging(place: Path) -> Iterator[Stage]:
-    """A stage for the set at ``place``, removed at the end, however that comes. PreparedSetError: the disk is full."""
+    """A stage for the set at ``place``, removed at the end in any case. PreparedSetError: the disk is full."""
     if os.path.ismount(place):
         raise PreparedSetError(f"{show(place)} is a disk's own folder, which can't be replaced; name a folder in it")
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which files were seen whole, so that their SHA-256 is not computed at every start.
+"""Which files were found whole, so that their SHA-256 is not computed at every start.
 
 A file is known by its device, inode, size and times; whatever writes to it changes one of them. An empty file in the
 cache folder stands for "this one had that hash"; where none can be written, files are compared anew each time.
@@ -14,7 +14,7 @@ from pathlib import Path
 from fast_train.common.files import cache_folder
 
 # The clock of a file system may tick only every so often: a file touched just now could change again within the tick.
-_SETTLED_NS = 2_000_000_000
+SETTLED_NS = 2_000_000_000
 
 
 def is_known_whole(path: Path, sha256: str) -> bool:
@@ -29,7 +29,7 @@ def remember_whole(path: Path, sha256: str) -> None:
     """Note that the file was just found to have this hash."""
     try:
         state = path.stat()
-        if time.time_ns() - max(state.st_ctime_ns, state.st_mtime_ns) < _SETTLED_NS:
+        if time.time_ns() - max(state.st_ctime_ns, state.st_mtime_ns) < SETTLED_NS:
             return
         mark = _mark(state, sha256)
         mark.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The fused augmentation on the CPU; see `kernels.augment` for what it computes.
 
-The reference moves single pixels. Here whole rows move: borders and mirror images are laid out once, in bytes, and
-each row of a crop is then one contiguous piece of that.
+The reference moves single pixels. Here whole rows move: the batch is laid out once with its borders and mirror images,
+in bytes, and each row of a crop is one contiguous piece of that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def augment_cpu(
     if spec.pad or spec.flip:
         batch = _crop_and_flip(batch, indices, spec=spec, seed=seed, epoch=epoch)
 
-    # The channels' tables one after the other: byte b of channel c is entry 256 * c + b.
+    # Look the bytes up, in the channels' tables one after the other: byte b of channel c is entry 256 * c + b.
     entries = batch.view(count * height, width * channels).int()
     entries += torch.arange(0, 256 * channels, 256, dtype=torch.int32).repeat(width)
     out = table.t().reshape(-1).index_select(0, entries.view(-1)).view(count, height, width, channels)
@@ -32,25 +32,27 @@ def augment_cpu(
 
 
 def _crop_and_flip(batch: Tensor, indices: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor) -> Tensor:
-    """uint8 [N, H, W, C] to the same."""
+    """Each image's window: uint8 [N, H, W, C] to the same."""
     count, height, width, channels = batch.shape
     dy, dx, flip = crop_offsets(indices, spec=spec, seed=seed, epoch=epoch)
     lines = _padded_lines(batch, spec)
+    # The line that each row of the output comes from, [N, H].
     image = (torch.arange(count) + count * flip)[:, None]
     y = source_coordinates(height, dy, spec, None)
     black = len(lines) - 1
     line = torch.where((y < 0) | (y >= height), black, image * height + y)
-    # The mirror image of a crop is the crop of the mirror image, as far from the other side.
+    # The pixel it starts at, [N, 1]. The mirror image of a crop is the crop of the mirror image, as far from the other
+    # side.
     x = torch.where(flip == 1, 2 * spec.pad - dx, dx)[:, None]
-    # Every window of a row's width over the pixels of `lines`, one after the other: they overlap.
+    # A view of the window of ``width`` pixels that starts at each pixel of ``lines``: windows overlap.
     pixels = lines.shape[0] * lines.shape[1]
     windows = lines.as_strided((pixels - width + 1, width * channels), (channels, 1))
     return windows.index_select(0, (line * lines.shape[1] + x).view(-1)).view(batch.shape)
 
 
 def _padded_lines(batch: Tensor, spec: AugmentSpec) -> Tensor:
-    """The rows of the batch, with flip those of its mirror images after them, and last a black one, all padded at
-    both ends: uint8 [N * H + 1 or 2 * N * H + 1, W + 2 * pad, C]."""
+    """The rows of the batch; if ``spec`` flips, those of its mirror images; last, a black row. All are padded at both
+    ends: uint8 [N * H + 1 or 2 * N * H + 1, W + 2 * pad, C]."""
     count, height, width, channels = batch.shape
     pad, reflect = spec.pad, spec.pad_mode == "reflect"
     views = [batch, batch.flip(2)] if spec.flip or reflect else [batch]
@@ -70,7 +72,7 @@ def _padded_lines(batch: Tensor, spec: AugmentSpec) -> Tensor:
 
 
 def _cut_out(out: Tensor, indices: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor) -> None:
-    """Zero each sample's square in ``out``, [N, H, W, C], by way of the rows that it touches."""
+    """Zero each sample's square in ``out``, [N, H, W, C], in place; only rows that it touches are read and written."""
     count, height, width, channels = out.shape
     top, left = cutout_corners(indices, height, width, spec=spec, seed=seed, epoch=epoch)
     y = top[:, None] + torch.arange(spec.cutout)

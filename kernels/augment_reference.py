@@ -23,7 +23,7 @@ def crop_offsets(indices: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor
 
 
 def source_coordinates(size: int, offset: Tensor, spec: AugmentSpec, mirrored: Tensor | None) -> Tensor:
-    """Where output pixel 0..size-1 of each sample comes from in the unpadded image: int64 [N, size]."""
+    """Where output pixels 0..size-1 of each sample lie in the image before padding, along one side: int64 [N, size]."""
     out = torch.arange(size, device=offset.device).expand(len(offset), size)
     if mirrored is not None:
         out = torch.where(mirrored[:, None] == 1, size - 1 - out, out)
@@ -37,12 +37,17 @@ def source_coordinates(size: int, offset: Tensor, spec: AugmentSpec, mirrored: T
 def augment_reference(
     images: Tensor, indices: Tensor, table: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor, gather: bool
 ) -> Tensor:
-    """`augment` in plain PyTorch, on any device; the definition that the CPU's code and the Triton kernel meet."""
+    """`kernels.augment.augment` in plain PyTorch, on any device: the definition.
+
+    The CPU's code and the Triton kernel agree with it to the last bit.
+    """
+    # Draw each sample's crop and flip, and find its pixels: ys [N, H], xs [N, W].
     _, height, width, channels = images.shape
     dy, dx, flip = crop_offsets(indices, spec=spec, seed=seed, epoch=epoch)
     ys = source_coordinates(height, dy, spec, None)
     xs = source_coordinates(width, dx, spec, flip)
 
+    # Gather them, uint8 [N, H, W, C]; the padding is black.
     rows = indices if gather else torch.arange(len(indices), device=images.device)
     line = rows[:, None] * height + ys.clamp(0, height - 1)
     pixel = line[:, :, None] * width + xs.clamp(0, width - 1)[:, None, :]
@@ -51,7 +56,7 @@ def augment_reference(
         outside_y, outside_x = (ys < 0) | (ys >= height), (xs < 0) | (xs >= width)
         batch.masked_fill_((outside_y[:, :, None] | outside_x[:, None, :])[..., None], 0)
 
-    # One look-up per channel keeps the index int32 and the table in the first cache level.
+    # Look their values up, [N, H, W, C]. One channel at a time keeps the index int32 and the table in the L1 cache.
     planes = [table[:, c].index_select(0, batch[..., c].reshape(-1).int()) for c in range(channels)]
     out = torch.stack(planes, dim=-1).view(-1, height, width, channels)
     if spec.cutout:

@@ -33,6 +33,31 @@ def _reflect(position, size: tl.constexpr):
 
 
 @triton.jit
+def _source(
+    y, x, seed, counter, epoch,
+    H: tl.constexpr, W: tl.constexpr,
+    PAD: tl.constexpr, REFLECT: tl.constexpr, FLIP: tl.constexpr, ALTERNATING: tl.constexpr,
+):  # fmt: skip
+    """Where output pixels y, x [BLOCK] come from, as in `kernels.augment_reference.source_coordinates`: (y, x)."""
+    source_y, source_x = y, x
+    if PAD > 0 or FLIP:
+        zero = counter * 0
+        r0, r1, r2, _ = tl.philox(seed, counter, epoch, zero + _AUGMENT, zero)
+        if FLIP:
+            flip = _below(r2, 2)
+            if ALTERNATING:
+                _, _, first_r2, _ = tl.philox(seed, counter, zero, zero + _AUGMENT, zero)
+                flip = _below(first_r2, 2) ^ (epoch & 1).to(tl.int32)
+            source_x = tl.where(flip == 1, W - 1 - x, x)
+        source_y += _below(r0, 2 * PAD + 1) - PAD
+        source_x += _below(r1, 2 * PAD + 1) - PAD
+    if REFLECT:
+        source_y = _reflect(source_y, H)
+        source_x = _reflect(source_x, W)
+    return source_y, source_x
+
+
+@triton.jit
 def augment_kernel(
     images_ptr, indices_ptr, table_ptr, epoch_ptr, out_ptr, seed,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
@@ -48,7 +73,6 @@ def augment_kernel(
     index = tl.load(indices_ptr + sample)
     epoch = tl.load(epoch_ptr).to(tl.uint32)
     counter = index.to(tl.uint32)
-    zero = counter * 0
 
     # The elements to write: y, x, channel, all [BLOCK].
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -57,21 +81,8 @@ def augment_kernel(
     y = (offsets // C) // W
     x = (offsets // C) % W
 
-    # Draw crop and flip, which say where each element comes from.
-    source_y, source_x = y, x
-    if PAD > 0 or FLIP:
-        r0, r1, r2, _ = tl.philox(seed, counter, epoch, zero + _AUGMENT, zero)
-        if FLIP:
-            flip = _below(r2, 2)
-            if ALTERNATING:
-                _, _, first_r2, _ = tl.philox(seed, counter, zero, zero + _AUGMENT, zero)
-                flip = _below(first_r2, 2) ^ (epoch & 1).to(tl.int32)
-            source_x = tl.where(flip == 1, W - 1 - x, x)
-        source_y += _below(r0, 2 * PAD + 1) - PAD
-        source_x += _below(r1, 2 * PAD + 1) - PAD
-    if REFLECT:
-        source_y = _reflect(source_y, H)
-        source_x = _reflect(source_x, W)
+    # Where each element comes from: crop and flip.
+    source_y, source_x = _source(y, x, seed, counter, epoch, H, W, PAD, REFLECT, FLIP, ALTERNATING)
     in_image = (source_y >= 0) & (source_y < H) & (source_x >= 0) & (source_x < W)
 
     # Load the bytes, black outside of the image, and look their values up.
@@ -82,6 +93,7 @@ def augment_kernel(
 
     # Draw the square, and cut it out: zero is the mean colour.
     if CUTOUT > 0:
+        zero = counter * 0
         r0, r1, _, _ = tl.philox(seed, counter, epoch, zero + _CUTOUT, zero)
         from_top = y - (_below(r0, H) - CUTOUT // 2)
         from_left = x - (_below(r1, W) - CUTOUT // 2)

@@ -18,7 +18,10 @@ def batch_norm_reference(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """`batch_norm` in plain PyTorch, on any device; the definition that the Triton kernels meet up to rounding."""
+    """`kernels.batchnorm.batch_norm` in plain PyTorch, on any device: the definition.
+
+    The Triton kernels agree with it up to rounding.
+    """
     y = F.batch_norm(x.float(), running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps)
     if residual is not None:
         y = y + residual

@@ -23,7 +23,7 @@ class Raw(NamedTuple):
 def with_statistics_reference(
     x: Tensor, running_mean: Tensor, running_var: Tensor, *, momentum: float, eps: float
 ) -> Raw:
-    """`with_statistics` in plain PyTorch; gradients of x flow through mean and rstd."""
+    """`kernels.convolution.with_statistics` in plain PyTorch; gradients of x flow through mean and rstd."""
     var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
     count = x.numel() // x.shape[1]
     with torch.no_grad():
@@ -33,7 +33,7 @@ def with_statistics_reference(
 
 
 def normalise_reference(raw: Raw, weight: Tensor, bias: Tensor, residual: Tensor | None, *, relu: bool) -> Tensor:
-    """`normalise` in plain PyTorch."""
+    """`kernels.convolution.normalise` in plain PyTorch."""
 
     # Each from [C] to [C, 1, 1], to go with x [N, C, H, W].
     mean, rstd, weight, bias = (vector[:, None, None] for vector in (raw.mean, raw.rstd, weight, bias))
@@ -58,7 +58,10 @@ def norm_relu_convolution_reference(
     momentum: float,
     eps: float,
 ) -> tuple[Raw, Tensor | None]:
-    """`norm_relu_convolution` in plain PyTorch; the definition that the Triton kernels meet up to rounding."""
+    """`kernels.convolution.norm_relu_convolution` in plain PyTorch, on any device: the definition.
+
+    The Triton kernels agree with it up to rounding.
+    """
     y = normalise_reference(raw, weight, bias, residual, relu=True)
     out = F.conv2d(y, filters, stride=stride, padding=filters.shape[-1] // 2)
     statistics = with_statistics_reference(out, running_mean, running_var, momentum=momentum, eps=eps)

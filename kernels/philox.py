@@ -15,7 +15,7 @@ _ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
 _KEY_A, _KEY_B = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
 
-# The third counter word: what the numbers are for. Two uses never share a number.
+# The third word of the counter says what the numbers are for, so that two uses never share a number.
 STREAM_AUGMENT = 0
 STREAM_CUTOUT = 1
 STREAM_ORDER = 2

@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pipeline.flags", "pipeline.models", "pipeline.loaders", "pipeline.optim"),
     ("pipeline.engine",),
     ("pipeline.report", "pipeline.run"),
+    ("pipeline.flags",),
     ("pipeline.commands", "pipeline.cli", "pipeline.api"),
     ("benchmarks.instrument", "benchmarks.peers"),
     ("benchmarks.present",),

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 
+import hypothesis
 import pytest
 import torch
 
@@ -17,12 +18,22 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # cuBLAS reads it once, at its first product; the deterministic trainings among the tests need it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+# Of one slow test; the others' limit is in pyproject.toml.
+_SLOW_SECONDS = 1800
+
 HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
     # Triton reads this when a kernel is defined, so it must be set before any kernel is imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+# How many inputs a test of drawn ones takes: make test-long takes more.
+for _profile, _inputs in (("quick", 50), ("thorough", 300)):
+    hypothesis.settings.register_profile(_profile, max_examples=_inputs, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     absent, reason = ("interpreter", "Triton interprets its kernels only where no GPU is: CUDA_VISIBLE_DEVICES= pytest")
     if not HAS_CUDA:
@@ -30,6 +41,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker(absent):
             item.add_marker(pytest.mark.skip(reason=reason))
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("fuzz")
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_SLOW_SECONDS))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,16 +1,15 @@
 """``python -m fast_train.benchmarks.lab.convolutions``: which convolutions are faster with a BatchNorm's sums inside.
 
 The metric: images per second of wall time of one layer (norm, ReLU, convolution, and the sums that the norms around it
-need), forward, and forward and backward, as one CUDA graph on one fixed batch in bfloat16. For each shape of the
-network: cuDNN with the sums as passes of their own, and `kernels.convolution_triton` with several tiles; all of a shape
-in turn, the median of five repeats. Before it is timed, each is compared with cuDNN's. The last line is JSON.
+need), forward, and forward and backward, as one CUDA graph on one fixed batch in bfloat16. Each shape of the network is
+computed by cuDNN with the sums as passes of their own, and by `kernels.convolution_triton` with several tiles, in turn;
+the median of five repeats counts. Before it is timed, each result is compared with cuDNN's. The last line is JSON.
 
-A tile reads ``rows x columns x depth / warps / stages``. What is faster here belongs into `tiles_of`.
+A tile reads ``rows x columns x depth / warps / stages``. What is faster here belongs in `kernels.tiling.tiles_of`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from fast_train.benchmarks.instrument.statistics import bootstrap_ratio, estimate, spread
 from fast_train.benchmarks.instrument.timing import FAILURES, Case, Rate, captured, interleave, timed
 from fast_train.benchmarks.lab.floors import on_meta
-from fast_train.common.command import complain
+from fast_train.common.command import Parser, run_command
 from fast_train.common.text import one_line
 from fast_train.kernels.convolution_reference import Raw
 from fast_train.kernels.convolution_triton import norm_relu_convolution_triton, with_statistics_triton
@@ -34,9 +33,9 @@ from fast_train.pipeline.config.settings import ModelConfig
 PROGRAM = "python -m fast_train.benchmarks.lab.convolutions"
 CUDNN = "cuDNN and sums"
 _REPEATS, _SECONDS = 5, 0.15
-#: (rows, depth, warps, stages); columns are the layer's own, 128 at most.
+#: (rows, depth, warps, stages); columns are the layer's own, at most 128.
 _CANDIDATES = ((128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 3), (256, 64, 8, 3), (128, 32, 4, 4))
-# Of bfloat16's steps of 2^-8 in sums of some hundred terms, as a part of the largest value.
+# As a part of the largest value: sums of some hundred terms in bfloat16, whose steps are 2^-8.
 _TOLERANCE = 3e-2
 
 
@@ -50,13 +49,13 @@ class Layer(NamedTuple):
     side: int
 
     def describe(self) -> str:
-        """As people write it."""
+        """The layer as people write it."""
         stride = f", stride {self.stride}" if self.stride > 1 else ""
         return f"{self.depth} to {self.columns} channels, {self.size}x{self.size}{stride} on {self.side}x{self.side}"
 
 
 def layers(arch: str) -> Counter[Layer]:
-    """The convolutions inside of a network's blocks, and how often it has each."""
+    """The convolutions inside a network's blocks, and how often it has each."""
     model, images = on_meta(ModelConfig(arch=arch))
     found: Counter[Layer] = Counter()
 
@@ -83,7 +82,7 @@ def tiles(layer: Layer) -> dict[str, Tiles | None]:
 
 
 class Work:
-    """One layer on a fixed batch, random but for the seed. Computes with any tiles, in graph-capturable calls."""
+    """One layer on a fixed batch of random numbers. Computes with any tiles, in calls that a CUDA graph can capture."""
 
     def __init__(self, layer: Layer, batch: int, device: torch.device, dtype: torch.dtype) -> None:
         generator = torch.Generator(device).manual_seed(0)
@@ -103,13 +102,13 @@ class Work:
         self.running = [torch.zeros(channels, device=device) for channels in [layer.depth] * 2 + [layer.columns] * 2]
         with torch.no_grad():
             out, read = self._layer(None)
-        # In the memory format that training's have: another one would be copied within the time.
+        # In the memory format that training's gradients have: another one would be copied within the time.
         self.gradients = [
             normal(*like.shape).to(like.dtype, memory_format=torch.channels_last) for like in (out.x, read)
         ]
 
     def _layer(self, tiles: Tiles | None) -> tuple[Raw, Tensor]:
-        """As the first of a residual block: a residual before it, a shortcut beside it."""
+        """The layer as the first of a residual block: a residual before it, a shortcut beside it."""
         momentum, eps = 0.1, 1e-5
         mean_before, var_before, mean_after, var_after = self.running
         raw = with_statistics_triton(self.x, mean_before, var_before, momentum=momentum, eps=eps)
@@ -121,7 +120,7 @@ class Work:
         return out, read
 
     def forward(self, tiles: Tiles | None) -> list[Tensor]:
-        """Result, and its batch's statistics."""
+        """The result, and its batch's statistics."""
         with torch.no_grad():
             out, _ = self._layer(tiles)
         return list(out)
@@ -134,7 +133,7 @@ class Work:
 
 
 def check(computed: list[Tensor], expected: list[Tensor]) -> None:
-    """RuntimeError where a tile computes something else than cuDNN and the sums apart."""
+    """Raise RuntimeError where a tile computes something else than cuDNN with separate sums."""
     for ours, theirs in zip(computed, expected, strict=True):
         distance = float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
         if not distance <= _TOLERANCE:
@@ -171,30 +170,22 @@ def measure(layer: Layer, batch: int) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print; returns the exit status, 1 where a layer could not be measured, 130 where Ctrl-C came."""
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="Which convolutions are faster with the sums inside.")
+    """Measure, print; returns the exit status, 1 where a layer could not be measured."""
+    parser = Parser(prog=PROGRAM, description="Which convolutions are faster with the sums inside.")
     parser.add_argument("--arch", default="resnet18", metavar="NAME", help="default: resnet18")
     parser.add_argument("--batch-size", type=int, default=1024, metavar="N", help="default: 1024")
     parser.add_argument("--debug", action="store_true", help="show the trace of an error")
     flags = parser.parse_args(arguments)
-    try:
-        found = layers(flags.arch)
-        if flags.batch_size < 1:
-            raise ValueError(f"--batch-size {flags.batch_size} is too small; give 1 or more")
-        if not torch.cuda.is_available():
-            raise ValueError("these are kernels of a CUDA device, and there is none here; run it on a machine with one")
-    except ValueError as error:
-        complain(PROGRAM, error, debug=flags.debug)
-        return 2
-    try:
-        return _run(found, flags.batch_size)
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
+    return run_command(PROGRAM, lambda: _run(flags.arch, flags.batch_size), debug=flags.debug)
 
 
-def _run(found: Counter[Layer], batch: int) -> int:
-    # As in training, so that cuDNN's fastest algorithm is what the others are compared with.
+def _run(arch: str, batch: int) -> int:
+    found = layers(arch)
+    if batch < 1:
+        raise ValueError(f"--batch-size {batch} is too small; give 1 or more")
+    if not torch.cuda.is_available():
+        raise ValueError("these are kernels of a CUDA device, and there is none here; run it on a machine with one")
+    # As in training: the others are compared with cuDNN's fastest algorithm.
     torch.backends.cudnn.benchmark = True
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {batch:,}, bfloat16")
     records, whole = [], True

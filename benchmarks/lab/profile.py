@@ -21,8 +21,8 @@ MATRIX = "matrix product"
 REST = "rest"
 
 # The first pattern found in a kernel's name counts. Ours are named as their functions in `kernels`. cuDNN and CUTLASS
-# name the direction of a convolution in each kernel. Inductor names the operations that a kernel joins; its kernels
-# from a template begin with triton_tem.
+# name the direction of a convolution in each kernel. Inductor names the operations that a kernel joins; kernels that it
+# makes from a template begin with triton_tem.
 _PATTERNS = (
     (AUGMENTATION, r"^augment_kernel"),
     (CONVOLUTION_DATA, r"^data_gradient_kernel|dgrad|bwd_?data|backward_?data"),

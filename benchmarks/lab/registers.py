@@ -1,38 +1,36 @@
 """The step's kernels compiled for an H100, on a machine that needs no GPU:
 ``python -m fast_train.benchmarks.lab.registers``.
 
-Registers and shared memory decide how many programs a processor holds at once; spilled bytes and narrow loads cost
-memory traffic that no source line shows, and a product that is not of warp groups (wgmma) half of the matrix rate.
-Compiled by Triton for bfloat16 of 64 channels (convolutions: and of 128) and assembled by the ptxas that comes with it.
-Prints a table; the last line is JSON.
+Registers and shared memory decide how many programs an SM (a streaming multiprocessor) holds at once. Spilled bytes and
+narrow loads cost memory traffic that no source line shows, and a product without warp groups (wgmma) costs half of the
+matrix rate. Triton compiles for bfloat16 and 64 channels (convolutions: 128 as well), the ptxas that comes with it
+assembles. Prints a table; the last line is JSON.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fast_train.common.command import complain
+from fast_train.common.command import Parser, complain, run_command
 from fast_train.kernels.tiling import join_options, tiles_of, tiling
 from fast_train.pipeline.errors import ConfigError
 
 PROGRAM = "python -m fast_train.benchmarks.lab.registers"
 CAPABILITY = 90
-# Of one processor of compute capability 9.0: registers, threads, and bytes of shared memory, of which each program
-# takes 1,024 more than it asks for (CUDA C++ programming guide, table "technical specifications").
+# What one SM of compute capability 9.0 has: registers, threads, bytes of shared memory. Each program takes 1,024 bytes
+# more than it asks for (CUDA C++ programming guide, table "technical specifications").
 _REGISTERS, _THREADS, _SHARED, _SHARED_MORE = 65_536, 2_048, 228 << 10, 1 << 10
 # Pointers to bfloat16; all others point to float32.
 _ACTIVATIONS = {f"{name}_ptr" for name in ("x", "y", "dy", "dy2", "dz", "dx", "residual", "out", "dout", "filters")}
-# Divisible by 16 in every layer, as Triton finds out at a launch; the sides of layer4's images are not.
+# Divisible by 16 in every layer, which Triton finds out at a launch; the sides of layer4's images are not.
 _ROUND = ("n_rows", "n_cols", "depth")
 _SIDES = ("height", "width", "out_height", "out_width")
 _NUMBERS = {**dict.fromkeys((*_ROUND, *_SIDES, "n_chunks", "n_steps"), "i32"), "momentum": "fp32", "eps": "fp32"}
@@ -49,8 +47,8 @@ class Compiled(NamedTuple):
 
 
 def measure() -> list[dict[str, Any]]:
-    """A record for each kernel: registers a thread, bytes of shared memory, programs that fit on a processor, bytes
-    spilled, 16-byte loads, products of warp groups. Raises Triton's errors, and RuntimeError where ptxas fails.
+    """A record for each kernel: registers a thread, bytes of shared memory, programs that fit on an SM, bytes spilled,
+    16-byte loads, products of warp groups. Raises Triton's errors, and RuntimeError where ptxas fails.
 
     ConfigError where Triton is not installed, or interprets its kernels (TRITON_INTERPRET) rather than compiling them.
     """
@@ -149,20 +147,20 @@ def _number(pattern: str, text: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compile, print; returns the exit status, 1 where a kernel does not compile."""
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="The step's kernels compiled for an H100, without one.")
+    parser = Parser(prog=PROGRAM, description="The step's kernels compiled for an H100, without one.")
     parser.add_argument("--debug", action="store_true", help="show the trace of an error")
-    flags = parser.parse_args(arguments)
+    debug = parser.parse_args(arguments).debug
+    return run_command(PROGRAM, lambda: _show(debug), debug=debug)
+
+
+def _show(debug: bool) -> int:
     try:
         records = measure()
-    except ConfigError as error:
-        complain(PROGRAM, error, debug=flags.debug)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
+    except ConfigError:
+        raise
     except Exception as error:
-        # Of Triton, of its LLVM, of ptxas: each has errors of its own.
-        complain(PROGRAM, error, debug=flags.debug)
+        # Triton, its LLVM and ptxas each have errors of their own.
+        complain(PROGRAM, error, debug=debug)
         return 1
     columns = ("registers", "shared_bytes", "programs_a_processor", "spilled_bytes", "wide_loads", "group_products")
     print(f"{'kernel':<52}" + "".join(f" {column.split('_')[0]:>9}" for column in columns))

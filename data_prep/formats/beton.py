@@ -3,9 +3,9 @@
 Layout (ffcv 1.0.2, ``ffcv/types.py``, ``writer.py`` and ``memory_allocator.py``), little-endian: a header; a descriptor
 of each field; a row of metadata per sample, which points at its pixels; from the next multiple of the page size on, the
 pixels, no sample across the border of a page; last, a table of (sample, pointer, size). The format has no checksums,
-and its reader trusts every number in it: `check_beton` looks at them all first.
+and its reader trusts every number in it: `check_beton` checks them all first.
 
-FFCV's own writer starts processes and waits for ever for one that died, so this one writes the file by itself, as the
+FFCV's own writer starts processes and waits forever for one that died, so this one writes the file by itself, as the
 images come. The tests read what it writes with FFCV, and compare it with what FFCV writes.
 """
 
@@ -24,8 +24,9 @@ from fast_train.common.text import one_line, show
 from fast_train.data_prep.errors import ANEW, PreparedSetError
 from fast_train.data_prep.formats.options import FormatOptions, JpegEncoder
 
-_VERSION = 2
-_HEADER = np.dtype(
+#: FFCV's structures, as they lie in the file.
+VERSION = 2
+HEADER = np.dtype(
     [
         ("version", "<u2"),
         ("num_fields", "<u2"),
@@ -35,14 +36,14 @@ _HEADER = np.dtype(
     ],
     align=True,
 )
-_FIELD = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
-_ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+FIELD = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 _IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
-_SAMPLE = np.dtype([("", _IMAGE), ("", "<i8"), ("", "<i8")], align=True)
+SAMPLE = np.dtype([("", _IMAGE), ("", "<i8"), ("", "<i8")], align=True)
 #: Name of each field and FFCV's number for its type: 2 an RGB image, 1 a whole number.
 FIELDS = (("image", 2), ("label", 1), ("index", 1))
 _JPG, _RAW = 0, 1
-_METADATA_AT = _HEADER.itemsize + len(FIELDS) * _FIELD.itemsize
+METADATA_AT = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 _SMALLEST_PAGE = 2 << 20
 _LARGEST_SIDE = 65535
 _LARGEST_IMAGE = 1 << 30
@@ -64,10 +65,10 @@ class BetonWriter:
         # Its own generator, used in the order of the images: the same request gives the same file.
         self._coin = np.random.default_rng(0)
         self._page = page_size(image_shape)
-        self._samples = np.zeros(count, dtype=_SAMPLE)
+        self._samples = np.zeros(count, dtype=SAMPLE)
         self._sizes = np.zeros(count, dtype=np.uint64)
         self._written = 0
-        self._at = -(-(_METADATA_AT + self._samples.nbytes) // self._page) * self._page
+        self._at = -(-(METADATA_AT + self._samples.nbytes) // self._page) * self._page
         self._file: BinaryIO = open(folder / self._name, "xb")  # noqa: SIM115  # open until `close` or `abort`
 
     @staticmethod
@@ -80,7 +81,7 @@ class BetonWriter:
         """The file's size in bytes, at most, for ``count`` images of shape (H, W, C)."""
         page = page_size(image_shape)
         pages = -(-count // (page // options.stored_bytes(options.ffcv_mode, image_shape)))
-        return _METADATA_AT + count * (_SAMPLE.itemsize + _ALLOCATION.itemsize) + (pages + 1) * page
+        return METADATA_AT + count * (SAMPLE.itemsize + ALLOCATION.itemsize) + (pages + 1) * page
 
     def write(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         """Append images uint8 [n, H, W, 3] and labels int64 [n]; ValueError for other shapes or more than fit."""
@@ -125,7 +126,7 @@ class BetonWriter:
         if not self._written:
             raise ValueError(f"{self._name} would hold no image")
         samples = self._samples[: self._written]
-        table = np.zeros(self._written, dtype=_ALLOCATION)
+        table = np.zeros(self._written, dtype=ALLOCATION)
         table["sample_id"], table["ptr"] = np.arange(self._written), samples["f0"]["data_ptr"]
         table["size"] = self._sizes[: self._written]
         self._file.seek(self._at)
@@ -139,7 +140,7 @@ class BetonWriter:
         return (self._name,)
 
     def abort(self) -> None:
-        """Let go of the file and the threads."""
+        """Close the file and end the threads, unfinished."""
         self._file.close()
         if self._encoder is not None:
             self._encoder.close()
@@ -152,11 +153,11 @@ def page_size(image_shape: Sequence[int]) -> int:
 
 def _head(count: int, page: int, table_at: int) -> bytes:
     """Header and field descriptors."""
-    fields = np.zeros(len(FIELDS), dtype=_FIELD)
+    fields = np.zeros(len(FIELDS), dtype=FIELD)
     for descriptor, (name, type_id) in zip(fields, FIELDS, strict=True):
         descriptor["type_id"] = type_id
         descriptor["name"][: len(name)] = np.frombuffer(name.encode(), dtype=np.uint8)
-    return np.array((_VERSION, len(FIELDS), page, count, table_at), dtype=_HEADER).tobytes() + fields.tobytes()
+    return np.array((VERSION, len(FIELDS), page, count, table_at), dtype=HEADER).tobytes() + fields.tobytes()
 
 
 def check_beton(path: Path, shape: Sequence[int]) -> None:
@@ -168,21 +169,21 @@ def check_beton(path: Path, shape: Sequence[int]) -> None:
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
-            head = file.read(_METADATA_AT)
-            raw = file.read(count * _SAMPLE.itemsize)
-            if len(raw) != count * _SAMPLE.itemsize:
+            head = file.read(METADATA_AT)
+            raw = file.read(count * SAMPLE.itemsize)
+            if len(raw) != count * SAMPLE.itemsize:
                 raise _broken(path, "it ends within its metadata")
-            header = np.frombuffer(head, dtype=_HEADER, count=1)[0]
+            header = np.frombuffer(head, dtype=HEADER, count=1)[0]
             page, table_at = int(header["page_size"]), int(header["alloc_table_ptr"])
             if page < _SMALLEST_PAGE or page & (page - 1) or head != _head(count, page, table_at):
                 raise _broken(path, f"its header is not that of {count} images with labels and indices")
-            if table_at + count * _ALLOCATION.itemsize != size:
+            if table_at + count * ALLOCATION.itemsize != size:
                 raise _broken(path, "its table does not end with it")
             file.seek(table_at)
-            table = np.frombuffer(file.read(), dtype=_ALLOCATION)
+            table = np.frombuffer(file.read(), dtype=ALLOCATION)
     except OSError as error:
         raise PreparedSetError(f"{show(path)} can't be read: {one_line(error)}") from error
-    samples = np.frombuffer(raw, dtype=_SAMPLE)
+    samples = np.frombuffer(raw, dtype=SAMPLE)
     image = samples["f0"]
     if not np.isin(image["mode"], (_JPG, _RAW)).all() or (image["height"] != height).any():
         raise _broken(path, f"its images are not {width}x{height}")
@@ -190,7 +191,7 @@ def check_beton(path: Path, shape: Sequence[int]) -> None:
         raise _broken(path, f"its images are not {width}x{height}, in the order of their indices")
     pointers, sizes = table["ptr"], table["size"]
     ends = pointers + sizes
-    first = -(-(_METADATA_AT + samples.nbytes) // page) * page
+    first = -(-(METADATA_AT + samples.nbytes) // page) * page
     apart = pointers[0] >= first and (ends[:-1] <= pointers[1:]).all() and ends[-1] <= table_at
     raw_size_fits = (sizes == math.prod(shape[1:])) | (image["mode"] == _JPG)
     in_pages = (pointers // page == (ends - 1) // page) & (ends > pointers)
@@ -200,7 +201,7 @@ def check_beton(path: Path, shape: Sequence[int]) -> None:
 
 def beton_labels(path: Path, count: int) -> NDArray[np.int64]:
     """The labels of a file that `check_beton` accepted: int64 [N]."""
-    return np.fromfile(path, dtype=_SAMPLE, count=count, offset=_METADATA_AT)["f1"].astype(np.int64)
+    return np.fromfile(path, dtype=SAMPLE, count=count, offset=METADATA_AT)["f1"].astype(np.int64)
 
 
 def _broken(path: Path, what: str) -> PreparedSetError:

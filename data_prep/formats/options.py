@@ -74,7 +74,7 @@ class FormatOptions:
 
 
 class JpegEncoder:
-    """Encodes batches on all cores; Pillow leaves Python to itself meanwhile, so threads do."""
+    """Encodes batches on all cores, by threads: Pillow releases the GIL."""
 
     def __init__(self, quality: int) -> None:
         self._quality = quality

@@ -175,7 +175,7 @@ class PackedWriter:
         return (self._name,)
 
     def abort(self) -> None:
-        """Let go of the file, unfinished."""
+        """Close the file, unfinished."""
         self._file.close()
 
     def _header(self, pixels: int, padding: int) -> bytes:

@@ -1,13 +1,13 @@
 """TFRecord shards with index files, as DALI's and TensorFlow's readers take them.
 
-A shard is a row of records (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details): length
-uint64, masked CRC-32C of the length, data, masked CRC-32C of the data. The data is a serialized ``tf.train.Example``
-with the features ``label`` and ``index`` (int64), ``shape`` (int64, three: H, W, C) and ``image`` (bytes: the pixels
-[H, W, C], or a JPEG file). The index file beside it, which DALI's reader wants, has "offset size" of each record, a
-line each, as NVIDIA's ``tfrecord2idx`` writes it.
+A shard is a sequence of records (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details):
+length uint64, masked CRC-32C of the length, data, masked CRC-32C of the data. The data is a serialized
+``tf.train.Example`` with the features ``label`` and ``index`` (int64), ``shape`` (int64, three: H, W, C) and ``image``
+(bytes: the pixels [H, W, C], or a JPEG file). The index file beside it, which DALI's reader wants, has one line
+"offset size" per record, as NVIDIA's ``tfrecord2idx`` writes it.
 
 Every number is a varint of five bytes, whether or not it needs them, and ``image`` comes last: protocol buffers allow
-both. So all that precedes the image has one length, and `open_tfrecords` finds every image without parsing.
+both. So the part before the image has a fixed length, and `open_tfrecords` finds every image without parsing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"
 
 
 def _varint(value: int) -> bytes:
-    """A number below 2**35 in five bytes of seven bits, all but the last marked as going on."""
+    """A number below 2**35 in five bytes of seven bits, all but the last with the continuation bit set."""
     return bytes(value >> 7 * i & 127 | (128 if i < _VARINT - 1 else 0) for i in range(_VARINT))
 
 
@@ -50,7 +50,7 @@ def _feature(name: str, kind: bytes, values: bytes) -> bytes:
 
 
 def _example(label: int, index: int, shape: Sequence[int], image: bytes) -> bytes:
-    """The serialized Example; the bytes before the image are as many for every image."""
+    """The serialized Example; the part before the image has the same length for every image."""
     features = (
         _feature("label", _FIELD_3, _varint(label))
         + _feature("index", _FIELD_3, _varint(index))
@@ -61,7 +61,7 @@ def _example(label: int, index: int, shape: Sequence[int], image: bytes) -> byte
 
 
 def _masked_crc(data: bytes) -> bytes:
-    crc = google_crc32c.value(data)
+    crc = int(google_crc32c.value(data))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
 
 
@@ -157,7 +157,7 @@ class TFRecordWriter:
         return (*shards, *indices)
 
     def abort(self) -> None:
-        """Let go of the file and the threads."""
+        """Close the file and end the threads, unfinished."""
         if self._shard is not None:
             self._shard.close()
         if self._encoder is not None:
@@ -179,7 +179,8 @@ class TFRecordSplit:
     def blob(self, index: int) -> NDArray[np.uint8]:
         """The bytes of one image as they are stored: uint8 [size], a view."""
         begin = self.offsets[index]
-        return self.shards[self.shard_of[index]][begin : begin + self.sizes[index]]
+        shard: NDArray[np.uint8] = self.shards[self.shard_of[index]]
+        return shard[begin : begin + self.sizes[index]]
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The raw images of ``indices``, int64 [n]: uint8 [n, H, W, C], read-only."""
@@ -285,7 +286,8 @@ def _number(heads: NDArray[np.uint8], name: str, place: int = 0) -> NDArray[np.i
 
 def _decode(varints: NDArray[np.uint8]) -> NDArray[np.int64]:
     """uint8 [n, 5] to int64 [n]."""
-    return ((varints & 127).astype(np.int64) << 7 * np.arange(_VARINT)).sum(axis=1)
+    groups: NDArray[np.int64] = (varints & 127).astype(np.int64) << 7 * np.arange(_VARINT)
+    return np.asarray(groups.sum(axis=1))
 
 
 def _broken(path: Path, what: str) -> PreparedSetError:

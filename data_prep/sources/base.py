@@ -20,10 +20,10 @@ Chunk = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """What the command was told about the source; None: not told.
+    """What the user says about the source; None: nothing.
 
     ``source``: an archive, a folder or an address. ``size``: side of the stored square, in pixels. ``test_fraction``,
-    ``split_seed``: how to part images that are not parted yet. ``skip_bad``: leave out files that are not images.
+    ``split_seed``: how to draw a test split where there is none. ``skip_bad``: leave out files that are not images.
     ``workers``: processes that decode.
     """
 
@@ -37,7 +37,7 @@ class SourceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What will come: class names, image shape (H, W, C), and the greatest number of images of each split."""
+    """What the source will yield: class names, image shape (H, W, C), and the most images of each split."""
 
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
@@ -81,7 +81,7 @@ class Source(ABC):
         """The images of a split with their labels, in order."""
 
     def outcome(self) -> dict[str, Any]:
-        """What the reading found, for the manifest. Raises PreparedSetError where that forbids the set."""
+        """What the reading found, for the manifest. Raises PreparedSetError where no set can be made of it."""
         return {}
 
     def close(self) -> None:  # noqa: B027  # most sources hold nothing

@@ -102,7 +102,7 @@ class _Cifar(Source):
         def is_right(path: Path) -> bool:
             return bool(check_integrity(path, dataset.tgz_md5))
 
-        archive = cache_folder() / dataset.filename
+        archive = cache_folder() / str(dataset.filename)
         if is_right(archive):
             self.display.say(f"using {show(archive)}, downloaded before")
             return archive

@@ -1,9 +1,8 @@
-"""Downloads that resume: into ``NAME.part``, which gets its name once it is whole and its checksum right."""
+"""Downloads that resume: into ``NAME.part``, which gets its name once it is whole and its checksum is right."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import http.client
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fast_train.common.console import Advance, Display
+from fast_train.common.files import lock
 from fast_train.common.text import one_line, show
 from fast_train.data_prep.errors import DownloadError
 from fast_train.data_prep.staging import check_free_disk, disk_room
@@ -24,7 +24,8 @@ _CHUNK = 1 << 16
 _TIMEOUT_SECONDS = 20.0
 #: Attempts in a row that bring nothing, before giving up; a host that has never answered gets fewer.
 _ATTEMPTS, _ATTEMPTS_UNANSWERED = 5, 2
-_FIRST_PAUSE_SECONDS = 1.0
+#: Before the second attempt; each later pause is twice as long.
+FIRST_PAUSE_SECONDS = 1.0
 # Busy or momentarily out of order; any other refusal stands.
 _PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
@@ -43,15 +44,15 @@ def download(url: str, target: Path, *, is_right: Callable[[Path], bool], displa
     part = target.with_name(target.name + ".part")
     with disk_room(target.parent), open(part, "ab") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            lock(file.fileno())
+        except BlockingIOError as error:
             raise DownloadError(f"another process is downloading {show(part)}; try again when it is done") from error
         resumed = _size(file) > 0
         try:
             _fetch(url, file, display)
             right = is_right(part)
             if resumed and not right:
-                # What was there may be of another file, or of a torn write.
+                # The earlier part may be of another file, or of a write that broke off.
                 display.say(f"{show(target.name)}: the resumed download is not right; starting over")
                 file.truncate(0)
                 _fetch(url, file, display)
@@ -67,7 +68,7 @@ def download(url: str, target: Path, *, is_right: Callable[[Path], bool], displa
 
 
 def _size(file: BinaryIO) -> int:
-    # Also brings the position back to the end, which truncating leaves where it was.
+    # This also moves the position to the end: truncating leaves it where it was.
     return file.seek(0, os.SEEK_END)
 
 
@@ -85,7 +86,7 @@ def _fetch(url: str, file: BinaryIO, display: Display) -> None:
             failures = 1 if gained > 0 else failures + 1
             if failures >= (_ATTEMPTS if answered else _ATTEMPTS_UNANSWERED):
                 raise DownloadError(f"{show(url)} can't be downloaded ({error})") from error
-            pause = _FIRST_PAUSE_SECONDS * 2 ** (failures - 1)
+            pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1)
             display.say(f"{error}; trying again in {pause:g} s")
             time.sleep(pause)
 

@@ -13,7 +13,7 @@ from fast_train.data_prep.errors import BadFilesError, PreparedSetError
 from fast_train.data_prep.images import DecodeJob, decode, scan
 from fast_train.data_prep.processes import WorkerPool
 from fast_train.data_prep.sources.base import Chunk, Plan, Source
-from fast_train.data_prep.sources.listing import ImageFile, Listing, list_folder, part
+from fast_train.data_prep.sources.listing import ImageFile, Listing, draw_test_split, list_folder
 
 _DEFAULT_TEST_FRACTION = 0.2
 #: Side of the stored square where the images have different sizes and none was asked for.
@@ -24,7 +24,7 @@ _JOB_FILES, _JOB_PIXELS, _JOB_BYTES = 256, 8_000_000, 8_000_000
 
 
 class ImageFolder(Source):
-    """``folder:DIR``: DIR/train/CLASS/** and DIR/test/CLASS/** (or val), or one level that is parted here."""
+    """``folder:DIR``: DIR/train/CLASS/** and DIR/test/CLASS/** (or val), or DIR/CLASS/**, split here."""
 
     kind = "folder"
     accepts = frozenset({"size", "test_fraction", "split_seed", "skip_bad", "workers"})
@@ -39,7 +39,7 @@ class ImageFolder(Source):
         self._seed = self.options.split_seed or 0
         self._listing: Listing | None = None
         self._pool: WorkerPool | None = None
-        self._parted: list[ImageFile] = []
+        self._files: list[ImageFile] = []
         self._sizes: dict[str, tuple[int, int]] = {}
         self._bad: list[tuple[str, str]] = []
         self._shape = (0, 0)
@@ -57,13 +57,13 @@ class ImageFolder(Source):
         return self._listing
 
     def identity(self) -> dict[str, Any]:
-        parted = self.listing.parted
+        given = self.listing.has_test_split
         return {
             "kind": self.kind,
             "listing": self.listing.digest,
             "size": self.options.size,
-            "test_fraction": None if parted else self._test_fraction,
-            "split_seed": None if parted else self._seed,
+            "test_fraction": None if given else self._test_fraction,
+            "split_seed": None if given else self._seed,
             "skip_bad": self.options.skip_bad,
         }
 
@@ -75,9 +75,9 @@ class ImageFolder(Source):
         if not good:
             self._refuse()
         self._shape = self._choose_shape()
-        if not self.listing.parted:
-            good = part(good, test_fraction=self._test_fraction, seed=self._seed)
-        self._parted = good
+        if not self.listing.has_test_split:
+            good = draw_test_split(good, test_fraction=self._test_fraction, seed=self._seed)
+        self._files = good
         counts = Counter(file.split for file in good)
         for split in ("train", "test"):
             if not counts[split]:
@@ -116,7 +116,7 @@ class ImageFolder(Source):
             self.display.say(f"ignored hidden entries: {listing.hidden:,}")
         if listing.ignored:
             self.display.say(f"ignored beside train and test: {', '.join(map(show, listing.ignored))}")
-        if listing.parted and (self.options.test_fraction, self.options.split_seed) != (None, None):
+        if listing.has_test_split and (self.options.test_fraction, self.options.split_seed) != (None, None):
             self.display.say("the folder has its own test split: --test-fraction and --split-seed are not used")
 
     def _scan(self) -> None:
@@ -157,7 +157,7 @@ class ImageFolder(Source):
         most = min(_JOB_FILES, max(_JOB_BYTES // (height * width * 3), 1))
         batch: list[ImageFile] = []
         pixels = 0
-        for file in self._parted:
+        for file in self._files:
             if file.split != split:
                 continue
             rows, columns = self._sizes[file.name]

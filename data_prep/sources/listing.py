@@ -17,7 +17,7 @@ _CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One file: its path below the image folder with ``/``, its class, and its split (None: not parted yet)."""
+    """One file: its path below the image folder with ``/``, its class, and its split (None: not drawn yet)."""
 
     name: str
     class_name: str
@@ -37,7 +37,7 @@ class Listing:
     digest: str = ""
 
     @property
-    def parted(self) -> bool:
+    def has_test_split(self) -> bool:
         """Whether the folder itself has a test split."""
         return any(file.split == "test" for file in self.files)
 
@@ -121,7 +121,7 @@ class _Walker:
         return names
 
     def key(self, below: str) -> tuple[int, int]:
-        """What tells a folder from all others, by whichever path it was found."""
+        """Identifies a folder, by whichever path it was found."""
         status = os.stat(self._listing.root / below)
         return status.st_dev, status.st_ino
 
@@ -152,7 +152,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A link to itself, say: reading it will tell.
+        # A link to itself, for example: reading it reports that.
         return False
 
 
@@ -168,14 +168,14 @@ def _digest(listing: Listing) -> str:
             status = os.stat(listing.root / name)
             facts = f"{status.st_size} {status.st_mtime_ns}"
         except OSError:
-            # A link to nowhere: reading it will tell.
+            # A broken link: reading it reports that.
             facts = "missing"
         digest.update(os.fsencode(name) + f"\0{facts}\0".encode())
     return digest.hexdigest()
 
 
-def part(files: list[ImageFile], *, test_fraction: float, seed: int) -> list[ImageFile]:
-    """Give each file a split: of every class the same fraction to the test split, drawn by ``seed``.
+def draw_test_split(files: list[ImageFile], *, test_fraction: float, seed: int) -> list[ImageFile]:
+    """Give each file a split: the same fraction of every class goes to the test split, drawn by ``seed``.
 
     A class of two or more files has at least one in each. The draw depends on the seed and the paths alone: files are
     taken in the order of SHA-256(seed, path).

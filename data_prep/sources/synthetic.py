@@ -1,7 +1,7 @@
 """A built-in set of made-up images, for machines that can't get real ones.
 
 Each class is a smooth pattern; an image shows it shifted, with other contrast and colour, over another smooth pattern
-that means nothing, under noise. All of it is integer arithmetic on the raw stream of PCG64, which NumPy keeps fixed,
+without meaning, under noise. All of it is integer arithmetic on the raw stream of PCG64, which NumPy keeps fixed,
 so the bytes are the same on every machine and with every version.
 """
 
@@ -20,7 +20,7 @@ from fast_train.data_prep.sources.base import Chunk, Plan, Source
 _CLASSES, _SIDE = 10, 32
 _COUNTS = {"train": 10_000, "test": 2_000}
 _CHUNK = 500
-# Changes with anything that changes a byte, so that an older set is not taken for this one.
+# To be raised with any change of a byte, so that an older set is not taken for this one.
 _VERSION = 1
 
 _WAVES = 4
@@ -35,14 +35,15 @@ class _Draws:
         self._bits = np.random.PCG64(list(seed))
 
     def integers(self, low: int, high: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
-        """Uniform in [low, high); the bias of the remainder, 2**-48 at most, is nobody's concern."""
-        raw = self._bits.random_raw(math.prod(shape)) >> np.uint64(16)
-        return (low + (raw % np.uint64(high - low)).astype(np.int64)).reshape(shape)
+        """Uniform in [low, high); the remainder's bias, at most 2**-48, is negligible."""
+        raw: NDArray[np.uint64] = self._bits.random_raw(math.prod(shape)) >> np.uint64(16)
+        offsets: NDArray[np.int64] = (raw % np.uint64(high - low)).astype(np.int64)
+        return low + offsets.reshape(shape)
 
     def noise(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
         """Near-normal: sums of four bytes, of mean 0 and standard deviation 148."""
         words = self._bits.random_raw(-(-math.prod(shape) // 2))
-        # By shifts, not by a view: the order of bytes in memory is the machine's own affair.
+        # By shifts, not by a view: the order of bytes in memory depends on the machine.
         quads = np.stack([words & np.uint64(0xFFFFFFFF), words >> np.uint64(32)], axis=1).ravel()[: math.prod(shape)]
         total = sum((quads >> np.uint64(8 * i)) & np.uint64(255) for i in range(4))
         return np.asarray(total).astype(np.int64).reshape(shape) - 510
@@ -68,9 +69,9 @@ def _render(patterns: NDArray[np.int64], labels: NDArray[np.int64], draws: _Draw
     colour = draws.integers(-40, 41, (n, 1, 1, 3)) * 1024
     # One background of 64 for each image: as loud as the class's own pattern.
     background = _smooth(draws, 64)[draws.integers(0, 64, (n,))] * draws.integers(32, 96, (n, 1, 1, 1))
-    pattern = patterns[labels[:, None, None], rows, columns] * contrast
+    pattern: NDArray[np.int64] = patterns[labels[:, None, None], rows, columns] * contrast
     noise = draws.noise((n, _SIDE, _SIDE, 3)) * 160
-    value = (pattern + background) // 8 + colour + noise
+    value: NDArray[np.int64] = (pattern + background) // 8 + colour + noise
     return (128 + (value >> 10)).clip(0, 255).astype(np.uint8)
 
 

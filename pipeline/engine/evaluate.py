@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.config.settings import TestTimeAugmentation
 from fast_train.pipeline.engine.augmentation import Augmentation
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import Loader
 
-# Images of CIFAR's size: of larger ones a batch holds as many as have no more pixels, and so takes no more memory.
+# Images at once of CIFAR's size. A batch of larger ones has no more pixels than these, and so takes no more memory.
 _BATCH, _PIXELS = 1000, 1000 * 32 * 32
 
 
@@ -24,7 +25,7 @@ def evaluation_batch(prepared: PreparedSet, split: str) -> int:
     return max(min(_BATCH, _PIXELS // (height * width), prepared.size(split)), 1)
 
 
-def check_tta(tta: str, image_shape: tuple[int, int, int]) -> None:
+def check_tta(tta: TestTimeAugmentation, image_shape: tuple[int, int, int]) -> None:
     """Raise ConfigError where images of a shape (H, W, C) are too small for a kind of test-time augmentation."""
     height, width, _ = image_shape
     if tta == "multicrop" and min(height, width) < 2:
@@ -52,7 +53,12 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: Loader, augmenter: Augmentation, *, amp: torch.dtype | None = None, tta: str = "none"
+    model: nn.Module,
+    loader: Loader,
+    augmenter: Augmentation,
+    *,
+    amp: torch.dtype | None = None,
+    tta: TestTimeAugmentation = "none",
 ) -> Evaluation:
     """Evaluate ``model`` on a loader built with ``train=False``; the model's mode is put back afterwards.
 
@@ -89,8 +95,8 @@ def evaluate(
     )
 
 
-def _predict(model: nn.Module, images: Tensor, amp: torch.dtype | None, tta: str) -> Tensor:
-    """Log-probabilities, float32 [N, K]."""
+def _predict(model: nn.Module, images: Tensor, amp: torch.dtype | None, tta: TestTimeAugmentation) -> Tensor:
+    """images: [N, C, H, W]. Log-probabilities, float32 [N, K]."""
     views = [(1.0, images)]
     if tta == "multicrop":
         padded = F.pad(images, (1, 1, 1, 1), mode="reflect")

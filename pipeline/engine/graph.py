@@ -45,8 +45,8 @@ class CapturedStep:
     """
 
     def __init__(self, step: TrainStep, batch: AnyBatch) -> None:
-        # What is garbage by now may be freed by threads of other libraries, with calls that wait for the whole device:
-        # let them do so before the capture, which such a call would break.
+        # Threads of other libraries may free garbage with calls that wait for the whole device, which would break the
+        # capture: collect it before.
         gc.collect()
         # The graph reads and writes the step's tensors by their addresses, and keeps none of them alive.
         self._step = step
@@ -71,7 +71,7 @@ class CapturedStep:
         expected, got = type(self._static).__name__, type(batch).__name__
         if got != expected:
             raise ValueError(f"this is a {got}, but the step was captured for a {expected}")
-        # Of as many replays ago; one that was never recorded is done.
+        # Wait for the replay of _MOST_AHEAD calls ago; an event that was never recorded is done.
         self._done[self._calls % _MOST_AHEAD].synchronize()
         changing = batch.changing()
         for name, static, given in zip(batch._fields, self._static, batch, strict=True):

@@ -29,9 +29,6 @@ _MEMORY_ERRORS = {
 }
 # Torch itself, the weights, their gradients and momenta take about this besides, for networks of usual size.
 _BESIDES = 1 << 30
-_MEMINFO = Path("/proc/meminfo")
-# What a container sees as the root is its own group (version 2).
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def check_memory(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, amp: torch.dtype | None) -> None:
@@ -54,30 +51,33 @@ def check_memory(model: nn.Module, image_shape: tuple[int, int, int], batch_size
     )
 
 
-def free_memory() -> int | None:
+def free_memory(root: Path = Path("/")) -> int | None:
     """Bytes that this process could take without swapping: what Linux calls available, and not more than the process's
-    container has left. None on other systems."""
+    container has left. None on other systems. root: where the file system begins that tells of it."""
     try:
-        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="ascii").splitlines())
+        lines = dict(line.split(":", 1) for line in _lines(root / "proc/meminfo"))
         free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
-    left = _container_memory()
+    # What a container sees as the root is its own group (version 2).
+    left = _container_memory(root / "sys/fs/cgroup")
     return free if left is None else min(free, left)
 
 
-def _container_memory() -> int | None:
-    """Bytes up to the container's limit; None where it has none."""
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="ascii").splitlines()
+
+
+def _container_memory(group: Path) -> int | None:
+    """Bytes up to the limit of a control group; None where it has none."""
     try:
-        limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))
-        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
+        limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
     except (OSError, ValueError):
         # No such file, or "max".
         return None
     try:
-        lines = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
         # Pages of files that nobody has read again lately: the kernel drops them before it refuses memory.
-        reclaimable = int(dict(line.split(" ", 1) for line in lines)["inactive_file"])
+        reclaimable = int(dict(line.split(" ", 1) for line in _lines(group / "memory.stat"))["inactive_file"])
     except (OSError, KeyError, ValueError):
         reclaimable = 0
     return max(limit - max(used - reclaimable, 0), 0)

@@ -8,26 +8,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_SECONDS_BETWEEN_LOOKS = 0.25
-
 
 class Glimpse:
-    """Reads a tensor of sums now and then without making the host wait for the device.
+    """Reads a tensor of sums now and then without making the host wait for the device. every: seconds in between.
 
     On CUDA a copy to pinned memory is queued after the steps, and its values are looked at once it is done: what
     is shown is what the device has finished, not what the host has queued.
     """
 
-    def __init__(self, sums: Tensor) -> None:
-        self._sums = sums
+    def __init__(self, sums: Tensor, *, every: float = 0.25) -> None:
+        self._sums, self._every = sums, every
         self._event: torch.cuda.Event | None = None
         self._pinned = torch.empty_like(sums, device="cpu", pin_memory=True) if sums.is_cuda else None
         self._last_look = time.monotonic()
 
     def take(self) -> Totals | None:
-        """The totals, at most a few times a second; None in between."""
+        """The totals, at most once in ``every`` seconds; None in between."""
         now = time.monotonic()
-        if now - self._last_look < _SECONDS_BETWEEN_LOOKS:
+        if now - self._last_look < self._every:
             return None
         if self._pinned is None:
             self._last_look = now
@@ -64,6 +62,7 @@ class Metrics:
         self.sums += row
 
     def reset(self) -> None:
+        """Begin a new epoch's sums."""
         self.sums.zero_()
 
     def read(self) -> Totals:

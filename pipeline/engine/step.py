@@ -23,7 +23,7 @@ from fast_train.pipeline.optim.optimizer import build_optimizer, optimizer_tenso
 
 
 class TrainStep:
-    """A model with all that one step of it needs.
+    """A model and all that a training step of it needs.
 
     model: on its device, in its memory format. amp: the autocast type, None for float32; float16 scales the loss
     (torch.amp.GradScaler). compile: the forward pass, the loss and through it the backward pass by torch.compile, in
@@ -79,15 +79,16 @@ class TrainStep:
         self.metrics.add(loss, correct, len(labels))
 
     def after(self, done: int, total: int) -> None:
-        """What comes after step number ``done`` (1-based) of ``total`` but is not part of every step: lookahead's
-        correction, which therefore stays out of the captured graph."""
+        """Call it after step number ``done`` (1-based) of ``total``. Lookahead's correction is due in some steps only,
+        and so it stays out of the captured graph."""
         if self.lookahead:
             self.lookahead.after_step(done, total)
 
     def _plain_forward_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """images: [N, C, H, W]; labels: int64 [N]. The mean loss and the number of hits, both 0-D."""
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
             logits = self.model(images)
-        logits = logits.float()
+        logits = logits.float()  # [N, K]
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         return loss, (logits.argmax(dim=1) == labels).sum()
 
@@ -151,6 +152,6 @@ class TrainStep:
             if self.lookahead:
                 torch._foreach_copy_(self.lookahead.slow, state["lookahead"])
             self.metrics.sums.copy_(state["metrics"])
-        # Empty of a run that was not in float16: a scaler that is only needed now begins anew.
+        # A run that was not in float16 saved an empty one: a scaler that is needed all the same starts afresh.
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

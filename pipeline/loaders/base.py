@@ -19,10 +19,10 @@ from fast_train.kernels.order import epoch_order
 from fast_train.kernels.spec import check_seed
 from fast_train.pipeline.loaders.batch import AnyBatch, Batch
 
-# What a loader's place in its order depends on, and what a user calls it.
+# What a position in the order depends on, and the user's name for it.
 _KEPT = {"seed": "seed", "batch_size": "batch size", "count": "split size"}
 
-# Of processes or threads: many more than there are cores only take memory, and in the end the machine.
+# Processes or threads: many more than there are cores only take memory, and in the end the machine.
 _MOST_WORKERS = 1024
 
 
@@ -52,13 +52,13 @@ class LoaderOptions:
 class Loader(ABC):
     """Batches of one split of a prepared set, on ``device``.
 
-    Training (``train=True``) goes through the epoch's permutation in batches of one fixed size; what is left of
-    the permutation after the last whole batch is not used in that epoch. Otherwise every image comes exactly
-    once, in the order of the file, and the last batch may be smaller.
+    Training (``train=True``) goes through the epoch's permutation in batches of one fixed size, and leaves out the
+    remainder after the last whole batch. Evaluation sees every image exactly once, in the order of the file, and its
+    last batch may be smaller.
 
     Iterating starts at the epoch's first batch, or, once, where `load_state_dict` put it. A loader makes one pass at a
-    time: beginning another one, choosing an epoch or closing ends the pass before, whose iterator then raises
-    ValueError. Raises ValueError for a training split smaller than one batch.
+    time: another pass, another epoch or closing ends the one before, and its iterator then raises ValueError. Building
+    one raises ValueError for a training split smaller than one batch.
     """
 
     #: The files it reads, as `prep-data --formats` calls them.
@@ -82,7 +82,7 @@ class Loader(ABC):
 
     @classmethod
     def missing(cls) -> str | None:
-        """What it lacks to run here and how to install that, in one line; None where it can run."""
+        """What is missing to run it here and how to install that, in one line; None where it can run."""
         return None
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class Loader(ABC):
         return self.count // self.batch_size if self.train else -(-self.count // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and augmentation come next, from its first batch."""
+        """Go to the first batch of an epoch."""
         self._end_pass()
         self.epoch, self._position, self._resume_at = epoch, 0, 0
 
@@ -118,8 +118,8 @@ class Loader(ABC):
         return self._begin_pass(self._copies if self.lends_buffers else self._batches)
 
     def feed(self) -> Iterator[AnyBatch]:
-        """As `__iter__`, but as cheap for the step as the loader can: all of one type of batch, which may lie in memory
-        that is overwritten soon (see `lends_buffers`)."""
+        """As `__iter__`, but as cheap for the step as possible: in the loader's own type of batch, and without copies
+        (see `lends_buffers`)."""
         return self._begin_pass(self._batches)
 
     def _copies(self, start: int) -> Generator[Batch]:
@@ -128,7 +128,7 @@ class Loader(ABC):
                 yield batch.clone()
 
     def _begin_pass(self, batches: Callable[[int], Generator[T]]) -> _Pass[T]:
-        """A pass over what ``batches`` makes of the number of its first batch."""
+        """A pass over ``batches(number of its first batch)``."""
         self._end_pass()
         start, self._resume_at = self._resume_at, 0
         self._position = start
@@ -143,7 +143,7 @@ class Loader(ABC):
             begun.close()
 
     def example(self) -> AnyBatch:
-        """A batch of the shapes that `feed` gives in training, to warm up with; it uses up nothing of the order."""
+        """A batch of the type and the shapes that `feed` gives in training, to warm up with. The position stays."""
         return self._zeros()
 
     def _zeros(self) -> Batch:

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 
 class SplitView(NamedTuple):
-    """N images of a whole split that is on the device: images uint8 [M, H, W, C] and labels int64 [M] of all of it,
+    """N images of a split that is on the device whole: images uint8 [M, H, W, C] and labels int64 [M] of all of it,
     indices int64 [N] of the N. Whoever takes it gathers them."""
 
     images: Tensor

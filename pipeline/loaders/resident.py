@@ -19,23 +19,9 @@ class ResidentLoader(Loader):
     def __init__(self, prepared: PreparedSet, split: str, options: LoaderOptions) -> None:
         super().__init__(prepared, split, options)
         packed = prepared.packed(split)
-        self._check_memory(packed.images.nbytes)
+        check_fits(packed.images.nbytes, f"split '{split}' of {prepared.root}", self.device)
         self._images: Tensor | None = _copy(packed.images, self.device)
         self._labels: Tensor | None = _copy(packed.labels, self.device)
-
-    def _check_memory(self, needed: int) -> None:
-        if self.device.type != "cuda":
-            return
-        free, _ = torch.cuda.mem_get_info(self.device)
-        if needed > free:
-            # What this process freed before may still be kept by torch for itself.
-            torch.cuda.empty_cache()
-            free, _ = torch.cuda.mem_get_info(self.device)
-        if needed > free:
-            raise ValueError(
-                f"split '{self.split}' of {self.prepared.root} takes {needed / 1e9:.1f} GB, {self.device} has "
-                f"{free / 1e9:.1f} GB free; use --loader torch"
-            )
 
     def _split(self) -> tuple[Tensor, Tensor]:
         if self._images is None or self._labels is None:
@@ -63,6 +49,21 @@ class ResidentLoader(Loader):
     def close(self) -> None:
         super().close()
         self._images = self._labels = None
+
+
+def check_fits(needed: int, what: str, device: torch.device) -> None:
+    """Raise ValueError where ``needed`` bytes are more than a CUDA device has free. what: that needs them."""
+    if device.type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    if needed > free:
+        # What this process freed before may still be kept by torch for itself.
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(device)
+    if needed > free:
+        raise ValueError(
+            f"{what} takes {needed / 1e9:.1f} GB, {device} has {free / 1e9:.1f} GB free; use --loader torch"
+        )
 
 
 def _copy(array: Any, device: torch.device) -> Tensor:

@@ -19,9 +19,9 @@ class DeviceRing:
         self._device = device
         self._slots = [Batch(*(torch.empty_like(tensor) for tensor in example)) for _ in range(_DEPTH)]
         self._stream = torch.cuda.Stream(device)
-        # The slots' memory may be what work that is still queued here used before.
+        # The slots may lie in memory that work queued before still uses.
         self._stream.wait_stream(torch.cuda.current_stream(device))
-        # Recorded when all work that reads a slot is queued, and when its copy is queued.
+        # _read[i] is recorded when all work that reads slot i is queued, _copied when the last copy is queued.
         self._read = [torch.cuda.Event() for _ in range(_DEPTH)]
         self._copied = torch.cuda.Event()
         self._sent = 0
@@ -29,10 +29,10 @@ class DeviceRing:
     def send(self, batch: Batch) -> Batch:
         """Copy a batch in page-locked host memory; the device's copy is valid until the next one is sent.
 
-        Neither the host nor the step waits, but for a slot whose last batch is still in use.
+        Neither the host nor the step waits, unless the batch that was in this slot is still in use.
         """
         current = torch.cuda.current_stream(self._device)
-        # Whoever sends a batch has queued its work on the one before.
+        # The caller has queued all its work on the batch before.
         self._read[(self._sent - 1) % _DEPTH].record(current)
         number = self._sent % _DEPTH
         slot = Batch(*(tensor[: len(batch.labels)] for tensor in self._slots[number]))

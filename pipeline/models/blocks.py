@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+
+from fast_train.pipeline.config.architectures import Shortcut
 
 
 class ZeroPadShortcut(nn.Module):
@@ -30,7 +31,7 @@ class ZeroPadShortcut(nn.Module):
 
 
 def build_shortcut(
-    option: str | None,
+    option: Shortcut | None,
     inputs: int,
     outputs: int,
     stride: int,
@@ -67,8 +68,18 @@ class PreActBasicBlock(BasicBlock):
 
     shares_activation = False
 
-    def __init__(self, inplanes: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(inplanes, *args, **kwargs)
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__(inplanes, planes, stride, downsample, groups, base_width, dilation, norm_layer)
         self.bn1 = type(self.bn2)(inplanes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,8 +98,18 @@ class PreActBottleneck(Bottleneck):
 
     shares_activation = False
 
-    def __init__(self, inplanes: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(inplanes, *args, **kwargs)
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__(inplanes, planes, stride, downsample, groups, base_width, dilation, norm_layer)
         self.bn1 = type(self.bn2)(inplanes)
         self.bn3 = type(self.bn2)(self.conv2.out_channels)
 

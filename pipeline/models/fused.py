@@ -129,8 +129,7 @@ class FusedResNet(ResNet):
 
     norm_layer = FusedNorm
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def _finish(self) -> None:
         blocks = [m for m in self.modules() if isinstance(m, (FusedBasicBlock, FusedBottleneck))]
         for block in blocks[-1:]:
             block.last = True

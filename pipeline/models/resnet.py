@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Literal
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv3x3
 
+from fast_train.pipeline.config.architectures import Activation, Shortcut
 from fast_train.pipeline.models.blocks import PreActBasicBlock, PreActBottleneck, build_shortcut, zero_residual_branch
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     # In place, as torchvision's: the backward pass of each needs its output only.
     "relu": lambda: nn.ReLU(inplace=True),
     "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True),
@@ -42,12 +43,12 @@ class ResNet(torchvision.models.ResNet):
         *,
         num_classes: int,
         in_channels: int = 3,
-        stem: str = "cifar",
-        shortcut: str | None = "B",
-        activation: str = "relu",
+        stem: Literal["cifar", "imagenet"] = "cifar",
+        shortcut: Shortcut | None = "B",
+        activation: Activation = "relu",
         zero_init_residual: bool = False,
     ) -> None:
-        # Not torchvision's own __init__, which builds other stages; its _make_layer reads these five.
+        # Not torchvision's own __init__, which builds other stages. Its _make_layer reads these five.
         nn.Module.__init__(self)
         self._norm_layer = self.norm_layer
         self.inplanes, self.dilation, self.groups, self.base_width = widths[0], 1, 1, 64
@@ -68,6 +69,10 @@ class ResNet(torchvision.models.ResNet):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(self.inplanes, num_classes)
         self._initialise(activation, zero_init_residual)
+        self._finish()
+
+    def _finish(self) -> None:
+        """What a subclass changes in the network once it is built and initialised."""
 
     def _make_layer(
         self, block: type[BasicBlock | Bottleneck], planes: int, blocks: int, stride: int = 1, dilate: bool = False
@@ -82,7 +87,7 @@ class ResNet(torchvision.models.ResNet):
             inputs = outputs
         return stage
 
-    def _initialise(self, activation: str, zero_init_residual: bool) -> None:
+    def _initialise(self, activation: Activation, zero_init_residual: bool) -> None:
         for module in list(self.modules()):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -102,8 +107,7 @@ class PreActResNet(ResNet):
 
     projection_norm = False
 
-    def __init__(self, block: type[PreActBasicBlock | PreActBottleneck], *args: Any, **options: Any) -> None:
-        super().__init__(block, *args, **options)
+    def _finish(self) -> None:
         self.bn1 = nn.Identity()
         self.bn_final = self.norm_layer(self.inplanes)
         units = [m for m in self.modules() if isinstance(m, (PreActBasicBlock, PreActBottleneck))]

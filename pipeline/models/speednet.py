@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from fast_train.pipeline.config.architectures import SpeedNetShape
 
 _PATCH = 2
-# Of the logits at the start: their spread is then small next to the loss's own scale.
+# Logits are multiplied by it: their spread at the start is then small next to the loss's own scale.
 _LOGIT_SCALE = 1 / 9
 # Added to the eigenvalues of the patches, so that directions of almost no variance are not blown up.
 _WHITENING_EPSILON = 5e-4
-# Patches of this many images at a time: 9 MB in float64 at 32 x 32, which caches hold.
-_CHUNK = 100
+# Images whose patches are taken at a time: 9 MB in float64 at 32 x 32, which caches hold.
+_IMAGES_AT_ONCE = 100
 
 
 class Whitening(nn.Conv2d):
@@ -30,12 +30,12 @@ class Whitening(nn.Conv2d):
         self.weight.requires_grad_(False)
 
     @torch.no_grad()
-    def fit(self, images: Tensor) -> None:
-        """Take the weights from the patches of ``images``, normalised [N, C, H, W]. In float64 on the CPU, so that the
-        same images give the same weights whatever trains on them."""
+    def fit(self, images: Tensor, *, at_once: int = _IMAGES_AT_ONCE) -> None:
+        """Take the weights from the patches of ``images``, normalised [N, C, H, W], ``at_once`` images at a time. In
+        float64 on the CPU, so that the same images give the same weights whatever trains on them."""
         size = self.weight[0].numel()
         moments, patches = torch.zeros(size, size, dtype=torch.float64), 0
-        for chunk in images.cpu().split(_CHUNK):
+        for chunk in torch.split(images.cpu(), at_once):
             columns = F.unfold(chunk.double(), _PATCH)
             moments += torch.bmm(columns, columns.mT).sum(dim=0)
             patches += columns.shape[0] * columns.shape[2]

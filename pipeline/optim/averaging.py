@@ -11,7 +11,8 @@ from torch import Tensor, nn
 class WeightAverage:
     """An exponential moving average of a model's parameters and floating-point buffers.
 
-    ``model`` is a copy that evaluation uses instead of the trained one.
+    ``model`` is a copy that evaluation uses instead of the trained one. torch.optim.swa_utils.AveragedModel does not
+    serve: each of its updates reads a counter on the host, which waits for the device and breaks a captured step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -31,12 +32,12 @@ class WeightAverage:
 
 
 class Lookahead:
-    """Slow weights that follow the trained ones, and that the trained ones are set back to (Zhang et al. 2019,
-    "Lookahead Optimizer: k steps forward, 1 step back", algorithm 1), with the rising decay of Jordan 2024, arXiv
-    2404.00498, section 3.4: every ``period`` steps the slow weights keep the share decay**period * t**3 of themselves,
-    t the part of the run that is done. So they hardly matter at first and are a long average at the end.
+    """Slow weights that follow the trained ones, and to which the trained ones are set back (Zhang et al. 2019,
+    "Lookahead Optimizer: k steps forward, 1 step back", algorithm 1).
 
-    ``slow``: one tensor for each parameter and floating-point buffer.
+    The decay rises as in Jordan 2024, arXiv 2404.00498, section 3.4: every ``period`` steps the slow weights keep the
+    share decay**period * t**3 of themselves, where t is the fraction of the run that is done. So they hardly matter at
+    first and are a long average at the end. ``slow``: one tensor for each parameter and floating-point buffer.
     """
 
     def __init__(self, model: nn.Module, period: int, decay: float) -> None:
@@ -46,8 +47,8 @@ class Lookahead:
 
     @torch.no_grad()
     def after_step(self, done: int, total: int) -> None:
-        """Correct the model after step number ``done`` of ``total``, where one is due; the model ends the run with the
-        slow weights. What it does is queued on the device, a handful of launches every ``period`` steps."""
+        """Correct the model after step number ``done`` (1-based) of ``total``: every ``period`` steps, and at the end,
+        so that the model ends the run with the slow weights. It only queues work on the device."""
         due = done % self._period == 0
         if due:
             kept = self._decay**self._period * (done / total) ** 3

@@ -1,8 +1,12 @@
 """Muon: filters move by the orthogonal matrix next to their momentum.
 
 Source: Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein 2024, "Muon: an optimizer for hidden layers in neural
-networks", kellerjordan.github.io/posts/muon, in the form that its first use on CIFAR-10 has, where each layer's norm is
-fixed.
+networks", kellerjordan.github.io/posts/muon, in the form of its first use on CIFAR-10, where the norm of each filter
+bank is fixed.
+
+torch.optim.Muon does not serve: it takes 2-D matrices only, and these are 4-D filters; it fixes no norms; it works on
+one matrix at a time, where those of one shape go as one batch here; and with a gradient scaler the host waits to hear
+whether a gradient is infinite.
 """
 
 from __future__ import annotations
@@ -16,21 +20,23 @@ from torch.optim.sgd import sgd
 
 from fast_train.pipeline.device import computes_bf16
 
-# The quintic 3.4445 x - 4.7750 x^3 + 2.0315 x^5 is steepest at zero among those that keep [0, 1] near 1.
+# The coefficients a x + b x^3 + c x^5 of the post: steep at zero, so that small singular values grow in few iterations,
+# while those of about 1 stay near 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _EPSILON = 1e-7
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 
 
 def orthogonalise(matrices: Tensor, iterations: int) -> Tensor:
-    """U V^T of each matrix U S V^T, roughly: its singular values come out between about 0.7 and 1.2.
+    """U V^T of each matrix U S V^T, roughly: the singular values come out between about 0.7 and 1.2.
 
-    matrices: [B, M, N], of a floating-point type; the result has their shape and the type of the computation, which is
-    bfloat16 on CUDA devices whose tensor cores compute in it (exact enough, and fastest) and float32 elsewhere. The
-    Newton-Schulz iteration is applied to the smaller side.
+    matrices: [B, M, N], of a floating-point type. The result has their shape. Its type is that of the computation:
+    bfloat16 on CUDA devices with tensor cores for it (exact enough, and fastest), float32 elsewhere. The Newton-Schulz
+    iteration works on the smaller side.
     """
     fast = matrices.is_cuda and computes_bf16(matrices.device)
     x = matrices.to(torch.bfloat16 if fast else torch.float32)
+    # The products x x^T are then [B, m, m] with m the smaller side.
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
@@ -43,18 +49,18 @@ def orthogonalise(matrices: Tensor, iterations: int) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with ``muon`` hold filters [out, in, height, width] and are moved by Muon, the others by fused SGD.
+    """Muon for groups with ``muon``, which hold filters [out, in, height, width]; fused SGD for the others.
 
-    A step of Muon: momentum; the direction is the momentum (with Nesterov, one step ahead) as a matrix
-    [out, in * height * width], orthogonalised; the filters are scaled to the Frobenius norm sqrt(out), which is the
-    direction's too, and moved by ``lr`` times the direction. So ``lr`` is an angle, and weight decay has no meaning.
+    A step of Muon takes the momentum (with Nesterov, one step ahead) as a matrix [out, in * height * width] and
+    orthogonalises it. It scales the filters to the Frobenius norm sqrt(out), which is the direction's too, and moves
+    them by ``lr`` times the direction. So ``lr`` is an angle, and weight decay has no meaning.
 
-    groups: of each, params, lr (a 0-D tensor on the device), momentum, nesterov, weight_decay (SGD's), muon; and
-    muon's iterations. The momentum buffers exist from the start. A step waits for nothing on the host, and skips, on
-    the device, where a gradient scaler found infinities.
+    groups: each with params, lr (a 0-D tensor on the device), momentum, nesterov, weight_decay (for SGD), muon, and the
+    iterations of Muon. The momentum buffers exist from the start. The host waits for nothing: where a gradient scaler
+    found infinities, the device decides that the step changes nothing.
     """
 
-    # torch.amp.GradScaler then hands its scale and its finding over as tensors, without waiting for them.
+    # torch.amp.GradScaler then sets grad_scale and found_inf as tensors, and does not wait for their values.
     _step_supports_amp_scaling = True
 
     def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
@@ -69,16 +75,16 @@ class Muon(torch.optim.Optimizer):
         del closure
         scale, skip = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for group in self.param_groups:
-            moved = [p for p in group["params"] if p.grad is not None]
-            gradients = [p.grad for p in moved]
-            momenta = [self.state[p]["momentum_buffer"] for p in moved]
-            if not moved:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in parameters]
+            momenta = [self.state[p]["momentum_buffer"] for p in parameters]
+            if not parameters:
                 continue
             if group["muon"]:
-                _step_filters(group, moved, gradients, momenta, scale, skip)
+                _step_filters(group, parameters, gradients, momenta, scale, skip)
             else:
                 sgd(
-                    moved, gradients, momenta, fused=True, grad_scale=scale, found_inf=skip, maximize=False,
+                    parameters, gradients, momenta, fused=True, grad_scale=scale, found_inf=skip, maximize=False,
                     lr=group["lr"], momentum=group["momentum"], nesterov=group["nesterov"], dampening=0.0,
                     weight_decay=group["weight_decay"],
                 )  # fmt: skip
@@ -101,7 +107,7 @@ def _step_filters(
     if group["nesterov"]:
         directions = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
     norms = torch._foreach_norm(filters)
-    # Filters may start at zero, and have no direction to be scaled along.
+    # Filters of zeros have no direction to be scaled along.
     torch._foreach_clamp_min_(norms, _EPSILON)
     torch._foreach_reciprocal_(norms)
     torch._foreach_mul_(norms, [len(f) ** 0.5 for f in filters])
@@ -121,7 +127,8 @@ def _orthogonal(directions: Tensors, iterations: int) -> list[Tensor]:
         batches.setdefault(direction.shape, []).append(number)
     updates = list(directions)
     for (outputs, inputs, height, width), numbers in batches.items():
-        # In the order of channels_last memory, where this is a view; the order of columns is of no account.
+        # [out, height, width, in] is the order of channels_last memory, so this is a view. The columns of the result
+        # come in the order of these.
         batch = torch.stack([directions[n].permute(0, 2, 3, 1).reshape(outputs, -1) for n in numbers])
         results = orthogonalise(batch, iterations).to(batch.dtype).view(-1, outputs, height, width, inputs)
         for n, result in zip(numbers, results.permute(0, 1, 4, 2, 3).unbind(), strict=True):

@@ -1,20 +1,19 @@
 """Learning-rate schedules: each a function of the step, one registry.
 
-A schedule gives the rate of step 0..total-1 and may look at each epoch's training loss. Steps, not epochs, so
+A schedule gives the rate of step 0..total-1 and may look at each epoch's training loss. It counts steps, not epochs, so
 that a run that stops inside an epoch continues at the same rate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from fast_train.pipeline.config.settings import ScheduleConfig
 
 
 class Schedule:
-    """rate(step) times the peak; subclasses say how. Holds no state unless one says so."""
+    """A rate for each step; subclasses give the curve. It holds no state unless a subclass says so."""
 
     def __init__(self, config: ScheduleConfig, *, peak: float, total_steps: int) -> None:
         self.config, self.peak, self.total = config, peak, total_steps
@@ -33,7 +32,7 @@ class Schedule:
         return self._curve((done - warmup) / (1 - warmup))
 
     def _curve(self, done: float) -> float:
-        """The share of the peak after the share ``done`` of the steps after the warm-up, both in [0, 1]."""
+        """The fraction of the peak after the fraction ``done`` of the steps that follow the warm-up, both in [0, 1]."""
         return 1.0
 
     def epoch_end(self, train_loss: float) -> None:
@@ -60,14 +59,14 @@ class Multistep(Schedule):
 
 
 class Triangular(Schedule):
-    """Linear from the peak to its final share (Smith 2017, "Cyclical learning rates", section 3.1, one cycle)."""
+    """Linear from the peak to its final fraction (Smith 2017, "Cyclical learning rates", section 3.1, one cycle)."""
 
     def _curve(self, done: float) -> float:
         return 1 - (1 - self.config.final) * done
 
 
 class Cosine(Schedule):
-    """Half a cosine from the peak to its final share (Loshchilov and Hutter 2017, equation 5, no restart)."""
+    """Half a cosine from the peak to its final fraction (Loshchilov and Hutter 2017, equation 5, no restart)."""
 
     def _curve(self, done: float) -> float:
         return self.config.final + (1 - self.config.final) * 0.5 * (1 + math.cos(math.pi * done))
@@ -85,7 +84,7 @@ class OneCycle(Cosine):
 
 
 class Plateau(Schedule):
-    """Times gamma when the training loss has not fallen by the share ``threshold`` for more than ``patience``
+    """Times gamma when the training loss has not fallen by the fraction ``threshold`` for more than ``patience``
     epochs (torch.optim.lr_scheduler.ReduceLROnPlateau in its relative mode). It reads the training loss: the
     test split takes no part in training."""
 
@@ -111,7 +110,7 @@ class Plateau(Schedule):
         self.best, self.bad_epochs, self.factor = state["best"], state["bad_epochs"], state["factor"]
 
 
-_REGISTRY: dict[str, Callable[..., Schedule]] = {
+_REGISTRY: dict[str, type[Schedule]] = {
     "constant": Constant,
     "multistep": Multistep,
     "plateau": Plateau,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -180,6 +181,25 @@ def test_beside_the_main_thread_there_are_no_signals_to_hear():
     thread.start()
     thread.join()
     assert statuses == [0]
+
+
+@pytest.mark.parametrize(
+    "error, debug, shown", [(OSError("full"), False, False), (OSError("full"), True, True), (KeyError(), False, True)]
+)
+def test_a_full_disk_in_a_thread_is_reported_by_who_waits_for_it(error, debug, shown, monkeypatch):
+    ended = []
+    monkeypatch.setattr(threading, "excepthook", ended.append)
+
+    def work():
+        thread = threading.Thread(target=_raise, args=(error,))
+        thread.start()
+        thread.join()
+        raise error
+
+    with suppress(KeyError):
+        assert run_command("tool", work, debug=debug) == 2
+    assert len(ended) == shown
+    assert threading.excepthook == ended.append
 
 
 @pytest.mark.parametrize("ends_process", [True, False])

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import shutil
 import tarfile
 from types import SimpleNamespace
 
@@ -14,19 +15,22 @@ from fast_train.data_prep import cli
 CLASSES = ("ant", "bee", "cow")
 
 
+def _write_images(root, counts, size=(8, 6)):
+    generator = np.random.default_rng(1)
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / folder / f"{i:03}.png")
+    return root
+
+
 @pytest.fixture
 def make_folder(tmp_path):
     """Builds an image folder: {"train/ant": 5, ...} gives so many PNGs, of ``size`` (width, height), of noise."""
 
     def make(counts, *, size=(8, 6), name="images"):
-        root = tmp_path / name
-        generator = np.random.default_rng(1)
-        for folder, count in counts.items():
-            (root / folder).mkdir(parents=True, exist_ok=True)
-            for i in range(count):
-                pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / folder / f"{i:03}.png")
-        return root
+        return _write_images(tmp_path / name, counts, size)
 
     return make
 
@@ -43,12 +47,26 @@ def prep(capsys):
     return run
 
 
+@pytest.fixture(scope="session")
+def _prepared_once(tmp_path_factory):
+    root = tmp_path_factory.mktemp("prepared")
+    counts = {f"{split}/{name}": count for split, count in (("train", 4), ("test", 2)) for name in CLASSES}
+    images = _write_images(root / "images", counts)
+    assert cli.main(["--dataset", f"folder:{images}", "--out", str(root / "set")]) == 0
+    return root / "set"
+
+
 @pytest.fixture
-def prepared(prep, make_folder, tmp_path):
-    """A small prepared set: 12 training and 6 test images of 8x6 in three classes."""
-    images = make_folder({f"{split}/{name}": count for split, count in (("train", 4), ("test", 2)) for name in CLASSES})
-    out = tmp_path / "set"
-    assert prep("--dataset", f"folder:{images}", "--out", out).status == 0
+def prepared(_prepared_once, tmp_path):
+    """A small prepared set: 12 training and 6 test images of 8x6 in three classes. The test may change it."""
+    return shutil.copytree(_prepared_once, tmp_path / "set")
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory):
+    """The prepared set of made-up images, not to be changed."""
+    out = tmp_path_factory.mktemp("synthetic") / "set"
+    assert cli.main(["--dataset", "synthetic", "--out", str(out)]) == 0
     return out
 
 

@@ -88,7 +88,7 @@ def test_a_second_run_needs_neither_source_nor_network(fake_cifar, prep, tmp_pat
 
 
 def test_without_a_network_the_error_says_what_else_there_is(fake_cifar, prep, tmp_path, monkeypatch):
-    monkeypatch.setattr(download_module, "_FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(download_module, "FIRST_PAUSE_SECONDS", 0.001)
     result = prep("--source", "http://127.0.0.1:9/mirror", "--out", tmp_path / "set")
     assert result.status == 3
     assert len(result.err.splitlines()) == 1

@@ -1,7 +1,6 @@
-import errno
 import fcntl
 import http.server
-import os
+import resource
 import threading
 from types import SimpleNamespace
 
@@ -19,7 +18,7 @@ CONTENT = np.random.default_rng(0).bytes(300_000)
 @pytest.fixture
 def server(monkeypatch):
     """A server on this machine; ``state`` says how it behaves and what it was asked for."""
-    monkeypatch.setattr(module, "_FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 0.001)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     state = SimpleNamespace(content=CONTENT, ranges=True, drop_after=[], statuses=[], asked=[], length=True)
@@ -142,12 +141,18 @@ def test_what_came_is_kept_for_the_next_run(server, fetch, tmp_path):
     assert server.asked[-1][1] == "bytes=1000-"
 
 
-def test_a_disk_that_fills_up_is_told_with_its_folder(fetch, tmp_path, monkeypatch):
-    def copy(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.fixture
+def small_files():
+    """No file of this process may grow beyond 100 kB: as on a disk that fills up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr(module, "_copy", copy)
-    with pytest.raises(PreparedSetError, match=rf"{tmp_path}/cache can't take more: No space left"):
+
+@pytest.mark.usefixtures("small_files")
+def test_a_disk_that_fills_up_is_told_with_its_folder(fetch, tmp_path):
+    with pytest.raises(PreparedSetError, match=rf"{tmp_path}/cache can't take more: File too large"):
         fetch()
 
 

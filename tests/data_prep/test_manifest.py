@@ -94,7 +94,7 @@ def _grow_old(path):
 
 
 def test_a_file_is_hashed_once_until_it_changes(prepared, hashed, monkeypatch):
-    monkeypatch.setattr(whole, "_SETTLED_NS", -1)
+    monkeypatch.setattr(whole, "SETTLED_NS", -1)
     opened = PreparedSet.open(prepared)
     for _ in range(3):
         opened.packed("train")
@@ -116,7 +116,7 @@ def test_a_file_that_was_just_written_is_hashed_again(prepared, hashed):
 def test_without_a_cache_folder_files_are_hashed_each_time(prepared, hashed, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(whole, "_SETTLED_NS", -1)
+    monkeypatch.setattr(whole, "SETTLED_NS", -1)
     opened = PreparedSet.open(prepared)
     for _ in range(2):
         opened.packed("train")

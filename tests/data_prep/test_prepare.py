@@ -11,7 +11,6 @@ from collections import namedtuple
 
 import pytest
 
-from fast_train.data_prep import prepare as prepare_module
 from fast_train.data_prep import staging as staging_module
 from fast_train.data_prep.formats.packed import PackedWriter
 from fast_train.data_prep.manifest import MANIFEST_NAME, PreparedSet
@@ -122,17 +121,17 @@ def test_what_is_no_set_is_never_deleted(prep, arguments, extra):
 
 @pytest.fixture
 def meanwhile(monkeypatch):
-    """Has something done once the set is written, right before it would get its name."""
+    """Has something done once the images are written, before the set would get its name."""
 
     def run(action):
-        make = prepare_module._make
+        outcome = ImageFolder.outcome
 
-        def make_then_act(*arguments):
-            make(*arguments)
-            monkeypatch.setattr(prepare_module, "_make", make)
+        def act_once(source):
+            monkeypatch.setattr(ImageFolder, "outcome", outcome)
             action()
+            return outcome(source)
 
-        monkeypatch.setattr(prepare_module, "_make", make_then_act)
+        monkeypatch.setattr(ImageFolder, "outcome", act_once)
 
     return run
 

@@ -3,15 +3,13 @@ import hashlib
 import numpy as np
 import pytest
 
-from fast_train.common.console import Display
 from fast_train.data_prep.manifest import PreparedSet
-from fast_train.data_prep.sources import SourceOptions, build_source
 
 
 @pytest.fixture(scope="module")
-def splits():
-    source = build_source("synthetic", SourceOptions(), Display())
-    return {split: tuple(map(np.concatenate, zip(*source.read(split), strict=True))) for split in ("train", "test")}
+def splits(synthetic):
+    opened = {split: PreparedSet.open(synthetic).packed(split) for split in ("train", "test")}
+    return {split: (np.array(packed.images), packed.labels) for split, packed in opened.items()}
 
 
 def test_same_bytes_everywhere(splits):
@@ -46,11 +44,12 @@ def test_classes_can_be_learned_but_not_by_looking_at_means(splits):
     assert (by_mean == test_labels[:500]).mean() < 0.8
 
 
-def test_the_set_says_what_it_is(prep, tmp_path):
-    result = prep("--dataset", "synthetic", "--out", tmp_path / "s")
+def test_the_set_says_what_it_is(synthetic, prep):
+    result = prep("--dataset", "synthetic", "--out", synthetic)
     assert result.status == 0
+    assert "whole already" in result.out
     assert "synthetic" in result.out
-    opened = PreparedSet.open(tmp_path / "s")
+    opened = PreparedSet.open(synthetic)
     assert opened.synthetic
     assert opened.manifest.classes == tuple(f"synthetic-{i}" for i in range(10))
     assert (opened.size("train"), opened.size("test")) == (10_000, 2_000)

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
@@ -150,7 +150,6 @@ def test_writer_refuses_what_does_not_fit(tmp_path, some):
     writer.abort()
 
 
-@settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_damage_is_named_or_harmless(tmp_path_factory, data):
     images = np.arange(6 * 4 * 4 * 3, dtype=np.uint8).reshape(6, 4, 4, 3)

@@ -18,7 +18,7 @@ from fast_train.kernels.tiling import tiling
 from fast_train.pipeline.engine.graph import no_garbage_collection
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# Of one rounding to the type, and in float32 of sums of a few thousand terms.
+# One rounding to the type; in float32, sums of a few thousand terms.
 TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}
 CASES = [(residual, relu) for residual in (False, True) for relu in (False, True)]
 # (dtype, residual, relu, twice): each case once, and each type with both values of each flag.
@@ -60,7 +60,7 @@ def _copies(inputs, dtype=None):
 
 
 def _plainly(inputs, relu):
-    """PyTorch's own: the result, and what goes into the ReLU."""
+    """By PyTorch's own: the result, and what goes into the ReLU."""
     x, weight, bias, running_mean, running_var, residual = inputs
     y = F.batch_norm(x, running_mean, running_var, weight, bias, training=True, momentum=0.1, eps=1e-5)
     y = y if residual is None else y + residual

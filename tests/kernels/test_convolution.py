@@ -22,7 +22,7 @@ from fast_train.kernels.tiling import Tile, Tiles, tiles_of
 from fast_train.pipeline.engine.graph import no_garbage_collection
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# Of one rounding to the type, and in float32 of sums of a few hundred terms.
+# One rounding to the type; in float32, sums of a few hundred terms.
 TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}
 
 
@@ -341,7 +341,7 @@ def test_bad_inputs(change):
 ])  # fmt: skip
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gpu_equals_pytorch(dtype, shape, columns, size, residual, stride, shared, monkeypatch):
-    # Of the gradients that cuDNN computes.
+    # cuDNN would compute gradients in TF32.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     inputs = _inputs(dtype, shape=shape, columns=columns, size=size, residual=residual, device="cuda")
     _compare(_by_default, inputs, stride=stride, shared=shared)

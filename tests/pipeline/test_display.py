@@ -5,7 +5,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from fast_train.pipeline.engine import metrics
 from fast_train.pipeline.engine.listener import Ready
 from fast_train.pipeline.engine.metrics import Glimpse, Totals
 from fast_train.pipeline.report.progress import Terminal
@@ -58,10 +57,9 @@ def test_an_epoch_without_evaluation():
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_glimpse_shows_the_sums_now_and_then(monkeypatch, device):
-    monkeypatch.setattr(metrics, "_SECONDS_BETWEEN_LOOKS", 0.02)
+def test_a_glimpse_shows_the_sums_now_and_then(device):
     sums = torch.tensor([6.0, 3.0, 4.0], dtype=torch.float64, device=device)
-    glimpse = Glimpse(sums)
+    glimpse = Glimpse(sums, every=0.02)
     assert glimpse.take() is None
     deadline = time.monotonic() + 5
     seen = None

@@ -9,6 +9,7 @@ from fast_train.pipeline.engine import memory
 from fast_train.pipeline.engine.memory import check_memory, free_memory, saved_bytes_per_image
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import build_loader
+from fast_train.pipeline.loaders.resident import check_fits
 from fast_train.pipeline.models import build_model
 
 _AVAILABLE = "MemTotal:  9 kB\nMemAvailable:  2048 kB\n"
@@ -39,7 +40,7 @@ def test_counting_leaves_the_model_as_it_was():
 @pytest.mark.parametrize("arch", ["resnet18", "preact-resnet8", "resnet50", "speednet8", "quick-resnet8"])
 def test_bytes_grow_with_the_area_of_the_images(arch):
     model = build_model(ModelConfig(arch=arch))
-    small, large = (saved_bytes_per_image(model, (3, size, size), None) for size in (32, 64))
+    small, large = (saved_bytes_per_image(model, (3, size, size), None) for size in (24, 48))
     assert large == pytest.approx(4 * small, rel=0.15)
 
 
@@ -71,24 +72,30 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(monkeypatch):
         (None, {}, None),
     ],
 )
-def test_free_memory_is_what_linux_or_the_container_has_left(monkeypatch, tmp_path, meminfo, container, free):
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+def test_free_memory_is_what_linux_or_the_container_has_left(tmp_path, meminfo, container, free):
+    (tmp_path / "proc").mkdir()
     if meminfo is not None:
-        (tmp_path / "meminfo").write_text(meminfo)
+        (tmp_path / "proc" / "meminfo").write_text(meminfo)
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
     for name, text in container.items():
-        (tmp_path / f"memory.{name}").write_text(text + "\n")
-    assert free_memory() == free
+        (group / f"memory.{name}").write_text(text + "\n")
+    assert free_memory(tmp_path) == free
 
 
-def test_a_split_fits_into_what_this_process_has_freed(prepared, monkeypatch):
+def test_a_split_fits_into_what_this_process_has_freed(monkeypatch):
     """The driver counts memory that torch keeps for its next tensors as used: a second run of a process has it."""
     kept = [3 << 30]
     monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((4 << 30) - sum(kept), 4 << 30))
-    with build_loader("resident", prepared, "train", batch_size=8, device="cpu") as loader:
-        loader.device = torch.device("cuda")
-        loader._check_memory(2 << 30)
-        assert not kept
-        with pytest.raises(ValueError, match=r"takes 5\.4 GB, cuda has 4\.3 GB free; use --loader torch"):
-            loader._check_memory(5 << 30)
+    check_fits(2 << 30, "the split", torch.device("cuda"))
+    assert not kept
+    with pytest.raises(ValueError, match=r"the split takes 5\.4 GB, cuda has 4\.3 GB free; use --loader torch"):
+        check_fits(5 << 30, "the split", torch.device("cuda"))
+
+
+def test_the_resident_loader_asks_for_room_before_it_copies(prepared, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 4 << 30))
+    with pytest.raises(ValueError, match=r"split 'train' of .* takes 0\.0 GB, cuda has 0\.0 GB free"):
+        build_loader("resident", prepared, "train", batch_size=8, device="cuda")

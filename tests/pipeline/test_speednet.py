@@ -41,11 +41,10 @@ def test_whitened_patches_are_uncorrelated_with_unit_variance(channels):
     assert float((raw @ raw.T / raw.shape[1] - torch.eye(half)).abs().max()) > 0.5
 
 
-def test_fitting_does_not_depend_on_how_many_go_at_a_time(monkeypatch):
+def test_fitting_does_not_depend_on_how_many_go_at_a_time():
     images, layers = _correlated(30), (Whitening(3), Whitening(3))
     layers[0].fit(images)
-    monkeypatch.setattr("fast_train.pipeline.models.speednet._CHUNK", 7)
-    layers[1].fit(images)
+    layers[1].fit(images, at_once=7)
     torch.testing.assert_close(*(layer.weight[:12].abs() for layer in layers), rtol=1e-4, atol=1e-5)
 
 

@@ -1,0 +1,114 @@
+"""Files that are whole or absent; locks, which another process may hold or a disk may lack."""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from fast_train.common.files import is_running, lock, locked, sync_folder, whole_file
+
+
+def test_a_file_gets_its_name_once_it_is_whole(tmp_path):
+    path = tmp_path / "a.bin"
+    with whole_file(path) as file:
+        file.write(b"new")
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_fails_leaves_the_old_one(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def fail(file):
+        file.write(b"ne")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'"), whole_file(path) as file:
+        fail(file)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path):
+    with locked(tmp_path) as holds:
+        assert holds
+        with pytest.raises(BlockingIOError), locked(tmp_path):
+            pass
+    with locked(tmp_path) as holds:
+        assert holds
+
+
+def test_waiting_for_a_lock_ends_with_the_process_that_holds_it(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from fast_train.common.files import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        with pytest.raises(BlockingIOError), locked(tmp_path):
+            pass
+        process.send_signal(signal.SIGKILL)
+        with locked(tmp_path, wait=True) as holds:
+            assert holds
+
+
+def test_a_child_does_not_hold_what_its_parent_locked(tmp_path):
+    reading, writing = os.pipe()
+    with locked(tmp_path):
+        child = os.fork()
+        if child == 0:
+            os.write(writing, b"x")
+            signal.alarm(60)
+            signal.pause()
+        os.read(reading, 1)
+    with locked(tmp_path) as holds:
+        assert holds
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(writing)
+    os.close(reading)
+
+
+def test_a_disk_without_locks_is_told_from_a_lock_that_is_held(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path) as holds:
+        assert not holds
+    with open(tmp_path / "file", "w") as file:
+        assert not lock(file.fileno())
+
+
+def test_a_platform_without_locks_does_without(tmp_path):
+    code = (
+        "import sys; sys.modules['fcntl'] = None\n"
+        "from pathlib import Path; from fast_train.common.files import locked, sync_folder, whole_file\n"
+        "folder = Path(sys.argv[1]); sync_folder(folder)\n"
+        "with locked(folder) as holds, whole_file(folder / 'a') as file: file.write(b'x')\n"
+        "print(holds)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"
+    assert (tmp_path / "a").read_bytes() == b"x"
+
+
+def test_a_folder_that_is_not_there_can_not_be_flushed(tmp_path):
+    sync_folder(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        sync_folder(tmp_path / "absent")
+
+
+def test_processes_that_run_and_that_do_not():
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    assert is_running(os.getpid())
+    assert is_running(1)
+    assert not is_running(process.pid)
+    assert is_running(1 << 70)
