@@ -1,5 +1,7 @@
 """A small prepared set, and one quick report of it that many tests look at."""
 
+import gc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,9 +10,18 @@ from fast_train.benchmarks.instrument import roofline
 from fast_train.benchmarks.instrument.records import CopyDetails, ProductDetails
 from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.peers.notes_dataloader import NotesDataLoader
-from fast_train.benchmarks.throughput import cli
+from fast_train.benchmarks.throughput import cli, settings
 from fast_train.benchmarks.throughput.json_file import read_result
 from fast_train.data_prep import cli as prep_cli
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_collections():
+    """Python's collector looks no more through what the imports made: each suite and each training ends with one."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +48,8 @@ def quick_report(prepared_path, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         # The baseline starts its workers anew in each epoch, which here is one batch.
         patched.setattr(NotesDataLoader, "fixed_workers", 1)
+        # No figure is looked at, only how they are presented.
+        patched.setattr(settings, "repeat_seconds", lambda **_: 0.02)
         assert cli.main([*arguments, "--out", str(folder)]) == 0
     return folder
 

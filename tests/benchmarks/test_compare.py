@@ -78,7 +78,7 @@ def test_other_networks_are_refused_in_one_line(result, other, quick_report, tmp
         ("data", ("source",), "cifar100", "cifar100 (64 for training)"),
         ("settings", ("quick",), False, "measured in different ways: quick True and False"),
         ("settings", ("repeats",), 7, "different ways: repeats 2 and 7"),
-        ("settings", ("seconds",), 0.5, "different ways: seconds 0.1 and 0.5"),
+        ("settings", ("seconds",), 0.5, "different ways: seconds 0.02 and 0.5"),
         ("settings", ("workers",), 99, "and 99"),
         ("settings", ("prep_dataset",), "cifar10", "different ways: prep_dataset synthetic and cifar10"),
     ],
