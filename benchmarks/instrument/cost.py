@@ -18,8 +18,8 @@ from fast_train.pipeline.models import build_model
 
 
 class Work(NamedTuple):
-    """Of one image. flops: floating-point operations of convolutions and matrix products, forward and backward, a
-    multiply-add counts as two. bytes: what the step moves where each operation reads its inputs and writes its
+    """What one image takes. flops: floating-point operations of convolutions and matrix products, forward and backward,
+    a multiply-add counts as two. bytes: what the step moves where each operation reads its inputs and writes its
     outputs once, as eager execution does; fused operations move less."""
 
     flops: float
@@ -39,7 +39,7 @@ def count_work(step: TrainStep, batch: SplitView, *, batch_size: int) -> Work:
 
 
 def _count(step: TrainStep, batch: SplitView) -> Work:
-    """Of the whole step."""
+    """What the whole step does."""
     counter, traffic = FlopCounterMode(display=False), _Traffic()
     with step.unchanged(), counter, traffic:
         step(batch)

@@ -95,7 +95,7 @@ class LoaderFeed(Feed):
         self.loader, self.augmenter, self._raw = loader, augmenter, raw
         self.batch_size, self.device = loader.batch_size, loader.device
         self.workers, self.per_epoch = loader.workers or 0, len(loader)
-        # Of views there are only indices to make.
+        # A loader that gives views of the split has only indices to make.
         self.ahead = 1 if isinstance(loader.example(), SplitView) else batches_ahead(self.workers, self.per_epoch)
         self._epoch = 0
 

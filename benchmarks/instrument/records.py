@@ -31,23 +31,24 @@ class Details:
 
 @dataclass(frozen=True, kw_only=True)
 class CopyDetails(Details):
-    """Of a copy within the device's memory. bytes: of the tensor that is copied."""
+    """A row of a copy within the device's memory. bytes: of the tensor that is copied."""
 
     bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProductDetails(Details):
-    """Of a matrix product. side: rows and columns of both matrices. kind: the type that is computed in."""
+    """A row of a matrix product. side: rows and columns of both matrices. kind: the type that is computed in."""
 
     side: int
     kind: str
 
 
 def read_details(values: Mapping[str, Any], kinds: Sequence[type[Details]]) -> Details:
-    """The first of ``kinds`` of which ``values`` has all fields that have no default. Where it is none of them, a plain
-    `Details`: what an unknown suite says is left out, and so are unknown fields. ReportError for a value of a wrong
-    type."""
+    """The first of ``kinds`` whose required fields are all among ``values``; a plain `Details` where none fits.
+
+    Unknown fields, and all that an unknown suite says, are left out. ReportError for a value of a wrong type.
+    """
     kind = next((kind for kind in kinds if _required(kind) <= values.keys()), Details)
     return _build(kind, values)
 

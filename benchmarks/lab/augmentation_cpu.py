@@ -59,8 +59,7 @@ def _case(
     """split: images uint8 [N, H, W, C]."""
     channels, batch = split.shape[3], min(_BATCH, len(split))
     table = normalisation_table([0.5] * channels, [0.25] * channels, dtype)
-    # Of one length, so that a repeat counts whole batches.
-    parts = cycle([part for part in torch.randperm(len(split)).split(batch) if len(part) == batch])
+    parts = cycle(torch.randperm(len(split))[: len(split) // batch * batch].view(-1, batch).unbind())
     augment, epoch = IMPLEMENTATIONS[implementation], torch.tensor(0)
 
     def call() -> Tensor:

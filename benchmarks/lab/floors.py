@@ -39,7 +39,7 @@ class Part:
     fixed_bytes: float = 0.0
 
     def seconds(self, batch: int, *, copy: float, matrix: float) -> float:
-        """Of a batch, where ``copy`` bytes and ``matrix`` operations a second are the limits."""
+        """The least time of a batch, where ``copy`` bytes and ``matrix`` operations a second are the limits."""
         return max(self.limits(batch, copy=copy, matrix=matrix))
 
     def limits(self, batch: int, *, copy: float, matrix: float) -> tuple[float, float]:

@@ -19,8 +19,8 @@ OF_A_CPU = (AUGMENTATION_CPU,)
 
 @dataclass(frozen=True, kw_only=True)
 class StepDetails(Details):
-    """Of a step. point: ``step`` on a fixed batch, or ``end-to-end`` fed by the resident loader. share_of_step: of the
-    rate on a fixed batch. over_plain: times the plain step's rate, with the ends of its interval."""
+    """A row of a step. point: ``step`` on a fixed batch, or ``end-to-end`` fed by the resident loader. share_of_step:
+    of the rate on a fixed batch. over_plain: times the plain step's rate, with the ends of its interval."""
 
     option: str
     batch: int
@@ -42,14 +42,14 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelsDetails(Details):
-    """Of all kernels of a step. longest: those that take the most time."""
+    """A row of all kernels of a step. longest: those that take the most time."""
 
     longest: tuple[Kernel, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupDetails(Details):
-    """Of a group of kernels. share: of the time of all kernels."""
+    """A row of a group of kernels. share: of the time of all kernels."""
 
     group: str
     share: float
@@ -57,8 +57,8 @@ class GroupDetails(Details):
 
 @dataclass(frozen=True, kw_only=True)
 class CpuAugmentationDetails(Details):
-    """Of the augmentation on the CPU. type: of what it writes. case: what is done to each image. over_reference: times
-    the rate of the PyTorch reference."""
+    """A row of the augmentation on the CPU. type: of what it writes. case: what is done to each image. over_reference:
+    times the rate of the PyTorch reference."""
 
     implementation: str
     type: str

@@ -1,4 +1,4 @@
-"""DALI's stock reader and its own augmentation, an operator a step, a sample a time.
+"""DALI's stock reader and its own augmentation, one operator per step, one sample at a time.
 
 By NVIDIA's documentation of ``fn.readers.tfrecord`` and of ``fn.crop_mirror_normalize`` and its examples for PyTorch
 (docs.nvidia.com/deeplearning/dali), over our TFRecord shards: read and shuffle, crop out of a padded image, flip,

@@ -39,7 +39,7 @@ AUGMENTATION = Study(
         for arch in _ARCHS
         for option, settings in _OPTIONS.items()
     ),
-    # Of test errors only: the training error is one of augmented images, harder ones from step to step.
+    # Only test errors are compared: training errors are of augmented images, which get harder from variant to variant.
     comparisons=tuple(Comparison(f"{arch}-{first}", f"{arch}-{second}") for arch in _ARCHS for first, second in _STEPS),
     plots=tuple(
         CurvePlot(

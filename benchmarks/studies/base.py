@@ -130,7 +130,7 @@ class Options:
     loader: str | None = None
 
     def settings(self, variant: Variant, seed: int) -> dict[str, dict[str, Any]]:
-        """Of one training, as they are given over the recipe, nested by section."""
+        """The settings of one training, as they are given over the recipe, nested by section."""
         data = {"path": self.data, "batch_size": self.batch_size, "loader": self.loader}
         # The papers' arithmetic without mixed precision is float32 throughout.
         run = {"epochs": self.epochs, "steps": self.steps, "device": self.device, "amp": self.amp, "tf32": False}

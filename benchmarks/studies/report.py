@@ -34,7 +34,7 @@ from fast_train.pipeline.errors import ConfigError
 
 FORMAT = Format(schema="fast-train.bench-study", version=1)
 _JSON = "report.json"
-# Of training errors in a panel that has test errors too.
+# How training errors are drawn in a panel that has test errors too.
 _THIN, _DASHED = 1.0, (0, (2, 1.5))
 _ERRORS = {"train": "training error", "test": "test error"}
 
@@ -262,7 +262,7 @@ def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str], runs: Sequence[R
                 color=colour,
                 linewidth=2.2 if tested else _THIN,
                 linestyle=LINES[place % len(LINES)] if named else _DASHED,
-                # Of a single epoch there is no line to see.
+                # A single epoch makes no line.
                 marker="o" if named and len(epochs) < 15 else "x" if len(epochs) == 1 else None,
                 label=name if named else None,
             )

@@ -68,8 +68,8 @@ def train_variant(variant: Variant, options: Options, seed: int, folder: Path) -
 
     Raises KeyboardInterrupt after a signal, and ConfigError, naming the training, where it can't be done.
     """
-    # Of the trainings before: torch.compile runs the step of a ninth network in one process eagerly, and a captured
-    # step's memory waits for the collector.
+    # Earlier trainings leave something behind: torch.compile runs the step of a ninth network in one process eagerly,
+    # and a captured step's memory waits for the collector.
     torch.compiler.reset()
     gc.collect()
     what = f"training {variant.name} with seed {seed}"
@@ -114,7 +114,7 @@ def _check_same(record: RunRecord, wanted: Config, prepared: PreparedSet) -> Non
                 f"{record.folder} holds a training with {section}.{name} = {before}, this command says {now}; "
                 "give another --out"
             )
-    # Of other formats there may be files now that were not there then.
+    # Only files of the format that was read: the set may have been prepared in more formats since.
     if (path := record.differing_file(prepared)) is not None:
         raise ConfigError(
             f"{record.folder} holds a training on other data: {path} of {prepared.root} has changed since; "

@@ -190,7 +190,7 @@ def _settings_notes(before: Result, after: Result) -> list[str]:
     one, other = (result.config.get("recipe") for result in (before, after))
     if one != other:
         notes.append(f"measured by different recipes: {one} and {other}")
-    # Of different recipes, all others of these follow from the names.
+    # Where the recipes differ, all other settings follow from their names.
     differing = [
         f"{name} {old} and {new}"
         for name, old, new in _differences(before, after)

@@ -115,7 +115,9 @@ def _label_log(axis: Axis) -> None:
 def _whiskers(rows: Sequence[Row[Details]]) -> np.ndarray:
     """Distances of the intervals' ends from the values: float64 [2, n], 0 where there is no interval."""
     ends = [row.interval or (row.value, row.value) for row in rows]
-    return np.array([[row.value - low, high - row.value] for row, (low, high) in zip(rows, ends, strict=True)]).T
+    below = [row.value - low for row, (low, _) in zip(rows, ends, strict=True)]
+    above = [high - row.value for row, (_, high) in zip(rows, ends, strict=True)]
+    return np.array([below, above])
 
 
 def scaling(result: Result) -> Picture | None:
@@ -166,7 +168,7 @@ def scaling(result: Result) -> Picture | None:
 
 
 def _curves(rows: Sequence[Row[LoaderDetails]], x: Callable[[LoaderDetails], int]) -> dict[str, dict[int, float]]:
-    """Of each loader the images a second over ``x``."""
+    """The images a second of each loader over ``x``."""
     curves: dict[str, dict[int, float]] = {}
     for row in rows:
         curves.setdefault(row.details.entry, {})[x(row.details)] = row.value

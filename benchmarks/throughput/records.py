@@ -11,7 +11,7 @@ from fast_train.benchmarks.instrument.records import Details
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationDetails(Details):
-    """Of the augmentation alone. spec: the recipe's, as it is configured. bytes_per_image: read and written."""
+    """A row of the augmentation alone. spec: the recipe's, as it is configured. bytes_per_image: read and written."""
 
     batch: int
     bytes_per_image: int
@@ -25,8 +25,8 @@ class AugmentationDetails(Details):
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderDetails(Details):
-    """Of a loader alone. entry: whose it is. kind: ``raw`` bytes or ``augmented`` images. fixed: whether the recipe
-    fixes the number of workers. augmentation: what is done to each image. source: where the recipe is from."""
+    """A row of a loader alone. entry: whose it is. kind: ``raw`` bytes or ``augmented`` images. fixed: whether the
+    recipe fixes the number of workers. augmentation: what is done to each image. source: where the recipe is from."""
 
     entry: str
     kind: str
@@ -40,7 +40,7 @@ class LoaderDetails(Details):
 
 @dataclass(frozen=True, kw_only=True)
 class RungDetails(Details):
-    """Of a rung of the ladder, a step alone. change: what distinguishes it from the rung before. kind: the type that it
+    """A rung of the ladder: a step alone. change: what distinguishes it from the rung before. kind: the type that it
     computes in. peak_memory_bytes: None where the device keeps no count."""
 
     rung: int
@@ -59,7 +59,7 @@ class RungDetails(Details):
 
 @dataclass(frozen=True, kw_only=True)
 class StepDetails(Details):
-    """Of the step alone that stands beside what loaders feed. step: which one."""
+    """A row of the step alone, to compare a fed one with. step: which one."""
 
     step: str
     batch_size: int
@@ -67,8 +67,8 @@ class StepDetails(Details):
 
 @dataclass(frozen=True, kw_only=True)
 class EndToEndDetails(Details):
-    """Of a step that a loader feeds. entry: whose loader. step_alone_row, loader_alone_row: names of the rows that
-    measure each of the two alone, and step_alone, loader_alone: their values, None where they were not measured.
+    """A row of a step that a loader feeds. entry: whose loader. step_alone_row, loader_alone_row: names of the rows
+    that measure each of the two alone, and step_alone, loader_alone: their values, None where they were not measured.
     wait_share: the part of the time in which the step waits. bound: which of the two is slower. sentence: all that in
     words."""
 
@@ -122,8 +122,8 @@ class Diverged:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyDetails(Details):
-    """Of whole trainings. runs, diverged: each in the order of the seeds. seeds: how many there were to be. target: the
-    accuracy at which they stop. epochs: of each, at most."""
+    """A row of whole trainings. runs, diverged: each in the order of the seeds. seeds: how many there were to be.
+    target: the accuracy at which they stop. epochs: of each, at most."""
 
     runs: tuple[Training, ...]
     diverged: tuple[Diverged, ...] = ()
@@ -135,7 +135,7 @@ class AccuracyDetails(Details):
 
 @dataclass(frozen=True, kw_only=True)
 class PreparationDetails(Details):
-    """Of a preparation. dataset: as ``prep-data --dataset`` takes it. images: of all splits."""
+    """A row of a preparation. dataset: as ``prep-data --dataset`` takes it. images: of all splits."""
 
     format: str
     dataset: str

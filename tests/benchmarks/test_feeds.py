@@ -16,6 +16,7 @@ from fast_train.benchmarks.instrument.feeds import (
 from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Result, Row
 from fast_train.benchmarks.peers import peer_entries
+from fast_train.benchmarks.peers.ffcv_readme import FfcvReadme
 from fast_train.benchmarks.throughput.records import EndToEndDetails
 from fast_train.benchmarks.throughput.report import headline
 from fast_train.benchmarks.throughput.suites import end_to_end, loaders
@@ -100,7 +101,13 @@ def test_of_short_epochs_whole_ones_are_timed(workers, ahead, per_epoch, expecte
     assert timed_lot(workers, ahead, per_epoch) == expected
 
 
-@pytest.mark.parametrize("entry", [*library_entries(), *peer_entries()], ids=lambda entry: entry.name)
+def _entries():
+    """Each line of the comparison. FFCV's example takes Numba many seconds to compile."""
+    for entry in (*library_entries(), *peer_entries()):
+        yield pytest.param(entry, id=entry.name, marks=pytest.mark.slow if entry.name == FfcvReadme.name else ())
+
+
+@pytest.mark.parametrize("entry", _entries())
 def test_a_pass_of_any_length_has_that_many_batches(entry, prepared):
     config = Config.from_dict({"data": {"path": str(prepared.root), "batch_size": 16}, "run": {"device": "cpu"}})
     runtime = SimpleNamespace(device=torch.device("cpu"), image_dtype=torch.float32)

@@ -18,6 +18,7 @@ from fast_train.benchmarks.studies.train import DIVERGED, DONE, Run, last_errors
 from fast_train.data_prep import cli as prep_cli
 from fast_train.pipeline.engine.listener import Listener
 from fast_train.pipeline.errors import ConfigError, TrainingDiverged
+from fast_train.pipeline.run import session
 
 QUICK = ["--device", "cpu", "--amp", "off", "--steps", "2", "--batch-size", "16"]
 
