@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 
 from fast_train.common.command import Parser, run_command
@@ -26,30 +26,8 @@ exit status: 0 done, 2 bad input, 3 the data could not be downloaded, 129/130/14
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Flags:
-    """What the command line asks for; None where a flag was left out that has no default."""
-
-    dataset: str
-    out: Path | None
-    formats: str
-    overwrite: bool
-    verify: bool
-    debug: bool
-    source: str | None
-    size: int | None
-    test_fraction: float | None
-    split_seed: int | None
-    skip_bad: bool
-    workers: int | None
-    ffcv_mode: str
-    dali_mode: str
-    jpeg_quality: int
-    jpeg_share: float
-
-
 def build_parser() -> Parser:
-    """The flags."""
+    """The flags; those of `SourceOptions` and `FormatOptions` have the names of their fields."""
     parser = Parser(
         prog=PROGRAM,
         description="Turn images into a prepared set: one folder with a manifest, ready for fast-train.",
@@ -98,7 +76,7 @@ def build_parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
     with the command."""
-    flags = build_parser().parse(Flags, arguments)
+    flags = build_parser().parse_args(arguments)
     return run_command(
         PROGRAM,
         lambda: _run(flags),
@@ -116,7 +94,7 @@ def _explain(error: Exception) -> Exception | None:
     return None
 
 
-def _run(flags: Flags) -> int:
+def _run(flags: argparse.Namespace) -> int:
     # After parsing: --help needs none of it.
     from fast_train.common.console import Display
     from fast_train.data_prep.formats import FormatOptions
@@ -124,28 +102,15 @@ def _run(flags: Flags) -> int:
     from fast_train.data_prep.sources import SourceOptions, build_source
 
     display = Display()
-    options = SourceOptions(
-        source=flags.source,
-        size=flags.size,
-        test_fraction=flags.test_fraction,
-        split_seed=flags.split_seed,
-        skip_bad=flags.skip_bad,
-        workers=flags.workers,
-    )
+    options = SourceOptions(**{field.name: getattr(flags, field.name) for field in fields(SourceOptions)})
     if flags.verify:
         verify(flags.out or default_place(build_source(flags.dataset, options, display)), display)
         return 0
-    encoding = FormatOptions(
-        ffcv_mode=flags.ffcv_mode,
-        dali_mode=flags.dali_mode,
-        jpeg_quality=flags.jpeg_quality,
-        jpeg_share=flags.jpeg_share,
-    )
     request = Request(
         dataset=flags.dataset,
         out=flags.out,
         formats=tuple(dict.fromkeys(name.strip() for name in flags.formats.split(","))),
-        encoding=encoding,
+        encoding=FormatOptions(**{field.name: getattr(flags, field.name) for field in fields(FormatOptions)}),
         overwrite=flags.overwrite,
         options=options,
     )

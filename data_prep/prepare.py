@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -17,6 +16,7 @@ from fast_train.common.console import Display
 from fast_train.common.text import format_bytes, show
 from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.formats import WRITERS, FormatOptions, Writer
+from fast_train.data_prep.formats.base import flush
 from fast_train.data_prep.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, PreparedSet, sha256_of
 from fast_train.data_prep.sources import Plan, Source, SourceOptions, build_source
 from fast_train.data_prep.staging import Stage, check_free_disk, remove_leftovers, staging
@@ -124,7 +124,10 @@ def _is_there(place: Path, request: Request, source: Source) -> bool:
     """Whether the requested set is at its place; PreparedSetError if something else is and may not be replaced."""
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return False
-    manifest = _recognise(place)
+    path = place / MANIFEST_NAME
+    if not path.is_file():
+        raise PreparedSetError(f"{show(place)} is there and is not a prepared set; give another --out or move it away")
+    manifest = Manifest.from_json(path.read_bytes(), where=show(path))
     if not request.overwrite:
         differences = _differences(manifest, request, source)
         if differences:
@@ -145,14 +148,6 @@ def _whole_already(place: Path, display: Display) -> PreparedSet:
         prepared.files(split, name)
     display.say(f"{show(place)} is whole already: {summary(prepared)}")
     return prepared
-
-
-def _recognise(place: Path) -> Manifest:
-    """The manifest of the set at ``place``, which may be broken otherwise."""
-    path = place / MANIFEST_NAME
-    if not path.is_file():
-        raise PreparedSetError(f"{show(place)} is there and is not a prepared set; give another --out or move it away")
-    return Manifest.from_json(path.read_bytes(), where=show(path))
 
 
 def _differences(manifest: Manifest, request: Request, source: Source) -> list[str]:
@@ -205,7 +200,12 @@ def _make(stage: Stage, request: Request, source: Source, display: Display) -> N
         )
         files += names
     outcome = source.outcome()
-    _check_counts(plan, counts)
+    for split, numbers in counts.items():
+        if not numbers.any():
+            raise PreparedSetError(f"no image is left for the {split} split; add images")
+    for name, number in zip(plan.classes, counts["train"], strict=True):
+        if not number:
+            raise PreparedSetError(f"no image is left for training of class '{name}'; add images or remove the class")
     mean, std = histogram.mean_std()
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -220,8 +220,7 @@ def _make(stage: Stage, request: Request, source: Source, display: Display) -> N
     )
     with open(stage.new_set / MANIFEST_NAME, "x", encoding="utf-8") as file:
         file.write(manifest.to_json())
-        file.flush()
-        os.fsync(file.fileno())
+        flush(file)
 
 
 def _write_split(
@@ -239,8 +238,7 @@ def _write_split(
     files = []
     try:
         for name in request.formats:
-            writer = WRITERS[name](stage.new_set, split, plan.counts[split], plan.image_shape, request.encoding)
-            writers[name] = writer
+            writers[name] = WRITERS[name](stage.new_set, split, plan.counts[split], plan.image_shape, request.encoding)
         with display.progress(split, plan.counts[split]) as advance:
             for images, labels in source.read(split):
                 # Contiguous, once for all writers: a source may yield a transposed view.
@@ -258,15 +256,6 @@ def _write_split(
         for writer in writers.values():
             writer.abort()
     return counts, files
-
-
-def _check_counts(plan: Plan, counts: dict[str, NDArray[np.int64]]) -> None:
-    for split, numbers in counts.items():
-        if not numbers.any():
-            raise PreparedSetError(f"no image is left for the {split} split; add images")
-    for name, number in zip(plan.classes, counts["train"], strict=True):
-        if not number:
-            raise PreparedSetError(f"no image is left for training of class '{name}'; add images or remove the class")
 
 
 def _entries(folder: Path, files: list[tuple[str, str, str]]) -> tuple[FileEntry, ...]:

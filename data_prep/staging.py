@@ -22,22 +22,15 @@ _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SURELY_LOCKED_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stage:
-    """The folder ``.<name>.partial-<pid>`` beside a set's place: the set to be, and room for intermediate files."""
+    """The folder ``.<name>.partial-<pid>`` beside a set's place: the set to be, and what only its preparation needs."""
 
     place: Path
     folder: Path
 
-    @property
-    def new_set(self) -> Path:
-        """Where the set is written."""
-        return self.folder / "set"
-
-    @property
-    def scratch(self) -> Path:
-        """Where a source may leave what only the preparation needs."""
-        return self.folder / "scratch"
+    def __post_init__(self) -> None:
+        self.new_set, self.scratch, self._old_set = (self.folder / name for name in ("set", "scratch", "old"))
 
     def publish(self, *, replace: bool) -> None:
         """Flush the new set to the disk and rename it into its place.
@@ -53,10 +46,6 @@ class Stage:
             self.put_back()
             raise PreparedSetError(f"{show(self.place)} can't be put into place: {error.strerror}") from error
         sync_folder(self.place.parent)
-
-    @property
-    def _old_set(self) -> Path:
-        return self.folder / "old"
 
     def put_back(self) -> None:
         """Undo a replacement that was stopped after the old set was moved aside."""

@@ -4,16 +4,17 @@ python scripts/imports.py          the rooms from the top down, each with what i
 python scripts/imports.py --dot    for Graphviz: python scripts/imports.py --dot | dot -Tsvg > imports.svg
 
 Imports inside functions count; those under `if TYPE_CHECKING:` do not. Exit status: 1 if an arrow is wrong, and each
-wrong one is named with its file.
+wrong one is named.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import graphlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "src" / "fast_train"
@@ -23,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data_prep", "kernels"),
     ("pipeline.errors", "pipeline.device"),
     ("pipeline.config",),
-    ("pipeline.flags", "pipeline.models", "pipeline.loaders", "pipeline.optim"),
+    ("pipeline.models", "pipeline.loaders", "pipeline.optim"),
     ("pipeline.engine",),
     ("pipeline.report", "pipeline.run"),
     ("pipeline.flags",),
@@ -36,26 +37,26 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 ONLY: dict[str, tuple[str, ...]] = {"kernels": (), "data_prep": ("common",)}
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
-#: For each module, the modules that it imports.
+#: For each module or room, those that it imports, by names relative to the package; "" is the package itself.
 Graph = dict[str, set[str]]
 
 
 def read(package: Path) -> Graph:
-    """The imports of all modules in a package's folder, by names relative to the package; "" is the package itself."""
+    """The imports of all modules in a package's folder."""
     files = {}
     for folder, _, names in os.walk(package, followlinks=True):
-        for name in names:
-            if name.endswith(".py"):
-                parts = (Path(folder) / name).relative_to(package).with_suffix("").parts
-                files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = Path(folder) / name
-    return {
-        module: {
-            _module_of(".".join(parts[1:]), files)
-            for parts in (name.split(".") for name in _imported(ast.parse(path.read_bytes())))
-            if parts[0] == package.name
-        }
-        for module, path in sorted(files.items())
-    }
+        for path in (Path(folder, name) for name in names if name.endswith(".py")):
+            module = ".".join(path.relative_to(package).with_suffix("").parts)
+            files[module.removesuffix("__init__").rstrip(".")] = path
+    graph: Graph = {module: set() for module in sorted(files)}
+    for module, path in files.items():
+        for root, _, name in (name.partition(".") for name in _imported(ast.parse(path.read_bytes()))):
+            # A name is a module's own, or that of something in it.
+            while root == package.name and name and name not in files:
+                name = name.rpartition(".")[0]
+            if root == package.name:
+                graph[module].add(name)
+    return graph
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:
@@ -71,84 +72,33 @@ def _imported(tree: ast.AST) -> Iterator[str]:
             yield from _imported(node)
 
 
-def _module_of(name: str, modules: Iterable[str]) -> str:
-    """The module that a name is, or comes from."""
-    while name not in modules:
-        name = name.rpartition(".")[0]
-    return name
-
-
 def room_of(module: str) -> str:
     """The room that a module lies in; the module's own name where it has none."""
     return next((room for room in FLOOR_OF if f"{module}.".startswith(f"{room}.")), module)
 
 
 def rooms(graph: Graph) -> Graph:
-    """The same graph with rooms in place of modules."""
+    """The same graph with rooms in place of modules; an empty __init__.py is no room."""
     result: Graph = {}
     for module, imports in graph.items():
-        result.setdefault(room_of(module), set()).update(map(room_of, imports))
-    # An empty __init__.py is no room.
-    return {room: imports - {room} for room, imports in result.items() if imports or room in FLOOR_OF}
+        if imports or room_of(module) in FLOOR_OF:
+            result.setdefault(room_of(module), set()).update({*map(room_of, imports)} - {room_of(module)})
+    return result
 
 
-def wrong(source: str, target: str) -> bool:
-    """Whether a room may not import another one. What has no floor, such as the package itself, lies above all."""
-    if source == target or source not in FLOOR_OF:
-        return False
-    if target not in FLOOR_OF or target not in ONLY.get(source, FLOOR_OF):
-        return True
-    return FLOOR_OF[target] > FLOOR_OF[source]
-
-
-def circle(graph: Graph) -> list[str]:
-    """Names that lead back to the first by their imports; empty if there are none."""
-    done: set[str] = set()
-
-    def first(names: Iterable[str], path: list[str]) -> list[str]:
-        return next(filter(None, (visit(name, path) for name in sorted(names))), [])
-
-    def visit(name: str, path: list[str]) -> list[str]:
-        if name in path:
-            return path[path.index(name) :] + [name]
-        found = [] if name in done else first(graph.get(name, ()), [*path, name])
-        done.add(name)
-        return found
-
-    return first(graph, [])
-
-
-def problems(graph: Graph) -> list[str]:
-    """What is wrong, a line each."""
-    found = [
-        f"{source} imports {target or PACKAGE.name}, which lies above it or is not for it"
-        for source, targets in graph.items()
-        for target in sorted(targets)
-        if wrong(room_of(source), room_of(target))
-    ]
+def problems(graph: Graph) -> Iterator[str]:
+    """What is wrong, a line each. What has no floor, such as the package itself, lies above all."""
+    for module, imports in graph.items():
+        room = room_of(module)
+        allowed = {room, *ONLY.get(room, (r for r in FLOOR_OF if FLOOR_OF[r] <= FLOOR_OF.get(room, 0)))}
+        for target in sorted(imports):
+            if room in FLOOR_OF and room_of(target) not in allowed:
+                yield f"{module} imports {target or PACKAGE.name}, which lies above it or is not for it"
     for kind, drawn in (("modules", graph), ("rooms", rooms(graph))):
-        names = circle(drawn)
-        if names:
-            found.append(f"{kind} import each other in a circle: {' -> '.join(names)}")
-    return found
-
-
-def as_text(graph: Graph) -> str:
-    """The rooms from the top down."""
-    ordered = sorted(graph, key=lambda room: FLOOR_OF.get(room, len(FLOORS)), reverse=True)
-    width = max(map(len, ordered))
-    return "\n".join(f"{room or '(package)':{width}} -> {', '.join(sorted(graph[room])) or '-'}" for room in ordered)
-
-
-def as_dot(graph: Graph) -> str:
-    """The rooms for Graphviz, a floor in a row, wrong arrows in red."""
-    floors = ["{rank=same; " + "; ".join(f'"{room}"' for room in row if room in graph) + "}" for row in FLOORS]
-    arrows = [
-        f'"{source}" -> "{target}"' + (" [color=red]" if wrong(source, target) else "")
-        for source, targets in graph.items()
-        for target in sorted(targets)
-    ]
-    return "\n".join(["digraph imports {", "node [shape=box]", *floors, *arrows, "}"])
+        try:
+            graphlib.TopologicalSorter(drawn).prepare()
+        except graphlib.CycleError as error:
+            yield f"{kind} import each other in a circle: {' -> '.join(reversed(error.args[1]))}"
 
 
 def main() -> int:
@@ -158,10 +108,17 @@ def main() -> int:
     parser.add_argument("--dot", action="store_true", help="for Graphviz")
     flags = parser.parse_args()
     graph = read(flags.package)
-    print((as_dot if flags.dot else as_text)(rooms(graph)))
-    found = problems(graph)
-    for line in found:
-        print(line, file=sys.stderr)
+    drawn = sorted(rooms(graph).items(), key=lambda item: FLOOR_OF.get(item[0], len(FLOORS)), reverse=True)
+    if flags.dot:
+        print("digraph imports {\nnode [shape=box]")
+        for room, imports in drawn:
+            print("\n".join(f'"{room}" -> "{target}"' for target in sorted(imports)))
+        print("}")
+    else:
+        for room, imports in drawn:
+            print(f"{room or '(package)':22} -> {', '.join(sorted(imports)) or '-'}")
+    found = list(problems(graph))
+    print("".join(f"{line}\n" for line in found), end="", file=sys.stderr)
     return 1 if found else 0
 
 

@@ -12,17 +12,16 @@ images come. The tests read what it writes with FFCV, and compare it with what F
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fast_train.common.text import one_line, show
 from fast_train.data_prep.errors import ANEW, PreparedSetError
-from fast_train.data_prep.formats.options import FormatOptions, JpegEncoder
+from fast_train.data_prep.formats.base import FormatOptions, JpegEncoder, Writer, flush
 
 #: FFCV's structures, as they lie in the file.
 VERSION = 2
@@ -49,17 +48,17 @@ _LARGEST_SIDE = 65535
 _LARGEST_IMAGE = 1 << 30
 
 
-class BetonWriter:
-    """Writes one split as it comes; see `data_prep.formats.Writer`."""
+class BetonWriter(Writer):
+    """Writes ``SPLIT.beton``."""
 
     def __init__(
         self, folder: Path, split: str, count: int, image_shape: Sequence[int], options: FormatOptions
     ) -> None:
+        super().__init__(folder, split, count, image_shape, options)
         height, width, channels = image_shape
         if channels != 3 or max(height, width) > _LARGEST_SIDE or math.prod(image_shape) > _LARGEST_IMAGE:
             raise PreparedSetError(f"FFCV can't hold images of {width}x{height}x{channels}; leave out --formats ffcv")
         self._name = f"{split}.beton"
-        self._shape = tuple(image_shape)
         self._mode, self._share = options.ffcv_mode, options.jpeg_share
         self._encoder = JpegEncoder(options.jpeg_quality) if self._mode != "raw" else None
         # Its own generator, used in the order of the images: the same request gives the same file.
@@ -67,38 +66,28 @@ class BetonWriter:
         self._page = page_size(image_shape)
         self._samples = np.zeros(count, dtype=SAMPLE)
         self._sizes = np.zeros(count, dtype=np.uint64)
-        self._written = 0
         self._at = -(-(METADATA_AT + self._samples.nbytes) // self._page) * self._page
-        self._file: BinaryIO = open(folder / self._name, "xb")  # noqa: SIM115  # open until `close` or `abort`
+        self._file = open(folder / self._name, "xb")  # noqa: SIM115  # open until `close` or `abort`
 
     @staticmethod
     def encoding(options: FormatOptions) -> dict[str, Any]:
-        """What the manifest says of the files."""
         return options.encoding(options.ffcv_mode)
 
     @staticmethod
     def estimate_bytes(count: int, image_shape: Sequence[int], options: FormatOptions) -> int:
-        """The file's size in bytes, at most, for ``count`` images of shape (H, W, C)."""
         page = page_size(image_shape)
         pages = -(-count // (page // options.stored_bytes(options.ffcv_mode, image_shape)))
         return METADATA_AT + count * (SAMPLE.itemsize + ALLOCATION.itemsize) + (pages + 1) * page
 
-    def write(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        """Append images uint8 [n, H, W, 3] and labels int64 [n]; ValueError for other shapes or more than fit."""
+    def _append(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         first, end = self._written, self._written + len(labels)
-        if images.dtype != np.uint8 or images.shape != (len(labels), *self._shape) or end > len(self._samples):
-            raise ValueError(
-                f"{self._name} takes uint8 images of shape {self._shape}, {len(self._samples)} in all; got "
-                f"{len(labels)} labels and {images.dtype} {images.shape} at number {first}"
-            )
         blobs = self._encode(images)
         rows = self._samples[first:end]
         rows["f0"]["height"], rows["f0"]["width"] = self._shape[:2]
         rows["f0"]["mode"] = [_JPG if isinstance(blob, bytes) else _RAW for blob in blobs]
-        rows["f0"]["data_ptr"] = [self._append(blob) for blob in blobs]
+        rows["f0"]["data_ptr"] = [self._put(blob) for blob in blobs]
         rows["f1"], rows["f2"] = labels, np.arange(first, end)
         self._sizes[first:end] = [len(blob) for blob in blobs]
-        self._written = end
 
     def _encode(self, images: NDArray[np.uint8]) -> list[Any]:
         """The bytes of each image: a JPEG file as ``bytes``, or its pixels as an array."""
@@ -110,7 +99,7 @@ class BetonWriter:
                 blobs[i] = blob
         return blobs
 
-    def _append(self, blob: Any) -> int:
+    def _put(self, blob: Any) -> int:
         """Write the bytes of a sample, in the next page where they don't fit this one; where they begin."""
         left = self._page - self._at % self._page
         if len(blob) > left:
@@ -121,10 +110,7 @@ class BetonWriter:
         self._at += len(blob)
         return begin
 
-    def close(self) -> tuple[str, ...]:
-        """Write header, metadata and table, flush. The file's name; ValueError where nothing was written."""
-        if not self._written:
-            raise ValueError(f"{self._name} would hold no image")
+    def _finish(self) -> tuple[str, ...]:
         samples = self._samples[: self._written]
         table = np.zeros(self._written, dtype=ALLOCATION)
         table["sample_id"], table["ptr"] = np.arange(self._written), samples["f0"]["data_ptr"]
@@ -134,13 +120,10 @@ class BetonWriter:
         self._file.seek(0)
         self._file.write(_head(self._written, self._page, self._at))
         self._file.write(samples.tobytes())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.abort()
+        flush(self._file)
         return (self._name,)
 
     def abort(self) -> None:
-        """Close the file and end the threads, unfinished."""
         self._file.close()
         if self._encoder is not None:
             self._encoder.close()

@@ -14,14 +14,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fast_train.common.text import one_line, show
 from fast_train.data_prep.errors import ANEW, PreparedSetError
-from fast_train.data_prep.formats.options import FormatOptions
+from fast_train.data_prep.formats.base import FormatOptions, Writer, flush
 
 #: Where the images begin: a whole page, so that a mapping of them is aligned.
 DATA_START = 4096
@@ -122,60 +122,42 @@ def _broken(path: Path, what: str) -> PreparedSetError:
     return PreparedSetError(f"{show(path)} is not a whole packed file: {what}; {ANEW}")
 
 
-class PackedWriter:
-    """Writes one split as it comes; see `data_prep.formats.Writer`."""
+class PackedWriter(Writer):
+    """Writes ``SPLIT.safetensors``."""
 
     def __init__(
         self, folder: Path, split: str, count: int, image_shape: Sequence[int], options: FormatOptions
     ) -> None:
-        del options
+        super().__init__(folder, split, count, image_shape, options)
         self._name = f"{split}.safetensors"
-        self._shape = tuple(image_shape)
         self._labels = np.empty(count, dtype=_LABEL)
-        self._written = 0
-        self._file: BinaryIO = open(folder / self._name, "xb")  # noqa: SIM115  # open until `close` or `abort`
+        self._file = open(folder / self._name, "xb")  # noqa: SIM115  # open until `close` or `abort`
         self._file.seek(DATA_START)
 
     @staticmethod
     def encoding(options: FormatOptions) -> dict[str, Any]:
-        """What the manifest says of the files."""
         return options.encoding("raw")
 
     @staticmethod
     def estimate_bytes(count: int, image_shape: Sequence[int], options: FormatOptions) -> int:
-        """The file's size in bytes for ``count`` images of shape (H, W, C)."""
         pixels = count * options.stored_bytes("raw", image_shape)
         return DATA_START + pixels + -pixels % 8 + 8 * count
 
-    def write(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        """Append images uint8 [n, H, W, C] and labels int64 [n]; ValueError for other shapes or more than fit."""
-        end = self._written + len(labels)
-        if images.dtype != np.uint8 or images.shape != (len(labels), *self._shape) or end > len(self._labels):
-            raise ValueError(
-                f"{self._name} takes uint8 images of shape {self._shape}, {len(self._labels)} in all; got "
-                f"{len(labels)} labels and {images.dtype} {images.shape} at number {self._written}"
-            )
+    def _append(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         self._file.write(np.ascontiguousarray(images).data)
-        self._labels[self._written : end] = labels
-        self._written = end
+        self._labels[self._written : self._written + len(labels)] = labels
 
-    def close(self) -> tuple[str, ...]:
-        """Write labels and header, flush to the disk. The names of the files; ValueError where nothing was written."""
-        if not self._written:
-            raise ValueError(f"{self._name} would hold no image")
+    def _finish(self) -> tuple[str, ...]:
         pixels = self._written * math.prod(self._shape)
         padding = -pixels % 8
         self._file.write(bytes(padding))
         self._file.write(self._labels[: self._written].data)
         self._file.seek(0)
         self._file.write(self._header(pixels, padding))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        flush(self._file)
         return (self._name,)
 
     def abort(self) -> None:
-        """Close the file, unfinished."""
         self._file.close()
 
     def _header(self, pixels: int, padding: int) -> bytes:

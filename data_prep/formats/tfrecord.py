@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from fast_train.common.text import one_line, show
 from fast_train.data_prep.errors import ANEW, PreparedSetError
-from fast_train.data_prep.formats.options import FormatOptions, JpegEncoder
+from fast_train.data_prep.formats.base import FormatOptions, JpegEncoder, Writer, flush
 
 #: Shards of about this size: large enough to read in one go, small enough to share out.
 SHARD_BYTES = 128 << 20
@@ -74,44 +74,35 @@ _NAMES = ("label", "index", "shape", "image")
 _BEFORE_VALUES = 3 * (1 + _VARINT)
 
 
-class TFRecordWriter:
-    """Writes one split as it comes; see `data_prep.formats.Writer`."""
+class TFRecordWriter(Writer):
+    """Writes ``SPLIT-*.tfrecord`` and an ``.idx`` for each."""
 
     def __init__(
         self, folder: Path, split: str, count: int, image_shape: Sequence[int], options: FormatOptions
     ) -> None:
-        self._folder, self._split, self._count, self._shape = folder, split, count, tuple(image_shape)
+        super().__init__(folder, split, count, image_shape, options)
         if options.dali_mode == "jpg" and image_shape[2] not in (1, 3):
             raise PreparedSetError(f"JPEG can't hold images of {image_shape[2]} channels; leave out --dali-mode jpg")
         self._encoder = JpegEncoder(options.jpeg_quality) if options.dali_mode == "jpg" else None
         self._shard: BinaryIO | None = None
         self._lengths: list[list[int]] = []
-        self._written = self._room = 0
+        self._room = 0
 
     @staticmethod
     def encoding(options: FormatOptions) -> dict[str, Any]:
-        """What the manifest says of the files."""
         return options.encoding(options.dali_mode)
 
     @staticmethod
     def estimate_bytes(count: int, image_shape: Sequence[int], options: FormatOptions) -> int:
-        """The size of shards and indices in bytes, at most, for ``count`` images of shape (H, W, C)."""
         index_line = 24
         return count * (options.stored_bytes(options.dali_mode, image_shape) + _AROUND_IMAGE + index_line)
 
-    def write(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        """Append images uint8 [n, H, W, C] and labels int64 [n]; ValueError for other shapes or more than fit."""
-        end = self._written + len(labels)
-        if images.dtype != np.uint8 or images.shape != (len(labels), *self._shape) or end > self._count:
-            raise ValueError(
-                f"the shards of {self._split} take uint8 images of shape {self._shape}, {self._count} in all; got "
-                f"{len(labels)} labels and {images.dtype} {images.shape} at number {self._written}"
-            )
+    def _append(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         blobs = self._encoder.encode(images) if self._encoder is not None else [image.tobytes() for image in images]
-        for blob, label in zip(blobs, labels.tolist(), strict=True):
-            self._append(_example(label, self._written, self._shape, blob))
+        for index, (blob, label) in enumerate(zip(blobs, labels.tolist(), strict=True), start=self._written):
+            self._put(_example(label, index, self._shape, blob))
 
-    def _append(self, example: bytes) -> None:
+    def _put(self, example: bytes) -> None:
         size = len(example).to_bytes(8, "little")
         if self._room < len(example):
             self._next_shard()
@@ -119,7 +110,6 @@ class TFRecordWriter:
         self._shard.write(b"".join((size, _masked_crc(size), example, _masked_crc(example))))
         self._lengths[-1].append(_HEAD + len(example) + _CRC)
         self._room -= self._lengths[-1][-1]
-        self._written += 1
 
     def _next_shard(self) -> None:
         self._end_shard()
@@ -129,20 +119,16 @@ class TFRecordWriter:
 
     def _end_shard(self) -> None:
         if self._shard is not None:
-            self._shard.flush()
-            os.fsync(self._shard.fileno())
+            flush(self._shard)
             self._shard.close()
 
     def _part(self, number: int) -> str:
         """A shard's name until it is known how many there are."""
         return f"{self._split}-{number:05}.tfrecord.part"
 
-    def close(self) -> tuple[str, ...]:
-        """Name the shards, write the indices, flush to the disk. The names; ValueError where nothing was written."""
-        if not self._written:
-            raise ValueError(f"the shards of {self._split} would hold no image")
+    def _finish(self) -> tuple[str, ...]:
+        """Name the shards and write the indices."""
         self._end_shard()
-        self.abort()
         shards, indices = [], []
         for number, lengths in enumerate(self._lengths):
             name = f"{self._split}-{number:05}-of-{len(self._lengths):05}"
@@ -152,12 +138,10 @@ class TFRecordWriter:
             offsets = np.cumsum([0, *lengths[:-1]]).tolist()
             with open(self._folder / indices[-1], "x", encoding="ascii") as file:
                 file.writelines(f"{offset} {size}\n" for offset, size in zip(offsets, lengths, strict=True))
-                file.flush()
-                os.fsync(file.fileno())
+                flush(file)
         return (*shards, *indices)
 
     def abort(self) -> None:
-        """Close the file and end the threads, unfinished."""
         if self._shard is not None:
             self._shard.close()
         if self._encoder is not None:

@@ -5,9 +5,7 @@ torchvision's MD5 sums decide what is right, wherever the files came from. torch
 
 from __future__ import annotations
 
-import gc
 import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from fast_train.common.files import cache_folder
+from fast_train.common.startup import quick_imports
 from fast_train.common.text import show
 from fast_train.data_prep.errors import DownloadError, PreparedSetError
 from fast_train.data_prep.sources.base import Chunk, Plan, Source
@@ -132,17 +131,8 @@ class Cifar100(_Cifar):
 
 
 def _torchvision_dataset(name: str) -> Any:
-    # Importing torch makes a million objects that stay. The collector, looking through them again and again on the way
-    # and once more at the end, takes a quarter of the whole command's time.
-    collecting = gc.isenabled() and "torchvision" not in sys.modules
-    if collecting:
-        gc.disable()
-    try:
+    with quick_imports():
         import torchvision.datasets
-    finally:
-        if collecting:
-            gc.freeze()
-            gc.enable()
     return getattr(torchvision.datasets, name)
 
 

@@ -143,7 +143,7 @@ def test_writer_refuses_what_does_not_fit(tmp_path, some):
     images, labels = some
     writer = TFRecordWriter(tmp_path, "train", 50, images.shape[1:], FormatOptions())
     for wrong in (images[:, :3], images.astype(np.int16), images[:-1], np.concatenate([images, images])):
-        with pytest.raises(ValueError, match="take uint8 images"):
+        with pytest.raises(ValueError, match="takes uint8 images"):
             writer.write(wrong, labels)
     with pytest.raises(ValueError, match="no image"):
         writer.close()

@@ -1,13 +1,16 @@
-"""How images are stored in the formats that leave a choice."""
+"""What every format is: a writer of one split, and how images are stored where there is a choice."""
 
 from __future__ import annotations
 
 import io
 import math
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +74,68 @@ class FormatOptions:
     def stored_bytes(self, mode: str, image_shape: Sequence[int]) -> int:
         """Bytes of one stored image of shape (H, W, C), at most: as JPEG hardly more than raw, and its tables."""
         return math.prod(image_shape) + (0 if mode == "raw" else _JPEG_TABLES)
+
+
+class Writer(ABC):
+    """Writes one split of a set in one format, as the images come.
+
+    folder: to write into. count: the greatest number of images that will come; fewer may, since files that turn out
+    not to be images are left out. image_shape: (H, W, C).
+    """
+
+    def __init__(
+        self, folder: Path, split: str, count: int, image_shape: Sequence[int], options: FormatOptions
+    ) -> None:
+        self._folder, self._split, self._count, self._shape = folder, split, count, tuple(image_shape)
+        self._written = 0
+
+    @staticmethod
+    @abstractmethod
+    def encoding(options: FormatOptions) -> dict[str, Any]:
+        """What the manifest says of how the images are stored; ``mode`` is ``raw`` where it is as they came."""
+
+    @staticmethod
+    @abstractmethod
+    def estimate_bytes(count: int, image_shape: Sequence[int], options: FormatOptions) -> int:
+        """Bytes on the disk that ``count`` images will take, at most."""
+
+    def write(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        """Append images uint8 [n, H, W, C] and labels int64 [n]; ValueError for other shapes or more than fit."""
+        end = self._written + len(labels)
+        if images.dtype != np.uint8 or images.shape != (len(labels), *self._shape) or end > self._count:
+            raise ValueError(
+                f"the {self._split} split takes uint8 images of shape {self._shape}, {self._count} in all; got "
+                f"{len(labels)} labels and {images.dtype} {images.shape} at number {self._written}"
+            )
+        self._append(images, labels)
+        self._written = end
+
+    @abstractmethod
+    def _append(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        """`write` what fits."""
+
+    def close(self) -> tuple[str, ...]:
+        """Finish, with everything flushed to the disk; the names of the files in the folder, the main one first.
+        ValueError where nothing was written."""
+        if not self._written:
+            raise ValueError(f"the {self._split} split would hold no image")
+        names = self._finish()
+        self.abort()
+        return names
+
+    @abstractmethod
+    def _finish(self) -> tuple[str, ...]:
+        """`close` files that hold an image."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Release files, processes and threads without finishing."""
+
+
+def flush(file: IO[Any]) -> None:
+    """Have what was written to a file on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 class JpegEncoder:
