@@ -30,9 +30,6 @@ class FusedNorm(nn.BatchNorm2d):
     While training, `kernels.batchnorm` does all in one. Evaluating, PyTorch does it.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-
     def next_statistics(self) -> tuple[Tensor, Tensor]:
         """Running mean and variance, for a kernel to move by one more batch, which is counted."""
         cast(Tensor, self.num_batches_tracked).add_(1)
@@ -155,8 +152,9 @@ class FusedPreActResNet(PreActResNet):
 
 
 #: The twin of each network and of each block, of ``--fuse norm``.
-FUSED_NETWORKS: dict[type[ResNet], type[ResNet]] = {ResNet: FusedResNet, PreActResNet: FusedPreActResNet}
-FUSED_BLOCKS: dict[type[BasicBlock | Bottleneck], type[BasicBlock | Bottleneck]] = {
+FUSED: dict[type[nn.Module], Any] = {
+    ResNet: FusedResNet,
+    PreActResNet: FusedPreActResNet,
     BasicBlock: FusedBasicBlock,
     Bottleneck: FusedBottleneck,
     PlainBlock: FusedPlainBlock,

@@ -124,8 +124,8 @@ class FusedConvResNet(FusedResNet):
 
 #: The twin of each network and of each block, of ``--fuse conv``. A pre-activation network has none: its norms stand
 #: before convolutions and, half of them, after additions.
-FUSED_CONV_NETWORKS: dict[type[ResNet], type[ResNet]] = {ResNet: FusedConvResNet}
-FUSED_CONV_BLOCKS: dict[type[BasicBlock | Bottleneck], type[BasicBlock | Bottleneck]] = {
+FUSED_CONV: dict[type[nn.Module], Any] = {
+    ResNet: FusedConvResNet,
     BasicBlock: FusedConvBasicBlock,
     Bottleneck: FusedConvBottleneck,
     PlainBlock: FusedConvPlainBlock,
