@@ -118,20 +118,14 @@ def _finish(outcome: session.Outcome, actions: Actions, console: Console) -> int
     else:
         plan = Plan(outcome.config, outcome.prepared)
         _report(console, folder, plan, outcome.evaluation, history=outcome.history)
-    console.print(_time_spent(outcome), soft_wrap=True)
+    before = outcome.train_seconds_before
+    in_all = f" ({outcome.train_seconds:.1f} s in all)" if before else ""
+    spent = f"{outcome.seconds:.1f} s with compilation, evaluation and saving"
+    console.print(f"trained for {outcome.train_seconds - before:.1f} s{in_all}; {spent}", soft_wrap=True)
     if not outcome.finished:
         console.print(f"stopped after epoch {epochs}; go on with: {go_on}", soft_wrap=True)
         return 0
     return _target_status(outcome)
-
-
-def _time_spent(outcome: session.Outcome) -> str:
-    before = outcome.train_seconds_before
-    in_all = f" ({outcome.train_seconds:.1f} s in all)" if before else ""
-    return (
-        f"trained for {outcome.train_seconds - before:.1f} s{in_all}; {outcome.seconds:.1f} s with compilation, "
-        "evaluation and saving"
-    )
 
 
 def _target_status(outcome: session.Outcome) -> int:

@@ -63,9 +63,9 @@ class Source(ABC):
                 raise PreparedSetError(f"{flag} means nothing to --dataset {self.kind}; leave it out")
 
     @property
-    @abstractmethod
     def default_name(self) -> str:
         """The name of the folder that the set goes into, where the user gives none."""
+        return self.kind
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

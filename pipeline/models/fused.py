@@ -84,8 +84,6 @@ class FusedBottleneck(Bottleneck):
 
 
 class FusedPlainBlock(PlainBlock):
-    """`PlainBlock`."""
-
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn1(self.conv1(x), relu=True)
         return self.bn2(self.conv2(out), relu=True)
@@ -122,8 +120,6 @@ class FusedPreActBottleneck(PreActBottleneck):
 
 
 class FusedResNet(ResNet):
-    """`ResNet` of fused blocks."""
-
     norm_layer = FusedNorm
 
     def _finish(self) -> None:
@@ -140,8 +136,6 @@ class FusedResNet(ResNet):
 
 
 class FusedPreActResNet(PreActResNet):
-    """`PreActResNet` of fused blocks."""
-
     norm_layer = FusedNorm
 
     def _forward_impl(self, x: Tensor) -> Tensor:

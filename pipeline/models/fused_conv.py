@@ -74,8 +74,6 @@ def _enter(x: Pending | Tensor, conv: nn.Conv2d, norm: FusedNorm) -> tuple[Pendi
 # In training a block takes a `Pending` (the first one after a pool: a tensor) and returns one; evaluating, it takes
 # and returns what its twin does.
 class FusedConvBasicBlock(FusedBasicBlock):
-    """`FusedBasicBlock`."""
-
     def forward(self, x: Any) -> Any:
         if not self.training:
             return super().forward(x)
@@ -85,8 +83,6 @@ class FusedConvBasicBlock(FusedBasicBlock):
 
 
 class FusedConvBottleneck(FusedBottleneck):
-    """`FusedBottleneck`."""
-
     def forward(self, x: Any) -> Any:
         if not self.training:
             return super().forward(x)
@@ -97,8 +93,6 @@ class FusedConvBottleneck(FusedBottleneck):
 
 
 class FusedConvPlainBlock(FusedPlainBlock):
-    """`FusedPlainBlock`."""
-
     def forward(self, x: Any) -> Any:
         if not self.training:
             return super().forward(x)
@@ -111,8 +105,6 @@ class FusedConvPlainBlock(FusedPlainBlock):
 
 
 class FusedConvResNet(FusedResNet):
-    """`FusedResNet` of such blocks."""
-
     def _forward_impl(self, x: Tensor) -> Tensor:
         if not self.training:
             return super()._forward_impl(x)
