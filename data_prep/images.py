@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,15 +99,10 @@ def _too_many() -> str:
     return f"more than the {Image.MAX_IMAGE_PIXELS:,} that are read; make it smaller"
 
 
+@cache
 def _formats() -> tuple[str, ...]:
-    if not _known_formats:
-        Image.init()
-        others = [name for name in Image.ID if name not in _REFUSED_FORMATS.union(_USUAL_FORMATS)]
-        _known_formats.extend([*_USUAL_FORMATS, *others])
-    return tuple(_known_formats)
-
-
-_known_formats: list[str] = []
+    Image.init()
+    return (*_USUAL_FORMATS, *(name for name in Image.ID if name not in _REFUSED_FORMATS.union(_USUAL_FORMATS)))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -64,7 +64,6 @@ class Manifest:
         return self.encodings.get(format, {"mode": "raw"})
 
     def to_json(self) -> str:
-        """The text of ``manifest.json``."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
@@ -202,7 +201,6 @@ class PreparedSet:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The names of the splits."""
         return tuple(self.manifest.counts)
 
     def size(self, split: str) -> int:
@@ -303,7 +301,6 @@ def _read_manifest(root: Path) -> bytes:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_HASH_CHUNK):

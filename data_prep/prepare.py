@@ -99,7 +99,6 @@ def verify(place: Path, display: Display) -> PreparedSet:
 
 
 def summary(prepared: PreparedSet) -> str:
-    """What a set holds, in a line."""
     manifest = prepared.manifest
     images = " and ".join(f"{prepared.size(split):,} {split}" for split in prepared.splits)
     height, width, channels = manifest.image_shape
@@ -183,7 +182,6 @@ def _text_of_encoding(encoding: Mapping[str, Any]) -> str:
 
 
 def _make(stage: Stage, request: Request, source: Source, display: Display) -> None:
-    """Write the whole set, manifest included, into the stage."""
     plan = source.plan(stage.scratch)
     needed = sum(
         WRITERS[name].estimate_bytes(count, plan.image_shape, request.encoding)

@@ -37,7 +37,9 @@ class WorkerPool:
         pending: deque[Future[Result]] = deque()
         try:
             for job in jobs:
-                pending.append(self._submit(function, job))
+                # Submitting may start a process.
+                with _without_terminal_signals():
+                    pending.append(self._pool.submit(function, job))
                 if len(pending) > 2 * self._workers:
                     yield pending.popleft().result()
             while pending:
@@ -46,11 +48,6 @@ class WorkerPool:
             raise PreparedSetError(
                 "a process that decodes images was killed (out of memory?); try again, with fewer --workers"
             ) from error
-
-    def _submit(self, function: Callable[[Job], Result], job: Job) -> Future[Result]:
-        # Submitting may start a process.
-        with _without_terminal_signals():
-            return self._pool.submit(function, job)
 
     def close(self) -> None:
         """End the processes once their current jobs are done."""

@@ -17,7 +17,7 @@ from fast_train.data_prep.prepare import Request
 from fast_train.data_prep.prepare import prepare as prepare_set
 from fast_train.data_prep.sources import SourceOptions
 from fast_train.pipeline import models
-from fast_train.pipeline.config.architectures import Activation, Fusion, Shortcut, Stem
+from fast_train.pipeline.config.architectures import Fusion
 from fast_train.pipeline.config.recipe import merge
 from fast_train.pipeline.config.settings import SECTIONS, LoaderName, ModelConfig, settings
 from fast_train.pipeline.engine.evaluate import Evaluation
@@ -26,10 +26,9 @@ from fast_train.pipeline.errors import ConfigError, check_name
 from fast_train.pipeline.loaders import Loader, build_loader
 from fast_train.pipeline.report.progress import Terminal
 from fast_train.pipeline.run import session
-from fast_train.pipeline.run.folder import Resume
 from fast_train.pipeline.run.plan import plan_evaluation, plan_training
 from fast_train.pipeline.run.predict import TrainedModel
-from fast_train.pipeline.run.record import load
+from fast_train.pipeline.run.record import load, what_to_resume
 
 PathLike = Path | str
 
@@ -95,34 +94,13 @@ def make_loader(
     )
 
 
-def build_model(
-    arch: str = "resnet18",
-    *,
-    num_classes: int = 10,
-    image_size: int = 32,
-    in_channels: int = 3,
-    stem: Stem = "auto",
-    shortcut: Shortcut | None = None,
-    activation: Activation = "relu",
-    zero_init_residual: bool = False,
-    fuse: Fusion = "none",
-) -> torch.nn.Module:
+def build_model(arch: str = "resnet18", *, fuse: Fusion = "none", **given: Any) -> torch.nn.Module:
     """A new network on the CPU, [N, in_channels, H, W] to logits [N, num_classes]; ConfigError for one that is not.
 
-    The arguments are the settings ``model.*`` and ``run.fuse`` of docs/recipes.md. A speednet needs
-    `pipeline.models.initialise_from_data` before it is trained.
+    given: other settings ``model.*`` of docs/recipes.md, num_classes, image_size and in_channels. fuse: ``run.fuse``. A
+    speednet needs `pipeline.models.initialise_from_data` before it is trained.
     """
-    config = ModelConfig(
-        arch=arch,
-        num_classes=num_classes,
-        image_size=image_size,
-        in_channels=in_channels,
-        stem=stem,
-        shortcut=shortcut,
-        activation=activation,
-        zero_init_residual=zero_init_residual,
-    )
-    return models.build_model(config, fuse=fuse)
+    return models.build_model(ModelConfig(arch=arch, **given), fuse=fuse)
 
 
 def train(
@@ -147,14 +125,10 @@ def train(
     Raises ConfigError, a ValueError, for what can't be trained, and TrainingDiverged.
     """
     nested = merge({"data": {"path": str(data)}}, _nested(given))
-    go_on: Resume = None
-    if resume == "auto":
-        go_on = "auto"
-    elif resume is not None:
-        if recipe is not None:
-            raise ConfigError(f"resume={str(resume)!r} keeps that run's settings; leave out recipe={recipe!r}")
-        go_on = load(Path(resume))
-    plan = plan_training(nested, recipe=recipe, saved=None if go_on == "auto" else go_on)
+    if resume not in (None, "auto") and recipe is not None:
+        raise ConfigError(f"resume={str(resume)!r} keeps that run's settings; leave out recipe={recipe!r}")
+    go_on = what_to_resume(resume)
+    plan = plan_training(nested, recipe=recipe, resume=go_on)
     with ExitStack() as held:
         if progress:
             listeners = (held.enter_context(Terminal(Console(markup=False, highlight=False))), *listeners)
@@ -186,7 +160,7 @@ def evaluate(run: PathLike, *, data: PathLike | None = None, **given: Any) -> Ev
 def load_model(run: PathLike, *, device: torch.device | str = "auto") -> TrainedModel:
     """The trained network of a run's folder or a checkpoint, ready to predict. device: ``auto`` for a GPU if there is
     one. CheckpointError, a ValueError, where there is none."""
-    return TrainedModel.load(load(Path(run)), device=str(device))
+    return TrainedModel(load(Path(run)), device=str(device))
 
 
 def _nested(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -22,13 +22,12 @@ from fast_train.pipeline.loaders import LOADERS
 from fast_train.pipeline.report.progress import Terminal
 from fast_train.pipeline.report.summary import print_accuracy, print_evaluation, write_batch_picture, write_pictures
 from fast_train.pipeline.run import session
-from fast_train.pipeline.run.folder import Resume, default_folder
+from fast_train.pipeline.run.folder import default_folder
 from fast_train.pipeline.run.plan import Plan, length_advice, plan_evaluation, plan_training
-from fast_train.pipeline.run.record import load
+from fast_train.pipeline.run.record import load, what_to_resume
 
 
 def run(given: Given, actions: Actions) -> int:
-    """Train, evaluate or show a batch; returns the exit status."""
     # Paths and names are printed as they are: brackets and colons in them are no markup.
     console = Console(markup=False, highlight=False, emoji=False)
     if actions.list_loaders:
@@ -88,13 +87,8 @@ class _Advice(Listener):
 
 
 def _train(given: Given, actions: Actions, console: Console) -> int:
-    resume: Resume = None
-    if actions.resume == "auto":
-        resume = "auto"
-    elif actions.resume is not None:
-        resume = load(Path(actions.resume))
-    saved = None if resume == "auto" else resume
-    plan = plan_training(given, recipe=actions.recipe, saved=saved, verify=actions.verify)
+    resume = what_to_resume(actions.resume)
+    plan = plan_training(given, recipe=actions.recipe, resume=resume, verify=actions.verify)
     with Terminal(console) as terminal:
         outcome = session.train(
             plan.config,
@@ -124,20 +118,14 @@ def _finish(outcome: session.Outcome, actions: Actions, console: Console) -> int
     else:
         plan = Plan(outcome.config, outcome.prepared)
         _report(console, folder, plan, outcome.evaluation, history=outcome.history)
-    console.print(_time_spent(outcome), soft_wrap=True)
+    before = outcome.train_seconds_before
+    in_all = f" ({outcome.train_seconds:.1f} s in all)" if before else ""
+    spent = f"{outcome.seconds:.1f} s with compilation, evaluation and saving"
+    console.print(f"trained for {outcome.train_seconds - before:.1f} s{in_all}; {spent}", soft_wrap=True)
     if not outcome.finished:
         console.print(f"stopped after epoch {epochs}; go on with: {go_on}", soft_wrap=True)
         return 0
     return _target_status(outcome)
-
-
-def _time_spent(outcome: session.Outcome) -> str:
-    before = outcome.train_seconds_before
-    in_all = f" ({outcome.train_seconds:.1f} s in all)" if before else ""
-    return (
-        f"trained for {outcome.train_seconds - before:.1f} s{in_all}; {outcome.seconds:.1f} s with compilation, "
-        "evaluation and saving"
-    )
 
 
 def _target_status(outcome: session.Outcome) -> int:

@@ -9,7 +9,6 @@ import torch
 
 
 def device_name(device: torch.device) -> str:
-    """The device as a person would name it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU with {torch.get_num_threads()} threads"

@@ -158,13 +158,6 @@ def check_flags(given: Given, actions: Actions) -> Given:
     """All settings that are given, those of ``--set`` too; ConfigError for flags that do not go together, and for
     settings that would be overruled without a word."""
     given = merge(given, _parse_sets(actions.set))
-    _check_actions(actions)
-    _check_given(given)
-    return given
-
-
-def _check_actions(actions: Actions) -> None:
-    """ConfigError for flags that do not go together: none is ignored."""
     if actions.stop_after is not None and actions.stop_after < 1:
         raise ConfigError(f"--stop-after {actions.stop_after} is no epoch; give 1 or more")
     for name in ("out", "resume", "evaluate", "recipe"):
@@ -182,9 +175,6 @@ def _check_actions(actions: Actions) -> None:
     for name in without:
         if getattr(actions, name) not in (None, False):
             raise ConfigError(f"{action} does not go with --{name.replace('_', '-')}; leave one of them out")
-
-
-def _check_given(given: Given) -> None:
     if "recipe" in given:
         raise ConfigError("--set changes no recipe; choose one by --recipe")
     for place in OF_THE_DATA:
@@ -193,6 +183,7 @@ def _check_given(given: Given) -> None:
             raise ConfigError(f"{place} is what the data say; leave it out")
     if given.get("run", {}).keys() >= {"epochs", "steps"}:
         raise ConfigError("run.epochs and run.steps both say how long to train; leave one of them out")
+    return given
 
 
 def _parse_sets(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -127,7 +127,6 @@ class TFRecordWriter(Writer):
         return f"{self._split}-{number:05}.tfrecord.part"
 
     def _finish(self) -> tuple[str, ...]:
-        """Name the shards and write the indices."""
         self._end_shard()
         shards, indices = [], []
         for number, lengths in enumerate(self._lengths):

@@ -57,16 +57,15 @@ class Source(ABC):
 
     def __init__(self, argument: str, options: SourceOptions, display: Display) -> None:
         self.argument, self.options, self.display = argument, options, display
-        for name in ("source", "size", "test_fraction", "split_seed", "skip_bad", "workers"):
-            value = getattr(options, name)
+        for name, value in vars(options).items():
             if value is not None and value is not False and name not in self.accepts:
                 flag = "--" + name.replace("_", "-")
                 raise PreparedSetError(f"{flag} means nothing to --dataset {self.kind}; leave it out")
 
     @property
-    @abstractmethod
     def default_name(self) -> str:
         """The name of the folder that the set goes into, where the user gives none."""
+        return self.kind
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

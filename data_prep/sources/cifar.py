@@ -32,10 +32,6 @@ class _Cifar(Source):
 
     _datasets: dict[str, Any]
 
-    @property
-    def default_name(self) -> str:
-        return self.kind
-
     def identity(self) -> dict[str, Any]:
         # Where it came from makes no difference: the sums say that it is the same.
         return {"kind": self.kind}

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fast_train.common.console import Advance, Display
+from fast_train.common.console import Display
 from fast_train.common.files import lock
 from fast_train.common.text import one_line, show
 from fast_train.data_prep.errors import DownloadError
@@ -118,17 +118,13 @@ def _fetch_once(url: str, file: BinaryIO, display: Display) -> None:
             check_free_disk(Path(file.name).parent, total - have, "the download")
         label = url.rsplit("/", 1)[-1]
         with display.progress(label, total, done=have, in_bytes=True) as advance:
-            _copy(response, file, advance)
+            read = _passing_errors(response.read)
+            while chunk := read(_CHUNK):
+                file.write(chunk)
+                advance(len(chunk))
+            file.flush()
     if total is not None and _size(file) < total:
         raise _Interrupted(f"the connection broke after {_size(file):,} of {total:,} bytes")
-
-
-def _copy(response: Any, file: BinaryIO, advance: Advance) -> None:
-    read = _passing_errors(response.read)
-    while chunk := read(_CHUNK):
-        file.write(chunk)
-        advance(len(chunk))
-    file.flush()
 
 
 def _passing_errors(function: Callable[..., Any]) -> Callable[..., Any]:

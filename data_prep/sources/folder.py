@@ -51,7 +51,6 @@ class ImageFolder(Source):
 
     @property
     def listing(self) -> Listing:
-        """What the folder holds, looked up once."""
         if self._listing is None:
             self._listing = list_folder(self.root)
         return self._listing

@@ -38,7 +38,6 @@ class Listing:
 
     @property
     def has_test_split(self) -> bool:
-        """Whether the folder itself has a test split."""
         return any(file.split == "test" for file in self.files)
 
 
@@ -76,7 +75,6 @@ def list_folder(root: Path) -> Listing:
 
 
 def _classes_of(entries: _Walker, folder: str) -> dict[str, list[str]]:
-    """The files of each class below ``folder``, sorted."""
     above = frozenset({entries.key(""), entries.key(folder)})
     return {name: sorted(entries.files(_join(folder, name), above)) for name in entries.folders(folder)}
 
@@ -161,7 +159,6 @@ def _join(below: str, name: str) -> str:
 
 
 def _digest(listing: Listing) -> str:
-    """SHA-256 over the path, size and time of change of every file."""
     digest = hashlib.sha256()
     for name in [*listing.stray, *(file.name for file in listing.files)]:
         try:

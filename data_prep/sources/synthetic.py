@@ -80,10 +80,6 @@ class Synthetic(Source):
 
     kind = "synthetic"
 
-    @property
-    def default_name(self) -> str:
-        return self.kind
-
     def identity(self) -> dict[str, Any]:
         return {"kind": self.kind, "version": _VERSION}
 

@@ -30,7 +30,6 @@ class Setting:
 
     @property
     def place(self) -> str:
-        """As ``--set`` takes it."""
         return f"{self.section}.{self.name}"
 
     @property
@@ -46,7 +45,7 @@ class Setting:
 
 def describe(section: str, cls: type) -> Iterator[Setting]:
     """The settings of a dataclass, each with the docstring that stands below it in the source."""
-    texts, hints = _docstrings(cls), type_hints(cls)
+    texts, hints = _docstrings(cls), typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         yield Setting(section, field.name, hints[field.name], field.default, texts[field.name])
 
@@ -63,22 +62,17 @@ def _docstrings(cls: type) -> dict[str, str]:
     return found
 
 
-def type_hints(cls: Any) -> dict[str, Any]:
-    """The types of a dataclass's fields, evaluated."""
-    return typing.get_type_hints(cls)
-
-
 def check_choice(what: str, settings: object, name: str) -> None:
     """ConfigError unless the field ``name`` has one of the values of its Literal; None passes where its type has it.
     what: the setting in words."""
     value = getattr(settings, name)
     if value is not None:
-        check_name(what, value, _literals(type_hints(type(settings))[name]))
+        check_name(what, value, _literals(typing.get_type_hints(type(settings))[name]))
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """A dataclass from nested plain values; ConfigError on unknown keys and on values of a wrong type."""
-    hints = type_hints(cls)
+    hints = typing.get_type_hints(cls)
     arguments = {}
     for name, value in values.items():
         check_name(f"setting in {where}", name, hints)

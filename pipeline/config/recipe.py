@@ -27,7 +27,6 @@ CPU_RECIPE, SLOW_CPU_RECIPE = "cpu-quick", "cpu-short"
 
 
 def recipe_names() -> list[str]:
-    """The built-in recipes, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 

@@ -69,7 +69,6 @@ class Augmenter:
         self.epoch = torch.zeros((), dtype=torch.int64, device=device)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose crops, flips and cutouts come next."""
         self.epoch.fill_(epoch)
 
     def __call__(self, batch: AnyBatch) -> Tensor:

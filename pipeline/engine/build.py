@@ -38,7 +38,6 @@ def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, 
 
 
 def build_split_loader(config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool) -> Loader:
-    """The loader of the training or of the test split."""
     split = "train" if train else "test"
     native = None
     if train and config.data.dali_augment == "native":

@@ -29,12 +29,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             raise
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The dictionary that `save_checkpoint` wrote, tensors on ``device``; CheckpointError in one line if not."""
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The dictionary that `save_checkpoint` wrote, on the CPU; CheckpointError in one line if not."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; give the path of a .pt file that fast-train wrote")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # torch.load raises many kinds for a damaged file

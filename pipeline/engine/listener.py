@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import Config
@@ -38,26 +38,21 @@ class Ready:
     seconds: float
 
 
-class Listener(Protocol):
+class Listener:
     """What a training tells, in this order. A subclass overrides what it wants to hear."""
 
     def on_start(self, start: Start) -> None:
         """Before anything is built."""
-        return
 
     def on_ready(self, ready: Ready) -> None:
         """Before the first step."""
-        return
 
     def on_epoch_begin(self, epoch: int, *, already: int, images_left: int) -> None:
         """epoch: 1-based. already: how many of its images a resumed run has done. images_left: of the whole run, all of
         this epoch included."""
-        return
 
     def on_progress(self, sums: Totals, rate: float) -> None:
         """A few times a second at most. sums: of the epoch so far. rate: the learning rate."""
-        return
 
     def on_epoch_end(self, record: Mapping[str, Any]) -> None:
         """record: plain numbers, as metrics.jsonl holds them; None where something was not measured."""
-        return

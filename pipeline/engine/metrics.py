@@ -62,7 +62,6 @@ class Metrics:
         self.sums += row
 
     def reset(self) -> None:
-        """Begin a new epoch's sums."""
         self.sums.zero_()
 
     def read(self) -> Totals:

@@ -42,7 +42,6 @@ class Runtime:
         return "TF32" if self.tf32 else str(self.image_dtype).removeprefix("torch.")
 
     def describe(self) -> str:
-        """One line for the terminal."""
         parts = [device_name(self.device), self.dtype_name]
         mode = "" if self.compile_mode == "default" else f" ({self.compile_mode})"
         parts += [f"compiled{mode}"] if self.compile else []

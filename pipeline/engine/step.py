@@ -63,7 +63,6 @@ class TrainStep:
         self.rates.set(scheduled, epochs)
 
     def __call__(self, batch: AnyBatch) -> None:
-        """Train on one batch of a loader's `feed`."""
         images, labels = self.augmenter(batch), batch.targets()
         # None, not zeros: the backward pass then writes gradients instead of adding to them.
         self.optimizer.zero_grad(set_to_none=True)

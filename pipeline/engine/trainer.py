@@ -6,19 +6,19 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from fast_train.common.signals import Interrupt
 from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.config.recipe import override
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader, build_step, ready_step
 from fast_train.pipeline.engine.checkpoint import CHECKPOINT, save_checkpoint
 from fast_train.pipeline.engine.evaluate import Evaluation, evaluate
-from fast_train.pipeline.engine.listener import Listener
+from fast_train.pipeline.engine.listener import Listener, Ready
 from fast_train.pipeline.engine.memory import check_memory
 from fast_train.pipeline.engine.metrics import Glimpse, Totals
 from fast_train.pipeline.engine.runtime import Runtime
@@ -29,23 +29,6 @@ from fast_train.pipeline.optim.schedules import build_schedule
 # A small model's epoch takes a second on a GPU: saving each one would cost as much as training it.
 _SECONDS_BETWEEN_SAVES = 10.0
 _REMEDY = "begin anew with a lower --lr or with --grad-clip 1; the last good checkpoint, if any, is kept"
-
-
-class EpochTotals(NamedTuple):
-    """sums: of the whole epoch. seconds, images_per_second: of the part of it that was trained just now; None where a
-    signal had come between the last step and the evaluation, so that nothing was."""
-
-    sums: Totals
-    seconds: float
-    images_per_second: float | None
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How `Trainer.fit` ended. evaluation: the last one. interrupted: the signal's number."""
-
-    evaluation: Evaluation | None
-    interrupted: int | None
 
 
 class Trainer:
@@ -67,7 +50,6 @@ class Trainer:
         self._begin(config)
 
     def _begin(self, config: Config) -> None:
-        """Nothing is trained yet. The loaders and the step are there."""
         self.config = config
         steps_per_epoch = len(self.loader)
         self.total_steps = config.run.steps or config.run.epochs * steps_per_epoch
@@ -79,11 +61,6 @@ class Trainer:
         self._run_step: Callable[[AnyBatch], None] = self.step
         self._saved_at = time.monotonic()
         self.target_reached = False
-
-    @property
-    def seed(self) -> int:
-        """Of weights, order and augmentation."""
-        return self.config.run.seed
 
     def __enter__(self) -> Trainer:
         return self
@@ -104,15 +81,23 @@ class Trainer:
             height, width, channels = self.prepared.manifest.image_shape
             check_memory(self.step.model, (channels, height, width), self.config.data.batch_size, self.runtime.amp)
 
-    def prepare(self) -> float:
-        """Compile and capture the step, so that the first epoch is as fast as the others. Returns the seconds."""
+    def prepare(self, listeners: Sequence[Listener] = ()) -> None:
+        """Compile and capture the step, so that the first epoch is as fast as the others."""
         started = time.perf_counter()
         self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
-        return time.perf_counter() - started
+        ready = Ready(
+            epochs=self.epochs,
+            total_steps=self.total_steps,
+            done_steps=self.done_steps,
+            history=self.history,
+            seconds=time.perf_counter() - started,
+        )
+        for listener in listeners:
+            listener.on_ready(ready)
 
     def restart(self, seed: int) -> None:
         """Begin anew from another seed, as a new Trainer would: what is compiled stays, `prepare` only captures it."""
-        config = dataclasses.replace(self.config, run=dataclasses.replace(self.config.run, seed=seed))
+        config = override(self.config, {"run": {"seed": seed}})
         plain = dataclasses.replace(self.runtime, compile=False, graph=False)
         # A captured step holds the split that it gathers from; there may be no room for two.
         self._run_step = self.step
@@ -123,8 +108,11 @@ class Trainer:
         self.step.load_state_dict(fresh.state_dict())
         self._begin(config)
 
-    def fit(self, folder: Path, listeners: Sequence[Listener] = (), *, stop_after: int | None = None) -> Fit:
+    def fit(
+        self, folder: Path, listeners: Sequence[Listener] = (), *, stop_after: int | None = None
+    ) -> tuple[Evaluation | None, int | None]:
         """Train to the end, to the target accuracy, to a signal, or to the end of epoch ``stop_after`` (1-based).
+        Returns the last evaluation, and the number of the signal that ended it.
 
         folder: of the checkpoint. Raises TrainingDiverged when a loss or a weight is no finite number; the last
         checkpoint is then left as it was.
@@ -134,11 +122,12 @@ class Trainer:
         with Interrupt() as interrupt:
             while not self.finished and (stop_after is None or len(self.history) < stop_after):
                 epoch = len(self.history)
-                trained = self._train_epoch(epoch, listeners, interrupt)
+                record = self._train_epoch(epoch, listeners, interrupt)
                 if interrupt.signum is not None:
                     break
                 evaluation = self._evaluate_epoch(epoch)
-                record = self._record(epoch, trained, evaluation)
+                if evaluation:
+                    record |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
                 # An epoch that the run's length in steps cut off is not over: a longer run goes on inside of it.
                 if self.done_steps % len(self.loader) == 0:
                     self.schedule.epoch_end(record["train_loss"])
@@ -152,10 +141,10 @@ class Trainer:
                     self.save(folder)
             # Inside of the block: a signal meanwhile must not cost the run.
             self.save(folder)
-        return Fit(evaluation=evaluation, interrupted=None if self.finished else interrupt.signum)
+        return evaluation, None if self.finished else interrupt.signum
 
-    def _train_epoch(self, epoch: int, listeners: Sequence[Listener], interrupt: Interrupt) -> EpochTotals:
-        """Train through what is left of an epoch."""
+    def _train_epoch(self, epoch: int, listeners: Sequence[Listener], interrupt: Interrupt) -> dict[str, Any]:
+        """Train through what is left of an epoch; its record, which no evaluation is in yet."""
         if self.loader.epoch != epoch:
             self.loader.set_epoch(epoch)
         self.augmenter.set_epoch(epoch)
@@ -185,7 +174,20 @@ class Trainer:
         self.train_seconds += seconds
         self._check_finite(sums, epoch)
         trained = sums.images - already
-        return EpochTotals(sums, seconds, trained / seconds if trained else None)
+        return {
+            "epoch": epoch + 1,
+            "step": self.done_steps,
+            "lr": self.schedule.rate(self.done_steps - 1),
+            "train_loss": sums.loss / max(sums.images, 1),
+            "train_accuracy": sums.correct / max(sums.images, 1),
+            "test_loss": None,
+            "test_accuracy": None,
+            # A signal may have come between the last step and the evaluation, so that nothing was trained just now.
+            "images_per_second": trained / seconds if trained else None,
+            "seconds": seconds,
+            "train_seconds": self.train_seconds,
+            "synthetic": self.prepared.synthetic,
+        }
 
     def _check_finite(self, sums: Totals, epoch: int) -> None:
         if not math.isfinite(sums.loss):
@@ -220,22 +222,6 @@ class Trainer:
             tta=self.config.run.tta,
         )
 
-    def _record(self, epoch: int, trained: EpochTotals, evaluation: Evaluation | None) -> dict[str, Any]:
-        sums = trained.sums
-        return {
-            "epoch": epoch + 1,
-            "step": self.done_steps,
-            "lr": self.schedule.rate(self.done_steps - 1),
-            "train_loss": sums.loss / max(sums.images, 1),
-            "train_accuracy": sums.correct / max(sums.images, 1),
-            "test_loss": evaluation.loss if evaluation else None,
-            "test_accuracy": evaluation.accuracy if evaluation else None,
-            "images_per_second": trained.images_per_second,
-            "seconds": trained.seconds,
-            "train_seconds": self.train_seconds,
-            "synthetic": self.prepared.synthetic,
-        }
-
     def save(self, folder: Path) -> None:
         """Write all that the continuation needs to the run's checkpoint; TrainingDiverged, and the last checkpoint is
         left as it was, where a weight is no finite number."""
@@ -258,7 +244,6 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where the state that `save` wrote left off."""
         self.step.load_state_dict(state["step"])
         self.loader.load_state_dict(state["loader"])
         self.schedule.load_state_dict(state["schedule"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import weakref
 from abc import ABC, abstractmethod
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from fast_train.common.text import one_line
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.kernels.order import epoch_order
 from fast_train.kernels.spec import check_seed
@@ -21,11 +23,8 @@ from fast_train.pipeline.loaders.batch import AnyBatch, Batch
 
 # What a position in the order depends on, and the user's name for it.
 _KEPT = {"seed": "seed", "batch_size": "batch size", "count": "split size"}
-
 # Processes or threads: many more than there are cores only take memory, and in the end the machine.
 _MOST_WORKERS = 1024
-
-
 # What a pass goes through.
 T = TypeVar("T", bound=AnyBatch)
 
@@ -63,6 +62,8 @@ class Loader(ABC):
 
     #: The files it reads, as `prep-data --formats` calls them.
     format: ClassVar[str] = "packed"
+    #: The module behind it, if that imports a library which is optional, and what to say where it can't be imported.
+    optional: ClassVar[tuple[str, str] | None] = None
     #: True: a batch from `feed` lies in memory that is overwritten soon or scarce; iterating gives copies.
     lends_buffers: ClassVar[bool] = False
 
@@ -83,6 +84,13 @@ class Loader(ABC):
     @classmethod
     def missing(cls) -> str | None:
         """What is missing to run it here and how to install that, in one line; None where it can run."""
+        if cls.optional is None:
+            return None
+        module, advice = cls.optional
+        try:
+            importlib.import_module(f"{__package__}.{module}")
+        except Exception as error:
+            return advice.format(one_line(error))
         return None
 
     def __len__(self) -> int:
@@ -144,9 +152,6 @@ class Loader(ABC):
 
     def example(self) -> AnyBatch:
         """A batch of the type and the shapes that `feed` gives in training, to warm up with. The position stays."""
-        return self._zeros()
-
-    def _zeros(self) -> Batch:
         indices = torch.arange(self.batch_size, device=self.device)
         shape = (self.batch_size, *self.prepared.manifest.image_shape)
         images = torch.zeros(shape, dtype=torch.uint8, device=self.device)

@@ -26,7 +26,6 @@ class Batch(NamedTuple):
         return self._fields
 
     def clone(self) -> Batch:
-        """A copy in memory of its own."""
         return Batch(self.images.clone(), self.labels.clone(), self.indices.clone())
 
 
@@ -39,7 +38,6 @@ class SplitView(NamedTuple):
     indices: Tensor
 
     def targets(self) -> Tensor:
-        """The labels of the N images, int64 [N]."""
         return self.labels[self.indices]
 
     def changing(self) -> tuple[str, ...]:
@@ -47,7 +45,6 @@ class SplitView(NamedTuple):
         return ("indices",)
 
     def clone(self) -> SplitView:
-        """The same split, and a copy of the indices."""
         return self._replace(indices=self.indices.clone())
 
 

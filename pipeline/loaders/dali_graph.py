@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
 from fast_train.pipeline.loaders.native import NativeAugment
@@ -34,56 +34,40 @@ def build_graph(
     Decoding and native augmentation take image by image.
     """
     by_image = encoded or native is not None
-    graph = _graph(
-        source,
-        tuple(image_shape),
-        encoded=encoded,
-        native=native,
-        by_image=by_image,
-        gpu=device.type == "cuda",
+    gpu = device.type == "cuda"
+    graph = Pipeline(
         batch_size=batch_size if by_image else 1,
         num_threads=threads,
-        device_id=(device.index or 0) if device.type == "cuda" else None,
+        device_id=(device.index or 0) if gpu else None,
         prefetch_queue_depth=_PREFETCH,
         # The dynamic executor leaves outputs alone for as long as a tensor refers to them.
         exec_dynamic=True,
     )
-    graph.build()
-    return graph
-
-
-@pipeline_def
-def _graph(
-    source: Source,
-    image_shape: tuple[int, ...],
-    *,
-    encoded: bool,
-    native: NativeAugment | None,
-    by_image: bool,
-    gpu: bool,
-) -> tuple[Any, ...]:
     # One dimension fewer by image: the first one counts the samples. A file is a row of bytes.
     image_dims = (1 if encoded else 3) if by_image else 4
     label_dims = 0 if by_image else 1
     draws = native.inputs if native is not None else []
-    images, labels, indices, *drawn = fn.external_source(
-        source=source,
-        num_outputs=3 + len(draws),
-        dtype=[types.UINT8, types.INT64, types.INT64] + [_TYPES[kind] for kind, _ in draws],
-        ndim=[image_dims, label_dims, label_dims] + [dims for _, dims in draws],
-        # The arrays are made for this batch and nobody else writes to them.
-        no_copy=not gpu,
-    )
-    if encoded:
-        kind = types.RGB if image_shape[2] == 3 else types.GRAY
-        images = fn.decoders.image(images, device="mixed" if gpu else "cpu", output_type=kind)
-    elif gpu:
-        images = images.gpu()
-    if native is not None:
-        images = _augment(fn.reshape(images, layout="HWC"), drawn, image_shape, native)
-    if gpu:
-        labels, indices = labels.gpu(), indices.gpu()
-    return images, labels, indices
+    with graph:
+        images, labels, indices, *drawn = fn.external_source(
+            source=source,
+            num_outputs=3 + len(draws),
+            dtype=[types.UINT8, types.INT64, types.INT64] + [_TYPES[kind] for kind, _ in draws],
+            ndim=[image_dims, label_dims, label_dims] + [dims for _, dims in draws],
+            # The arrays are made for this batch and nobody else writes to them.
+            no_copy=not gpu,
+        )
+        if encoded:
+            kind = types.RGB if image_shape[2] == 3 else types.GRAY
+            images = fn.decoders.image(images, device="mixed" if gpu else "cpu", output_type=kind)
+        elif gpu:
+            images = images.gpu()
+        if native is not None:
+            images = _augment(fn.reshape(images, layout="HWC"), drawn, tuple(image_shape), native)
+        if gpu:
+            labels, indices = labels.gpu(), indices.gpu()
+        graph.set_outputs(images, labels, indices)
+    graph.build()
+    return graph
 
 
 def _augment(images: Any, drawn: list[Any], image_shape: tuple[int, ...], native: NativeAugment) -> Any:

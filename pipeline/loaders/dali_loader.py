@@ -29,6 +29,10 @@ class DaliLoader(Loader):
     """
 
     format: ClassVar[str] = "dali"
+    optional: ClassVar[tuple[str, str]] = (
+        "dali_graph",
+        "DALI can't be imported ({}); install it: pip install nvidia-dali-cuda120 (nvidia-dali-cuda130 for CUDA 13)",
+    )
 
     def __init__(
         self, prepared: PreparedSet, split: str, options: LoaderOptions, *, native: NativeAugment | None = None
@@ -63,21 +67,8 @@ class DaliLoader(Loader):
             device=self.device,
         )
 
-    @classmethod
-    def missing(cls) -> str | None:
-        try:
-            import fast_train.pipeline.loaders.dali_graph  # noqa: F401  # whether it can be imported
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            return (
-                f"DALI can't be imported ({reason}); install it: pip install nvidia-dali-cuda120 "
-                "(nvidia-dali-cuda130 for CUDA 13)"
-            )
-        return None
-
     def example(self) -> Batch:
-        """A batch of the shapes that `feed` gives in training."""
-        images, labels, indices = self._zeros()
+        images, labels, indices = super().example()
         if self._native is not None:
             images = images.permute(0, 3, 1, 2).to(self._native.output_dtype)
         return Batch(images, labels, indices)

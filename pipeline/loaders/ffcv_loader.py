@@ -11,11 +11,13 @@ import torch
 
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.loaders.base import Loader, LoaderOptions
-from fast_train.pipeline.loaders.batch import Batch
-from fast_train.pipeline.loaders.transfer import DeviceRing
+from fast_train.pipeline.loaders.batch import AnyBatch, Batch
 
 if TYPE_CHECKING:
     from fast_train.pipeline.loaders.ffcv_reader import Reader
+
+# Batches that the device holds at a time.
+_DEPTH = 4
 
 
 class FfcvLoader(Loader):
@@ -25,6 +27,11 @@ class FfcvLoader(Loader):
     """
 
     format: ClassVar[str] = "ffcv"
+    optional: ClassVar[tuple[str, str]] = (
+        "ffcv_reader",
+        "FFCV can't be imported ({}); install it: apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev, then "
+        "pip install ffcv",
+    )
     lends_buffers: ClassVar[bool] = True
 
     def __init__(self, prepared: PreparedSet, split: str, options: LoaderOptions) -> None:
@@ -38,21 +45,9 @@ class FfcvLoader(Loader):
         self._reader: Reader | None = Reader(
             path, batch_size=self.batch_size, workers=workers, drop_last=self.train, count=self.count
         )
-        self._ring: DeviceRing | None = None
+        self._ring: _DeviceRing | None = None
         if self.device.type == "cuda":
-            self._ring = DeviceRing(self._zeros(), self.device)
-
-    @classmethod
-    def missing(cls) -> str | None:
-        try:
-            import fast_train.pipeline.loaders.ffcv_reader  # noqa: F401  # whether it can be imported
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            return (
-                f"FFCV can't be imported ({reason}); install it: apt-get install g++ pkg-config libopencv-dev "
-                "libturbojpeg0-dev, then pip install ffcv"
-            )
-        return None
+            self._ring = _DeviceRing(self.example(), self.device)
 
     def _batches(self, start: int) -> Generator[Batch]:
         if self._reader is None:
@@ -79,3 +74,44 @@ class FfcvLoader(Loader):
     def close(self) -> None:
         super().close()
         self._reader = self._ring = None
+
+
+class _DeviceRing:
+    """A ring of device buffers, filled on a stream of its own while the step works on the batches before.
+
+    example: a batch on the device, of the largest shape that will be sent.
+    """
+
+    def __init__(self, example: AnyBatch, device: torch.device) -> None:
+        self._device = device
+        self._slots = [Batch(*(torch.empty_like(tensor) for tensor in example)) for _ in range(_DEPTH)]
+        self._stream = torch.cuda.Stream(device)
+        # The slots may lie in memory that work queued before still uses.
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        # _read[i] is recorded when all work that reads slot i is queued, _copied when the last copy is queued.
+        self._read = [torch.cuda.Event() for _ in range(_DEPTH)]
+        self._copied = torch.cuda.Event()
+        self._sent = 0
+
+    def send(self, batch: Batch) -> Batch:
+        """Copy a batch in page-locked host memory; the device's copy is valid until the next one is sent.
+
+        Neither the host nor the step waits, unless the batch that was in this slot is still in use.
+        """
+        current = torch.cuda.current_stream(self._device)
+        # The caller has queued all its work on the batch before.
+        self._read[(self._sent - 1) % _DEPTH].record(current)
+        number = self._sent % _DEPTH
+        slot = Batch(*(tensor[: len(batch.labels)] for tensor in self._slots[number]))
+        self._stream.wait_event(self._read[number])
+        with torch.cuda.stream(self._stream):
+            for target, source in zip(slot, batch, strict=True):
+                target.copy_(source, non_blocking=True)
+            self._copied.record(self._stream)
+        current.wait_event(self._copied)
+        self._sent += 1
+        return slot
+
+    def wait(self) -> None:
+        """Return when the batch that was sent last has left host memory."""
+        self._copied.synchronize()

@@ -96,7 +96,6 @@ class Reading(EpochIterator):
             self.output_queue.put(None)
 
     def run_pipeline(self, *arguments: Any) -> tuple[Any, ...]:
-        """Decode one batch."""
         with _DECODING:
             return super().run_pipeline(*arguments)
 

@@ -29,7 +29,6 @@ class NativeAugment:
 
     @property
     def output_dtype(self) -> torch.dtype:
-        """The type of the images that come out."""
         return torch.float32 if self.dtype == torch.float32 else torch.float16
 
     @property

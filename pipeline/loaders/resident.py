@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +19,9 @@ class ResidentLoader(Loader):
         super().__init__(prepared, split, options)
         packed = prepared.packed(split)
         check_fits(packed.images.nbytes, f"split '{split}' of {prepared.root}", self.device)
-        self._images: Tensor | None = _copy(packed.images, self.device)
-        self._labels: Tensor | None = _copy(packed.labels, self.device)
+        # Copies: a mapped file must not back a tensor that outlives it or that someone writes to.
+        self._images: Tensor | None = torch.tensor(packed.images, device=self.device)
+        self._labels: Tensor | None = torch.tensor(packed.labels, device=self.device)
 
     def _split(self) -> tuple[Tensor, Tensor]:
         if self._images is None or self._labels is None:
@@ -29,9 +29,8 @@ class ResidentLoader(Loader):
         return self._images, self._labels
 
     def _batches(self, start: int) -> Generator[Batch]:
-        images, labels = self._split()
-        for indices in self.index_batches(start, self.device):
-            yield Batch(images[indices], labels[indices], indices)
+        for view in self._views(start):
+            yield Batch(view.images[view.indices], view.targets(), view.indices)
 
     def _views(self, start: int) -> Generator[SplitView]:
         images, labels = self._split()
@@ -39,7 +38,6 @@ class ResidentLoader(Loader):
             yield SplitView(images, labels, indices)
 
     def feed(self) -> Iterator[SplitView]:
-        """The same split each time; only the indices differ."""
         return self._begin_pass(self._views)
 
     def example(self) -> SplitView:
@@ -64,8 +62,3 @@ def check_fits(needed: int, what: str, device: torch.device) -> None:
         raise ValueError(
             f"{what} takes {needed / 1e9:.1f} GB, {device} has {free / 1e9:.1f} GB free; use --loader torch"
         )
-
-
-def _copy(array: Any, device: torch.device) -> Tensor:
-    # torch.tensor copies: a mapped file must not back a tensor that outlives it or that someone writes to.
-    return torch.tensor(array, device=device)

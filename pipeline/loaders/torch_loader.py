@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.loaders.base import Loader, LoaderOptions
@@ -34,19 +34,6 @@ class PackedDataset(Dataset[tuple[Tensor, int, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         return torch.tensor(self._packed.images[index]), int(self._packed.labels[index]), index
-
-
-class _EpochSampler(Sampler[int]):
-    """The indices that the loader set for the epoch; workers outlive it, so it changes in place."""
-
-    def __init__(self) -> None:
-        self.indices: list[int] = []
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -88,12 +75,13 @@ class TorchLoader(Loader):
         workers = self.workers
         if workers is None:
             workers = min(DEFAULT_WORKERS, os.cpu_count() or 1)
-        self._sampler = _EpochSampler()
+        # Those of the epoch. The workers outlive it, so the list changes in place.
+        self._indices: list[int] = []
         with _more_workers_than_cores():
             self._loader: DataLoader[tuple[Tensor, int, int]] | None = DataLoader(
                 PackedDataset(prepared, split),
                 batch_size=self.batch_size,
-                sampler=self._sampler,
+                sampler=self._indices,
                 num_workers=workers,
                 persistent_workers=workers > 0,
                 pin_memory=self.device.type == "cuda",
@@ -105,7 +93,7 @@ class TorchLoader(Loader):
     def _batches(self, start: int) -> Generator[Batch]:
         if self._loader is None:
             raise self._closed()
-        self._sampler.indices = self.order()[start * self.batch_size :].tolist()
+        self._indices[:] = self.order()[start * self.batch_size :].tolist()
         with _more_workers_than_cores():
             batches = iter(self._loader)
         for images, labels, indices in batches:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fast_train.pipeline.config.architectures import ARCHITECTURES, LARGEST_CIFAR_STEM, SPEEDNETS, Block, Fusion
 from fast_train.pipeline.config.settings import ModelConfig
 from fast_train.pipeline.models.blocks import PlainBlock, PreActBasicBlock, PreActBottleneck
-from fast_train.pipeline.models.fused import FUSED_BLOCKS, FUSED_NETWORKS
-from fast_train.pipeline.models.fused_conv import FUSED_CONV_BLOCKS, FUSED_CONV_NETWORKS
+from fast_train.pipeline.models.fused import FUSED
+from fast_train.pipeline.models.fused_conv import FUSED_CONV
 from fast_train.pipeline.models.resnet import PreActResNet, ResNet
 from fast_train.pipeline.models.speednet import SpeedNet
 
@@ -24,13 +26,7 @@ _BLOCKS: dict[Block, tuple[type[ResNet], type[BasicBlock | Bottleneck]]] = {
     "preact-bottleneck": (PreActResNet, PreActBottleneck),
 }
 #: The networks and blocks of each way to fuse, by the plain ones.
-FUSIONS: dict[
-    Fusion, tuple[dict[type[ResNet], type[ResNet]], dict[type[BasicBlock | Bottleneck], type[BasicBlock | Bottleneck]]]
-] = {
-    "none": ({}, {}),
-    "norm": (FUSED_NETWORKS, FUSED_BLOCKS),
-    "conv": (FUSED_CONV_NETWORKS, FUSED_CONV_BLOCKS),
-}
+FUSIONS: dict[Fusion, dict[type[nn.Module], Any]] = {"none": {}, "norm": FUSED, "conv": FUSED_CONV}
 
 
 def build_model(config: ModelConfig, *, fuse: Fusion = "none") -> ResNet | SpeedNet:
@@ -49,10 +45,10 @@ def build_model(config: ModelConfig, *, fuse: Fusion = "none") -> ResNet | Speed
     if fuse != "none":
         if config.activation != "relu":
             raise ValueError(f"--fuse {fuse} goes with ReLU alone; leave it out, or --activation {config.activation}")
-        networks, blocks = FUSIONS[fuse]
-        if network not in networks:
+        twins = FUSIONS[fuse]
+        if network not in twins:
             raise ValueError(f"--fuse {fuse} has no pre-activation network such as {config.arch}; take --fuse norm")
-        network, block = networks[network], blocks[block]
+        network, block = twins[network], twins[block]
     stem = config.stem
     if stem == "auto":
         stem = "cifar" if config.image_size <= LARGEST_CIFAR_STEM else "imagenet"

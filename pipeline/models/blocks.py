@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,18 +69,8 @@ class PreActBasicBlock(BasicBlock):
 
     shares_activation = False
 
-    def __init__(
-        self,
-        inplanes: int,
-        planes: int,
-        stride: int = 1,
-        downsample: nn.Module | None = None,
-        groups: int = 1,
-        base_width: int = 64,
-        dilation: int = 1,
-        norm_layer: Callable[[int], nn.Module] | None = None,
-    ) -> None:
-        super().__init__(inplanes, planes, stride, downsample, groups, base_width, dilation, norm_layer)
+    def __init__(self, inplanes: int, *arguments: Any, **options: Any) -> None:
+        super().__init__(inplanes, *arguments, **options)
         self.bn1 = type(self.bn2)(inplanes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,18 +89,8 @@ class PreActBottleneck(Bottleneck):
 
     shares_activation = False
 
-    def __init__(
-        self,
-        inplanes: int,
-        planes: int,
-        stride: int = 1,
-        downsample: nn.Module | None = None,
-        groups: int = 1,
-        base_width: int = 64,
-        dilation: int = 1,
-        norm_layer: Callable[[int], nn.Module] | None = None,
-    ) -> None:
-        super().__init__(inplanes, planes, stride, downsample, groups, base_width, dilation, norm_layer)
+    def __init__(self, inplanes: int, *arguments: Any, **options: Any) -> None:
+        super().__init__(inplanes, *arguments, **options)
         self.bn1 = type(self.bn2)(inplanes)
         self.bn3 = type(self.bn2)(self.conv2.out_channels)
 
@@ -132,14 +113,7 @@ def zero_residual_branch(block: nn.Module) -> None:
     a convolution, and their last BatchNorm feeds a ReLU whose gradient at zero is zero, so there it is the
     convolution's weight.
     """
-    if isinstance(block, PreActBottleneck):
-        last = block.conv3.weight
-    elif isinstance(block, PreActBasicBlock):
-        last = block.conv2.weight
-    elif isinstance(block, Bottleneck):
-        last = block.bn3.weight
-    elif isinstance(block, BasicBlock):
-        last = block.bn2.weight
-    else:
-        return
-    nn.init.zeros_(last)
+    if isinstance(block, (BasicBlock, Bottleneck)):
+        layer = "conv" if isinstance(block, (PreActBasicBlock, PreActBottleneck)) else "bn"
+        number = 3 if isinstance(block, Bottleneck) else 2
+        nn.init.zeros_(getattr(block, f"{layer}{number}").weight)

@@ -30,9 +30,6 @@ class FusedNorm(nn.BatchNorm2d):
     While training, `kernels.batchnorm` does all in one. Evaluating, PyTorch does it.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-
     def next_statistics(self) -> tuple[Tensor, Tensor]:
         """Running mean and variance, for a kernel to move by one more batch, which is counted."""
         cast(Tensor, self.num_batches_tracked).add_(1)
@@ -87,8 +84,6 @@ class FusedBottleneck(Bottleneck):
 
 
 class FusedPlainBlock(PlainBlock):
-    """`PlainBlock`."""
-
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn1(self.conv1(x), relu=True)
         return self.bn2(self.conv2(out), relu=True)
@@ -125,8 +120,6 @@ class FusedPreActBottleneck(PreActBottleneck):
 
 
 class FusedResNet(ResNet):
-    """`ResNet` of fused blocks."""
-
     norm_layer = FusedNorm
 
     def _finish(self) -> None:
@@ -143,8 +136,6 @@ class FusedResNet(ResNet):
 
 
 class FusedPreActResNet(PreActResNet):
-    """`PreActResNet` of fused blocks."""
-
     norm_layer = FusedNorm
 
     def _forward_impl(self, x: Tensor) -> Tensor:
@@ -155,8 +146,9 @@ class FusedPreActResNet(PreActResNet):
 
 
 #: The twin of each network and of each block, of ``--fuse norm``.
-FUSED_NETWORKS: dict[type[ResNet], type[ResNet]] = {ResNet: FusedResNet, PreActResNet: FusedPreActResNet}
-FUSED_BLOCKS: dict[type[BasicBlock | Bottleneck], type[BasicBlock | Bottleneck]] = {
+FUSED: dict[type[nn.Module], Any] = {
+    ResNet: FusedResNet,
+    PreActResNet: FusedPreActResNet,
     BasicBlock: FusedBasicBlock,
     Bottleneck: FusedBottleneck,
     PlainBlock: FusedPlainBlock,

@@ -74,8 +74,6 @@ def _enter(x: Pending | Tensor, conv: nn.Conv2d, norm: FusedNorm) -> tuple[Pendi
 # In training a block takes a `Pending` (the first one after a pool: a tensor) and returns one; evaluating, it takes
 # and returns what its twin does.
 class FusedConvBasicBlock(FusedBasicBlock):
-    """`FusedBasicBlock`."""
-
     def forward(self, x: Any) -> Any:
         if not self.training:
             return super().forward(x)
@@ -85,8 +83,6 @@ class FusedConvBasicBlock(FusedBasicBlock):
 
 
 class FusedConvBottleneck(FusedBottleneck):
-    """`FusedBottleneck`."""
-
     def forward(self, x: Any) -> Any:
         if not self.training:
             return super().forward(x)
@@ -97,8 +93,6 @@ class FusedConvBottleneck(FusedBottleneck):
 
 
 class FusedConvPlainBlock(FusedPlainBlock):
-    """`FusedPlainBlock`."""
-
     def forward(self, x: Any) -> Any:
         if not self.training:
             return super().forward(x)
@@ -111,8 +105,6 @@ class FusedConvPlainBlock(FusedPlainBlock):
 
 
 class FusedConvResNet(FusedResNet):
-    """`FusedResNet` of such blocks."""
-
     def _forward_impl(self, x: Tensor) -> Tensor:
         if not self.training:
             return super()._forward_impl(x)
@@ -124,8 +116,8 @@ class FusedConvResNet(FusedResNet):
 
 #: The twin of each network and of each block, of ``--fuse conv``. A pre-activation network has none: its norms stand
 #: before convolutions and, half of them, after additions.
-FUSED_CONV_NETWORKS: dict[type[ResNet], type[ResNet]] = {ResNet: FusedConvResNet}
-FUSED_CONV_BLOCKS: dict[type[BasicBlock | Bottleneck], type[BasicBlock | Bottleneck]] = {
+FUSED_CONV: dict[type[nn.Module], Any] = {
+    ResNet: FusedConvResNet,
     BasicBlock: FusedConvBasicBlock,
     Bottleneck: FusedConvBottleneck,
     PlainBlock: FusedConvPlainBlock,

@@ -48,7 +48,6 @@ class Rates:
         self._values: dict[Rate, float] = {}
 
     def tensor(self, rate: Rate) -> Tensor:
-        """The tensor that follows ``rate``."""
         return self._tensors.setdefault(rate, torch.zeros((), dtype=torch.float32, device=self._device))
 
     def set(self, scheduled: float, epochs: float = 0.0) -> None:
@@ -136,6 +135,5 @@ def _group(kind: _Kind, parameters: list[nn.Parameter], config: OptimizerConfig)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    """Every tensor of the optimizer's state."""
     for state in optimizer.state.values():
         yield from (value for value in state.values() if isinstance(value, Tensor))

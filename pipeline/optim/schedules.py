@@ -121,5 +121,4 @@ _REGISTRY: dict[str, type[Schedule]] = {
 
 
 def build_schedule(config: ScheduleConfig, *, peak: float, total_steps: int) -> Schedule:
-    """The schedule that ``config.name`` names, for a run of ``total_steps`` steps."""
     return _REGISTRY[config.name](config, peak=peak, total_steps=total_steps)

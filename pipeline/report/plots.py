@@ -140,15 +140,11 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], path: Path | st
         for row, column in np.ndindex(matrix.shape):
             value = int(matrix[row, column])
             colour = "white" if norm(shares[row, column]) > 0.6 else "black"
-            text_size = _cell_text_size(side / count, len(str(value)))
+            # A digit is about 0.64 as wide as the font is high.
+            text_size = min(10.0, 0.85 * 72 * side / count / (0.64 * len(str(value))))
             axes.text(column, row, str(value), ha="center", va="center", color=colour, fontsize=text_size)
     _suptitle(figure, title)
     return save(figure, path)
-
-
-def _cell_text_size(cell_inches: float, digits: int) -> float:
-    """Points at which a number fits its cell: a digit is about 0.64 as wide as the font is high."""
-    return min(10.0, 0.85 * 72 * cell_inches / (0.64 * digits))
 
 
 def per_class_accuracy(matrix: np.ndarray, classes: Sequence[str], path: Path | str, *, title: str) -> Path:
@@ -342,7 +338,6 @@ def _check_images(images: np.ndarray) -> np.ndarray:
 
 
 def _check_labels(what: str, labels: np.ndarray, images: int, most: int, classes: Sequence[str]) -> np.ndarray:
-    """The labels of the images that are drawn."""
     labels = np.asarray(labels)[:most]
     _require(labels.shape == (images,), f"{what} of shape {labels.shape} for {images} images")
     _require(np.issubdtype(labels.dtype, np.integer), f"{what} of type {labels.dtype}; give whole numbers")
@@ -357,7 +352,6 @@ def _require(condition: bool, message: str) -> None:
 
 
 def save(figure: Any, path: Path | str) -> Path:
-    """Write the figure beside its place and rename it into it."""
     path = Path(path)
     _find_fonts(figure)
     with whole_file(path) as file, warnings.catch_warnings():

@@ -52,19 +52,16 @@ class Terminal(Listener):
         if self._compiles:
             self._console.print(f"compiled in {ready.seconds:.1f} s")
         if self._console.is_terminal:
-            self._progress = self._build()
+            self._progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[figures]}"),
+                TextColumn("left"),
+                TimeRemainingColumn(compact=True),
+                console=self._console,
+                transient=True,
+            )
             self._progress.start()
-
-    def _build(self) -> Progress:
-        return Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[figures]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True),
-            console=self._console,
-            transient=True,
-        )
 
     def on_epoch_begin(self, epoch: int, *, already: int, images_left: int) -> None:
         self._began, self._already = time.monotonic(), already

@@ -114,7 +114,6 @@ def print_evaluation(console: Console, evaluation: Evaluation, prepared: Prepare
 
 
 def print_accuracy(console: Console, evaluation: Evaluation, prepared: PreparedSet) -> None:
-    """Top-1 and loss in a line."""
     images = int(evaluation.confusion.sum())
     console.print(
         f"test accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.3f}, on {images:,} images"

@@ -6,17 +6,13 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Literal
 
 from fast_train.common.files import is_running, locked
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.checkpoint import CHECKPOINT, CheckpointError, load_run_state
 from fast_train.pipeline.errors import ConfigError
-from fast_train.pipeline.run.record import CONFIG, Saved
-
-#: What a run goes on from: the last such run if there is one, a checkpoint, or nothing.
-Resume = Literal["auto"] | Saved | None
+from fast_train.pipeline.run.record import CONFIG, Resume, Saved
 
 
 def default_folder(config: Config, prepared: PreparedSet) -> Path:
@@ -107,21 +103,16 @@ def _folder_of(saved: Saved) -> Path:
         raise ConfigError(f"{folder} holds {path.name} but no run; give the folder of a new one as --out")
     last = folder / CHECKPOINT
     if last.exists() and not last.samefile(path):
-        done, further = saved.state["done_steps"], _steps_of(last)
+        done, further = saved.state["done_steps"], 0
+        # Of a damaged one nothing can be lost.
+        with suppress(CheckpointError):
+            further = load_run_state(last)["done_steps"]
         if further > done:
             raise ConfigError(
                 f"{last} is at step {further:,}, {path} at {done:,}; give a new folder as --out, so that the later one "
                 "is kept"
             )
     return folder
-
-
-def _steps_of(checkpoint: Path) -> int:
-    """0 for a damaged one, of which nothing can be lost."""
-    try:
-        return int(load_run_state(checkpoint)["done_steps"])
-    except CheckpointError:
-        return 0
 
 
 def claim_folder(base: Path, resume: Resume, out: Path | None, held: ExitStack) -> Path:

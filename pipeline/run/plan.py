@@ -24,7 +24,7 @@ from fast_train.pipeline.device import is_slow_cpu
 from fast_train.pipeline.engine.evaluate import check_tta
 from fast_train.pipeline.engine.runtime import resolve_device
 from fast_train.pipeline.errors import ConfigError
-from fast_train.pipeline.run.record import Saved, as_trained, check_classes, check_shape
+from fast_train.pipeline.run.record import Resume, Saved, as_trained, check_classes, check_shape
 
 # `fast` takes 400 steps on CIFAR-10. On 1,500 of its images 24 steps learn little and 400 of 128 images much more
 # (docs/recipes.md); the bound between is a choice.
@@ -45,15 +45,15 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
-def plan_training(given: Given, *, recipe: str | None, saved: Saved | None = None, verify: bool = False) -> Plan:
-    """The configuration of a training. recipe: a name or a TOML file; None for what suits the machine. saved: a run
-    that goes on, whose settings take the place of a recipe's. verify: check the set's hashes.
+def plan_training(given: Given, *, recipe: str | None, resume: Resume = None, verify: bool = False) -> Plan:
+    """The configuration of a training. recipe: a name or a TOML file; None for what suits the machine. resume:
+    a checkpoint's settings take the place of a recipe's. verify: check the set's hashes.
 
     Raises ConfigError or PreparedSetError for what can't be run.
     """
-    if saved is not None:
-        _check_data_is_there(saved, given)
-        config = override(saved.config, without_steps_if_epochs(given))
+    if isinstance(resume, Saved):
+        _check_data_is_there(resume, given)
+        config = override(resume.config, without_steps_if_epochs(given))
     else:
         config = resolve(recipe or default_recipe(given), given)
     return _with_data(config, verify=verify)
@@ -101,7 +101,6 @@ def _with_data(config: Config, *, verify: bool) -> Plan:
 
 
 def default_recipe(given: Given) -> str:
-    """What suits the device that the run will use, and its network."""
     device = resolve_device(given.get("run", {}).get("device", RunConfig.device))
     if device.type == "cuda":
         return GPU_RECIPE

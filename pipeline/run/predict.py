@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fast_train.data_prep.images import read_rgb
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import NO_AUGMENT
-from fast_train.pipeline.config.settings import Config, RunConfig
+from fast_train.pipeline.config.settings import RunConfig
 from fast_train.pipeline.engine.augmentation import normalisation
 from fast_train.pipeline.engine.build import build_network
-from fast_train.pipeline.engine.runtime import Runtime, resolve_runtime
+from fast_train.pipeline.engine.runtime import resolve_runtime
 from fast_train.pipeline.run.record import Saved
 
 _BATCH = 256
@@ -35,24 +35,17 @@ class Prediction:
 
 class TrainedModel:
     """``module``: the network in evaluation mode, [N, C, H, W] to logits [N, K]. ``classes``: their names. ``config``:
-    what it was trained by. Build it with `load`."""
+    what it was trained by."""
 
-    def __init__(
-        self, module: nn.Module, config: Config, classes: Sequence[str], table: Tensor, runtime: Runtime
-    ) -> None:
-        self.module, self.config, self.classes = module, config, tuple(classes)
-        self._table, self._runtime = table, runtime
-
-    @classmethod
-    def load(cls, saved: Saved, *, device: str) -> TrainedModel:
-        """The network of a checkpoint, with averaged weights where the training kept an average."""
+    def __init__(self, saved: Saved, *, device: str) -> None:
+        self.config, self.classes = saved.config, tuple(saved.state["classes"])
         trained = saved.config.run
-        runtime = resolve_runtime(RunConfig(device=device, amp=trained.amp, tf32=trained.tf32, compile=False))
-        module = build_network(saved.config, runtime)
-        module.load_state_dict(saved.weights)
+        self._runtime = resolve_runtime(RunConfig(device=device, amp=trained.amp, tf32=trained.tf32, compile=False))
+        self.module = build_network(saved.config, self._runtime)
+        self.module.load_state_dict(saved.weights)
+        self.module.eval()
         mean, std = normalisation(saved.state["mean"], saved.state["std"], saved.config.data.normalise)
-        table = normalisation_table(mean, std, runtime.image_dtype, runtime.device)
-        return cls(module.eval(), saved.config, saved.state["classes"], table, runtime)
+        self._table = normalisation_table(mean, std, self._runtime.image_dtype, self._runtime.device)
 
     @torch.no_grad()
     def predict(self, images: Sequence[Path | str] | NDArray[np.uint8] | Tensor) -> list[Prediction]:

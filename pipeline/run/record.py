@@ -6,10 +6,10 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -47,7 +47,6 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to the length that it is configured to."""
         if not self.history:
             return False
         last, length = self.history[-1], self.config.run
@@ -106,6 +105,15 @@ def load(given: Path) -> Saved:
     return Saved(path, state, Config.from_dict(state["config"]))
 
 
+#: What a run goes on from: the last such run if there is one, a checkpoint, or nothing.
+Resume = Literal["auto"] | Saved | None
+
+
+def what_to_resume(given: Path | str | None) -> Resume:
+    """``auto`` and None as they are, anything else read by `load`."""
+    return "auto" if given == "auto" else None if given is None else load(Path(given))
+
+
 def check_resumable(saved: Saved, config: Config, prepared: PreparedSet) -> None:
     """ConfigError unless the checkpoint fits the configuration and the images that continue it."""
     check_classes(saved, prepared)
@@ -116,14 +124,6 @@ def check_resumable(saved: Saved, config: Config, prepared: PreparedSet) -> None
                 f"{saved.path} was trained with {section}.{name} = {before}, this command says {now}; leave that "
                 "setting out to go on, or start a new run"
             )
-
-
-def changed_settings(saved: Saved, config: Config) -> Iterator[tuple[str, Any, Any]]:
-    """(setting, its value in the checkpoint, its value now) of what a resumed run does in another way; where the data
-    lie is none of that."""
-    for section, name, before, now in differences(saved.config, config):
-        if (section, name) != ("data", "path"):
-            yield f"{section}.{name}", before, now
 
 
 def _check_images(folder: Path, prepared: PreparedSet, format: str) -> None:
@@ -169,7 +169,6 @@ def check_shape(model: ModelConfig, prepared: PreparedSet, path: Path) -> None:
 
 
 def write_config(folder: Path, config: Config, prepared: PreparedSet, runtime: Runtime) -> None:
-    """Save the resolved configuration, what ran it, and what the data are."""
     record = {
         "config": config.to_dict(),
         "environment": {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,28 +11,21 @@ from typing import Any
 
 from fast_train.common.text import one_line, show_path
 from fast_train.data_prep.manifest import PreparedSet
-from fast_train.pipeline.config.recipe import Given
-from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.config.recipe import Given, override
+from fast_train.pipeline.config.settings import Config, differences
 from fast_train.pipeline.engine.build import build_augmenter, build_network, build_split_loader
 from fast_train.pipeline.engine.checkpoint import CHECKPOINT
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.evaluate import evaluate as evaluate_split
-from fast_train.pipeline.engine.listener import Listener, Ready, Start
+from fast_train.pipeline.engine.listener import Listener, Start
 from fast_train.pipeline.engine.memory import memory_error
 from fast_train.pipeline.engine.runtime import Runtime, apply_global_flags, resolve_runtime
-from fast_train.pipeline.engine.trainer import Fit, Trainer
+from fast_train.pipeline.engine.trainer import Trainer
 from fast_train.pipeline.errors import ConfigError
-from fast_train.pipeline.run.folder import Resume, claim_folder, default_folder
+from fast_train.pipeline.run.folder import claim_folder, default_folder
 from fast_train.pipeline.run.log import RunLog
 from fast_train.pipeline.run.plan import as_it_began
-from fast_train.pipeline.run.record import (
-    Saved,
-    as_trained,
-    changed_settings,
-    check_resumable,
-    load,
-    write_config,
-)
+from fast_train.pipeline.run.record import Resume, Saved, as_trained, check_resumable, load, write_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +91,10 @@ def train(
         if saved is not None:
             check_resumable(saved, config, prepared)
             prepared = as_trained(prepared, saved)
-            changes = changed_settings(saved, config)
-            notes = (*notes, *(f"note: {name} was {was} so far, is {now} from here on" for name, was, now in changes))
+            for section, name, was, now in differences(saved.config, config):
+                # Data that lie elsewhere change nothing.
+                if (section, name) != ("data", "path"):
+                    notes = (*notes, f"note: {section}.{name} was {was} so far, is {now} from here on")
         with Session(config, prepared) as session:
             return session.train(folder, saved=saved, notes=notes, stop_after=stop_after, listeners=listeners)
 
@@ -135,9 +129,7 @@ class Session:
         started = time.perf_counter()
         with RunLog() as log:
             listeners = (log, *listeners)
-            config = self._config
-            if seed is not None:
-                config = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed))
+            config = override(self._config, {} if seed is None else {"run": {"seed": seed}})
             start = Start(
                 config=config,
                 prepared=self._prepared,
@@ -150,20 +142,20 @@ class Session:
                 listener.on_start(start)
             trainer = self._ready_trainer(config, saved)
             before, steps_before = trainer.train_seconds, trainer.done_steps
-            fit = Fit(evaluation=None, interrupted=None)
+            evaluation, interrupted = None, None
             if not trainer.finished:
                 write_config(folder, config, self._prepared, self._runtime)
-                _prepare(trainer, listeners)
-                fit = trainer.fit(folder, listeners, stop_after=stop_after)
-                if fit.interrupted is None and fit.evaluation is None:
-                    fit = Fit(evaluation=trainer.evaluate(), interrupted=None)
+                trainer.prepare(listeners)
+                evaluation, interrupted = trainer.fit(folder, listeners, stop_after=stop_after)
+                if interrupted is None and evaluation is None:
+                    evaluation = trainer.evaluate()
         return Outcome(
             folder=folder,
             config=config,
             prepared=self._prepared,
-            evaluation=fit.evaluation,
+            evaluation=evaluation,
             history=trainer.history,
-            interrupted=fit.interrupted,
+            interrupted=interrupted,
             finished=trainer.finished,
             target_reached=trainer.target_reached,
             steps=trainer.done_steps - steps_before,
@@ -184,19 +176,6 @@ class Session:
             with _fitting(saved.path):
                 trainer.load_state_dict(saved.state)
         return trainer
-
-
-def _prepare(trainer: Trainer, listeners: Sequence[Listener]) -> None:
-    seconds = trainer.prepare()
-    ready = Ready(
-        epochs=trainer.epochs,
-        total_steps=trainer.total_steps,
-        done_steps=trainer.done_steps,
-        history=trainer.history,
-        seconds=seconds,
-    )
-    for listener in listeners:
-        listener.on_ready(ready)
 
 
 def evaluate(config: Config, prepared: PreparedSet, saved: Saved) -> Evaluation:

@@ -37,8 +37,7 @@ def _pair(kind, fuse, shortcut=None, layers=(2, 2, 2)):
     """A network and its fused twin, of the same weights."""
     if kind in _BLOCKS:
         network, block = _BLOCKS[kind]
-        networks, blocks = FUSIONS[fuse]
-        makers = (network, block), (networks[network], blocks[block])
+        makers = (network, block), (FUSIONS[fuse][network], FUSIONS[fuse][block])
         models = []
         for network, block in makers:
             torch.manual_seed(0)
