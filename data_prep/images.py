@@ -33,7 +33,10 @@ class BadImageError(ValueError):
 def read_size(path: str) -> tuple[int, int]:
     """(height, width) of an image as its header has it, the EXIF orientation applied. Raises BadImageError."""
     with _open(path) as image:
-        width, height = _stored_size(image)
+        width, height = image.size
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            # Of a turned one, Pillow tells the sides that one sees, not those that the file has.
+            width, height = int(image.tag_v2[_TIFF_WIDTH]), int(image.tag_v2[_TIFF_HEIGHT])
         # Pillow decodes a whole PNG to look for EXIF data after its pixels; `read_rgb` fits such an image.
         known = image.format != "PNG" or not _EXIF_OF_PNG.isdisjoint(image.info)
         turned = known and _orientation(image) in (5, 6, 7, 8)
@@ -86,13 +89,6 @@ def _check(image: Image.Image) -> None:
     # 32 bits; Pillow 10 has 16-bit PNG in this mode too.
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise BadImageError("its pixels are numbers of no known range; store it with 8 or 16 bits, unsigned")
-
-
-def _stored_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) as the file has them; of a turned TIFF, Pillow tells those one sees."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return int(image.tag_v2[_TIFF_WIDTH]), int(image.tag_v2[_TIFF_HEIGHT])
-    return image.size
 
 
 def _too_many() -> str:

@@ -6,7 +6,6 @@ What can be refused without torch, which takes seconds to import, is refused bef
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from fast_train.common.command import run_command
 from fast_train.common.startup import quick_imports
@@ -40,17 +39,13 @@ def _run(given: Given, actions: Actions) -> int:
     given = check_flags(given, actions)
     if not (actions.list_loaders or actions.evaluate is not None or actions.resume not in (None, "auto")):
         config = check_given(actions.recipe, given)
-        _check_data(config.data.path if config else given.get("data", {}).get("path", DataConfig.path))
+        # NumPy, which reading a set needs, takes a tenth of a second to import.
+        from fast_train.data_prep.manifest import PreparedSet
+
+        PreparedSet.open(config.data.path if config else given.get("data", {}).get("path", DataConfig.path))
     with quick_imports():
         from fast_train.pipeline import commands
     return commands.run(given, actions)
-
-
-def _check_data(path: str) -> None:
-    # NumPy, which reading a set needs, takes a tenth of a second to import.
-    from fast_train.data_prep.manifest import PreparedSet
-
-    PreparedSet.open(Path(path))
 
 
 if __name__ == "__main__":

@@ -86,15 +86,6 @@ def _new_folder(out: Path | None, base: Path, held: ExitStack) -> Path:
     return out
 
 
-def _last_folder(out: Path | None, base: Path) -> Path | None:
-    """The folder of the run that ``--resume auto`` continues; None if there is none.
-
-    It may lack a checkpoint: a run that was killed before its first one begins anew in its own folder.
-    """
-    candidates = [out] if out is not None else [_numbered(base, number) for number in _numbers(base)[-1:]]
-    return next((folder for folder in candidates if (folder / CONFIG).exists()), None)
-
-
 def _folder_of(saved: Saved) -> Path:
     """The folder of the run that the checkpoint belongs to. ConfigError where that is no run's, or where its last
     checkpoint is further, which would be lost."""
@@ -122,7 +113,9 @@ def claim_folder(base: Path, resume: Resume, out: Path | None, held: ExitStack) 
     """
     folder = None
     if resume == "auto":
-        folder = _last_folder(out, base)
+        # It may lack a checkpoint: a run that was killed before its first one begins anew in its own folder.
+        candidates = [out] if out is not None else [_numbered(base, number) for number in _numbers(base)[-1:]]
+        folder = next((candidate for candidate in candidates if (candidate / CONFIG).exists()), None)
     elif resume is not None and out is None:
         folder = _folder_of(resume)
     if folder is None:
