@@ -67,7 +67,8 @@ class TrainedModel:
         if not isinstance(images, (np.ndarray, Tensor)):
             size = self.config.model.image_size
             images = np.stack([read_rgb(str(path), (size, size))[0] for path in images])
-        pixels = torch.as_tensor(images).contiguous()
+        # A copy: a mapped file must not back a tensor.
+        pixels = torch.tensor(images) if isinstance(images, np.ndarray) else images.contiguous()
         channels = self.config.model.in_channels
         if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[3] != channels:
             raise ValueError(f"images must be uint8 [N, H, W, {channels}], not {pixels.dtype} {tuple(pixels.shape)}")
