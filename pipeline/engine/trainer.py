@@ -177,12 +177,12 @@ class Trainer:
         return {
             "epoch": epoch + 1,
             "step": self.done_steps,
-            "lr": self.schedule.rate(self.done_steps - 1),
+            # A signal may have come before the first step, or between the last one and the evaluation.
+            "lr": self.schedule.rate(max(self.done_steps - 1, 0)),
             "train_loss": sums.loss / max(sums.images, 1),
             "train_accuracy": sums.correct / max(sums.images, 1),
             "test_loss": None,
             "test_accuracy": None,
-            # A signal may have come between the last step and the evaluation, so that nothing was trained just now.
             "images_per_second": trained / seconds if trained else None,
             "seconds": seconds,
             "train_seconds": self.train_seconds,
