@@ -17,7 +17,7 @@ from fast_train.data_prep.prepare import Request
 from fast_train.data_prep.prepare import prepare as prepare_set
 from fast_train.data_prep.sources import SourceOptions
 from fast_train.pipeline import models
-from fast_train.pipeline.config.architectures import Fusion
+from fast_train.pipeline.config.architectures import Activation, Fusion, Shortcut, Stem
 from fast_train.pipeline.config.recipe import merge
 from fast_train.pipeline.config.settings import SECTIONS, LoaderName, ModelConfig, settings
 from fast_train.pipeline.engine.evaluate import Evaluation
@@ -94,13 +94,34 @@ def make_loader(
     )
 
 
-def build_model(arch: str = "resnet18", *, fuse: Fusion = "none", **given: Any) -> torch.nn.Module:
+def build_model(
+    arch: str = "resnet18",
+    *,
+    num_classes: int = 10,
+    image_size: int = 32,
+    in_channels: int = 3,
+    stem: Stem = "auto",
+    shortcut: Shortcut | None = None,
+    activation: Activation = "relu",
+    zero_init_residual: bool = False,
+    fuse: Fusion = "none",
+) -> torch.nn.Module:
     """A new network on the CPU, [N, in_channels, H, W] to logits [N, num_classes]; ConfigError for one that is not.
 
-    given: other settings ``model.*`` of docs/recipes.md, num_classes, image_size and in_channels. fuse: ``run.fuse``. A
-    speednet needs `pipeline.models.initialise_from_data` before it is trained.
+    The arguments are the settings ``model.*`` and ``run.fuse`` of docs/recipes.md. A speednet needs
+    `pipeline.models.initialise_from_data` before it is trained.
     """
-    return models.build_model(ModelConfig(arch=arch, **given), fuse=fuse)
+    config = ModelConfig(
+        arch=arch,
+        num_classes=num_classes,
+        image_size=image_size,
+        in_channels=in_channels,
+        stem=stem,
+        shortcut=shortcut,
+        activation=activation,
+        zero_init_residual=zero_init_residual,
+    )
+    return models.build_model(config, fuse=fuse)
 
 
 def train(
