@@ -21,7 +21,7 @@ from fast_train.benchmarks.instrument.flags import BASELINE, Settings, Subject
 from fast_train.benchmarks.instrument.machine import Watch, fingerprint
 from fast_train.benchmarks.instrument.records import ImpossibleError
 from fast_train.benchmarks.instrument.result import D, D_co, Result, Row, Skipped
-from fast_train.benchmarks.instrument.timing import FAILURES, Case, interleave
+from fast_train.benchmarks.instrument.timing import FAILURES, Case, Rate, interleave, timed
 from fast_train.common.console import Display
 from fast_train.common.signals import Interrupt, exit_status
 from fast_train.common.text import one_line
@@ -38,11 +38,9 @@ S_co = TypeVar("S_co", bound=Settings, covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured(Generic[D_co]):
+class Measured(Case, Generic[D_co]):
     """A case and what its row says besides the repeats."""
 
-    name: str
-    run: Callable[[], float]
     details: D_co
     unit: str = "images/s"
     better: str = "higher"
@@ -74,6 +72,10 @@ class Bench(Generic[S_co]):
     def device(self) -> torch.device:
         """Where the recipe's step runs."""
         return self.runtime.device
+
+    def rate(self, call: Callable[[], object], *, items: float) -> Rate:
+        """A repeat of calls on the device, each of so many items."""
+        return Rate(timed(call, self.device), items=items, seconds=self.settings.seconds)
 
     def skip(self, suite: str, name: str, reason: str) -> None:
         """List what is not measured, and why."""
@@ -116,7 +118,7 @@ class Bench(Generic[S_co]):
         repeats = repeats or self.settings.repeats
         by_name = {case.name: case for case in cases}
         total = len(cases) * (repeats + self.settings.warm_up)
-        failures: list[tuple[str, str]] = []
+        failures: dict[str, str] = {}
         with self.display.progress(label, total) as advance:
 
             def after_each() -> None:
@@ -124,13 +126,13 @@ class Bench(Generic[S_co]):
                 advance(1)
 
             samples = interleave(
-                [Case(case.name, case.run) for case in cases],
+                cases,
                 repeats=repeats,
                 warm_up=self.settings.warm_up,
                 after_each=after_each,
-                on_failure=lambda name, reason: failures.append((name, reason)),
+                on_failure=failures.__setitem__,
             )
-        for name, reason in failures:
+        for name, reason in failures.items():
             self.skip(suite, name, reason)
         return [
             self.add(
@@ -150,8 +152,9 @@ class Bench(Generic[S_co]):
 
 @contextmanager
 def tf32(enabled: bool) -> Iterator[None]:
-    """TF32 in convolutions and matrix products on or off inside the block. torch's default is on in convolutions and
-    off in matrix products."""
+    """TF32 in convolutions and matrix products on or off, inside the block or in the function that this decorates.
+
+    torch's default is on in convolutions and off in matrix products."""
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = enabled
     try:

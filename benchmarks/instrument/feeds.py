@@ -19,7 +19,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from fast_train.benchmarks.instrument.timing import synchronise
+from fast_train.benchmarks.instrument.timing import Rate, synchronise
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import Config, LoaderName
 from fast_train.pipeline.engine.augmentation import Augmenter
@@ -75,6 +75,16 @@ class Feed(ABC):
             pass
         return seconds
 
+    def rate(self, consume: Callable[[AnyBatch], object] = lambda batch: None, *, seconds: float, epochs: int) -> Rate:
+        """A repeat of batches that are consumed, ``epochs`` long at most."""
+        return Rate(
+            lambda count: self.seconds(count, consume),
+            items=self.batch_size,
+            seconds=seconds,
+            lot=self.lot,
+            most=epochs * self.per_epoch,
+        )
+
 
 def batches_ahead(workers: int | None, per_epoch: int, each: int = 2) -> int:
     """Batches that a loader may have begun: ``each`` of every worker, by torch's default 2; with one worker or none as
@@ -113,11 +123,9 @@ class LoaderFeed(Feed):
             yield from iter(loader) if self._raw else loader.feed()
 
     def example(self) -> AnyBatch:
-        """The loader's own example."""
         return self.loader.example()
 
     def close(self) -> None:
-        """Close the loader."""
         self.loader.close()
 
 
@@ -125,7 +133,7 @@ class Delivered:
     """Takes an augmenter's place in the step where a peer has augmented already."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing depends on it."""
+        pass
 
     def __call__(self, batch: AnyBatch) -> Tensor:
         return batch.images

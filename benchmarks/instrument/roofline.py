@@ -11,7 +11,6 @@ from fast_train.benchmarks.instrument.bench import Bench, Measured, tf32
 from fast_train.benchmarks.instrument.flags import Settings
 from fast_train.benchmarks.instrument.records import CopyDetails, Details, ProductDetails
 from fast_train.benchmarks.instrument.result import Result
-from fast_train.benchmarks.instrument.timing import Rate, timed
 from fast_train.pipeline.device import computes_bf16, has_tf32
 
 SUITE = "roofline"
@@ -25,9 +24,8 @@ def run(bench: Bench[Settings]) -> None:
     """Copy bandwidth, and matrix products in each type that the device computes in; on a CPU the faster one of
     `torch.mm` and of a 1x1 convolution."""
     device = bench.device
-    cases: list[Measured[Details]] = [_copy(bench)]
-    for kind, dtype, fast in _kinds(device):
-        cases.append(_product(bench, kind, dtype, fast))
+    products = [_product(bench, *kind) for kind in _kinds(device)]
+    cases: list[Measured[Details]] = [_copy(bench), *products]
     bench.measure(SUITE, "roofline", cases)
     if not has_tf32(device):
         bench.skip(SUITE, matmul("TF32"), NO_TF32)
@@ -42,13 +40,16 @@ def matmul(kind: str) -> str:
 
 def peak_flops(result: Result, kind: str) -> float | None:
     """Operations a second of the fastest repeat: what the device can do. None where it was not measured."""
-    row = result.find(SUITE, matmul(kind))
-    return max(row.repeats) if row else None
+    return _fastest(result, matmul(kind))
 
 
 def copy_bandwidth(result: Result) -> float | None:
     """Bytes a second, read and written, of the fastest repeat."""
-    row = result.find(SUITE, COPY)
+    return _fastest(result, COPY)
+
+
+def _fastest(result: Result, name: str) -> float | None:
+    row = result.find(SUITE, name)
     return max(row.repeats) if row else None
 
 
@@ -74,8 +75,7 @@ def _copy(bench: Bench[Settings]) -> Measured[CopyDetails]:
     size = _COPY_BYTES[bench.device.type] >> (4 if bench.settings.quick else 0)
     source = torch.ones(size, dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(source)
-    work = timed(lambda: target.copy_(source), bench.device)
-    rate = Rate(work, items=2 * size, seconds=bench.settings.seconds)
+    rate = bench.rate(lambda: target.copy_(source), items=2 * size)
     return Measured(name=COPY, run=rate, unit="bytes/s", details=CopyDetails(bytes=size))
 
 
@@ -89,14 +89,6 @@ def _product(bench: Bench[Settings], kind: str, dtype: torch.dtype, fast: bool) 
         pixels = left.view(1, side // 32, 32, side).permute(0, 3, 1, 2)
         filters = right[:, :, None, None].contiguous(memory_format=torch.channels_last)
         products.append(lambda: F.conv2d(pixels, filters))
-    rates = [Rate(timed(p, bench.device), items=2 * side**3, seconds=bench.settings.seconds) for p in products]
-    run = _with_tf32(lambda: max(rate() for rate in rates), fast)
+    rates = [bench.rate(product, items=2 * side**3) for product in products]
+    run = tf32(fast)(lambda: max(rate() for rate in rates))
     return Measured(name=matmul(kind), run=run, unit="FLOP/s", details=ProductDetails(side=side, kind=kind))
-
-
-def _with_tf32(call: Callable[[], float], enabled: bool) -> Callable[[], float]:
-    def run() -> float:
-        with tf32(enabled):
-            return call()
-
-    return run

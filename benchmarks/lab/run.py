@@ -14,7 +14,7 @@ from fast_train.benchmarks.instrument.flags import Settings
 from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.instrument.statistics import bootstrap_ratio
-from fast_train.benchmarks.instrument.timing import FAILURES, Rate, timed
+from fast_train.benchmarks.instrument.timing import FAILURES
 from fast_train.benchmarks.lab import augmentation_cpu, floors, losses, options, profile
 from fast_train.benchmarks.lab.options import Built, Option
 from fast_train.benchmarks.lab.records import (
@@ -204,10 +204,12 @@ def _rates(bench: Bench[Settings], built: Sequence[Built], size: int, chosen: Se
     for one in built:
         one.step.set_rate(RATE)
         if STEP in chosen or END_TO_END in chosen:
-            rate = Rate(timed(one.once, bench.device), items=size, seconds=bench.settings.seconds)
+            rate = bench.rate(one.once, items=size)
             cases.append(Measured(name=_name(one.option, size), run=rate, details=_details(one, size, STEP)))
         if END_TO_END in chosen:
-            cases.append(_end_to_end(bench, one, size))
+            rate = one.feed.rate(one.ready, seconds=bench.settings.seconds, epochs=_MOST_EPOCHS)
+            name = f"{_name(one.option, size)}, resident loader"
+            cases.append(Measured(name=name, run=rate, details=_details(one, size, END_TO_END)))
     if not cases:
         return
     rows = bench.measure(STEP, f"batch {size:,}", cases)
@@ -224,14 +226,3 @@ def _rates(bench: Bench[Settings], built: Sequence[Built], size: int, chosen: Se
 
 def _details(one: Built, size: int, point: str) -> StepDetails:
     return StepDetails(option=one.option.name, batch=size, runtime=one.runtime.describe(), point=point)
-
-
-def _end_to_end(bench: Bench[Settings], one: Built, size: int) -> Measured[StepDetails]:
-    rate = Rate(
-        lambda count: one.feed.seconds(count, one.ready),
-        items=size,
-        seconds=bench.settings.seconds,
-        most=_MOST_EPOCHS * (bench.prepared.size("train") // size),
-    )
-    name = f"{_name(one.option, size)}, resident loader"
-    return Measured(name=name, run=rate, details=_details(one, size, END_TO_END))

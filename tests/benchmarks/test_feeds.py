@@ -170,13 +170,14 @@ def test_a_loader_is_judged_by_the_step_alone(device, loader, together, said):
 class _Timed(_Prefetching):
     """Takes 10 ms a batch."""
 
+    per_epoch = 100
+
     def seconds(self, count, consume=lambda batch: None):
         return 0.01 * count
 
 
 def test_rates_are_images_a_second():
     bench = SimpleNamespace(
-        prepared=SimpleNamespace(size=lambda split: 1000),
         settings=SimpleNamespace(seconds=0.3, workers=2),
         config=SimpleNamespace(augment=AugmentSpec()),
     )

@@ -13,7 +13,7 @@ from fast_train.benchmarks.instrument.bench import Bench, Measured
 from fast_train.benchmarks.instrument.flags import Settings
 from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.instrument.roofline import copy_bandwidth
-from fast_train.benchmarks.instrument.timing import Rate, captured, timed
+from fast_train.benchmarks.instrument.timing import captured
 from fast_train.benchmarks.throughput.records import AugmentationDetails
 from fast_train.pipeline.engine.build import build_augmenter
 from fast_train.pipeline.loaders import AnyBatch, build_loader
@@ -66,8 +66,7 @@ def _case(bench: Bench[Settings], whole: AnyBatch, batch: int) -> Measured[Augme
     # The kernel reads the bytes of each image and writes its pixels in the output's type; indices are nothing to it.
     spec = dataclasses.asdict(bench.config.augment)
     details = AugmentationDetails(batch=batch, bytes_per_image=image_bytes, spec=spec)
-    rate = Rate(timed(call, bench.device), items=images, seconds=bench.settings.seconds)
-    return Measured(name=_name(batch), run=rate, details=details)
+    return Measured(name=_name(batch), run=bench.rate(call, items=images), details=details)
 
 
 def _repeated(

@@ -11,7 +11,7 @@ from fast_train.benchmarks.instrument.bench import Bench, Measured
 from fast_train.benchmarks.instrument.feeds import Delivered, Entry, Feed, FeedOptions, LoaderFeed
 from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Row, rows_about
-from fast_train.benchmarks.instrument.timing import FAILURES, Rate, timed
+from fast_train.benchmarks.instrument.timing import FAILURES
 from fast_train.benchmarks.throughput.records import EndToEndDetails, StepDetails
 from fast_train.benchmarks.throughput.settings import ThroughputSettings
 from fast_train.benchmarks.throughput.suites import loaders
@@ -108,11 +108,7 @@ class _Steps:
         for given in feed.batches(1):
             batch = given.clone()
         row = f"step alone on {_what(feed, batch)}, {self._name}"
-        rate = Rate(
-            timed(lambda: ready(batch), self._bench.device),
-            items=feed.batch_size,
-            seconds=self._bench.settings.seconds,
-        )
+        rate = self._bench.rate(lambda: ready(batch), items=feed.batch_size)
         details = StepDetails(step=self._name, batch_size=feed.batch_size)
         self.cases.append(Measured(name=row, run=rate, details=details))
         return Step(name=self._name, run=ready, row=row)
@@ -130,14 +126,7 @@ def _what(feed: Feed, batch: AnyBatch) -> str:
 
 def measured(bench: Bench[ThroughputSettings], entry: Entry, feed: Feed, step: Step) -> Measured[EndToEndDetails]:
     """The case of a step that a feed feeds: training images a second."""
-    per_epoch = bench.prepared.size("train") // feed.batch_size
-    rate = Rate(
-        lambda count: feed.seconds(count, step.run),
-        items=feed.batch_size,
-        seconds=bench.settings.seconds,
-        lot=feed.lot,
-        most=_MOST_EPOCHS * per_epoch,
-    )
+    rate = feed.rate(step.run, seconds=bench.settings.seconds, epochs=_MOST_EPOCHS)
     # What the step takes from a loader of ours is bytes: the augmentation is the step's.
     raw = isinstance(feed, LoaderFeed) and not isinstance(feed.example(), SplitView) and entry.augmentation is None
     kind = loaders.RAW if raw else loaders.AUGMENTED

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from fast_train.benchmarks.instrument.bench import Bench, Measured, tf32
 from fast_train.benchmarks.instrument.cost import Work, count_work
 from fast_train.benchmarks.instrument.flags import Settings
 from fast_train.benchmarks.instrument.roofline import NO_TF32, kind_of, peak_flops
-from fast_train.benchmarks.instrument.timing import FAILURES, Rate, timed
+from fast_train.benchmarks.instrument.timing import FAILURES
 from fast_train.benchmarks.throughput.records import RungDetails
 from fast_train.common.text import one_line
 from fast_train.pipeline.config.settings import Config
@@ -128,9 +127,8 @@ def _case(bench: Bench[Settings], number: int, rung: Rung, loader: Loader) -> Me
         bytes_per_image=work.bytes,
         peak_memory_bytes=_peak(bench.device, before),
     )
-    timed_step = timed(lambda: ready(batch), bench.device)
-    rate = Rate(timed_step, items=rung.config.data.batch_size, seconds=bench.settings.seconds)
-    return Measured(name=_name(number, rung), run=_within(rung.tf32, rate), details=details)
+    rate = bench.rate(lambda: ready(batch), items=rung.config.data.batch_size)
+    return Measured(name=_name(number, rung), run=tf32(rung.tf32)(rate.__call__), details=details)
 
 
 def _build(bench: Bench[Settings], config: Config, runtime: Runtime) -> TrainStep:
@@ -150,14 +148,6 @@ def _first(loader: Loader, count: int) -> SplitView:
     if count > len(whole.labels):
         raise ValueError(f"the training split holds {len(whole.labels)} images, fewer than one batch of {count}")
     return whole._replace(indices=torch.randperm(len(whole.labels), device=loader.device)[:count])
-
-
-def _within(enabled: bool, call: Callable[[], float]) -> Callable[[], float]:
-    def run() -> float:
-        with tf32(enabled):
-            return call()
-
-    return run
 
 
 def _allocated(device: torch.device, *, reset: bool) -> int:

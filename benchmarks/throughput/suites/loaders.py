@@ -9,7 +9,6 @@ from contextlib import ExitStack
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
 from fast_train.benchmarks.instrument.feeds import Entry, Feed, FeedOptions, LoaderFeed, library_entries
-from fast_train.benchmarks.instrument.timing import Rate
 from fast_train.benchmarks.peers import peer_entries
 from fast_train.benchmarks.throughput.records import LoaderDetails
 from fast_train.benchmarks.throughput.settings import ThroughputSettings
@@ -103,18 +102,11 @@ def measured(
     bench: Bench[ThroughputSettings], entry: Entry, feed: Feed, *, name: str, kind: str, workers: int
 ) -> Measured[LoaderDetails]:
     """The case of one feed: images a second, as bytes or augmented."""
-    augment = isinstance(feed, LoaderFeed) and kind == AUGMENTED
-
-    def work(count: int) -> float:
-        if augment:
-            assert isinstance(feed, LoaderFeed)
-            return feed.seconds(count, feed.augmenter)
-        return feed.seconds(count)
-
-    per_epoch = bench.prepared.size("train") // feed.batch_size
-    rate = Rate(
-        work, items=feed.batch_size, seconds=bench.settings.seconds, lot=feed.lot, most=_MOST_EPOCHS * per_epoch
-    )
+    seconds = bench.settings.seconds
+    if isinstance(feed, LoaderFeed) and kind == AUGMENTED:
+        rate = feed.rate(feed.augmenter, seconds=seconds, epochs=_MOST_EPOCHS)
+    else:
+        rate = feed.rate(seconds=seconds, epochs=_MOST_EPOCHS)
     details = LoaderDetails(
         entry=entry.name,
         kind=kind,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -12,7 +10,7 @@ from fast_train.benchmarks.instrument.bench import Bench, Measured
 from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.throughput.records import PreparationDetails
 from fast_train.benchmarks.throughput.settings import ThroughputSettings
-from fast_train.benchmarks.throughput.suites.startup import package_environment
+from fast_train.benchmarks.throughput.suites.startup import run_module
 from fast_train.data_prep.formats import WRITERS
 from fast_train.data_prep.manifest import PreparedSet
 
@@ -39,23 +37,15 @@ def run(bench: Bench[ThroughputSettings]) -> None:
 
 def _case(bench: Bench[ThroughputSettings], name: str) -> Measured[PreparationDetails]:
     out = bench.scratch / f"set-{name}"
-    command = [sys.executable, "-m", "fast_train.data_prep.cli", "--dataset", bench.settings.prep_dataset]
-    command += ["--formats", name, "--out", str(out)]
+    arguments = ["fast_train.data_prep.cli", "--dataset", bench.settings.prep_dataset]
+    arguments += ["--formats", name, "--out", str(out)]
 
     def prepare() -> float:
         if out.exists():
             shutil.rmtree(out)
         began = time.perf_counter()
-        try:
-            done = subprocess.run(
-                command, env=package_environment(), capture_output=True, text=True, timeout=_TIMEOUT, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ValueError(f"prep-data was not done after {_TIMEOUT} s") from error
-        seconds = time.perf_counter() - began
-        if done.returncode:
-            raise ValueError(f"prep-data failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-        return seconds
+        run_module("prep-data", arguments, timeout=_TIMEOUT, late="prep-data was not done")
+        return time.perf_counter() - began
 
     details = PreparationDetails(format=name, dataset=bench.settings.prep_dataset)
     return Measured(name=f"{name}, seconds", run=prepare, unit="s", better="lower", details=details)

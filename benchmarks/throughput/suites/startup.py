@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
 from fast_train.benchmarks.instrument.records import Details
@@ -41,6 +41,22 @@ def package_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{there}" if there else root}
 
 
+def run_module(
+    what: str, arguments: Sequence[str], *, timeout: int, late: str, environment: Mapping[str, str] | None = None
+) -> str:
+    """Run a module of this project in a process of its own: its output. ValueError where that fails: it begins with
+    ``what``, or with ``late`` after ``timeout`` seconds. environment: variables besides this process's."""
+    command = [sys.executable, "-m", *arguments]
+    variables = {**package_environment(), **(environment or {})}
+    try:
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"{late} after {timeout} s") from error
+    if done.returncode:
+        raise ValueError(f"{what} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return done.stdout
+
+
 def _config(bench: Bench[ThroughputSettings], *, compile: bool) -> Path:
     run = dataclasses.replace(bench.config.run, compile=compile, graph=None if compile else False)
     path = bench.scratch / f"start-{'compiled' if compile else 'eager'}.json"
@@ -66,19 +82,6 @@ def _compiled(bench: Bench[ThroughputSettings], name: str) -> Measured[Details]:
 
 def _start(path: Path, environment: dict[str, str]) -> float:
     began = time.time()
-    command = [sys.executable, "-m", "fast_train.benchmarks.throughput.first_step", str(path)]
-    try:
-        done = subprocess.run(
-            command,
-            env={**package_environment(), **environment},
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ValueError(f"no step after {_TIMEOUT} s") from error
-    if done.returncode:
-        raise ValueError(f"the process failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return float(answer["done_at"]) - began
+    arguments = ["fast_train.benchmarks.throughput.first_step", str(path)]
+    said = run_module("the process", arguments, timeout=_TIMEOUT, late="no step", environment=environment)
+    return float(json.loads(said.strip().splitlines()[-1])["done_at"]) - began
