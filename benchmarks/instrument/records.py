@@ -58,24 +58,29 @@ def _required(cls: type) -> set[str]:
 
 
 def _build(cls: type[T], values: Mapping[str, Any]) -> T:
-    for name in sorted(_required(cls) - values.keys()):
-        raise ReportError(f"'{name}' is missing")
     hints = typing.get_type_hints(cls)
-    known = {f.name for f in fields(cls)} & values.keys()  # type: ignore[arg-type]
-    return cls(**{name: _convert(name, values[name], hints[name]) for name in known})
+    given = {f.name for f in fields(cls)} & values.keys()  # type: ignore[arg-type]
+    return cls(**{name: field_of(values, name, hints[name]) for name in sorted(given | _required(cls))})
 
 
-def _convert(name: str, value: Any, hint: Any) -> Any:
-    """A value as JSON has it to one of a field's type."""
+def field_of(values: Mapping[str, Any], name: str, hint: Any) -> Any:
+    """A value of JSON's types as one of a type that a record's field may have; ReportError where it can't be that."""
+    if name not in values:
+        raise ReportError(f"'{name}' is missing")
+    return _convert(f"'{name}'", values[name], hint)
+
+
+def _convert(what: str, value: Any, hint: Any) -> Any:
     union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     for option in typing.get_args(hint) if union else (hint,):
         plain = typing.get_origin(option) or option
         if plain is tuple and isinstance(value, list):
-            return tuple(_convert(f"an item of '{name}'", part, typing.get_args(option)[0]) for part in value)
+            return tuple(_convert(f"an item of {what}", part, typing.get_args(option)[0]) for part in value)
         if is_dataclass(plain) and isinstance(value, dict):
             return _build(typing.cast(type, plain), value)
         if plain is float and type(value) is int:
             return float(value)
         if type(value) is plain:
             return value
-    raise ReportError(f"'{name}' is not of type {getattr(hint, '__name__', hint)}")
+    kind = "a number" if hint is float else f"of type {getattr(hint, '__name__', hint)}"
+    raise ReportError(f"{what} is not {kind}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from fast_train.benchmarks.instrument.flags import check_counts
-from fast_train.benchmarks.instrument.records import Details, ImpossibleError, ReportError, read_details
+from fast_train.benchmarks.instrument.records import Details, ImpossibleError, ReportError, field_of, read_details
 from fast_train.benchmarks.instrument.statistics import bootstrap, estimate, spread
 from fast_train.common.text import one_line
 
@@ -190,64 +190,34 @@ class Result:
     def from_json(cls, text: str | bytes, kind: Format) -> Result:
         """Read and check; ReportError for anything out of order."""
         data = kind.parse(text)
-        parts = {name: _field(data, name, dict) for name in ("settings", "config", "data", "machine")}
-        check_counts(_field(parts["settings"], "repeats", int), _field(parts["settings"], "warm_up", int))
-        rows = [_row_of(item, kind) for item in _field(data, "rows", list)]
+        parts = {name: field_of(data, name, dict) for name in ("settings", "config", "data", "machine")}
+        check_counts(field_of(parts["settings"], "repeats", int), field_of(parts["settings"], "warm_up", int))
+        rows = [_row_of(item, kind) for item in field_of(data, "rows", tuple[dict, ...])]
         names = [(row.suite, row.name) for row in rows]
         _require(len(names) == len(set(names)), "it has two rows of one name")
         return cls(
             **parts,
             rows=rows,
-            skipped=[_skipped_of(item) for item in _field(data, "skipped", list)],
-            warnings=[_typed("a warning", item, str) for item in _field(data, "warnings", list)],
-            complete=_field(data, "complete", bool),
+            skipped=list(field_of(data, "skipped", tuple[Skipped, ...])),
+            warnings=list(field_of(data, "warnings", tuple[str, ...])),
+            complete=field_of(data, "complete", bool),
         )
 
 
-def _row_of(item: Any, kind: Format) -> Row[Details]:
-    _typed("a row", item, dict)
-    suite, name = _field(item, "suite", str), _field(item, "name", str)
+def _row_of(item: dict[str, Any], kind: Format) -> Row[Details]:
+    texts = {name: field_of(item, name, str) for name in ("suite", "name", "unit", "better", "statistic")}
     for before, now in kind.renamed.items():
-        name = name.replace(before, now)
+        texts["name"] = texts["name"].replace(before, now)
     row = Row(
-        suite=suite,
-        name=name,
-        unit=_field(item, "unit", str),
-        better=_field(item, "better", str),
-        statistic=_field(item, "statistic", str),
-        repeats=_numbers(item, "repeats"),
-        warm_up=_numbers(item, "warm_up"),
-        details=read_details(_field(item, "details", dict), kind.details.get(suite, ())),
+        **texts,
+        repeats=field_of(item, "repeats", tuple[float, ...]),
+        warm_up=field_of(item, "warm_up", tuple[float, ...]),
+        details=read_details(field_of(item, "details", dict), kind.details.get(texts["suite"], ())),
     )
     for what, meant in (("value", row.value), ("spread", row.spread)):
-        close = math.isclose(_number(what, item.get(what)), meant, rel_tol=1e-9, abs_tol=1e-12)
+        close = math.isclose(field_of(item, what, float), meant, rel_tol=1e-9, abs_tol=1e-12)
         _require(close, f"the {what} of row '{row.name}' does not follow from its repeats")
     return row
-
-
-def _skipped_of(item: Any) -> Skipped:
-    _typed("a skipped entry", item, dict)
-    return Skipped(*(_field(item, name, str) for name in ("suite", "name", "reason")))
-
-
-def _numbers(data: Mapping[str, Any], name: str) -> tuple[float, ...]:
-    return tuple(_number(f"an item of '{name}'", value) for value in _field(data, name, list))
-
-
-def _number(what: str, value: Any) -> float:
-    _require(isinstance(value, (int, float)) and not isinstance(value, bool), f"{what} is not a number")
-    return float(value)
-
-
-def _field(data: Mapping[str, Any], name: str, kind: type) -> Any:
-    _require(name in data, f"'{name}' is missing")
-    return _typed(f"'{name}'", data[name], kind)
-
-
-def _typed(what: str, value: Any, kind: type) -> Any:
-    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    _require(fits, f"{what} is not of type {kind.__name__}")
-    return value
 
 
 def _require(condition: bool, message: str) -> None:
