@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from fast_train.common.command import Parser
 from fast_train.pipeline.config.recipe import check_given
 from fast_train.pipeline.config.settings import DataConfig
 from fast_train.pipeline.errors import ConfigError, check_name
@@ -28,6 +29,13 @@ class Subject:
     repeats: int | None = None
     debug: bool = False
 
+    @property
+    def rounds(self) -> int:
+        """Repeats of each case."""
+        if self.repeats is not None:
+            return self.repeats
+        return 2 if self.quick else 5
+
     def settings(self) -> dict[str, dict[str, Any]]:
         """As settings that are given over a recipe, nested by section."""
         given: dict[str, dict[str, Any]] = {"data": {"path": self.data}}
@@ -47,11 +55,20 @@ class Subject:
         PreparedSet.open(self.data)
 
 
-def add_subject(parser: argparse.ArgumentParser, *, recipe: str | None = None) -> None:
-    """Add those flags of `Subject` that come first in a command's help. recipe: the default, None for what fast-train
-    takes."""
+def plain_parser(program: str, description: str, epilog: str) -> Parser:
+    """A parser whose flags have no defaults: a record's fields say what one is that is not given."""
+    return Parser(
+        prog=program,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+
+
+def add_subject(parser: Parser, default: str = "fast on a GPU or with --arch, cpu-quick or cpu-short without") -> None:
+    """Add those flags of `Subject` that come first in a command's help. default: the recipe, in words."""
     add = parser.add_argument
-    default = recipe or "fast on a GPU or with --arch, cpu-quick or cpu-short without"
     add("--data", metavar="DIR", help=f"prepared set (default: {DataConfig.path})")
     add("--arch", metavar="NAME", help="network (default: the recipe's)")
     add("--recipe", metavar="NAME", help=f"whose step is measured (default: {default})")
@@ -69,11 +86,6 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_counts(self.repeats, self.warm_up)
-
-
-def default_repeats(*, quick: bool) -> int:
-    """Repeats of each case unless a flag says otherwise."""
-    return 2 if quick else 5
 
 
 def repeat_seconds(*, quick: bool, cuda: bool) -> float:

@@ -10,18 +10,19 @@ measured beside its PyTorch reference. The last line is JSON: what was aimed at,
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from fast_train.benchmarks.instrument.flags import add_subject
-from fast_train.benchmarks.lab.flags import RECIPE, Flags
-from fast_train.benchmarks.lab.records import OF_A_CPU, POINTS
+from fast_train.benchmarks.instrument.flags import Subject, add_subject, check_counts, known_names, plain_parser
+from fast_train.benchmarks.lab.records import FLOORS, OF_A_CPU, POINTS
 from fast_train.common.command import Parser, run_command
 from fast_train.common.startup import quick_imports
 
+#: By SGD: the figures that the aims start from are of its step.
+RECIPE = "fast-sgd"
 PROGRAM = "python -m fast_train.benchmarks.lab.cli"
 _EPILOG = f"""points: {", ".join(POINTS)}
 
@@ -32,16 +33,59 @@ With --copy-bandwidth and --matrix-rate, `--only floors` computes the floors for
 exit status: 0 done, 1 a point failed or figures that can't be true, 2 bad input, 129/130/143 stopped by a signal"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(Subject):
+    """The command's flags; None for one that was not given."""
+
+    recipe: str | None = RECIPE
+    out: Path | None = None
+    only: str | None = None
+    batch_sizes: str | None = None
+    minutes: float = 7.0
+    copy_bandwidth: float | None = None
+    matrix_rate: float | None = None
+
+    def points(self, *, cpu: bool) -> list[str]:
+        """What to measure, on a CPU or elsewhere; ConfigError for what is not known."""
+        if self.only is not None:
+            return known_names("--only", self.only, "point", POINTS)
+        return [point for point in POINTS if cpu or point not in OF_A_CPU]
+
+    def sizes(self) -> tuple[int, ...] | None:
+        """The batch sizes that were given; ValueError for what are none."""
+        if self.batch_sizes is None:
+            return None
+        try:
+            sizes = tuple(int(part) for part in self.batch_sizes.split(","))
+        except ValueError:
+            sizes = ()
+        if not sizes or min(sizes) < 1:
+            raise ValueError(
+                f"--batch-sizes {self.batch_sizes} are not sizes; give numbers of 1 or more with commas between"
+            )
+        return sizes
+
+    def check(self) -> None:
+        """Also for points that are not known, and for numbers that mean nothing."""
+        points = self.points(cpu=True)
+        self.sizes()
+        if not self.minutes >= 0:
+            raise ValueError(f"--minutes {self.minutes} must be 0 or more")
+        for flag, value in (("--copy-bandwidth", self.copy_bandwidth), ("--matrix-rate", self.matrix_rate)):
+            if value is not None and FLOORS not in points:
+                raise ValueError(
+                    f"{flag} means nothing without the point {FLOORS}; leave it out, or measure {FLOORS} too"
+                )
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{flag} {value} must be above 0")
+        check_counts(self.rounds, warm_up=1)
+        super().check()
+
+
 def build_parser() -> Parser:
-    """The flags. None has a default here: `Flags` says what one is that is not given."""
-    parser = Parser(
-        prog=PROGRAM,
-        description="Measure each way to a faster training step, alone, beside the step without it.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-    )
-    add_subject(parser, recipe=RECIPE)
+    what = "Measure each way to a faster training step, alone, beside the step without it."
+    parser = plain_parser(PROGRAM, what, _EPILOG)
+    add_subject(parser, RECIPE)
     add = parser.add_argument
     add(
         "--out", type=Path, metavar="DIR", help="where the report goes (default: reports/step-lab, or the next free -N)"

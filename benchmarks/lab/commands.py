@@ -8,17 +8,20 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fast_train.benchmarks.instrument.bench import build_bench, conclude
 from fast_train.benchmarks.instrument.cost import batch_warnings
-from fast_train.benchmarks.instrument.flags import Settings, default_repeats, repeat_seconds
+from fast_train.benchmarks.instrument.flags import Settings, repeat_seconds
 from fast_train.benchmarks.lab import report
-from fast_train.benchmarks.lab.flags import Flags
 from fast_train.benchmarks.lab.records import ON_STEPS
 from fast_train.benchmarks.lab.run import Lab, run
 from fast_train.benchmarks.present.folder import report_folder
 from fast_train.common.console import Display
 from fast_train.pipeline.config.settings import Config
+
+if TYPE_CHECKING:
+    from fast_train.benchmarks.lab.cli import Flags
 
 
 def measure(flags: Flags, command: Sequence[str], started: float) -> int:
@@ -46,11 +49,8 @@ def _build(flags: Flags, command: Sequence[str], scratch: Path, started: float) 
     """What is to be measured, and with what; ValueError for flags that can't be."""
 
     def settings(_: Config, cuda: bool) -> Settings:
-        return Settings(
-            repeats=default_repeats(quick=flags.quick) if flags.repeats is None else flags.repeats,
-            seconds=repeat_seconds(quick=flags.quick, cuda=cuda),
-            quick=flags.quick,
-        )
+        seconds = repeat_seconds(quick=flags.quick, cuda=cuda)
+        return Settings(repeats=flags.rounds, seconds=seconds, quick=flags.quick)
 
     bench = build_bench(flags, settings, command=command, display=Display(), scratch=scratch)
     cuda = bench.device.type == "cuda"

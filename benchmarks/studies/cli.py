@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from fast_train.benchmarks.instrument.flags import names_in, plain_parser
 from fast_train.benchmarks.studies import STUDIES
-from fast_train.benchmarks.studies.flags import Flags
+from fast_train.benchmarks.studies.base import Options, Study, variant_config
 from fast_train.common.command import Parser, run_command
 from fast_train.common.startup import quick_imports
 from fast_train.pipeline.config.settings import DataConfig
+from fast_train.pipeline.errors import ConfigError, check_name
 
 PROGRAM = "bench-study"
 _EPILOG = """A study that was stopped goes on when the same command is typed again; finished trainings are kept.
@@ -23,16 +25,70 @@ report of another study, is refused.
 exit status: 0 done, 2 bad input or a training that failed, 129/130/143 stopped by a signal"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The command's flags; None for one that was not given."""
+
+    name: str
+    data: str = DataConfig.path
+    out: Path | None = None
+    archs: str | None = None
+    variants: str | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    seeds: int = 1
+    batch_size: int | None = None
+    loader: str | None = None
+    amp: str | None = None
+    device: str | None = None
+    debug: bool = False
+
+    @property
+    def study(self) -> Study:
+        """The study; ConfigError where there is none of this name."""
+        check_name("study", self.name, STUDIES)
+        return STUDIES[self.name]
+
+    @property
+    def folder(self) -> Path:
+        """Where it goes."""
+        return self.out or Path("studies") / self.study.name
+
+    def options(self) -> Options:
+        """What all trainings share."""
+        return Options(
+            data=self.data,
+            epochs=self.epochs,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            device=self.device,
+            amp=self.amp or "auto",
+            loader=self.loader,
+        )
+
+    def chosen(self) -> tuple[list[str] | None, list[str] | None]:
+        """The names of architectures and variants, None for all."""
+        archs, variants = (None if text is None else names_in(text) for text in (self.archs, self.variants))
+        return archs, variants
+
+    def check(self) -> None:
+        """Refuse what can be refused without torch, which takes seconds to import: ValueError."""
+        variants = self.study.select(*self.chosen())
+        if self.seeds < 1:
+            raise ConfigError(f"--seeds {self.seeds} is too few; give 1 or more")
+        if self.epochs is not None and self.steps is not None:
+            raise ConfigError("--epochs and --steps both give the length; give one of them")
+        variant_config(variants[0], self.options(), 0)
+        # NumPy, which reading a set needs, takes a tenth of a second to import.
+        from fast_train.data_prep.manifest import PreparedSet
+
+        PreparedSet.open(self.data)
+
+
 def build_parser() -> Parser:
-    """The flags. None has a default here: `Flags` says what one is that is not given."""
     studies = "\n".join(f"  {name:<13} {study.title}" for name, study in STUDIES.items())
-    parser = Parser(
-        prog=PROGRAM,
-        description="Repeat an experiment of He et al. 2015 and write a report with its curves.",
-        epilog=f"studies:\n{studies}\n\n{_EPILOG}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-    )
+    what = "Repeat an experiment of He et al. 2015 and write a report with its curves."
+    parser = plain_parser(PROGRAM, what, f"studies:\n{studies}\n\n{_EPILOG}")
     add = parser.add_argument
     add("name", metavar="NAME", help="which study, see below")
     add("--data", metavar="DIR", help=f"prepared set (default: {DataConfig.path})")

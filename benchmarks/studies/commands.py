@@ -7,19 +7,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fast_train.benchmarks.instrument.machine import fingerprint
 from fast_train.benchmarks.studies.base import Options, Study, Variant, variant_config
-from fast_train.benchmarks.studies.flags import Flags
 from fast_train.benchmarks.studies.report import Findings, check_folder, write_report
 from fast_train.benchmarks.studies.train import Run, finished_run, train_variant
 from fast_train.common.console import Display
 from fast_train.common.text import show_path
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.engine.runtime import resolve_device
+
+if TYPE_CHECKING:
+    from fast_train.benchmarks.studies.cli import Flags
 
 #: The trainings' folder in that of the study.
 RUNS = "runs"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fast_train.benchmarks.instrument.flags import add_subject
-from fast_train.benchmarks.throughput.settings import Flags
+from fast_train.benchmarks.instrument.flags import Subject, add_subject, check_counts, known_names, plain_parser
 from fast_train.benchmarks.throughput.suites import SUITES
 from fast_train.common.command import Parser, run_command
 from fast_train.common.startup import quick_imports
+from fast_train.pipeline.config.settings import RunConfig
 from fast_train.pipeline.errors import ConfigError
 
 PROGRAM = "bench-throughput"
@@ -29,15 +31,87 @@ exit status: 0 done, 1 a loss (--compare), a suite or a training that failed, or
 2 bad input, 129/130/143 stopped by a signal"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(Subject):
+    """The command's flags; None for one that was not given."""
+
+    out: Path | None = None
+    only: str | None = None
+    skip: str | None = None
+    target_accuracy: float | None = None
+    runs: int | None = None
+    epochs: int | None = None
+    prep_dataset: str | None = None
+    warm_up: int = 1
+    workers: int | None = None
+    compare: Sequence[Path] | None = None
+    max_loss: float | None = None
+
+    def check(self) -> None:
+        """Also for suites that are not known, and for flags that no suite would heed or that it would refuse."""
+        self.check_used(self.chosen_suites())
+        check_counts(self.rounds, self.warm_up)
+        for flag, value in (("--runs", self.runs), ("--workers", self.workers)):
+            if value is not None and value < 1:
+                raise ValueError(f"{flag} {value} is too few; give 1 or more")
+        # What a training and prep-data, which come last, would refuse is refused before anything is measured.
+        epochs = RunConfig().epochs if self.epochs is None else self.epochs
+        replace(RunConfig(), target_accuracy=self.target_accuracy, epochs=epochs)
+        self._check_dataset()
+        super().check()
+
+    def chosen_suites(self) -> list[str]:
+        """The suites to run, in their order; ValueError for unknown names, none left, or one that another one needs."""
+        only, left_out = (
+            [] if text is None else known_names(flag, text, "suite", SUITES)
+            for flag, text in (("--only", self.only), ("--skip", self.skip))
+        )
+        wanted = [name for name in SUITES if (self.only is None or name in only) and name not in left_out]
+        if not wanted:
+            raise ValueError("--only and --skip leave no suite; name one that is not skipped")
+        for name in left_out:
+            needing = [suite for suite in wanted if SUITES[suite].needs == name]
+            if needing:
+                compare = "compare" if len(needing) > 1 else "compares"
+                raise ValueError(
+                    f"--skip {name}: {' and '.join(needing)} {compare} with it; skip {','.join(needing)} too"
+                )
+        needed = {SUITES[name].needs for name in wanted}
+        return [name for name in SUITES if name in wanted or name in needed]
+
+    def check_used(self, chosen: Sequence[str]) -> None:
+        """ConfigError for a flag of a suite that will not run."""
+        for suite in SUITES.values():
+            for name in suite.flags:
+                if getattr(self, name) is None:
+                    continue
+                flag = f"--{name.replace('_', '-')}"
+                if suite.name not in chosen:
+                    raise ConfigError(
+                        f"{flag} means nothing without the suite {suite.name}; leave it out, or run the suite"
+                    )
+                if self.quick and not suite.quick:
+                    raise ConfigError(
+                        f"{flag} means nothing to --quick, which leaves out {suite.name}; leave one of them out"
+                    )
+
+    def _check_dataset(self) -> None:
+        """ValueError for a --prep-dataset that prep-data does not know, or a folder in which it finds no images."""
+        if self.prep_dataset is None:
+            return
+        # Here: the sources take a tenth of a second to import, for a flag that is rarely given.
+        from fast_train.common.console import Display
+        from fast_train.data_prep.sources import SourceOptions, build_source
+
+        try:
+            build_source(self.prep_dataset, SourceOptions(), Display()).identity()
+        except ValueError as error:
+            raise ValueError(str(error).replace("--dataset", "--prep-dataset")) from error
+
+
 def build_parser() -> Parser:
-    """The flags. None has a default here: `Flags` says what one is that is not given."""
-    parser = Parser(
-        prog=PROGRAM,
-        description="Measure loaders, the training step and both together; write a report with pictures.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-    )
+    what = "Measure loaders, the training step and both together; write a report with pictures."
+    parser = plain_parser(PROGRAM, what, _EPILOG)
     add_subject(parser)
     add = parser.add_argument
     add(

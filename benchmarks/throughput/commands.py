@@ -9,19 +9,22 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fast_train.benchmarks.instrument.bench import Bench, build_bench, clean_up, conclude
 from fast_train.benchmarks.instrument.cost import batch_warnings
 from fast_train.benchmarks.present.folder import report_folder
 from fast_train.benchmarks.present.tables import device_of
-from fast_train.benchmarks.throughput import json_file
+from fast_train.benchmarks.throughput.compare import REPORT
 from fast_train.benchmarks.throughput.report import write_report
-from fast_train.benchmarks.throughput.settings import Flags, ThroughputSettings, settings_of
+from fast_train.benchmarks.throughput.settings import ThroughputSettings, settings_of
 from fast_train.benchmarks.throughput.suites import SUITES, Suite
 from fast_train.common.console import Display
 from fast_train.common.text import show_path
-from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.device import device_name
+
+if TYPE_CHECKING:
+    from fast_train.benchmarks.throughput.cli import Flags
 
 
 def measure(flags: Flags, command: Sequence[str]) -> int:
@@ -36,7 +39,7 @@ def measure(flags: Flags, command: Sequence[str]) -> int:
         if any(SUITES[name].steps for name in chosen):
             for recipe, fitted in ((bench.recipe, bench.config), (bench.baseline_recipe, bench.baseline)):
                 bench.result.warnings += batch_warnings(recipe, fitted)
-        with report_folder(flags.out, _default_folder(bench), json_file.NAME) as folder:
+        with report_folder(flags.out, _default_folder(bench), REPORT) as folder:
             display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
             display.say(f"report folder: {show_path(folder)}")
             stop = _run_suites(bench, chosen)
@@ -45,11 +48,7 @@ def measure(flags: Flags, command: Sequence[str]) -> int:
 
 def open_bench(flags: Flags, command: Sequence[str], display: Display, scratch: Path) -> Bench[ThroughputSettings]:
     """What every suite is given; ConfigError or PreparedSetError for what can't be measured."""
-
-    def settings(config: Config, cuda: bool) -> ThroughputSettings:
-        return settings_of(flags, config, cuda=cuda)
-
-    return build_bench(flags, settings, command=command, display=display, scratch=scratch)
+    return build_bench(flags, partial(settings_of, flags), command=command, display=display, scratch=scratch)
 
 
 def _default_folder(bench: Bench[ThroughputSettings]) -> Path:

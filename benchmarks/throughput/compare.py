@@ -1,4 +1,4 @@
-"""Two reports side by side: the ratio of each row that both have, and whether something got worse."""
+"""The report's file; two reports side by side: the ratio of each row that both have, and what got worse."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from fast_train.benchmarks.instrument.records import Details, ReportError
-from fast_train.benchmarks.instrument.result import Result, Row
+from fast_train.benchmarks.instrument.result import Format, Result, Row
 from fast_train.benchmarks.instrument.statistics import bootstrap_ratio
 from fast_train.benchmarks.present.tables import number
-from fast_train.benchmarks.throughput.json_file import read_result
 from fast_train.benchmarks.throughput.records import AccuracyDetails
+from fast_train.benchmarks.throughput.suites import SUITES
+from fast_train.common.text import one_line, show
 from fast_train.pipeline.config.settings import Config
 
+REPORT = "report.json"
+FORMAT = Format(
+    schema="fast-train.bench-throughput",
+    version=1,
+    details={suite.name: suite.details for suite in SUITES.values()},
+    renamed={"notes' DataLoader": "baseline DataLoader", "the notes' step": "the baseline's step"},
+)
 _MAX_LOSS = 0.1
 # Settings of the network that follow from the images.
 _FITTED = ("num_classes", "image_size", "in_channels")
@@ -85,6 +93,21 @@ def compare_reports(before: Path, after: Path, max_loss: float | None) -> int:
     comparison = compare(read_result(before), read_result(after))
     print("\n".join(describe(comparison, limit)))
     return 1 if comparison.losses(limit) else 0
+
+
+def read_result(path: Path) -> Result:
+    """Read a report.json, or the one in a folder; ReportError, naming it, for anything out of order."""
+    path = path / REPORT if path.is_dir() else path
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ReportError(f"{show(path)} can't be read: {one_line(error)}") from error
+    try:
+        return Result.from_json(text, FORMAT)
+    except ValueError as error:
+        raise ReportError(
+            f"{show(path)} is not a usable report of bench-throughput: {one_line(error)}; measure anew"
+        ) from error
 
 
 def compare(before: Result, after: Result) -> Comparison:

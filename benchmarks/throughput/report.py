@@ -12,7 +12,8 @@ from fast_train.benchmarks.instrument.statistics import CONFIDENCE
 from fast_train.benchmarks.present.page import Block, Document, Notice, Section, document_files, write_files
 from fast_train.benchmarks.present.picture import Picture
 from fast_train.benchmarks.present.tables import Table, device_of, interval, machine_table, number, percent
-from fast_train.benchmarks.throughput import json_file, plots
+from fast_train.benchmarks.throughput import plots
+from fast_train.benchmarks.throughput.compare import FORMAT, REPORT
 from fast_train.benchmarks.throughput.records import (
     AccuracyDetails,
     AugmentationDetails,
@@ -31,7 +32,7 @@ def write_report(folder: Path, result: Result) -> list[Path]:
     """Write report.json, report.md, report.html and the pictures. All of it is made before any of it is written, and
     report.json comes last: where it stands, the rest is of the same run."""
     files = document_files(build_document(result))
-    return write_files(folder, {**files, json_file.NAME: result.to_json(json_file.FORMAT)})
+    return write_files(folder, {**files, REPORT: result.to_json(FORMAT)})
 
 
 def build_document(result: Result) -> Document:

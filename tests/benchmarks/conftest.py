@@ -11,7 +11,7 @@ from fast_train.benchmarks.instrument.records import CopyDetails, ProductDetails
 from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.peers.notes_dataloader import NotesDataLoader
 from fast_train.benchmarks.throughput import cli, settings
-from fast_train.benchmarks.throughput.json_file import read_result
+from fast_train.benchmarks.throughput.compare import read_result
 from fast_train.data_prep import cli as prep_cli
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fast_train.benchmarks.throughput import cli, commands
-from fast_train.benchmarks.throughput.json_file import read_result
+from fast_train.benchmarks.throughput.cli import Flags
+from fast_train.benchmarks.throughput.compare import read_result
 from fast_train.benchmarks.throughput.records import AccuracyDetails
-from fast_train.benchmarks.throughput.settings import Flags
 from fast_train.benchmarks.throughput.suites import accuracy
 from fast_train.common.console import Display
 from fast_train.pipeline.engine.trainer import Trainer

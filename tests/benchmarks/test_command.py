@@ -14,9 +14,9 @@ import pytest
 from fast_train.benchmarks.instrument import roofline
 from fast_train.benchmarks.instrument.result import Result
 from fast_train.benchmarks.throughput import cli, commands
-from fast_train.benchmarks.throughput.json_file import FORMAT, read_result
+from fast_train.benchmarks.throughput.cli import Flags
+from fast_train.benchmarks.throughput.compare import FORMAT, read_result
 from fast_train.benchmarks.throughput.records import LoaderDetails, RungDetails
-from fast_train.benchmarks.throughput.settings import Flags
 from fast_train.benchmarks.throughput.suites import augmentation, preparation
 from fast_train.common.console import Display
 from fast_train.pipeline.loaders import LOADERS
@@ -189,7 +189,7 @@ def test_a_preparation_that_takes_too_long_is_listed(prepared_path, tmp_path, mo
     def expire(command, **options):
         raise subprocess.TimeoutExpired(command, options["timeout"])
 
-    monkeypatch.setattr(preparation.subprocess, "run", expire)
+    monkeypatch.setattr(subprocess, "run", expire)
     flags = Flags(data=str(prepared_path), device="cpu")
     bench = commands.open_bench(flags, ["bench-throughput"], Display(), tmp_path)
     preparation.run(bench)

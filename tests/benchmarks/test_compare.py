@@ -8,8 +8,7 @@ import pytest
 
 from fast_train.benchmarks.instrument.records import ReportError
 from fast_train.benchmarks.throughput import cli
-from fast_train.benchmarks.throughput.compare import compare, describe
-from fast_train.benchmarks.throughput.json_file import FORMAT, read_result
+from fast_train.benchmarks.throughput.compare import FORMAT, compare, describe, read_result
 from fast_train.benchmarks.throughput.records import AccuracyDetails
 
 REPORT = Path(__file__).parents[2] / "docs" / "reports" / "cpu"

@@ -5,7 +5,7 @@ import pytest
 
 from fast_train.benchmarks.instrument.records import Details, ImpossibleError, ReportError
 from fast_train.benchmarks.instrument.result import Result, Row
-from fast_train.benchmarks.throughput.json_file import FORMAT, read_result
+from fast_train.benchmarks.throughput.compare import FORMAT, read_result
 from fast_train.benchmarks.throughput.records import (
     AccuracyDetails,
     Diverged,

@@ -5,8 +5,8 @@ import pytest
 from fast_train.benchmarks.instrument import roofline
 from fast_train.benchmarks.instrument.cost import batch_warnings, fit_batch, training_flops
 from fast_train.benchmarks.throughput import cli, commands
-from fast_train.benchmarks.throughput.json_file import read_result
-from fast_train.benchmarks.throughput.settings import Flags
+from fast_train.benchmarks.throughput.cli import Flags
+from fast_train.benchmarks.throughput.compare import read_result
 from fast_train.benchmarks.throughput.suites import accuracy, augmentation, ladder
 from fast_train.common.console import Display
 from fast_train.pipeline.config.settings import Config, DataConfig, ModelConfig

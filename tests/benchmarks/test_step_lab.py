@@ -12,7 +12,7 @@ import pytest
 
 from fast_train.benchmarks.lab import cli as step_lab
 from fast_train.benchmarks.lab import commands, floors, profile, registers, report
-from fast_train.benchmarks.lab.flags import Flags
+from fast_train.benchmarks.lab.cli import Flags
 from fast_train.benchmarks.lab.losses import compare
 from fast_train.benchmarks.lab.options import OPTIONS
 from fast_train.benchmarks.lab.records import POINTS
