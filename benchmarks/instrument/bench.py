@@ -94,6 +94,20 @@ class Bench(Generic[S_co]):
         self.result.warnings.append(f"{suite} {reason}")
         self.skip(suite, name, reason)
 
+    def attempt(self, suite: str, rest: str, work: Callable[[], None]) -> None:
+        """Measure a suite; an error that ends it costs no other suite its figures. rest: what it then lacks."""
+        done, started = len(self.result.rows), time.monotonic()
+        self.display.say(f"{suite} ...")
+        try:
+            try:
+                work()
+            finally:
+                clean_up(self.device)
+        except Exception as error:
+            # Whatever it is: the figures of half an hour must not be lost with one suite.
+            self.fail(suite, rest, error)
+        self.display.say(f"{suite}: {len(self.result.rows) - done} rows in {time.monotonic() - started:.0f} s")
+
     def add(self, row: Row[D]) -> Row[D]:
         """A finished row."""
         self.result.rows.append(row)

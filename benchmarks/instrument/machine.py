@@ -145,7 +145,7 @@ class Watch:
         nvml, handle = self._nvml, self._handle
         try:
             return {
-                "driver": _text(nvml.nvmlSystemGetDriverVersion()),
+                "driver": nvml.nvmlSystemGetDriverVersion(),
                 "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
                 "memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
                 "largest_sm_clock_mhz": nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
@@ -171,10 +171,6 @@ def _open_nvml(device: torch.device) -> tuple[Any, Any, str]:
         return pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid.encode()), ""
     except pynvml.NVMLError as error:
         return None, None, f"NVML can't be used: {one_line(error)}"
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _load() -> float | None:

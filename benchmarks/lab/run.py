@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from fast_train.benchmarks.instrument import roofline
-from fast_train.benchmarks.instrument.bench import Bench, Measured, clean_up
+from fast_train.benchmarks.instrument.bench import Bench, Measured
 from fast_train.benchmarks.instrument.flags import Settings
 from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Row
@@ -71,34 +71,20 @@ def run(lab: Lab) -> None:
             bench.skip(point, "the point", reason)
     needed = FLOORS in lab.points and (lab.copy is None or lab.matrix is None)
     if needed or {AUGMENTATION, STEP} & set(lab.points):
-        _guarded(bench, roofline.SUITE, partial(roofline.run, bench))
+        bench.attempt(roofline.SUITE, "the rest", partial(roofline.run, bench))
     if FLOORS in lab.points:
-        _guarded(bench, FLOORS, partial(_floors, lab))
+        bench.attempt(FLOORS, "the rest", partial(_floors, lab))
     if AUGMENTATION in lab.points:
-        _guarded(bench, AUGMENTATION, partial(augmentation.measure, bench, AUGMENTATION_BATCHES))
+        bench.attempt(AUGMENTATION, "the rest", partial(augmentation.measure, bench, AUGMENTATION_BATCHES))
     if AUGMENTATION_CPU in lab.points:
-        _guarded(bench, AUGMENTATION_CPU, partial(augmentation_cpu.run, bench))
+        bench.attempt(AUGMENTATION_CPU, "the rest", partial(augmentation_cpu.run, bench))
     if any(point in lab.points for point in ON_STEPS):
         if bench.device.type != "cuda":
             bench.skip(
                 STEP, "the captured step", "CUDA graphs need a CUDA device; the step is measured as it runs here"
             )
         for place, size in enumerate(lab.batch_sizes):
-            _guarded(bench, f"batch {size:,}", partial(_batch, lab, size, first=place == 0))
-
-
-def _guarded(bench: Bench[Settings], name: str, work: Callable[[], None]) -> None:
-    """A point that fails costs no other one its figures."""
-    started = time.monotonic()
-    bench.display.say(f"{name} ...")
-    try:
-        try:
-            work()
-        finally:
-            clean_up(bench.device)
-    except Exception as error:
-        bench.fail(name, "the rest", error)
-    bench.display.say(f"{name}: {time.monotonic() - started:.0f} s")
+            bench.attempt(f"batch {size:,}", "the rest", partial(_batch, lab, size, first=place == 0))
 
 
 def _floors(lab: Lab) -> None:

@@ -19,8 +19,8 @@ from torchvision import transforms
 from fast_train.benchmarks.instrument.feeds import FeedOptions, Peer
 
 
-class PilDataset(Dataset[tuple[Any, int]]):
-    """torchvision's CIFAR10 in small: arrays in memory, an image a call."""
+class ImageDataset(Dataset[tuple[Any, int]]):
+    """torchvision's CIFAR10 in small: images in memory, transformed one a call."""
 
     def __init__(self, images: Any, labels: Any, transform: Any) -> None:
         self._images, self._labels, self._transform = images, labels, transform
@@ -29,7 +29,7 @@ class PilDataset(Dataset[tuple[Any, int]]):
         return len(self._labels)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self._transform(Image.fromarray(self._images[index])), int(self._labels[index])
+        return self._transform(self._images[index]), int(self._labels[index])
 
 
 class NotesDataLoader(Peer):
@@ -49,10 +49,9 @@ class NotesDataLoader(Peer):
         if packed.images.shape[3] != 3:
             raise ValueError(f"its transforms take RGB images, these have {packed.images.shape[3]} channels")
         half = (0.5,) * 3
-        transform = transforms.Compose(
-            [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(half, half)]
-        )
-        self._dataset = PilDataset(packed.images, packed.labels, transform)
+        steps = [Image.fromarray, transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        transform = transforms.Compose([*steps, transforms.Normalize(half, half)])
+        self._dataset = ImageDataset(packed.images, packed.labels, transform)
 
     def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         chosen = torch.randperm(len(self._dataset))[: count * self.batch_size].tolist()

@@ -12,25 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms import v2
 
 from fast_train.benchmarks.instrument.feeds import FeedOptions, Peer, batches_ahead
+from fast_train.benchmarks.peers.notes_dataloader import ImageDataset
 
 _PREFETCH = 4
-
-
-class TensorDataset(Dataset[tuple[Tensor, int]]):
-    """An image a call: uint8 [C, H, W], transformed."""
-
-    def __init__(self, images: Tensor, labels: Any, transform: Any) -> None:
-        self._images, self._labels, self._transform = images, labels, transform
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._transform(self._images[index]), int(self._labels[index])
 
 
 class _Chosen(Sampler[int]):
@@ -66,9 +54,9 @@ class TunedDataLoader(Peer):
             v2.Normalize(list(manifest.mean), list(manifest.std)),
         ]
         images = torch.tensor(packed.images).permute(0, 3, 1, 2).contiguous()
-        dataset = TensorDataset(images, packed.labels, v2.Compose(whole if self.augment else [v2.Identity()]))
+        dataset = ImageDataset(images, packed.labels, v2.Compose(whole if self.augment else [v2.Identity()]))
         self._sampler = _Chosen()
-        self._loader: DataLoader[tuple[Tensor, int]] | None = DataLoader(
+        self._loader: DataLoader[tuple[Any, int]] | None = DataLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=self._sampler,

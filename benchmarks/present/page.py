@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fast_train.benchmarks.present.picture import Picture
+from fast_train.benchmarks.present.picture import DARK, LIGHT, Picture, Theme
 from fast_train.benchmarks.present.tables import Table, inline_html
-from fast_train.benchmarks.present.theme import DARK, LIGHT, Theme
 from fast_train.common.files import whole_file
 
 

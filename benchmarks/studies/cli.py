@@ -26,21 +26,15 @@ exit status: 0 done, 2 bad input or a training that failed, 129/130/143 stopped 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags:
+class Flags(Options):
     """The command's flags; None for one that was not given."""
 
     name: str
-    data: str = DataConfig.path
+    amp: str = "auto"
     out: Path | None = None
     archs: str | None = None
     variants: str | None = None
-    epochs: int | None = None
-    steps: int | None = None
     seeds: int = 1
-    batch_size: int | None = None
-    loader: str | None = None
-    amp: str | None = None
-    device: str | None = None
     debug: bool = False
 
     @property
@@ -54,18 +48,6 @@ class Flags:
         """Where it goes."""
         return self.out or Path("studies") / self.study.name
 
-    def options(self) -> Options:
-        """What all trainings share."""
-        return Options(
-            data=self.data,
-            epochs=self.epochs,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            device=self.device,
-            amp=self.amp or "auto",
-            loader=self.loader,
-        )
-
     def chosen(self) -> tuple[list[str] | None, list[str] | None]:
         """The names of architectures and variants, None for all."""
         archs, variants = (None if text is None else names_in(text) for text in (self.archs, self.variants))
@@ -78,7 +60,7 @@ class Flags:
             raise ConfigError(f"--seeds {self.seeds} is too few; give 1 or more")
         if self.epochs is not None and self.steps is not None:
             raise ConfigError("--epochs and --steps both give the length; give one of them")
-        variant_config(variants[0], self.options(), 0)
+        variant_config(variants[0], self, 0)
         # NumPy, which reading a set needs, takes a tenth of a second to import.
         from fast_train.data_prep.manifest import PreparedSet
 

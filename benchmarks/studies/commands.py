@@ -80,7 +80,8 @@ def run(flags: Flags, command: str) -> None:
 
 def _plan(flags: Flags, command: str) -> Plan:
     """Check what `Flags.check` could not; ValueError for what does not fit."""
-    study, options = flags.study, flags.options()
+    study = flags.study
+    options: Options = flags
     check_folder(flags.folder, study)
     config = variant_config(study.variants[0], options, 0)
     device = resolve_device(config.run.device)

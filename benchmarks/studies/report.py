@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,8 @@ from fast_train.benchmarks.instrument.records import ReportError
 from fast_train.benchmarks.instrument.result import Format
 from fast_train.benchmarks.instrument.statistics import bootstrap
 from fast_train.benchmarks.present.page import Block, Document, Notice, Section, document_files, write_files
-from fast_train.benchmarks.present.picture import Picture
+from fast_train.benchmarks.present.picture import LINES, Picture, Theme
 from fast_train.benchmarks.present.tables import Table, machine_table, percent
-from fast_train.benchmarks.present.theme import LINES, Theme
 from fast_train.benchmarks.studies.base import (
     PAPER_BATCH,
     PAPER_IMAGES,
@@ -57,7 +56,7 @@ class Findings:
             settings=self.settings,
             data=self.data,
             machine=self.machine,
-            body={"study": self.study.name, "runs": [run.to_dict() for run in self.runs]},
+            body={"study": self.study.name, "runs": [asdict(run) for run in self.runs]},
         )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,6 @@ class Run:
     dtype: str
     status: str
     history: tuple[dict[str, Any], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """In JSON's types."""
-        return {**asdict(self), "history": list(self.history)}
 
 
 def finished_run(variant: Variant, options: Options, seed: int, folder: Path, prepared: PreparedSet) -> Run | None:

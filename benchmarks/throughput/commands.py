@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import tempfile
-import time
 import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fast_train.benchmarks.instrument.bench import Bench, build_bench, clean_up, conclude
+from fast_train.benchmarks.instrument.bench import Bench, build_bench, conclude
 from fast_train.benchmarks.instrument.cost import batch_warnings
 from fast_train.benchmarks.present.folder import report_folder
 from fast_train.benchmarks.present.tables import device_of
@@ -79,18 +78,8 @@ def _run_suites(bench: Bench[ThroughputSettings], chosen: Sequence[str]) -> Keyb
 def _run_suite(bench: Bench[ThroughputSettings], suite: Suite) -> None:
     if bench.settings.quick and not suite.quick:
         bench.skip(suite.name, "the suite", "left out by --quick")
-        return
-    done, started = len(bench.result.rows), time.monotonic()
-    bench.display.say(f"{suite.name} ...")
-    try:
-        try:
-            suite.run(bench)
-        finally:
-            clean_up(bench.device)
-    except Exception as error:
-        # Whatever it is: the figures of half an hour must not be lost with one suite.
-        bench.fail(suite.name, "the rest of the suite", error)
-    bench.display.say(f"{suite.name}: {len(bench.result.rows) - done} rows in {time.monotonic() - started:.0f} s")
+    else:
+        bench.attempt(suite.name, "the rest of the suite", partial(suite.run, bench))
 
 
 def _write(bench: Bench[ThroughputSettings], folder: Path) -> None:

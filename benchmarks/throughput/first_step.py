@@ -21,11 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m fast_train.benchmarks.throughput.first_step", description=(__doc__ or "").split(":")[0]
     )
     parser.add_argument("config", type=Path, metavar="CONFIG.json", help="a run's settings, as it keeps them")
-    train_step(parser.parse_args(arguments).config)
-
-
-def train_step(path: Path) -> None:
-    """Train one step by the configuration in a file, and print when it was done."""
+    path = parser.parse_args(arguments).config
     # In the way of `pipeline.cli`, and with all that it imports before it trains.
     with quick_imports():
         from fast_train.data_prep.manifest import PreparedSet

@@ -18,9 +18,8 @@ from fast_train.benchmarks.instrument.feeds import library_entries
 from fast_train.benchmarks.instrument.records import Details, ProductDetails
 from fast_train.benchmarks.instrument.result import D, Result, Row
 from fast_train.benchmarks.instrument.roofline import copy_bandwidth, peak_flops
-from fast_train.benchmarks.present.picture import Picture
+from fast_train.benchmarks.present.picture import LINES, MARKERS, Picture, Theme
 from fast_train.benchmarks.present.tables import number, percent
-from fast_train.benchmarks.present.theme import LINES, MARKERS, Theme
 from fast_train.benchmarks.throughput.records import (
     AccuracyDetails,
     AugmentationDetails,

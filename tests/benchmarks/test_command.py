@@ -11,6 +11,7 @@ import tempfile
 
 import pytest
 
+from fast_train.benchmarks.instrument import bench as bench_module
 from fast_train.benchmarks.instrument import roofline
 from fast_train.benchmarks.instrument.result import Result
 from fast_train.benchmarks.throughput import cli, commands
@@ -224,7 +225,7 @@ def test_a_signal_between_two_suites_keeps_the_first(prepared_path, tmp_path, mo
     def interrupt(device):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(augmentation, "run", lambda bench: monkeypatch.setattr(commands, "clean_up", interrupt))
+    monkeypatch.setattr(augmentation, "run", lambda bench: monkeypatch.setattr(bench_module, "clean_up", interrupt))
     assert _quick(prepared_path, tmp_path / "report", only="roofline,augmentation") == 130
     assert {row.suite for row in read_result(tmp_path / "report").rows} == {"roofline"}
 

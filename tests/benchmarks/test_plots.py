@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from fast_train.benchmarks.instrument.records import CopyDetails, ProductDetails
 from fast_train.benchmarks.instrument.result import Result, Row
-from fast_train.benchmarks.present.theme import DARK, LIGHT
+from fast_train.benchmarks.present.picture import DARK, LIGHT
 from fast_train.benchmarks.studies import STUDIES
 from fast_train.benchmarks.studies.base import CurvePlot, Panel
 from fast_train.benchmarks.studies.report import Findings, curve_picture

@@ -8,9 +8,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fast_train.benchmarks.present.page import Document, Notice, Section, document_files, write_files
-from fast_train.benchmarks.present.picture import Picture
+from fast_train.benchmarks.present.picture import DARK, LIGHT, Picture
 from fast_train.benchmarks.present.tables import Table, interval, number, percent
-from fast_train.benchmarks.present.theme import DARK, LIGHT
 
 
 def _draw(figure: Figure, theme) -> None:
