@@ -8,11 +8,10 @@ with them on reading.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 from fast_train.benchmarks.instrument.flags import check_counts
@@ -36,25 +35,10 @@ class Format:
     details: Mapping[str, Sequence[type[Details]]] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
 
-    def to_json(
-        self,
-        *,
-        complete: bool,
-        settings: Mapping[str, Any],
-        data: Mapping[str, Any],
-        machine: Mapping[str, Any],
-        body: Mapping[str, Any],
-    ) -> bytes:
-        """The file: what every report begins with, and then ``body``; all in JSON's types."""
-        envelope = {
-            "schema": self.schema,
-            "version": self.version,
-            "complete": complete,
-            "settings": settings,
-            "data": data,
-            "machine": machine,
-        }
-        return json.dumps({**envelope, **body}, indent=1, allow_nan=False).encode() + b"\n"
+    def to_json(self, values: Mapping[str, Any]) -> bytes:
+        """The file. values: what it holds besides its kind and version, in JSON's types."""
+        kind = {"schema": self.schema, "version": self.version}
+        return json.dumps({**kind, **values}, indent=1, allow_nan=False).encode() + b"\n"
 
     def parse(self, text: str | bytes) -> dict[str, Any]:
         """The values of a file; ReportError where it is none of this kind."""
@@ -113,21 +97,8 @@ class Row(Generic[D_co]):
         return spread(self.repeats)
 
     def to_dict(self) -> dict[str, Any]:
-        """The row in JSON's types."""
-        low_high = self.interval
-        return {
-            "suite": self.suite,
-            "name": self.name,
-            "unit": self.unit,
-            "better": self.better,
-            "statistic": self.statistic,
-            "value": self.value,
-            "interval": None if low_high is None else list(low_high),
-            "spread": self.spread,
-            "repeats": list(self.repeats),
-            "warm_up": list(self.warm_up),
-            "details": dataclasses.asdict(self.details),
-        }
+        """In JSON's types, with the figures that follow from the repeats."""
+        return {**asdict(self), "value": self.value, "interval": self.interval, "spread": self.spread}
 
 
 def rows_about(rows: Iterable[Row[Details]], kind: type[D]) -> list[Row[D]]:
@@ -172,19 +143,9 @@ class Result:
 
     def to_json(self, kind: Format, more: Mapping[str, Any] | None = None) -> bytes:
         """The report's JSON file. more: what such a report holds besides, in JSON's types."""
-        return kind.to_json(
-            complete=self.complete,
-            settings=self.settings,
-            data=self.data,
-            machine=self.machine,
-            body={
-                "config": self.config,
-                "rows": [row.to_dict() for row in self.rows],
-                "skipped": [vars(skipped) for skipped in self.skipped],
-                "warnings": self.warnings,
-                **(more or {}),
-            },
-        )
+        rows, skipped = [row.to_dict() for row in self.rows], [vars(skipped) for skipped in self.skipped]
+        # What says whether it is whole comes first.
+        return kind.to_json({"complete": self.complete, **vars(self), "rows": rows, "skipped": skipped, **(more or {})})
 
     @classmethod
     def from_json(cls, text: str | bytes, kind: Format) -> Result:

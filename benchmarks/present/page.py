@@ -58,6 +58,18 @@ class Document:
     lead: str
     sections: Sequence[Section]
 
+    @classmethod
+    def of(
+        cls, title: str, lead: str, sections: Mapping[str, Sequence[Block | None]], warnings: Sequence[str]
+    ) -> Document:
+        """A report that begins with its warnings. None stands for what there is not; empty sections are left out."""
+        first = [Notice("warning", warnings)] if warnings else []
+        kept = {
+            heading: [block for block in blocks if block is not None]
+            for heading, blocks in {"Read this first": first, **sections}.items()
+        }
+        return cls(title, lead, [Section(heading, blocks) for heading, blocks in kept.items() if blocks])
+
     def pictures(self) -> list[Picture]:
         """Its pictures, in order."""
         return [block for section in self.sections for block in section.blocks if isinstance(block, Picture)]

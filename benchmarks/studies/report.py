@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from fast_train.benchmarks.instrument.records import ReportError
 from fast_train.benchmarks.instrument.result import Format
 from fast_train.benchmarks.instrument.statistics import bootstrap
-from fast_train.benchmarks.present.page import Block, Document, Notice, Section, document_files, write_files
+from fast_train.benchmarks.present.page import Block, Document, Notice, document_files, write_files
 from fast_train.benchmarks.present.picture import LINES, Picture, Theme
 from fast_train.benchmarks.present.tables import Table, machine_table, percent
 from fast_train.benchmarks.studies.base import (
@@ -52,11 +52,14 @@ class Findings:
     def to_json(self) -> bytes:
         """The content of report.json."""
         return FORMAT.to_json(
-            complete=len(self.runs) == self.wanted,
-            settings=self.settings,
-            data=self.data,
-            machine=self.machine,
-            body={"study": self.study.name, "runs": [asdict(run) for run in self.runs]},
+            {
+                "complete": len(self.runs) == self.wanted,
+                "settings": self.settings,
+                "data": self.data,
+                "machine": self.machine,
+                "study": self.study.name,
+                "runs": [asdict(run) for run in self.runs],
+            }
         )
 
     @property
@@ -89,19 +92,15 @@ def write_report(folder: Path, findings: Findings) -> None:
 def build_document(findings: Findings) -> Document:
     """The report's sections."""
     study = findings.study
-    pictures: list[Block] = [p for plot in study.plots if (p := curve_picture(plot, findings)) is not None]
-    sections = [
-        Section("What was found", _comparisons(findings)),
-        Section("Curves", pictures),
-        Section("Errors after the last epoch", [_errors(findings)]),
-        Section("What the papers report", [_reported(study)]),
-        Section("How far this is from the paper's setting", [Notice("note", distance(findings))]),
-        Section("Machine and settings", [_machine(findings)]),
-    ]
-    warnings = _warnings(findings)
-    if warnings:
-        sections.insert(0, Section("Read this first", [Notice("warning", warnings)]))
-    return Document(study.title, study.question, [section for section in sections if section.blocks])
+    sections: dict[str, Sequence[Block | None]] = {
+        "What was found": _comparisons(findings),
+        "Curves": [curve_picture(plot, findings) for plot in study.plots],
+        "Errors after the last epoch": [_errors(findings)],
+        "What the papers report": [_reported(study)],
+        "How far this is from the paper's setting": [Notice("note", distance(findings))],
+        "Machine and settings": [_machine(findings)],
+    }
+    return Document.of(study.title, study.question, sections, _warnings(findings))
 
 
 def _warnings(findings: Findings) -> list[str]:

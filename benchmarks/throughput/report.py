@@ -9,8 +9,7 @@ from fast_train.benchmarks.instrument import roofline as roofline_suite
 from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Result, Row
 from fast_train.benchmarks.instrument.statistics import CONFIDENCE
-from fast_train.benchmarks.present.page import Block, Document, Notice, Section, document_files, write_files
-from fast_train.benchmarks.present.picture import Picture
+from fast_train.benchmarks.present.page import Block, Document, Notice, document_files, write_files
 from fast_train.benchmarks.present.tables import Table, device_of, interval, machine_table, number, percent
 from fast_train.benchmarks.throughput import plots
 from fast_train.benchmarks.throughput.compare import FORMAT, REPORT
@@ -25,6 +24,7 @@ from fast_train.benchmarks.throughput.records import (
 from fast_train.benchmarks.throughput.suites import accuracy, startup
 from fast_train.common.text import format_bytes
 
+Blocks = Sequence[Block | None]
 _MEDIAN = ("median", f"{CONFIDENCE:.0%} interval", "spread")
 
 
@@ -37,22 +37,19 @@ def write_report(folder: Path, result: Result) -> list[Path]:
 
 def build_document(result: Result) -> Document:
     """The report's sections; those without a figure are left out."""
-    sections = [
-        Section("End to end", _end_to_end(result)),
-        Section("Loaders alone", _loaders(result)),
-        Section("The step alone", _ladder(result)),
-        Section("Limits of the device", _roofline(result)),
-        Section("Time to accuracy", _accuracy(result)),
-        Section("Cold and warm start", _starts(result)),
-        Section("Preparation", _preparation(result)),
-        Section("Not measured", _skipped(result)),
-        Section("Machine and method", _machine(result)),
-    ]
-    if result.warnings:
-        sections.insert(0, Section("Read this first", [Notice("warning", result.warnings)]))
-    model, data = result.config["model"]["arch"], result.data
-    title = f"Throughput of {model} on {data['source']}"
-    return Document(title, headline(result), [section for section in sections if section.blocks])
+    sections = {
+        "End to end": _end_to_end(result),
+        "Loaders alone": _loaders(result),
+        "The step alone": _ladder(result),
+        "Limits of the device": _roofline(result),
+        "Time to accuracy": _accuracy(result),
+        "Cold and warm start": _starts(result),
+        "Preparation": _preparation(result),
+        "Not measured": _skipped(result),
+        "Machine and method": _machine(result),
+    }
+    title = f"Throughput of {result.config['model']['arch']} on {result.data['source']}"
+    return Document.of(title, headline(result), sections, result.warnings)
 
 
 def headline(result: Result) -> str:
@@ -84,16 +81,12 @@ def _equals(best: Row[EndToEndDetails], rows: Sequence[Row[EndToEndDetails]]) ->
     return f" Within the noise of it: {', '.join(close)}." if close else ""
 
 
-def _with(picture: Picture | None, *blocks: Block) -> list[Block]:
-    return [picture, *blocks] if picture is not None else list(blocks)
-
-
 def _statistics(row: Row[Details]) -> list[str]:
     low_high = row.interval
     return [number(row.value), interval(*low_high) if low_high else "one repeat", percent(row.spread)]
 
 
-def _end_to_end(result: Result) -> list[Block]:
+def _end_to_end(result: Result) -> Blocks:
     rows = plots.judged(result)
     if not rows:
         return []
@@ -112,10 +105,10 @@ def _end_to_end(result: Result) -> list[Block]:
     best = max(range(len(rows)), key=lambda place: rows[place].value)
     columns = ["loader", "step", "batch", *_MEDIAN, "step alone", "waits", "bound by"]
     table = Table(columns, cells, caption="Training images/s", strong=[best], numeric=range(2, 8))
-    return _with(plots.end_to_end_bars(result), table, Notice("note", [row.details.sentence for row in rows]))
+    return [plots.end_to_end_bars(result), table, Notice("note", [row.details.sentence for row in rows])]
 
 
-def _loaders(result: Result) -> list[Block]:
+def _loaders(result: Result) -> Blocks:
     rows = result.about(LoaderDetails)
     if not rows:
         return []
@@ -135,10 +128,10 @@ def _loaders(result: Result) -> list[Block]:
     sources = {row.details.entry: row.details.source for row in rows}
     peers = [f"{name}: {source}" for name, source in sources.items() if source != "this project"]
     blocks: list[Block] = [Notice("note", ["Recipes that are not ours follow:", *peers])] if peers else []
-    return _with(plots.loaders_alone(result), *_with(plots.scaling(result), table, *blocks))
+    return [plots.loaders_alone(result), plots.scaling(result), table, *blocks]
 
 
-def _ladder(result: Result) -> list[Block]:
+def _ladder(result: Result) -> Blocks:
     rows = result.about(RungDetails)
     if not rows:
         return []
@@ -160,14 +153,14 @@ def _ladder(result: Result) -> list[Block]:
         "`torch.utils.flop_counter` counts them. The peak is the fastest repeat of a large matrix product in the same "
         "type."
     )
-    return _with(plots.step_ladder(result), text, Table(columns, cells, caption="Training images/s"))
+    return [plots.step_ladder(result), text, Table(columns, cells, caption="Training images/s")]
 
 
 def _bytes(count: int | None) -> str:
     return "not counted" if count is None else format_bytes(count)
 
 
-def _roofline(result: Result) -> list[Block]:
+def _roofline(result: Result) -> Blocks:
     rows = result.suite(roofline_suite.SUITE)
     if not rows:
         return []
@@ -189,7 +182,7 @@ def _roofline(result: Result) -> list[Block]:
         ]
         columns = ["batch", *_MEDIAN, "bytes an image", "traffic", "of the copy bandwidth"]
         tables.append(Table(columns, cells, caption="The augmentation alone, images/s"))
-    return _with(plots.roofline(result), *tables)
+    return [plots.roofline(result), *tables]
 
 
 def _scaled(row: Row[Details], value: float) -> str:
@@ -198,14 +191,14 @@ def _scaled(row: Row[Details], value: float) -> str:
     return f"{number(value / 1e12)} TFLOP/s"
 
 
-def _accuracy(result: Result) -> list[Block]:
+def _accuracy(result: Result) -> Blocks:
     rows = result.suite(accuracy.SUITE)
     if not rows:
         return []
     summary = [[row.name, *_mean(row)] for row in rows]
     what = Table(["what", "mean", f"{CONFIDENCE:.0%} interval over seeds", "seeds"], summary)
     trainings = [_trainings(row.details) for row in result.about(AccuracyDetails)]
-    return _with(plots.accuracy_over_time(result), what, *trainings)
+    return [plots.accuracy_over_time(result), what, *trainings]
 
 
 def _trainings(details: AccuracyDetails) -> Table:
@@ -233,7 +226,7 @@ def _mean(row: Row[Details]) -> list[str]:
     return [f"{number(row.value)} s", interval(*low_high) if low_high else "one seed", str(len(row.repeats))]
 
 
-def _starts(result: Result) -> list[Block]:
+def _starts(result: Result) -> Blocks:
     rows = result.suite(startup.SUITE)
     if not rows:
         return []
@@ -242,7 +235,7 @@ def _starts(result: Result) -> list[Block]:
     return [Table(["start", *_MEDIAN, "repeats"], cells, caption=caption)]
 
 
-def _preparation(result: Result) -> list[Block]:
+def _preparation(result: Result) -> Blocks:
     rows = result.about(PreparationDetails)
     if not rows:
         return []
@@ -262,14 +255,14 @@ def _without_path(dataset: str) -> str:
     return f"{kind}{colon}DIR" if colon else kind
 
 
-def _skipped(result: Result) -> list[Block]:
+def _skipped(result: Result) -> Blocks:
     if not result.skipped:
         return []
     cells = [[s.suite, s.name, s.reason] for s in result.skipped]
     return [Table(["suite", "what", "why not"], cells, numeric=())]
 
 
-def _machine(result: Result) -> list[Block]:
+def _machine(result: Result) -> Blocks:
     settings, config, data = result.settings, result.config, result.data
     amp, batch = config["run"]["amp"], config["data"]["batch_size"]
     method = (

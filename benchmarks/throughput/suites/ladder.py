@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured, tf32
-from fast_train.benchmarks.instrument.cost import Work, count_work
+from fast_train.benchmarks.instrument.cost import count_work
 from fast_train.benchmarks.instrument.flags import Settings
 from fast_train.benchmarks.instrument.roofline import NO_TF32, kind_of, peak_flops
 from fast_train.benchmarks.instrument.timing import FAILURES
@@ -36,11 +36,6 @@ class Rung:
     change: str
     config: Config
     tf32: bool
-
-    @property
-    def runtime(self) -> Runtime:
-        """What its settings come to on this machine."""
-        return resolve_runtime(self.config.run)
 
 
 def run(bench: Bench[Settings]) -> None:
@@ -108,37 +103,35 @@ def _name(number: int, rung: Rung) -> str:
 
 
 def _case(bench: Bench[Settings], number: int, rung: Rung, loader: Loader) -> Measured[RungDetails]:
-    before = _allocated(bench.device, reset=True)
+    before = _allocated(bench.device)
+    runtime, size = resolve_runtime(rung.config.run), rung.config.data.batch_size
     with tf32(rung.tf32):
-        work = _count(bench, rung, loader)
+        plain = dataclasses.replace(runtime, compile=False, graph=False)
+        step = _build(bench, rung.config, plain)
+        work = count_work(step, _first(loader, _COUNTED_IMAGES), batch_size=size)
         # What it was counted on is no part of the rung's memory.
+        del step
         gc.collect()
-        batch = _first(loader, rung.config.data.batch_size)
-        step = _build(bench, rung.config, rung.runtime)
+        batch = _first(loader, size)
+        step = _build(bench, rung.config, runtime)
         step.set_rate(RATE)
-        ready = ready_step(step, batch, rung.runtime)
+        ready = ready_step(step, batch, runtime)
         ready(batch)
     details = RungDetails(
         rung=number,
         change=rung.change,
-        batch_size=rung.config.data.batch_size,
-        kind=kind_of(rung.runtime.amp, tf32=rung.tf32),
+        batch_size=size,
+        kind=kind_of(runtime.amp, tf32=rung.tf32),
         flops_per_image=work.flops,
         bytes_per_image=work.bytes,
         peak_memory_bytes=_peak(bench.device, before),
     )
-    rate = bench.rate(lambda: ready(batch), items=rung.config.data.batch_size)
+    rate = bench.rate(lambda: ready(batch), items=size)
     return Measured(name=_name(number, rung), run=tf32(rung.tf32)(rate.__call__), details=details)
 
 
 def _build(bench: Bench[Settings], config: Config, runtime: Runtime) -> TrainStep:
     return build_step(config, build_augmenter(config, bench.prepared, runtime, train=True), runtime)
-
-
-def _count(bench: Bench[Settings], rung: Rung, loader: Loader) -> Work:
-    plain = dataclasses.replace(rung.runtime, compile=False, graph=False)
-    step = _build(bench, rung.config, plain)
-    return count_work(step, _first(loader, _COUNTED_IMAGES), batch_size=rung.config.data.batch_size)
 
 
 def _first(loader: Loader, count: int) -> SplitView:
@@ -150,11 +143,11 @@ def _first(loader: Loader, count: int) -> SplitView:
     return whole._replace(indices=torch.randperm(len(whole.labels), device=loader.device)[:count])
 
 
-def _allocated(device: torch.device, *, reset: bool) -> int:
+def _allocated(device: torch.device) -> int:
+    """Bytes on the device; its peak is counted from here on."""
     if device.type != "cuda":
         return 0
-    if reset:
-        torch.cuda.reset_peak_memory_stats(device)
+    torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
 
 
