@@ -70,7 +70,6 @@ class Bench(Generic[S_co]):
 
     @property
     def device(self) -> torch.device:
-        """Where the recipe's step runs."""
         return self.runtime.device
 
     def rate(self, call: Callable[[], object], *, items: float) -> Rate:
@@ -109,7 +108,6 @@ class Bench(Generic[S_co]):
         self.display.say(f"{suite}: {len(self.result.rows) - done} rows in {time.monotonic() - started:.0f} s")
 
     def add(self, row: Row[D]) -> Row[D]:
-        """A finished row."""
         self.result.rows.append(row)
         return row
 

@@ -39,7 +39,6 @@ def count_work(step: TrainStep, batch: SplitView, *, batch_size: int) -> Work:
 
 
 def _count(step: TrainStep, batch: SplitView) -> Work:
-    """What the whole step does."""
     counter, traffic = FlopCounterMode(display=False), _Traffic()
     with step.unchanged(), counter, traffic:
         step(batch)

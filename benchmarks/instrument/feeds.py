@@ -211,7 +211,6 @@ class Peer(Feed):
 
     @classmethod
     def entry(cls) -> Entry:
-        """Its line of the comparison."""
         return Entry(
             name=cls.name, open=cls, augmentation=cls.augmentation, source=cls.source, workers=cls.fixed_workers
         )

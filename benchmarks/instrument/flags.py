@@ -31,7 +31,6 @@ class Subject:
 
     @property
     def rounds(self) -> int:
-        """Repeats of each case."""
         if self.repeats is not None:
             return self.repeats
         return 2 if self.quick else 5

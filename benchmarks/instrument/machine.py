@@ -96,7 +96,7 @@ class Watch:
         self._reasons: set[str] = set()
         self._others = 0
         self._nvml, self._handle, self._absent = _open_nvml(device)
-        self._load = _load()
+        self._load = os.getloadavg()[0]
         self._before = self._state()
 
     def sample(self) -> None:
@@ -132,7 +132,7 @@ class Watch:
         if self._others:
             found.append(f"{self._others} other process(es) used the GPU while it was measured")
         cores = os.cpu_count() or 1
-        if self._load is not None and self._load > _BUSY * cores:
+        if self._load > _BUSY * cores:
             found.append(
                 f"the machine was busy before the start: a load of {self._load:.1f} on {cores} cores in the last minute"
             )
@@ -171,11 +171,3 @@ def _open_nvml(device: torch.device) -> tuple[Any, Any, str]:
         return pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid.encode()), ""
     except pynvml.NVMLError as error:
         return None, None, f"NVML can't be used: {one_line(error)}"
-
-
-def _load() -> float | None:
-    """The load of the last minute."""
-    try:
-        return os.getloadavg()[0]
-    except OSError:
-        return None

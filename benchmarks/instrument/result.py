@@ -83,13 +83,17 @@ class Row(Generic[D_co]):
 
     @property
     def value(self) -> float:
-        """What stands for the repeats."""
         return estimate(self.repeats, self.statistic)
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """The bootstrap's interval of `value`; None for one repeat."""
         return bootstrap(self.repeats, self.statistic)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval's; of one repeat its value, twice."""
+        return self.interval or (self.value, self.value)
 
     @property
     def spread(self) -> float:
@@ -130,15 +134,12 @@ class Result:
     complete: bool = True
 
     def suite(self, name: str) -> list[Row[Details]]:
-        """The rows of a suite, in order."""
         return [row for row in self.rows if row.suite == name]
 
     def about(self, kind: type[D]) -> list[Row[D]]:
-        """The rows whose details are a ``kind``, in order."""
         return rows_about(self.rows, kind)
 
     def find(self, suite: str, name: str) -> Row[Details] | None:
-        """A row, or None."""
         return next((row for row in self.rows if (row.suite, row.name) == (suite, name)), None)
 
     def to_json(self, kind: Format, more: Mapping[str, Any] | None = None) -> bytes:
@@ -149,7 +150,6 @@ class Result:
 
     @classmethod
     def from_json(cls, text: str | bytes, kind: Format) -> Result:
-        """Read and check; ReportError for anything out of order."""
         data = kind.parse(text)
         parts = {name: field_of(data, name, dict) for name in ("settings", "config", "data", "machine")}
         check_counts(field_of(parts["settings"], "repeats", int), field_of(parts["settings"], "warm_up", int))

@@ -30,7 +30,6 @@ def bootstrap_ratio(
 
 
 def estimate(values: Sequence[float], statistic: str = "median") -> float:
-    """The median or the mean."""
     return float(_STATISTICS[statistic](np.asarray(values, dtype=np.float64)))
 
 

@@ -35,8 +35,6 @@ exit status: 0 done, 1 a point failed or figures that can't be true, 2 bad input
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(Subject):
-    """The command's flags; None for one that was not given."""
-
     recipe: str | None = RECIPE
     out: Path | None = None
     only: str | None = None
@@ -120,7 +118,7 @@ def _run(flags: Flags, command: list[str]) -> int:
     flags.check()
     # After all that can be refused without torch, which takes seconds to import.
     with quick_imports():
-        from fast_train.benchmarks.lab.commands import measure
+        from fast_train.benchmarks.lab.run import measure
 
     return measure(flags, command, started)
 

@@ -49,7 +49,6 @@ class Layer(NamedTuple):
     side: int
 
     def describe(self) -> str:
-        """The layer as people write it."""
         stride = f", stride {self.stride}" if self.stride > 1 else ""
         return f"{self.depth} to {self.columns} channels, {self.size}x{self.size}{stride} on {self.side}x{self.side}"
 

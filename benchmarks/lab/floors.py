@@ -47,7 +47,6 @@ class Part:
         return batch * self.flops / matrix, self.moved(batch) / copy
 
     def moved(self, batch: int) -> float:
-        """Bytes of a batch."""
         return batch * self.bytes + self.fixed_bytes
 
 

@@ -46,7 +46,6 @@ def train(built: Built, *, seed: int, steps: int) -> list[float]:
 
 
 def _batches(built: Built, seed: int, size: int, steps: int) -> list[tuple[int, AnyBatch]]:
-    """(epoch, batch) of each step."""
     count = len(built.batch.labels)
     per_epoch = count // size
     orders: list[Tensor] = [

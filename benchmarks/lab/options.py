@@ -51,7 +51,6 @@ class Built:
     feed: LoaderFeed
 
     def once(self) -> None:
-        """One step on the fixed batch."""
         self.ready(self.batch)
 
 

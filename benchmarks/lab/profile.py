@@ -40,7 +40,6 @@ GROUPS = (*dict.fromkeys(group for group, _ in _PATTERNS), REST)
 
 
 def classify(kernel: str) -> str:
-    """The group of a kernel, by its name."""
     return next((group for group, pattern in _PATTERNS if re.search(pattern, kernel)), REST)
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Format, Row
 from fast_train.benchmarks.lab import profile
 from fast_train.benchmarks.lab.floors import NORM
 from fast_train.benchmarks.lab.records import END_TO_END, KERNELS, CpuAugmentationDetails, GroupDetails, StepDetails
-from fast_train.benchmarks.lab.run import Lab
 from fast_train.benchmarks.present.page import write_files
 from fast_train.benchmarks.present.tables import Table, interval, number, percent
 from fast_train.benchmarks.throughput.records import AugmentationDetails
+
+if TYPE_CHECKING:
+    from fast_train.benchmarks.lab.run import Lab
 
 FORMAT = Format(schema="fast-train.step-lab", version=1)
 JSON, TEXT = "step-lab.json", "step-lab.md"

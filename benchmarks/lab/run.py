@@ -1,21 +1,25 @@
-"""Measure the points of `benchmarks.lab.cli`, one after the other, as long as there is time."""
+"""Measure the points of `benchmarks.lab.cli`, one after the other, as long as there is time, and report."""
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fast_train.benchmarks.instrument import roofline
-from fast_train.benchmarks.instrument.bench import Bench, Measured
-from fast_train.benchmarks.instrument.flags import Settings
+from fast_train.benchmarks.instrument.bench import Bench, Measured, build_bench, conclude
+from fast_train.benchmarks.instrument.cost import batch_warnings
+from fast_train.benchmarks.instrument.flags import Settings, repeat_seconds
 from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.instrument.statistics import bootstrap_ratio
 from fast_train.benchmarks.instrument.timing import FAILURES
-from fast_train.benchmarks.lab import augmentation_cpu, floors, losses, options, profile
+from fast_train.benchmarks.lab import augmentation_cpu, floors, losses, options, profile, report
 from fast_train.benchmarks.lab.options import Built, Option
 from fast_train.benchmarks.lab.records import (
     AUGMENTATION,
@@ -32,10 +36,16 @@ from fast_train.benchmarks.lab.records import (
     KernelsDetails,
     StepDetails,
 )
+from fast_train.benchmarks.present.folder import report_folder
 from fast_train.benchmarks.throughput.suites import augmentation
 from fast_train.benchmarks.throughput.suites.ladder import RATE
+from fast_train.common.console import Display
 from fast_train.common.text import one_line
+from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.loaders import Loader, build_loader
+
+if TYPE_CHECKING:
+    from fast_train.benchmarks.lab.cli import Flags
 
 AUGMENTATION_BATCHES = (8_192, 32_768)
 _MOST_EPOCHS = 20
@@ -62,7 +72,63 @@ class Lab:
     losses: dict[str, Any] | None = None
 
 
-def run(lab: Lab) -> None:
+def measure(flags: Flags, command: Sequence[str], started: float) -> int:
+    """Measure, write, print; returns the exit status. KeyboardInterrupt where a signal comes before any figure.
+
+    started: when the command was, of time.monotonic().
+    """
+    stop: KeyboardInterrupt | None = None
+    scratch = tempfile.TemporaryDirectory(prefix="step-lab-")
+    with scratch:
+        lab = _lab(flags, command, Path(scratch.name), started)
+        bench = lab.bench
+        with report_folder(flags.out, Path("reports/step-lab"), report.JSON) as folder:
+            bench.display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
+            try:
+                _run(lab)
+            except KeyboardInterrupt as error:
+                stop = error
+                bench.result.complete = False
+                bench.result.warnings.append("interrupted: what came later was not measured")
+            return conclude(bench, stop, partial(_write, lab, folder, started), scratch)
+
+
+def _lab(flags: Flags, command: Sequence[str], scratch: Path, started: float) -> Lab:
+    """What is to be measured, and with what; ValueError for flags that can't be."""
+
+    def settings(_: Config, cuda: bool) -> Settings:
+        seconds = repeat_seconds(quick=flags.quick, cuda=cuda)
+        return Settings(repeats=flags.rounds, seconds=seconds, quick=flags.quick)
+
+    bench = build_bench(flags, settings, command=command, display=Display(), scratch=scratch)
+    cuda = bench.device.type == "cuda"
+    points, sizes = flags.points(cpu=not cuda), flags.sizes()
+    if sizes is None and not flags.quick and any(point in points for point in ON_STEPS):
+        bench.result.warnings += batch_warnings(bench.recipe, bench.config)
+    default = (1024, 512, 2048) if cuda else (32,) if flags.quick else (bench.config.data.batch_size,)
+    return Lab(
+        bench=bench,
+        points=points,
+        only=flags.only,
+        batch_sizes=default if sizes is None else sizes,
+        until=started + 60 * flags.minutes,
+        steps=8 if flags.quick else 200,
+        seeds=(0, 1) if flags.quick else (0, 1, 2),
+        copy=flags.copy_bandwidth,
+        matrix=flags.matrix_rate,
+    )
+
+
+def _write(lab: Lab, folder: Path, started: float) -> None:
+    bench, say = lab.bench, lab.bench.display.say
+    say("\n" + report.write(folder, lab))
+    for warning in bench.result.warnings:
+        say(f"warning: {warning}")
+    say(f"{folder / report.JSON}: {len(bench.result.rows)} rows in {time.monotonic() - started:.0f} s")
+    say(json.dumps(report.aims(lab)))
+
+
+def _run(lab: Lab) -> None:
     """All points; what can't be measured is listed with its reason."""
     bench = lab.bench
     for point in POINTS:

@@ -12,5 +12,4 @@ PEERS: tuple[type[Peer], ...] = (NotesDataLoader, TunedDataLoader, FfcvReadme, D
 
 
 def peer_entries() -> list[Entry]:
-    """Every peer."""
     return [peer.entry() for peer in PEERS]

@@ -36,8 +36,6 @@ _NOTICES = {"warning": "Warning", "note": "Note"}
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
-
     title: str
     blocks: Sequence[Block]
 
@@ -71,7 +69,6 @@ class Document:
         return cls(title, lead, [Section(heading, blocks) for heading, blocks in kept.items() if blocks])
 
     def pictures(self) -> list[Picture]:
-        """Its pictures, in order."""
         return [block for section in self.sections for block in section.blocks if isinstance(block, Picture)]
 
     def to_markdown(self) -> str:

@@ -29,11 +29,9 @@ class Table:
                 raise ValueError(f"row {number} of the table has {len(row)} cells for {len(self.columns)} columns")
 
     def right_aligned(self, column: int) -> bool:
-        """Whether the column holds numbers."""
         return column in self.numeric if self.numeric is not None else column > 0
 
     def to_markdown(self) -> str:
-        """GitHub's table syntax."""
         rule = ["---:" if self.right_aligned(k) else "---" for k in range(len(self.columns))]
         rows = [[f"**{cell}**" if i in self.strong and cell else cell for cell in r] for i, r in enumerate(self.rows)]
         lines = [f"| {' | '.join(map(_markdown_cell, row))} |" for row in [self.columns, rule, *rows]]
@@ -81,7 +79,6 @@ def interval(low: float | None, high: float | None, digits: int = 3) -> str:
 
 
 def percent(share: float | None, decimals: int = 1) -> str:
-    """A fraction as percent; - for None."""
     return "-" if share is None or not math.isfinite(share) else f"{share:.{decimals}%}"
 
 

@@ -45,7 +45,6 @@ class Flags(Options):
 
     @property
     def folder(self) -> Path:
-        """Where it goes."""
         return self.out or Path("studies") / self.study.name
 
     def chosen(self) -> tuple[list[str] | None, list[str] | None]:

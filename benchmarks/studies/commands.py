@@ -44,14 +44,6 @@ class Plan:
         """Where a training goes; `_finished` reads its name."""
         return self.folder / RUNS / f"{variant.name}-seed{seed}"
 
-    def data(self) -> dict[str, Any]:
-        """What the report says of the images."""
-        return {
-            "source": self.prepared.source_name,
-            "synthetic": self.prepared.synthetic,
-            "train_images": self.prepared.size("train"),
-        }
-
 
 def run(flags: Flags, command: str) -> None:
     """Train what is missing, and write the report after each training. command: what goes on with it.
@@ -124,12 +116,16 @@ def _finished(plan: Plan) -> dict[tuple[str, int], Run]:
 
 
 def _findings(plan: Plan, runs: dict[tuple[str, int], Run], wanted: int, machine: dict[str, Any]) -> Findings:
-    names = [variant.name for variant in plan.study.variants]
+    names, prepared = [variant.name for variant in plan.study.variants], plan.prepared
     return Findings(
         study=plan.study,
         runs=sorted(runs.values(), key=lambda run: (run.seed, names.index(run.variant))),
         wanted=wanted,
-        data=plan.data(),
+        data={
+            "source": prepared.source_name,
+            "synthetic": prepared.synthetic,
+            "train_images": prepared.size("train"),
+        },
         machine=machine,
         settings={"command": plan.command, "batch_size": plan.options.batch_size, "seeds": plan.seeds},
     )

@@ -50,7 +50,6 @@ class Findings:
     settings: dict[str, Any]
 
     def to_json(self) -> bytes:
-        """The content of report.json."""
         return FORMAT.to_json(
             {
                 "complete": len(self.runs) == self.wanted,
@@ -90,7 +89,6 @@ def write_report(folder: Path, findings: Findings) -> None:
 
 
 def build_document(findings: Findings) -> Document:
-    """The report's sections."""
     study = findings.study
     sections: dict[str, Sequence[Block | None]] = {
         "What was found": _comparisons(findings),
@@ -98,7 +96,12 @@ def build_document(findings: Findings) -> Document:
         "Errors after the last epoch": [_errors(findings)],
         "What the papers report": [_reported(study)],
         "How far this is from the paper's setting": [Notice("note", distance(findings))],
-        "Machine and settings": [_machine(findings)],
+        "Machine and settings": [
+            machine_table(
+                findings.machine,
+                [["computed in", _arithmetic(findings)], ["command", f"`{findings.settings['command']}`"]],
+            )
+        ],
     }
     return Document.of(study.title, study.question, sections, _warnings(findings))
 
@@ -213,11 +216,6 @@ def _interval(values: Sequence[float]) -> str:
 def _reported(study: Study) -> Table:
     rows = [[r.what, r.error, r.setting, r.place] for r in study.reported]
     return Table(["what", "error", "setting", "place"], rows, numeric=(1,))
-
-
-def _machine(findings: Findings) -> Table:
-    more = [["computed in", _arithmetic(findings)], ["command", f"`{findings.settings['command']}`"]]
-    return machine_table(findings.machine, more)
 
 
 def curve_picture(plot: CurvePlot, findings: Findings) -> Picture | None:

@@ -83,7 +83,6 @@ def _run_suite(bench: Bench[ThroughputSettings], suite: Suite) -> None:
 
 
 def _write(bench: Bench[ThroughputSettings], folder: Path) -> None:
-    """Write the report, say where it is."""
     result = bench.result
     write_report(folder, result)
     for warning in result.warnings:

@@ -148,7 +148,6 @@ def _differences(before: Result, after: Result) -> Iterator[tuple[str, Any, Any]
 
 
 def _table(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """A table inside of a report's values; empty where there is none."""
     table = values.get(name)
     return table if isinstance(table, dict) else {}
 

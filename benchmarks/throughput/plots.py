@@ -3,6 +3,7 @@ nothing to show."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -113,10 +114,7 @@ def _label_log(axis: Axis) -> None:
 
 def _whiskers(rows: Sequence[Row[Details]]) -> np.ndarray:
     """Distances of the intervals' ends from the values: float64 [2, n], 0 where there is no interval."""
-    ends = [row.interval or (row.value, row.value) for row in rows]
-    below = [row.value - low for row, (low, _) in zip(rows, ends, strict=True)]
-    above = [high - row.value for row, (_, high) in zip(rows, ends, strict=True)]
-    return np.array([below, above])
+    return np.array([[row.value - row.ends[0] for row in rows], [row.ends[1] - row.value for row in rows]])
 
 
 def scaling(result: Result) -> Picture | None:
@@ -167,7 +165,6 @@ def scaling(result: Result) -> Picture | None:
 
 
 def _curves(rows: Sequence[Row[LoaderDetails]], x: Callable[[LoaderDetails], int]) -> dict[str, dict[int, float]]:
-    """The images a second of each loader over ``x``."""
     curves: dict[str, dict[int, float]] = {}
     for row in rows:
         curves.setdefault(row.details.entry, {})[x(row.details)] = row.value
@@ -181,7 +178,6 @@ def _style(theme: Theme, number: int) -> dict[str, Any]:
 
 
 def _ours() -> set[str]:
-    """The names of this project's entries."""
     return {entry.name for entry in library_entries()}
 
 
@@ -201,7 +197,6 @@ def _legend_by_origin(figure: Figure, all_axes: Sequence[Axes], ours: Collection
 
 
 def step_ladder(result: Result) -> Picture | None:
-    """Images a second of each rung."""
     rows = result.about(RungDetails)
     if not rows:
         return None
@@ -274,8 +269,7 @@ def end_to_end_bars(result: Result) -> Picture | None:
             alone = [row.details.step_alone or 0.0 for row in group]
             axes.plot(alone, range(len(group)), "|", label="the step alone", **mark)
             axes.set_title(f"with {step}", loc="left")
-            ends = [row.interval[1] if row.interval else row.value for row in group]
-            axes.set_xlim(0, 1.05 * max(*alone, *ends))
+            axes.set_xlim(0, 1.05 * max(*alone, *(row.ends[1] for row in group)))
             axes.set_xlabel("training images/s")
         bars = [Patch(facecolor=theme.series[0], label=_OURS)]
         if any(row.details.entry not in ours for row in rows):
@@ -313,7 +307,7 @@ def roofline(result: Result) -> Picture | None:
             # Hollow: rungs of nearly the same rate lie on one another.
             look: dict[str, Any] = {"color": theme.highlight, "markersize": 9, "fillstyle": "none", "mew": 1.6}
             axes.plot(x, y, marker, label=f"step {row.name}", zorder=4, **look)
-        values = _values_per_image(result)
+        values = math.prod(result.data["image_shape"])
         for place, ends in enumerate(augmented[:1] + augmented[-1:] if len(augmented) > 1 else augmented):
             x, y = values / ends.details.bytes_per_image, ends.value * values
             # One full, one hollow: where they fall together both can be seen.
@@ -335,11 +329,6 @@ def roofline(result: Result) -> Picture | None:
     )
 
 
-def _values_per_image(result: Result) -> int:
-    height, width, channels = result.data["image_shape"]
-    return int(height * width * channels)
-
-
 def _roofs(axes: Axes, theme: Theme, result: Result, kinds: Sequence[str], bandwidth: float) -> None:
     peaks = {kind: peak_flops(result, kind) or 0.0 for kind in kinds}
     ridge = max(peaks.values()) / bandwidth
@@ -357,7 +346,6 @@ def _roofs(axes: Axes, theme: Theme, result: Result, kinds: Sequence[str], bandw
 
 
 def accuracy_over_time(result: Result) -> Picture | None:
-    """Test accuracy of each seed over the wall clock."""
     rows = result.about(AccuracyDetails)
     if not rows:
         return None

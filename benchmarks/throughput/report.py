@@ -36,7 +36,6 @@ def write_report(folder: Path, result: Result) -> list[Path]:
 
 
 def build_document(result: Result) -> Document:
-    """The report's sections; those without a figure are left out."""
     sections = {
         "End to end": _end_to_end(result),
         "Loaders alone": _loaders(result),
@@ -70,14 +69,8 @@ def headline(result: Result) -> str:
 
 def _equals(best: Row[EndToEndDetails], rows: Sequence[Row[EndToEndDetails]]) -> str:
     """A sentence on the loaders whose intervals overlap with the best one's, with the same step."""
-    low = best.interval[0] if best.interval else best.value
-    close = [
-        row.details.entry
-        for row in rows
-        if row is not best
-        and row.details.step == best.details.step
-        and (row.interval[1] if row.interval else row.value) >= low
-    ]
+    others = [row for row in rows if row is not best and row.details.step == best.details.step]
+    close = [row.details.entry for row in others if row.ends[1] >= best.ends[0]]
     return f" Within the noise of it: {', '.join(close)}." if close else ""
 
 

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from fast_train.benchmarks.lab import cli as step_lab
-from fast_train.benchmarks.lab import commands, floors, profile, registers, report
+from fast_train.benchmarks.lab import floors, profile, registers, report
+from fast_train.benchmarks.lab import run as lab_run
 from fast_train.benchmarks.lab.cli import Flags
 from fast_train.benchmarks.lab.losses import compare
 from fast_train.benchmarks.lab.options import OPTIONS
@@ -34,7 +35,7 @@ def _run(path, out, *flags):
 def lab(prepared_path, tmp_path_factory):
     out = tmp_path_factory.mktemp("lab")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(commands, "repeat_seconds", lambda **_: 0.02)
+        patched.setattr(lab_run, "repeat_seconds", lambda **_: 0.02)
         status, data = _run(prepared_path, out)
     assert status == 0
     return data, (out / "step-lab.md").read_text()

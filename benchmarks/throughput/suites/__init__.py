@@ -39,7 +39,6 @@ class Suite:
     steps: bool = False
 
     def run(self, bench: Bench[ThroughputSettings]) -> None:
-        """Measure it, and add its rows to the result."""
         importlib.import_module(self.module).run(bench)
 
 

@@ -90,7 +90,6 @@ class _Steps:
         self.cases: list[Measured[StepDetails]] = []
 
     def of(self, feed: Feed) -> Step:
-        """The step for a feed."""
         example = feed.example()
         views = isinstance(example, SplitView)
         key = ("view", example.images.data_ptr()) if views else (feed.delivers, example.images.dtype)
@@ -115,7 +114,6 @@ class _Steps:
 
 
 def _what(feed: Feed, batch: AnyBatch) -> str:
-    """What a step is given, in words."""
     if isinstance(batch, SplitView):
         return "the resident split"
     if not batch.images.is_floating_point():
@@ -179,5 +177,4 @@ def slower(loader: Row[Details] | None, together: Row[Details], step: Row[Detail
 
 def _below(one: Row[Details], other: Row[Details]) -> bool:
     """Whether the one is smaller by more than the noise: their intervals do not overlap."""
-    (_, high), (low, _) = (row.interval or (row.value, row.value) for row in (one, other))
-    return high < low
+    return one.ends[1] < other.ends[0]
