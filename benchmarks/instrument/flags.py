@@ -83,9 +83,6 @@ class Settings:
     seconds: float = 0.5
     quick: bool = False
 
-    def __post_init__(self) -> None:
-        check_counts(self.repeats, self.warm_up)
-
 
 def repeat_seconds(*, quick: bool, cuda: bool) -> float:
     """How long a repeat takes: on a CPU less, so that two cores end within a quarter of an hour."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from fast_train.benchmarks.instrument.feeds import Entry, Peer
+from fast_train.benchmarks.instrument.feeds import Entry
 from fast_train.benchmarks.peers.dali_stock import DaliStock
 from fast_train.benchmarks.peers.ffcv_readme import FfcvReadme
 from fast_train.benchmarks.peers.notes_dataloader import NotesDataLoader
 from fast_train.benchmarks.peers.tuned_dataloader import TunedDataLoader
 
-PEERS: tuple[type[Peer], ...] = (NotesDataLoader, TunedDataLoader, FfcvReadme, DaliStock)
-
 
 def peer_entries() -> list[Entry]:
-    return [peer.entry() for peer in PEERS]
+    return [peer.entry() for peer in (NotesDataLoader, TunedDataLoader, FfcvReadme, DaliStock)]

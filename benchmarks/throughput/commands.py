@@ -16,8 +16,7 @@ from fast_train.benchmarks.present.folder import report_folder
 from fast_train.benchmarks.present.tables import device_of
 from fast_train.benchmarks.throughput.compare import REPORT
 from fast_train.benchmarks.throughput.report import write_report
-from fast_train.benchmarks.throughput.settings import ThroughputSettings, settings_of
-from fast_train.benchmarks.throughput.suites import SUITES, Suite
+from fast_train.benchmarks.throughput.suites import SUITES, Suite, ThroughputSettings, settings_of
 from fast_train.common.console import Display
 from fast_train.common.text import show_path
 from fast_train.pipeline.device import device_name

@@ -136,7 +136,7 @@ def _ladder(result: Result) -> Blocks:
             f"{row.value / rows[0].value:.2f}",
             number(row.value * row.details.flops_per_image / 1e12),
             percent(row.details.share_of_peak),
-            _bytes(row.details.peak_memory_bytes),
+            "not counted" if (peak := row.details.peak_memory_bytes) is None else format_bytes(peak),
         ]
         for row in rows
     ]
@@ -147,10 +147,6 @@ def _ladder(result: Result) -> Blocks:
         "type."
     )
     return [plots.step_ladder(result), text, Table(columns, cells, caption="Training images/s")]
-
-
-def _bytes(count: int | None) -> str:
-    return "not counted" if count is None else format_bytes(count)
 
 
 def _roofline(result: Result) -> Blocks:

@@ -10,7 +10,7 @@ from fast_train.benchmarks.instrument import roofline
 from fast_train.benchmarks.instrument.records import CopyDetails, ProductDetails
 from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.peers.notes_dataloader import NotesDataLoader
-from fast_train.benchmarks.throughput import cli, settings
+from fast_train.benchmarks.throughput import cli, suites
 from fast_train.benchmarks.throughput.compare import read_result
 from fast_train.data_prep import cli as prep_cli
 
@@ -49,7 +49,7 @@ def quick_report(prepared_path, tmp_path_factory):
         # The baseline starts its workers anew in each epoch, which here is one batch.
         patched.setattr(NotesDataLoader, "fixed_workers", 1)
         # No figure is looked at, only how they are presented.
-        patched.setattr(settings, "repeat_seconds", lambda **_: 0.02)
+        patched.setattr(suites, "repeat_seconds", lambda **_: 0.02)
         assert cli.main([*arguments, "--out", str(folder)]) == 0
     return folder
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fast_train.benchmarks.instrument.statistics import bootstrap, bootstrap_ratio, estimate, spread
 from fast_train.benchmarks.instrument.timing import Case, Rate, captured, interleave
 from fast_train.benchmarks.throughput.cli import Flags
-from fast_train.benchmarks.throughput.settings import settings_of
+from fast_train.benchmarks.throughput.suites import settings_of
 from fast_train.pipeline.config.settings import Config
 
 values = st.lists(st.floats(0.1, 1e6), min_size=2, max_size=20)

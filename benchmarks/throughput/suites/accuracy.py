@@ -14,7 +14,7 @@ from fast_train.benchmarks.instrument.cost import TRAINING_FLOPS, training_flops
 from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.throughput.records import AccuracyDetails, Diverged, EpochEnd, Training
-from fast_train.benchmarks.throughput.settings import ThroughputSettings
+from fast_train.benchmarks.throughput.suites import ThroughputSettings
 from fast_train.pipeline.engine.listener import Listener, Ready
 from fast_train.pipeline.errors import TrainingDiverged
 from fast_train.pipeline.run.session import Session
@@ -52,7 +52,13 @@ def run(bench: Bench[ThroughputSettings]) -> None:
             return
     runs, diverged = _trainings(bench)
     if diverged:
-        _report_divergence(bench, runs, diverged)
+        # The command fails: over the seeds that went well a recipe looks better than it is.
+        seeds = ", ".join(str(lost.seed) for lost in diverged)
+        figures = f"the figures are of {len(runs)} of {settings.runs} seeds" if runs else "there are no figures"
+        lost_runs = f"{len(diverged)} of {settings.runs} trainings diverged (seed {seeds})"
+        warning = f"time to accuracy: {lost_runs}; {figures}"
+        bench.result.warnings.append(warning)
+        bench.impossible.append(warning)
     times = tuple(run.epochs[-1].seconds for run in runs)
     if runs:
         _add_ends(bench, runs, diverged, times)
@@ -89,17 +95,6 @@ def _add_ends(
 def _add_times(bench: Bench[ThroughputSettings], name: str, times: tuple[float, ...]) -> None:
     row = Row(suite=SUITE, name=name, unit="s", better="lower", statistic="mean", repeats=times, details=Details())
     bench.add(row)
-
-
-def _report_divergence(
-    bench: Bench[ThroughputSettings], runs: Sequence[Training], diverged: Sequence[Diverged]
-) -> None:
-    """Warn, and have the command fail: over the seeds that went well a recipe looks better than it is."""
-    seeds = ", ".join(str(lost.seed) for lost in diverged)
-    figures = f"the figures are of {len(runs)} of {bench.settings.runs} seeds" if runs else "there are no figures"
-    warning = f"time to accuracy: {len(diverged)} of {bench.settings.runs} trainings diverged (seed {seeds}); {figures}"
-    bench.result.warnings.append(warning)
-    bench.impossible.append(warning)
 
 
 def _trainings(bench: Bench[ThroughputSettings]) -> tuple[list[Training], list[Diverged]]:

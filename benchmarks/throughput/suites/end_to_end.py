@@ -13,8 +13,7 @@ from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Row, rows_about
 from fast_train.benchmarks.instrument.timing import FAILURES
 from fast_train.benchmarks.throughput.records import EndToEndDetails, StepDetails
-from fast_train.benchmarks.throughput.settings import ThroughputSettings
-from fast_train.benchmarks.throughput.suites import loaders
+from fast_train.benchmarks.throughput.suites import ThroughputSettings, loaders
 from fast_train.benchmarks.throughput.suites.ladder import RATE
 from fast_train.common.text import one_line
 from fast_train.pipeline.config.settings import Config

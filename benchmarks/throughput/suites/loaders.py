@@ -11,7 +11,7 @@ from fast_train.benchmarks.instrument.bench import Bench, Measured
 from fast_train.benchmarks.instrument.feeds import Entry, Feed, FeedOptions, LoaderFeed, library_entries
 from fast_train.benchmarks.peers import peer_entries
 from fast_train.benchmarks.throughput.records import LoaderDetails
-from fast_train.benchmarks.throughput.settings import ThroughputSettings
+from fast_train.benchmarks.throughput.suites import ThroughputSettings
 
 SUITE = "loaders"
 RAW, AUGMENTED = "raw", "augmented"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from fast_train.benchmarks.instrument.bench import Bench, Measured
 from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.throughput.records import PreparationDetails
-from fast_train.benchmarks.throughput.settings import ThroughputSettings
+from fast_train.benchmarks.throughput.suites import ThroughputSettings
 from fast_train.benchmarks.throughput.suites.startup import run_module
 from fast_train.data_prep.formats import WRITERS
 from fast_train.data_prep.manifest import PreparedSet

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
 from fast_train.benchmarks.instrument.records import Details
-from fast_train.benchmarks.throughput.settings import ThroughputSettings
+from fast_train.benchmarks.throughput.suites import ThroughputSettings
 from fast_train.pipeline.engine.runtime import resolve_runtime
 
 SUITE = "startup"
