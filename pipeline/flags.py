@@ -9,7 +9,7 @@ from typing import Any
 
 from fast_train.common.command import Parser
 from fast_train.pipeline.config.convert import Setting, describe
-from fast_train.pipeline.config.recipe import Given, merge, tomllib
+from fast_train.pipeline.config.recipe import Given, merge, parse_value
 from fast_train.pipeline.config.settings import OF_THE_DATA, settings
 from fast_train.pipeline.errors import ConfigError
 
@@ -193,9 +193,5 @@ def _parse_sets(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         section, dot, name = place.strip().partition(".")
         if not (equals and dot and section and name):
             raise ConfigError(f"--set {text} is no assignment; write it as SECTION.NAME=VALUE")
-        try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed = value.strip()
-        nested.setdefault(section, {})[name] = parsed
+        nested.setdefault(section, {})[name] = parse_value(value)
     return nested

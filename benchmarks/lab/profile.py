@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # which torch does not say it exports
 from torch.profiler import ProfilerActivity, profile
 
 CONVOLUTION_FORWARD = "convolution, forward"

@@ -43,6 +43,14 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise ConfigError(f"recipe {path} is no valid TOML: {error}") from error
 
 
+def parse_value(text: str) -> Any:
+    """A setting's value as TOML writes it; other text stands for itself, so that names need no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dictionaries merged; ``over`` wins."""
     merged = dict(base)
