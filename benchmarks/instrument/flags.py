@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fast_train.common.command import Parser
@@ -14,6 +15,10 @@ from fast_train.pipeline.errors import ConfigError, check_name
 
 #: The recipe of the study notes' script, which this project's figures are compared with.
 BASELINE = "notes"
+#: How a flag's value is read and shown.
+COUNT: dict[str, Any] = {"type": int, "metavar": "N"}
+NUMBER: dict[str, Any] = {"type": float, "metavar": "X"}
+FOLDER: dict[str, Any] = {"type": Path, "metavar": "DIR"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,7 +153,7 @@ class Result:
         data = kind.parse(text)
         parts = {name: field_of(data, name, dict) for name in ("settings", "config", "data", "machine")}
         check_counts(field_of(parts["settings"], "repeats", int), field_of(parts["settings"], "warm_up", int))
-        rows = [_row_of(item, kind) for item in field_of(data, "rows", tuple[dict, ...])]
+        rows = [_row_of(item, kind) for item in field_of(data, "rows", tuple[dict[str, Any], ...])]
         names = [(row.suite, row.name) for row in rows]
         _require(len(names) == len(set(names)), "it has two rows of one name")
         return cls(

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fast_train.benchmarks.instrument.flags import names_in, plain_parser
+from fast_train.benchmarks.instrument.flags import COUNT, FOLDER, names_in, plain_parser
 from fast_train.benchmarks.studies import STUDIES
 from fast_train.benchmarks.studies.base import Options, Study, variant_config
 from fast_train.common.command import Parser, run_command
@@ -73,18 +73,13 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("name", metavar="NAME", help="which study, see below")
     add("--data", metavar="DIR", help=f"prepared set (default: {DataConfig.path})")
-    add("--out", type=Path, metavar="DIR", help="where it goes, or goes on (default: studies/NAME)")
+    add("--out", **FOLDER, help="where it goes, or goes on (default: studies/NAME)")
     add("--archs", metavar="LIST", help="only these architectures, with commas between")
     add("--variants", metavar="LIST", help="only these variants, such as resnet20-A, or options, such as A,B")
-    add(
-        "--epochs",
-        type=int,
-        metavar="N",
-        help="length of each training (default: the paper's 64,000 steps; 5 on a CPU)",
-    )
-    add("--steps", type=int, metavar="N", help="length in steps instead")
-    add("--seeds", type=int, metavar="N", help="trainings of each variant, seeds 0 to N-1 (default: 1)")
-    add("--batch-size", type=int, metavar="N", help="images a step (default: 128, the paper's)")
+    add("--epochs", **COUNT, help="length of each training (default: the paper's 64,000 steps; 5 on a CPU)")
+    add("--steps", **COUNT, help="length in steps instead")
+    add("--seeds", **COUNT, help="trainings of each variant, seeds 0 to N-1 (default: 1)")
+    add("--batch-size", **COUNT, help="images a step (default: 128, the paper's)")
     add("--loader", metavar="NAME", help="as fast-train takes it")
     add("--amp", nargs="?", const="auto", metavar="TYPE", help="as fast-train takes it (default: auto)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")

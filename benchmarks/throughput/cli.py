@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fast_train.benchmarks.instrument.flags import Subject, add_subject, check_counts, known_names, plain_parser
+from fast_train.benchmarks.instrument.flags import (
+    COUNT,
+    FOLDER,
+    NUMBER,
+    Subject,
+    add_subject,
+    check_counts,
+    known_names,
+    plain_parser,
+)
 from fast_train.benchmarks.throughput.suites import SUITES
 from fast_train.common.command import Parser, run_command
 from fast_train.common.startup import quick_imports
@@ -114,51 +122,30 @@ def build_parser() -> Parser:
     parser = plain_parser(PROGRAM, what, _EPILOG)
     add_subject(parser)
     add = parser.add_argument
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where the report goes (default: reports/NETWORK-DEVICE, or the next free -N)",
-    )
+    add("--out", **FOLDER, help="where the report goes (default: reports/NETWORK-DEVICE, or the next free -N)")
     add("--quick", action="store_true", help="fewer cases and repeats: a look, not a measurement")
-    _add_suites(parser.add_argument_group("what to measure"))
-    group = parser.add_argument_group("how")
-    group.add_argument(
-        "--repeats",
-        type=int,
-        metavar="N",
-        help="of each case (default: 5; 2 with --quick and, on a CPU, of what takes long)",
-    )
-    group.add_argument("--warm-up", type=int, metavar="N", help="repeats before that (default: 1)")
-    group.add_argument("--workers", type=int, metavar="N", help="of loaders that have them (default: cores)")
-    group = parser.add_argument_group("results")
-    group.add_argument(
-        "--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="compare two reports, do not measure"
-    )
-    group.add_argument("--max-loss", type=float, metavar="X", help="of --compare, a fraction (default: 0.1)")
-    group.add_argument("--debug", action="store_true", help="show the trace of an error")
-    return parser
-
-
-def _add_suites(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+    add = parser.add_argument_group("what to measure").add_argument
     add(
         "--only",
         metavar="SUITES",
         help="these suites alone, with commas between; roofline comes with augmentation and ladder",
     )
     add("--skip", metavar="SUITES", help="all suites but these")
-    add("--target-accuracy", type=float, metavar="X", help="where the suite `accuracy` stops, a fraction")
-    add("--runs", type=int, metavar="N", help="number of seeds of the suite `accuracy` (default: 5; 2 on a CPU)")
-    add(
-        "--epochs",
-        type=int,
-        metavar="N",
-        help="length of the trainings of the suite `accuracy` (default: the recipe's; 2 on a CPU)",
-    )
+    add("--target-accuracy", **NUMBER, help="where the suite `accuracy` stops, a fraction")
+    add("--runs", **COUNT, help="number of seeds of the suite `accuracy` (default: 5; 2 on a CPU)")
+    add("--epochs", **COUNT, help="length of the trainings of the suite `accuracy` (default: the recipe's; 2 on a CPU)")
     add(
         "--prep-dataset", metavar="NAME", help="what `preparation` prepares, as prep-data takes it (default: synthetic)"
     )
+    add = parser.add_argument_group("how").add_argument
+    add("--repeats", **COUNT, help="of each case (default: 5; 2 with --quick and, on a CPU, of what takes long)")
+    add("--warm-up", **COUNT, help="repeats before that (default: 1)")
+    add("--workers", **COUNT, help="of loaders that have them (default: cores)")
+    add = parser.add_argument_group("results").add_argument
+    add("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="compare two reports, do not measure")
+    add("--max-loss", **NUMBER, help="of --compare, a fraction (default: 0.1)")
+    add("--debug", action="store_true", help="show the trace of an error")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
