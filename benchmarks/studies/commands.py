@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fast_train.benchmarks.instrument.machine import fingerprint
-from fast_train.benchmarks.studies.base import Options, Study, Variant, variant_config
+from fast_train.benchmarks.studies.base import Variant, variant_config
 from fast_train.benchmarks.studies.report import Findings, check_folder, write_report
 from fast_train.benchmarks.studies.train import Run, finished_run, train_variant
 from fast_train.common.console import Display
@@ -29,20 +29,17 @@ RUNS = "runs"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that is known before the first training."""
+    """All that is known before the first training. flags: with what they leave open decided."""
 
-    study: Study
+    flags: Flags
     variants: Sequence[Variant]
-    options: Options
-    seeds: int
     prepared: PreparedSet
     device: torch.device
-    folder: Path
     command: str
 
     def run_folder(self, variant: Variant, seed: int) -> Path:
         """Where a training goes; `_finished` reads its name."""
-        return self.folder / RUNS / f"{variant.name}-seed{seed}"
+        return self.flags.folder / RUNS / f"{variant.name}-seed{seed}"
 
 
 def run(flags: Flags, command: str) -> None:
@@ -52,49 +49,45 @@ def run(flags: Flags, command: str) -> None:
     """
     plan, display = _plan(flags, command), Display()
     runs = _finished(plan)
-    asked = [(variant, seed) for seed in range(plan.seeds) for variant in plan.variants]
+    asked = [(variant, seed) for seed in range(plan.flags.seeds) for variant in plan.variants]
     missing = [(variant, seed) for variant, seed in asked if (variant.name, seed) not in runs]
     wanted, machine = len(runs) + len(missing), fingerprint(plan.device)
     if runs:
         display.say(f"{len(runs)} of {wanted} trainings are finished already")
-        write_report(plan.folder, _findings(plan, runs, wanted, machine))
+        write_report(plan.flags.folder, _findings(plan, runs, wanted, machine))
     seconds: list[float] = []
     for number, (variant, seed) in enumerate(missing):
         left = _left(seconds, len(missing) - number)
         display.say(f"training {number + 1} of {len(missing)}: {variant.name}, seed {seed}{left}")
         started = time.monotonic()
-        runs[variant.name, seed] = train_variant(variant, plan.options, seed, plan.run_folder(variant, seed))
+        runs[variant.name, seed] = train_variant(variant, plan.flags, seed, plan.run_folder(variant, seed))
         seconds.append(time.monotonic() - started)
         # After each training: what an interruption leaves is a report that says how far it is.
-        write_report(plan.folder, _findings(plan, runs, wanted, machine))
-    display.say(f"report: {show_path(plan.folder / 'report.html')}")
+        write_report(plan.flags.folder, _findings(plan, runs, wanted, machine))
+    display.say(f"report: {show_path(plan.flags.folder / 'report.html')}")
 
 
 def _plan(flags: Flags, command: str) -> Plan:
     """Check what `Flags.check` could not; ValueError for what does not fit."""
     study = flags.study
-    options: Options = flags
     check_folder(flags.folder, study)
-    config = variant_config(study.variants[0], options, 0)
+    config = variant_config(study.variants[0], flags, 0)
     device = resolve_device(config.run.device)
     archs, names = flags.chosen()
     if device.type == "cpu":
         # The paper's length takes days there: less of it, unless asked for.
         if archs is None and names is None:
             names = list(study.cpu_variants)
-        if options.epochs is None and options.steps is None:
-            options = replace(options, epochs=study.cpu_epochs)
+        if flags.epochs is None and flags.steps is None:
+            flags = replace(flags, epochs=study.cpu_epochs)
     prepared = PreparedSet.open(flags.data)
     # As fast-train does where a split fills no batch.
     batch_size = min(config.data.batch_size, prepared.size("train"))
     return Plan(
-        study=study,
+        flags=replace(flags, batch_size=batch_size),
         variants=study.select(archs, names),
-        options=replace(options, batch_size=batch_size),
-        seeds=flags.seeds,
         prepared=prepared,
         device=device,
-        folder=flags.folder,
         command=command,
     )
 
@@ -105,20 +98,20 @@ def _finished(plan: Plan) -> dict[tuple[str, int], Run]:
     Raises ConfigError, before anything is trained, where one there, finished or not, is of other settings or data.
     """
     found = {}
-    by_name = {variant.name: variant for variant in plan.study.variants}
-    for folder in (plan.folder / RUNS).glob("*-seed*"):
+    by_name = {variant.name: variant for variant in plan.flags.study.variants}
+    for folder in (plan.flags.folder / RUNS).glob("*-seed*"):
         name, _, seed = folder.name.rpartition("-seed")
         if name in by_name and seed.isdecimal():
-            run = finished_run(by_name[name], plan.options, int(seed), folder, plan.prepared)
+            run = finished_run(by_name[name], plan.flags, int(seed), folder, plan.prepared)
             if run is not None:
                 found[name, int(seed)] = run
     return found
 
 
 def _findings(plan: Plan, runs: dict[tuple[str, int], Run], wanted: int, machine: dict[str, Any]) -> Findings:
-    names, prepared = [variant.name for variant in plan.study.variants], plan.prepared
+    names, prepared = [variant.name for variant in plan.flags.study.variants], plan.prepared
     return Findings(
-        study=plan.study,
+        study=plan.flags.study,
         runs=sorted(runs.values(), key=lambda run: (run.seed, names.index(run.variant))),
         wanted=wanted,
         data={
@@ -127,7 +120,7 @@ def _findings(plan: Plan, runs: dict[tuple[str, int], Run], wanted: int, machine
             "train_images": prepared.size("train"),
         },
         machine=machine,
-        settings={"command": plan.command, "batch_size": plan.options.batch_size, "seeds": plan.seeds},
+        settings={"command": plan.command, "batch_size": plan.flags.batch_size, "seeds": plan.flags.seeds},
     )
 
 
