@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
 from fast_train.benchmarks.instrument.flags import Settings
-from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.instrument.roofline import copy_bandwidth
 from fast_train.benchmarks.instrument.timing import captured
 from fast_train.benchmarks.throughput.records import AugmentationDetails
@@ -43,8 +42,11 @@ def measure(bench: Bench[Settings], sizes: Sequence[int], *, every: int = 1) -> 
         whole = loader.example()
         cases = [_case(bench, whole, batch) for batch in batches]
         rows = bench.measure(SUITE, "augmentation", cases)
-    for row in rows:
-        _compare_with_copy(bench, row)
+    copy = copy_bandwidth(bench.result)
+    if copy is not None:
+        for row in rows:
+            moved = row.value * row.details.bytes_per_image
+            bench.amend(row, dataclasses.replace(row.details, bytes_per_second=moved, share_of_copy=moved / copy))
 
 
 def _name(batch: int) -> str:
@@ -86,10 +88,3 @@ def _repeated(
         place = (place + 1) % len(parts)
 
     return call, len(parts[0])
-
-
-def _compare_with_copy(bench: Bench[Settings], row: Row[AugmentationDetails]) -> None:
-    copy = copy_bandwidth(bench.result)
-    if copy is not None:
-        moved = row.value * row.details.bytes_per_image
-        bench.amend(row, dataclasses.replace(row.details, bytes_per_second=moved, share_of_copy=moved / copy))

@@ -25,10 +25,10 @@ _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 def run(bench: Bench[ThroughputSettings]) -> None:
     """Processes in turn. The warm-up round fills the cache of those that find it filled."""
-    cases = [_eager(bench)]
+    cases = [_case(bench, EAGER)]
     try:
         resolve_runtime(dataclasses.replace(bench.config.run, compile=True))
-        cases += [_compiled(bench, COLD), _compiled(bench, WARM)]
+        cases += [_case(bench, COLD), _case(bench, WARM)]
     except ValueError as error:
         bench.skip(SUITE, "compiled", str(error))
     bench.measure(SUITE, "start", cases, repeats=bench.settings.slow_repeats)
@@ -57,31 +57,19 @@ def run_module(
     return done.stdout
 
 
-def _config(bench: Bench[ThroughputSettings], *, compile: bool) -> Path:
-    run = dataclasses.replace(bench.config.run, compile=compile, graph=None if compile else False)
-    path = bench.scratch / f"start-{'compiled' if compile else 'eager'}.json"
+def _case(bench: Bench[ThroughputSettings], name: str) -> Measured[Details]:
+    compiled = name != EAGER
+    run = dataclasses.replace(bench.config.run, compile=compiled, graph=None if compiled else False)
+    path = bench.scratch / f"start-{'compiled' if compiled else 'eager'}.json"
     path.write_text(json.dumps(dataclasses.replace(bench.config, run=run).to_dict()), encoding="utf-8")
-    return path
-
-
-def _eager(bench: Bench[ThroughputSettings]) -> Measured[Details]:
-    path = _config(bench, compile=False)
-    return Measured(name=EAGER, run=lambda: _start(path, {}), unit="s", better="lower", details=Details())
-
-
-def _compiled(bench: Bench[ThroughputSettings], name: str) -> Measured[Details]:
-    path = _config(bench, compile=True)
+    arguments = ["fast_train.benchmarks.throughput.first_step", str(path)]
     filled = tempfile.mkdtemp(dir=bench.scratch)
 
-    def run() -> float:
+    def start() -> float:
         cache = filled if name == WARM else tempfile.mkdtemp(dir=bench.scratch)
-        return _start(path, {variable: str(Path(cache, variable)) for variable in _CACHES})
+        caches = {variable: str(Path(cache, variable)) for variable in _CACHES} if compiled else {}
+        began = time.time()
+        said = run_module("the process", arguments, timeout=_TIMEOUT, late="no step", environment=caches)
+        return float(json.loads(said.strip().splitlines()[-1])["done_at"]) - began
 
-    return Measured(name=name, run=run, unit="s", better="lower", details=Details())
-
-
-def _start(path: Path, environment: dict[str, str]) -> float:
-    began = time.time()
-    arguments = ["fast_train.benchmarks.throughput.first_step", str(path)]
-    said = run_module("the process", arguments, timeout=_TIMEOUT, late="no step", environment=environment)
-    return float(json.loads(said.strip().splitlines()[-1])["done_at"]) - began
+    return Measured(name=name, run=start, unit="s", better="lower", details=Details())
