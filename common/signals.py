@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
+
+# Of a signal that was lost where it came.
+_SECONDS_TO_REPEAT = 0.05
 
 
 def discard(descriptor: int) -> None:
@@ -49,10 +53,26 @@ def termination_as_interrupt() -> Iterator[None]:
             _hang_up(terminals)
         raise KeyboardInterrupt(signum)
 
+    def lost(unraisable: sys.UnraisableHookArgs) -> None:
+        # A signal came inside of a destructor or of a library's callback, where Python drops what is raised: once more.
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            hook(unraisable)
+            return
+        signum = exit_status(unraisable.exc_value) - 128
+        if signum in previous:
+            signal.signal(signum, handle)
+        again.append(threading.Timer(_SECONDS_TO_REPEAT, os.kill, (os.getpid(), signum)))
+        again[-1].start()
+
+    again: list[threading.Timer] = []
+    hook, sys.unraisablehook = sys.unraisablehook, lost
     previous = {signum: signal.signal(signum, handle) for signum in _heard(signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
+        sys.unraisablehook = hook
+        for timer in again:
+            timer.cancel()
         for signum, handler in previous.items():
             signal.signal(signum, handler)
 

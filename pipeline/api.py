@@ -18,10 +18,11 @@ from fast_train.data_prep.prepare import prepare as prepare_set
 from fast_train.data_prep.sources import SourceOptions
 from fast_train.pipeline import models
 from fast_train.pipeline.config.architectures import Activation, Fusion, Shortcut, Stem
-from fast_train.pipeline.config.recipe import merge
+from fast_train.pipeline.config.recipe import check_overruled, merge
 from fast_train.pipeline.config.settings import SECTIONS, LoaderName, ModelConfig, settings
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.listener import Listener
+from fast_train.pipeline.engine.runtime import resolve_device
 from fast_train.pipeline.errors import ConfigError, check_name
 from fast_train.pipeline.loaders import Loader, build_loader
 from fast_train.pipeline.report.progress import Terminal
@@ -88,7 +89,7 @@ def make_loader(
         split,
         batch_size=batch_size,
         seed=seed,
-        device=device,
+        device=resolve_device(str(device)),
         train=split == "train" if train is None else train,
         workers=workers,
     )
@@ -125,7 +126,7 @@ def build_model(
 
 
 def train(
-    data: PathLike = "data/cifar10",
+    data: PathLike | None = None,
     *,
     recipe: str | None = None,
     out: PathLike | None = None,
@@ -137,15 +138,21 @@ def train(
 ) -> session.Outcome:
     """Train, as `fast-train` does, and leave a run folder.
 
-    data: a prepared set. recipe: a name or a TOML file; None for what suits the machine. out: the run's folder; None
-    for ``runs/<set>-<architecture>-<recipe>``. resume: ``auto`` to go on with the last such run, or a run's folder or
-    checkpoint, whose settings take the recipe's place. stop_after: save and return after this epoch. progress: show it
-    on standard output. given: settings of docs/recipes.md by their names (``epochs=8, arch="resnet20"``) or, where a
-    name stands in two sections, by section (``optimizer={"name": "muon"}``).
+    data: a prepared set; None for ``data/cifar10``, or that of the run that goes on. recipe: a name or a TOML file;
+    None for what suits the machine. out: the run's folder; None for ``runs/<set>-<architecture>-<recipe>``. resume: ``auto``
+    to go on with the last such run, or a run's folder or checkpoint, whose settings take the recipe's place.
+    stop_after: save and return after this epoch. progress: show it on standard output. given: settings of
+    docs/recipes.md by their names (``epochs=8, arch="resnet20"``) or, where a name stands in two sections, by section
+    (``optimizer={"name": "muon"}``).
 
     Raises ConfigError, a ValueError, for what can't be trained, and TrainingDiverged.
     """
-    nested = merge({"data": {"path": str(data)}}, _nested(given))
+    for name, value in (("recipe", recipe), ("out", out), ("resume", resume)):
+        if value == "":
+            raise ConfigError(f"{name} is empty; give it a value, or leave it out")
+    if stop_after is not None and stop_after < 1:
+        raise ConfigError(f"stop_after={stop_after} is no epoch; give 1 or more")
+    nested = _nested(given, data)
     if resume not in (None, "auto") and recipe is not None:
         raise ConfigError(f"resume={str(resume)!r} keeps that run's settings; leave out recipe={recipe!r}")
     go_on = what_to_resume(resume)
@@ -171,9 +178,7 @@ def evaluate(run: PathLike, *, data: PathLike | None = None, **given: Any) -> Ev
     ``device="cpu"``, ``amp="off"``, ``loader="torch"`` ...). Raises ConfigError for what does not fit.
     """
     saved = load(Path(run))
-    nested = _nested(given)
-    if data is not None:
-        nested = merge(nested, {"data": {"path": str(data)}})
+    nested = _nested(given, data)
     plan = plan_evaluation(nested, saved)
     return session.evaluate(plan.config, plan.prepared, saved)
 
@@ -184,8 +189,8 @@ def load_model(run: PathLike, *, device: torch.device | str = "auto") -> Trained
     return TrainedModel(load(Path(run)), device=str(device))
 
 
-def _nested(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings nested by section, of those that are given flat or as a section."""
+def _nested(given: Mapping[str, Any], data: PathLike | None) -> dict[str, dict[str, Any]]:
+    """Settings nested by section, of those that are given flat or as a section. data: the prepared set."""
     places: dict[str, list[str]] = {}
     for setting in settings().values():
         places.setdefault(setting.name, []).append(setting.section)
@@ -201,4 +206,7 @@ def _nested(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
                 f"{places[name][0]}={{'{name}': {value!r}}}"
             )
         nested = merge(nested, {places[name][0]: {name: value}})
-    return nested
+    if "path" in nested.get("data", {}):
+        raise ConfigError("the prepared set is the argument data; leave out path")
+    check_overruled(nested)
+    return nested if data is None else merge(nested, {"data": {"path": str(data)}})

@@ -9,8 +9,8 @@ from typing import Any
 
 from fast_train.common.command import Parser
 from fast_train.pipeline.config.convert import Setting, describe
-from fast_train.pipeline.config.recipe import Given, merge, parse_value
-from fast_train.pipeline.config.settings import OF_THE_DATA, settings
+from fast_train.pipeline.config.recipe import Given, check_overruled, merge, parse_value
+from fast_train.pipeline.config.settings import settings
 from fast_train.pipeline.errors import ConfigError
 
 PROGRAM = "fast-train"
@@ -138,7 +138,9 @@ def _add(group: argparse._ArgumentGroup, flag: str, setting: Setting, dest: str,
     if dest in _WITHOUT_VALUE:
         options |= {"nargs": "?", "const": _WITHOUT_VALUE[dest]}
         text += f" Without a value: {_WITHOUT_VALUE[dest]}."
-    group.add_argument(flag, dest=dest, help=text.replace("`", "").replace("%", "%%"), **options)
+    group.add_argument(
+        flag, dest=dest, help=text.replace("`", "").replace("none for", "default:").replace("%", "%%"), **options
+    )
 
 
 def parse_flags(arguments: list[str] | None = None) -> tuple[Given, Actions]:
@@ -177,12 +179,7 @@ def check_flags(given: Given, actions: Actions) -> Given:
             raise ConfigError(f"{action} does not go with --{name.replace('_', '-')}; leave one of them out")
     if "recipe" in given:
         raise ConfigError("--set changes no recipe; choose one by --recipe")
-    for place in OF_THE_DATA:
-        section, _, name = place.partition(".")
-        if name in given.get(section, {}):
-            raise ConfigError(f"{place} is what the data say; leave it out")
-    if given.get("run", {}).keys() >= {"epochs", "steps"}:
-        raise ConfigError("run.epochs and run.steps both say how long to train; leave one of them out")
+    check_overruled(given)
     return given
 
 

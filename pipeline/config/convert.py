@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import sys
+import threading
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from typing import Any, TypeVar
 from fast_train.pipeline.errors import ConfigError, check_name
 
 T = TypeVar("T")
+# Two threads that parse at once can crash Python 3.11.
+_PARSING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ class Setting:
 
 def describe(section: str, cls: type) -> Iterator[Setting]:
     """The settings of a dataclass, each with the docstring that stands below it in the source."""
-    texts, hints = _docstrings(cls), typing.get_type_hints(cls)
+    with _PARSING:
+        texts = _docstrings(cls)
+    hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         yield Setting(section, field.name, hints[field.name], field.default, texts[field.name])
 

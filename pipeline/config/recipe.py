@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fast_train.pipeline.config.convert import build
-from fast_train.pipeline.config.settings import SECTIONS, Config
+from fast_train.pipeline.config.settings import OF_THE_DATA, SECTIONS, Config
 from fast_train.pipeline.errors import ConfigError, check_name
 
 if sys.version_info >= (3, 11):
@@ -102,6 +102,16 @@ def check_given(recipe: str | None, given: Mapping[str, Any]) -> Config | None:
         except ValueError as error:
             errors.append(error)
     raise errors[0]
+
+
+def check_overruled(given: Given) -> None:
+    """ConfigError for settings that would be overruled without a word."""
+    for place in OF_THE_DATA:
+        section, _, name = place.partition(".")
+        if name in given.get(section, {}):
+            raise ConfigError(f"{place} is what the data say; leave it out")
+    if given.get("run", {}).keys() >= {"epochs", "steps"}:
+        raise ConfigError("run.epochs and run.steps both say how long to train; leave one of them out")
 
 
 def without_steps_if_epochs(flags: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fast_train.data_prep.manifest import Manifest
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import AugmentSpec, check_reflection
-from fast_train.pipeline.errors import ConfigError
+from fast_train.pipeline.errors import ConfigError, check_name
 from fast_train.pipeline.loaders import AnyBatch, SplitView
 
 
@@ -23,6 +23,7 @@ def normalisation(
     mean, std: those of the training split, for ``set``. Raises ConfigError where a channel does not vary, so that
     nothing can be divided by its deviation.
     """
+    check_name("normalisation", how, ("set", "half"))
     if how == "half":
         return (0.5,) * len(mean), (0.5,) * len(mean)
     constant = [str(channel) for channel, deviation in enumerate(std) if deviation == 0]

@@ -112,7 +112,7 @@ class Trainer:
         self, folder: Path, listeners: Sequence[Listener] = (), *, stop_after: int | None = None
     ) -> tuple[Evaluation | None, int | None]:
         """Train to the end, to the target accuracy, to a signal, or to the end of epoch ``stop_after`` (1-based).
-        Returns the last evaluation, and the number of the signal that ended it.
+        Returns the last evaluation, or None and the number of the signal that ended it.
 
         folder: of the checkpoint. Raises TrainingDiverged when a loss or a weight is no finite number; the last
         checkpoint is then left as it was.
@@ -141,7 +141,9 @@ class Trainer:
                     self.save(folder)
             # Inside of the block: a signal meanwhile must not cost the run.
             self.save(folder)
-        return evaluation, None if self.finished else interrupt.signum
+        if interrupt.signum is not None and not self.finished:
+            return None, interrupt.signum
+        return evaluation, None
 
     def _train_epoch(self, epoch: int, listeners: Sequence[Listener], interrupt: Interrupt) -> dict[str, Any]:
         """Train through what is left of an epoch; its record, which no evaluation is in yet."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fast_train.pipeline.config.architectures import ARCHITECTURES, LARGEST_CIFAR_STEM, SPEEDNETS, Block, Fusion
 from fast_train.pipeline.config.settings import ModelConfig
+from fast_train.pipeline.errors import check_name
 from fast_train.pipeline.models.blocks import PlainBlock, PreActBasicBlock, PreActBottleneck
 from fast_train.pipeline.models.fused import FUSED
 from fast_train.pipeline.models.fused_conv import FUSED_CONV
@@ -36,6 +37,7 @@ def build_model(config: ModelConfig, *, fuse: Fusion = "none") -> ResNet | Speed
     for BatchNorm's sums inside of the convolutions too (`pipeline.models.fused_conv`); weights, names and results are
     the same. Raises ValueError for another activation than ReLU, and for a network that has no such twin.
     """
+    check_name("fusion", fuse, get_args(Fusion))
     if config.arch in SPEEDNETS:
         if fuse != "none":
             raise ValueError(f"--fuse {fuse} goes with ReLU alone, and {config.arch} has GELU; leave it out")

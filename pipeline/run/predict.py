@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fast_train.data_prep.images import read_rgb
+from fast_train.common.text import show
+from fast_train.data_prep.images import BadImageError, read_rgb
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import NO_AUGMENT
 from fast_train.pipeline.config.settings import RunConfig
@@ -54,6 +55,8 @@ class TrainedModel:
         images: paths of image files, which are scaled to cover the square that the network was trained on and cropped
         at its centre; or bytes uint8 [N, H, W, C]. Raises ValueError for an image that can't be read or does not fit.
         """
+        if isinstance(images, (str, Path)):
+            raise ValueError(f"predict takes several images; give a list: [{str(images)!r}]")
         found = []
         for start in range(0, len(images), _BATCH):
             pixels = self._pixels(images[start : start + _BATCH])
@@ -65,14 +68,21 @@ class TrainedModel:
     def _pixels(self, images: Sequence[Path | str] | NDArray[np.uint8] | Tensor) -> Tensor:
         """uint8 [n, H, W, C]"""
         if not isinstance(images, (np.ndarray, Tensor)):
-            size = self.config.model.image_size
-            images = np.stack([read_rgb(str(path), (size, size))[0] for path in images])
+            images = np.stack([self._read(path) for path in images])
         # A copy: a mapped file must not back a tensor.
-        pixels = torch.tensor(images) if isinstance(images, np.ndarray) else images.contiguous()
+        pixels = torch.tensor(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images.contiguous()
         channels = self.config.model.in_channels
         if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[3] != channels:
             raise ValueError(f"images must be uint8 [N, H, W, {channels}], not {pixels.dtype} {tuple(pixels.shape)}")
         return pixels
+
+    def _read(self, path: Path | str) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3]"""
+        size = self.config.model.image_size
+        try:
+            return read_rgb(str(path), (size, size))[0]
+        except BadImageError as error:
+            raise ValueError(f"{show(str(path))} can't be predicted: {error}") from error
 
     def _probabilities(self, pixels: Tensor) -> Tensor:
         """float32 [n, K]"""

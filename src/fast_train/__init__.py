@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from fast_train.pipeline.api import prepare as prepare
     from fast_train.pipeline.api import train as train
     from fast_train.pipeline.engine.augmentation import Augmenter as Augmenter
+    from fast_train.pipeline.engine.listener import Listener as Listener
 
 __version__ = "0.1.0"
 _HOMES = {
     "AugmentSpec": "kernels.spec",
     "Augmenter": "pipeline.engine.augmentation",
+    "Listener": "pipeline.engine.listener",
     "build_model": "pipeline.api",
     "evaluate": "pipeline.api",
     "load_model": "pipeline.api",

@@ -364,3 +364,19 @@ def test_a_terminal_that_hangs_up_takes_no_output_and_costs_no_clean_up(tmp_path
             process.send_signal(signal.SIGHUP)
         assert process.wait(60) == 129
     assert (tmp_path / "cleaned").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_inside_of_a_destructor_is_not_lost(signum):
+    """Python drops what is raised there."""
+
+    class Dropped:
+        def __del__(self):
+            signal.raise_signal(signum)
+
+    def work():
+        Dropped()
+        time.sleep(10)
+        return 0
+
+    assert run_command("program", work, debug=False) == 128 + signum

@@ -23,7 +23,8 @@ def test_a_training_stops_goes_on_and_is_evaluated(run, prepared_path, capsys):
     assert capsys.readouterr().out == ""
     over = fast_train.train(prepared_path, out=run.folder, resume="auto", optimizer={"name": "sgd"}, **SMALL)
     assert (over.finished, over.steps, len(over.history)) == (True, 5, 2)
-    done = fast_train.train(prepared_path, resume=run.folder)
+    # The run's own data, wherever one stands.
+    done = fast_train.train(resume=run.folder)
     assert (done.steps, done.evaluation, done.accuracy) == (0, None, over.accuracy)
     assert fast_train.evaluate(run.folder, device="cpu").accuracy == over.accuracy
 
@@ -39,16 +40,35 @@ def test_predicting_files_and_bytes(run, image_folder, prepared):
     for prediction, confidence in zip(of_bytes, evaluation.confidences, strict=True):
         assert prediction.confidence == pytest.approx(float(confidence), abs=1e-5)
         assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
+    assert [p.label for p in model.predict(pixels[:, :, ::-1])] == [
+        p.label for p in model.predict(pixels[:, :, ::-1].copy())
+    ]
     with pytest.raises(ValueError, match=r"uint8 \[N, H, W, 3\]"):
         model.predict(pixels[0])
+    with pytest.raises(ValueError, match=r"nowhere\.png can't be predicted"):
+        model.predict([paths[0], "nowhere.png"])
+    with pytest.raises(ValueError, match="give a list"):
+        model.predict(str(paths[0]))
 
 
 @pytest.mark.parametrize(("given", "message"), [
     ({"epohcs": 3}, "did you mean 'epochs'"), ({"name": "muon"}, "optimizer and of schedule; say which"),
     ({"epochs": "three"}, "it must be int"), ({"optimizer": 3}, "must be a table"),
+    ({"stop_after": 0}, "stop_after=0 is no epoch"), ({"num_classes": 5}, "what the data say"),
+    ({"out": ""}, "out is empty"),
+    ({"epochs": 2, "steps": 5}, "both say how long"), ({"path": "elsewhere"}, "leave out path"),
     ({"resume": "nowhere"}, "no checkpoint at nowhere"), ({"resume": "x", "recipe": "fast"}, "leave out recipe"),
 ])  # fmt: skip
 def test_bad_settings_are_one_line(prepared_path, given, message):
     with pytest.raises(ValueError, match=message) as error:
         fast_train.train(prepared_path, **given)
     assert "\n" not in str(error.value)
+
+
+def test_pieces_refuse_names_that_they_do_not_know(prepared):
+    with pytest.raises(ValueError, match="unknown fusion 'nrom'; did you mean 'norm'"):
+        fast_train.build_model("resnet8", fuse="nrom")
+    with pytest.raises(ValueError, match="unknown normalisation"):
+        fast_train.Augmenter(prepared.manifest, fast_train.AugmentSpec(), normalise="x", dtype=None, device=None)
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        fast_train.make_loader(prepared, batch_size=8, device="gpu")
