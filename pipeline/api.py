@@ -139,8 +139,8 @@ def train(
     """Train, as `fast-train` does, and leave a run folder.
 
     data: a prepared set; None for ``data/cifar10``, or that of the run that goes on. recipe: a name or a TOML file;
-    None for what suits the machine. out: the run's folder; None for ``runs/<set>-<architecture>-<recipe>``. resume: ``auto``
-    to go on with the last such run, or a run's folder or checkpoint, whose settings take the recipe's place.
+    None for what suits the machine. out: the run's folder; None for ``runs/<set>-<architecture>-<recipe>``. resume:
+    ``auto`` to go on with the last such run, or a run's folder or checkpoint, whose settings take the recipe's place.
     stop_after: save and return after this epoch. progress: show it on standard output. given: settings of
     docs/recipes.md by their names (``epochs=8, arch="resnet20"``) or, where a name stands in two sections, by section
     (``optimizer={"name": "muon"}``).
