@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from fast_train.common.command import Parser, run_command
@@ -26,8 +26,30 @@ exit status: 0 done, 2 bad input, 3 the data could not be downloaded, 129/130/14
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The command line. Those of `SourceOptions` and `FormatOptions` have the names of their fields."""
+
+    dataset: str
+    out: Path | None
+    formats: str
+    overwrite: bool
+    verify: bool
+    debug: bool
+    source: str | None
+    size: int | None
+    test_fraction: float | None
+    split_seed: int | None
+    skip_bad: bool
+    workers: int | None
+    ffcv_mode: str
+    dali_mode: str
+    jpeg_quality: int
+    jpeg_share: float
+
+
 def build_parser() -> Parser:
-    """The flags; those of `SourceOptions` and `FormatOptions` have the names of their fields."""
+    """The parser of `Flags`, with a newcomer's defaults."""
     parser = Parser(
         prog=PROGRAM,
         description="Turn images into a prepared set: one folder with a manifest, ready for fast-train.",
@@ -76,7 +98,7 @@ def build_parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
     with the command."""
-    flags = build_parser().parse_args(arguments)
+    flags = build_parser().parse(Flags, arguments)
     return run_command(
         PROGRAM,
         lambda: _run(flags),
@@ -94,7 +116,7 @@ def _explain(error: Exception) -> Exception | None:
     return None
 
 
-def _run(flags: argparse.Namespace) -> int:
+def _run(flags: Flags) -> int:
     # After parsing: --help needs none of it.
     from fast_train.common.console import Display
     from fast_train.data_prep.formats import FormatOptions
