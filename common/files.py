@@ -112,7 +112,25 @@ def is_running(pid: int) -> bool:
 
 
 def cache_folder() -> Path:
-    """The folder of what can be made again: ``$XDG_CACHE_HOME/fast-train``, by default ``~/.cache/fast-train``."""
+    """The folder of what can be made again: ``$XDG_CACHE_HOME/fast-train``, by default ``~/.cache/fast-train``.
+
+    OSError: the user has no home.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification (https://specifications.freedesktop.org/basedir-spec) has relative paths ignored.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fast-train"
+    if os.path.isabs(base):
+        return Path(base) / "fast-train"
+    try:
+        return Path.home() / ".cache" / "fast-train"
+    except RuntimeError as error:
+        raise OSError("there is no home folder to keep files in; set HOME, or XDG_CACHE_HOME to a folder") from error
+
+
+def user_path(text: str) -> Path:
+    """The path that a user means: ``~`` or ``~name`` at its front is a home, if there is one and nothing of that very
+    name lies here."""
+    name, _, rest = text.partition(os.sep)
+    home = os.path.expanduser(name)
+    if home == name or os.path.lexists(name) or not os.path.isdir(home):
+        return Path(text)
+    return Path(home, rest.lstrip(os.sep))

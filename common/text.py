@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+# Controls, line and paragraph separators, bidirectional controls, and what is not text.
+_NOT_PLAIN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def format_bytes(count: float) -> str:
@@ -16,10 +20,21 @@ def format_bytes(count: float) -> str:
     return f"{count:.{min(power, 1)}f} {units[power]}"
 
 
+def is_plain(name: str) -> bool:
+    """Whether a name prints as it is, on one line of any terminal. Class names are held to it; spaces and signs of any
+    script are fine."""
+    return _NOT_PLAIN.search(name) is None
+
+
 def show(name: str | os.PathLike[str]) -> str:
-    """A path or name that prints on one line anywhere: bytes that are not text and control characters escaped."""
-    text = os.fsencode(os.fspath(name)).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """A path or name that prints on one line anywhere: what is not plain text (`is_plain`) is escaped."""
+    return _NOT_PLAIN.sub(_escape, os.fspath(name))
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    # Python's stand-in for a byte of a file's name that is not text.
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else match[0].encode("unicode_escape").decode()
 
 
 def one_line(error: BaseException) -> str:

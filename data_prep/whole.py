@@ -21,7 +21,7 @@ def is_known_whole(path: Path, sha256: str) -> bool:
     """Whether the file had this hash when it was last looked at, and nothing touched it since."""
     try:
         return _mark(path.stat(), sha256).exists()
-    except (OSError, RuntimeError):
+    except OSError:
         return False
 
 
@@ -34,7 +34,7 @@ def remember_whole(path: Path, sha256: str) -> None:
         mark = _mark(state, sha256)
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
-    except (OSError, RuntimeError):
+    except OSError:
         # No home, or a read-only one: the next start compares again.
         return
 

@@ -3,13 +3,15 @@
 import errno
 import fcntl
 import os
+import pwd
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from fast_train.common.files import is_running, lock, locked, sync_folder, whole_file
+from fast_train.common.files import cache_folder, is_running, lock, locked, sync_folder, user_path, whole_file
 
 
 def test_a_file_gets_its_name_once_it_is_whole(tmp_path):
@@ -112,3 +114,32 @@ def test_processes_that_run_and_that_do_not():
     assert is_running(1)
     assert not is_running(process.pid)
     assert is_running(1 << 70)
+
+
+def test_a_tilde_is_a_home_where_there_is_one_and_nothing_of_that_name(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    root = pwd.getpwuid(0)
+    assert user_path("~/a//b") == home / "a" / "b"
+    assert user_path("~//a") == home / "a"
+    assert user_path("~") == home
+    assert user_path(f"~{root.pw_name}/a") == Path(root.pw_dir, "a")
+    for text in ("./~/a", "a/~/b", "/a/~", "~no-such-user/a", "~no-such-user", ""):
+        assert user_path(text) == Path(text)
+    (tmp_path / "~").mkdir()
+    assert user_path("~/a") == Path("~/a")
+
+
+def test_without_a_home(monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def no_account(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", no_account)
+    assert user_path("~/a") == Path("~/a")
+    with pytest.raises(OSError, match=r"no home folder .* set HOME"):
+        cache_folder()
