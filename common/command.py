@@ -26,6 +26,14 @@ _OUT_OF_MEMORY = "the computer is out of memory"
 # The reader of a pipe has ended, or the terminal has been closed.
 _NO_READER = {errno.EPIPE, errno.EIO}
 _STDOUT = 1
+# What to do about an error of the system's, which only says what is wrong and where.
+_WHAT_TO_DO = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it, or name another place"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, or name another place"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "something else is there; name another place"),
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,6 +101,8 @@ def complain(program: str, error: Exception, *, debug: bool) -> None:
     if debug:
         traceback.print_exception(error)
     text = _OUT_OF_MEMORY if isinstance(error, MemoryError) and not str(error) else one_line(error)
+    if isinstance(error, OSError) and error.errno in _WHAT_TO_DO:
+        text = f"{text}; {_WHAT_TO_DO[error.errno]}"
     print(f"{program}: error: {text}", file=sys.stderr)
 
 

@@ -38,7 +38,10 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message in one line, or its type where it has none."""
+    """An exception's message in one line, or its type where it has none; the system's words as ``PATH: words``."""
+    if isinstance(error, OSError) and error.strerror:
+        place = error.filename2 or error.filename
+        return f"{show(str(place))}: {error.strerror}" if place else str(error.strerror)
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -89,7 +89,19 @@ def test_the_status_is_that_of_the_work(status, capsys):
     "error, line",
     [
         (ValueError("--size 0 is too small;\n give more"), "--size 0 is too small; give more"),
-        (OSError(errno.ENOSPC, "No space left on device", "a.pt"), "[Errno 28] No space left on device: 'a.pt'"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a.pt"),
+            "a.pt: No space left on device; make room, or name another place",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a\n"),
+            r"a\n: Permission denied; allow it, or name another place",
+        ),
+        (
+            FileExistsError(errno.EEXIST, "File exists", "a", None, "b"),
+            "b: File exists; something else is there; name another place",
+        ),
+        (TimeoutError("too late"), "too late"),
         (MemoryError(), "the computer is out of memory"),
         (MemoryError("Unable to allocate 3 TiB"), "Unable to allocate 3 TiB"),
         (ValueError(), "ValueError"),
