@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from fast_train.common.command import Parser, run_command
+from fast_train.common.files import user_path
 from fast_train.common.text import show
-from fast_train.data_prep.errors import BadFilesError, DownloadError
+from fast_train.data_prep.errors import BadFilesError, DownloadError, PreparedSetError
 
 PROGRAM = "prep-data"
 EXIT_DOWNLOAD = 3
@@ -31,7 +31,7 @@ class Flags:
     """The command line. Those of `SourceOptions` and `FormatOptions` have the names of their fields."""
 
     dataset: str
-    out: Path | None
+    out: str | None
     formats: str
     overwrite: bool
     verify: bool
@@ -58,7 +58,7 @@ def build_parser() -> Parser:
     )
     add = parser.add_argument
     add("--dataset", default="cifar10", help="cifar10 (default), cifar100, folder:DIR or synthetic (made-up images)")
-    add("--out", type=Path, metavar="DIR", help="where the set goes (default: data/ and the data set's name)")
+    add("--out", metavar="DIR", help="where the set goes (default: data/ and the data set's name)")
     add("--formats", default="packed", metavar="LIST", help="packed (default), ffcv, dali; with commas between")
     add("--overwrite", action="store_true", help="replace another set that is there, once the new one is whole")
     add("--verify", action="store_true", help="only check the set that is there, by the SHA-256 of every file")
@@ -125,13 +125,16 @@ def _run(flags: Flags) -> int:
 
     display = Display()
     options = SourceOptions(**{field.name: getattr(flags, field.name) for field in fields(SourceOptions)})
+    if flags.out == "":
+        raise PreparedSetError("--out is empty; give it a folder, or leave it out")
+    out = None if flags.out is None else user_path(flags.out)
     if flags.verify:
-        verify(flags.out or default_place(build_source(flags.dataset, options, display)), display)
+        verify(out or default_place(build_source(flags.dataset, options, display)), display)
         return 0
     request = Request(
         dataset=flags.dataset,
-        out=flags.out,
-        formats=tuple(dict.fromkeys(name.strip() for name in flags.formats.split(","))),
+        out=out,
+        formats=tuple(dict.fromkeys(name.strip() for name in flags.formats.split(",") if name.strip())),
         encoding=FormatOptions(**{field.name: getattr(flags, field.name) for field in fields(FormatOptions)}),
         overwrite=flags.overwrite,
         options=options,

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fast_train.common.text import one_line, show
+from fast_train.common.text import one_line, show, show_path
 from fast_train.data_prep.errors import ANEW, DownloadError, PreparedSetError
 from fast_train.data_prep.formats.beton import beton_labels, check_beton
 from fast_train.data_prep.formats.packed import PackedSplit, open_packed, read_header
@@ -293,11 +294,22 @@ def _read_manifest(root: Path) -> bytes:
     try:
         return (root / MANIFEST_NAME).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise PreparedSetError(
-            f"{show(root)} is not a prepared set; make one with prep-data --out {show(root)}"
-        ) from error
+        command = "prep-data" if isinstance(error, NotADirectoryError) else _how_to_make(root)
+        raise PreparedSetError(f"{show(root)} is not a prepared set; make one with {command}") from error
     except OSError as error:
         raise PreparedSetError(f"{show(root / MANIFEST_NAME)} can't be read: {one_line(error)}") from error
+
+
+def _how_to_make(root: Path) -> str:
+    """What to type for a prepared set: of the images in ``root`` if something is in it, at ``root`` if nothing is."""
+    if not root.is_dir() or not any(root.iterdir()):
+        return show(f"prep-data --out {shlex.quote(str(root))}")
+    images = root.resolve()
+    place = Path("data", images.name)
+    if place.resolve().is_relative_to(images):
+        place = images.with_name(f"{images.name}-set")
+    flags = ("--dataset", f"folder:{root}", "--out", show_path(place))
+    return show(f"prep-data {shlex.join(flags)}")
 
 
 def sha256_of(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -19,8 +20,11 @@ from fast_train.data_prep.formats import WRITERS, FormatOptions, Writer
 from fast_train.data_prep.formats.base import flush
 from fast_train.data_prep.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, PreparedSet, sha256_of
 from fast_train.data_prep.sources import Plan, Source, SourceOptions, build_source
+from fast_train.data_prep.sources.folder import ImageFolder
 from fast_train.data_prep.staging import Stage, check_free_disk, remove_leftovers, staging
 from fast_train.data_prep.stats import ChannelHistogram
+
+_CLASSES_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,8 @@ class Request:
     options: SourceOptions = field(default_factory=SourceOptions)
 
     def __post_init__(self) -> None:
+        if not self.formats:
+            raise PreparedSetError(f"--formats names none; choose from {', '.join(WRITERS)}")
         for name in self.formats:
             if name not in WRITERS:
                 raise PreparedSetError(f"--formats {show(name)} is not known; choose from {', '.join(WRITERS)}")
@@ -55,10 +61,11 @@ def prepare(request: Request, display: Display) -> PreparedSet:
     source = build_source(request.dataset, request.options, display)
     with closing(source):
         place = _place(request, source)
-        remove_leftovers(place.resolve())
+        real = Path(os.path.realpath(place))
+        remove_leftovers(real)
         if _is_there(place, request, source):
             return _whole_already(place, display)
-        with staging(place.resolve()) as stage:
+        with staging(real) as stage:
             _make(stage, request, source, display)
             # Another run may have put a set there in the meantime, or the user a file.
             if _is_there(place, request, source):
@@ -66,6 +73,8 @@ def prepare(request: Request, display: Display) -> PreparedSet:
             stage.publish(replace=request.overwrite)
     prepared = PreparedSet.open(place)
     display.say(f"{show(place)} is ready: {summary(prepared)}")
+    for line in _class_table(prepared.manifest):
+        display.say(line)
     return prepared
 
 
@@ -110,18 +119,32 @@ def summary(prepared: PreparedSet) -> str:
     )
 
 
+def _class_table(manifest: Manifest) -> list[str]:
+    """Lines that show the images of each class and split; of many classes the smallest and the largest."""
+    if len(manifest.classes) > _CLASSES_SHOWN:
+        ranked = sorted(zip(manifest.counts["train"], manifest.classes, strict=True))
+        (least, smallest), (most, largest) = ranked[0], ranked[-1]
+        return [f"training images of a class: {least:,} ({smallest}) to {most:,} ({largest})"]
+    # The name comes last: how wide it is on a terminal depends on its script.
+    return ["".join(f"{split:>9}" for split in manifest.counts) + "  class"] + [
+        "".join(f"{numbers[label]:>9,}" for numbers in manifest.counts.values()) + f"  {name}"
+        for label, name in enumerate(manifest.classes)
+    ]
+
+
 def _place(request: Request, source: Source) -> Path:
     place = request.out or default_place(source)
-    if source.kind == "folder":
-        images = Path(source.argument).expanduser().resolve()
-        if place.resolve().is_relative_to(images):
-            raise PreparedSetError(f"--out {show(place)} lies in the image folder {show(images)}; name another place")
+    if ".." in place.parts:
+        # A folder that such a path goes through may not be there yet.
+        place = Path(os.path.realpath(place))
+    if isinstance(source, ImageFolder) and Path(os.path.realpath(place)).is_relative_to(source.root):
+        raise PreparedSetError(f"--out {show(place)} lies in the image folder {show(source.root)}; name another place")
     return place
 
 
 def _is_there(place: Path, request: Request, source: Source) -> bool:
     """Whether the requested set is at its place; PreparedSetError if something else is and may not be replaced."""
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+    if not os.path.lexists(os.path.realpath(place)) or (place.is_dir() and not any(place.iterdir())):
         return False
     path = place / MANIFEST_NAME
     if not path.is_file():
@@ -173,7 +196,7 @@ def _differences(manifest: Manifest, request: Request, source: Source) -> list[s
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "not given" if value is None else str(value)
+    return "unset" if value is None else str(value)
 
 
 def _text_of_encoding(encoding: Mapping[str, Any]) -> str:

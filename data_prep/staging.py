@@ -38,13 +38,15 @@ class Stage:
         With ``replace`` an old set is moved aside first; without, PreparedSetError if something is there.
         """
         sync_folder(self.new_set)
-        if replace and self.place.exists():
-            os.rename(self.place, self._old_set)
         try:
+            if replace and self.place.exists():
+                os.rename(self.place, self._old_set)
             os.rename(self.new_set, self.place)
         except OSError as error:
             self.put_back()
-            raise PreparedSetError(f"{show(self.place)} can't be put into place: {error.strerror}") from error
+            raise PreparedSetError(
+                f"{show(self.place)} can't be put into place: {error.strerror}; name another --out"
+            ) from error
         sync_folder(self.place.parent)
 
     def put_back(self) -> None:
@@ -55,12 +57,22 @@ class Stage:
 
 @contextmanager
 def staging(place: Path) -> Iterator[Stage]:
-    """A stage for the set at ``place``, removed at the end in any case. PreparedSetError: the disk is full."""
+    """A stage for the set at ``place``, removed at the end in any case. PreparedSetError: no folder can be made there,
+    or the disk is full."""
     if os.path.ismount(place):
         raise PreparedSetError(f"{show(place)} is a disk's own folder, which can't be replaced; name a folder in it")
-    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists() and place.samefile(os.curdir):
+        raise PreparedSetError(f"{show(place)} is the folder you are in, which can't be replaced; name a folder in it")
     stage = Stage(place, place.parent / f".{place.name}.partial-{os.getpid()}")
-    stage.folder.mkdir()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        stage.folder.mkdir()
+    except OSError as error:
+        taken = isinstance(error, (FileExistsError, NotADirectoryError))
+        reason = "something else is in the way" if taken else error.strerror
+        raise PreparedSetError(
+            f"no set can be made in {show(place.parent)}: {reason}; name another place as --out"
+        ) from error
     # Another process holds the lock only for a moment, to look whether this run is alive.
     with locked(stage.folder, wait=True):
         try:
@@ -101,9 +113,12 @@ def check_free_disk(folder: Path, needed: int, what: str) -> None:
 
 def remove_leftovers(place: Path) -> None:
     """Remove what killed runs left beside ``place``; an old set that one of them had moved aside comes back."""
-    if not place.parent.is_dir():
+    try:
+        beside = list(place.parent.iterdir())
+    except OSError:
+        # There is no such folder, or it may not be listed.
         return
-    for folder in place.parent.iterdir():
+    for folder in beside:
         match = re.fullmatch(rf"\.{re.escape(place.name)}\.partial-(\d+)", folder.name)
         if match and folder.is_dir() and _is_dead(folder, int(match[1])):
             Stage(place, folder).put_back()

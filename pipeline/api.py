@@ -35,7 +35,7 @@ PathLike = Path | str
 
 
 def prepare(
-    dataset: str = "cifar10",
+    dataset: PathLike = "cifar10",
     *,
     out: PathLike | None = None,
     formats: Sequence[str] = ("packed",),
@@ -46,12 +46,12 @@ def prepare(
 ) -> PreparedSet:
     """Make a prepared set, or find it there: what `prep-data` does.
 
-    dataset: ``cifar10``, ``cifar100``, ``folder:DIR`` or ``synthetic``. out: None for ``data/`` and the set's name.
-    formats: of ``packed``, ``ffcv`` and ``dali``. progress: show it on standard output. Raises PreparedSetError, a
-    ValueError, for what can't be done; nothing that looks like a set is left behind then.
+    dataset: ``cifar10``, ``cifar100``, ``folder:DIR`` or ``synthetic``; a Path is a folder of images. out: None for
+    ``data/`` and the set's name. formats: of ``packed``, ``ffcv`` and ``dali``. progress: show it on standard output.
+    Raises PreparedSetError, a ValueError, for what can't be done; nothing that looks like a set is left behind then.
     """
     request = Request(
-        dataset=dataset,
+        dataset=dataset if isinstance(dataset, str) else f"folder:{dataset}",
         out=None if out is None else Path(out),
         formats=tuple(formats),
         options=options or SourceOptions(),

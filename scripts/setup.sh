@@ -2,6 +2,7 @@
 # Make the environment in .venv: system packages where that is allowed, then the Python packages.
 # PYTHON chooses the interpreter (default: python3). Safe to run again; what is there already is kept.
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}

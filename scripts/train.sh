@@ -6,14 +6,19 @@
 #   ARGS        more flags for fast-train
 # f: flags are split into words, but not taken for patterns of file names.
 set -feuo pipefail
+unset CDPATH
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 
 dataset=${DATA:-cifar10}
 case $dataset in
-    folder:*) name=$(basename "$(realpath -m "${dataset#folder:}")") ;;
+    folder:?*) name=$(basename -- "$(realpath -m -- "${dataset#folder:}")") ;;
     *) name=$dataset ;;
 esac
+if [ "$name" = / ]; then
+    echo "train: error: DATA=$dataset has no name to call the set by; name a folder below it" >&2
+    exit 2
+fi
 
 status=0
 # shellcheck disable=SC2086  # flags, to be split

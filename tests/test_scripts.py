@@ -32,7 +32,8 @@ def train(tmp_path):
             ["bash", str(tmp_path / "scripts" / "train.sh")],
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        return done.returncode, (tmp_path / "calls").read_text().splitlines(), done.stdout
+        calls = tmp_path / "calls"
+        return done.returncode, calls.read_text().splitlines() if calls.exists() else [], done.stdout
 
     return call
 
@@ -50,6 +51,33 @@ def test_a_folder_a_source_and_more_flags(train, tmp_path):
         f"prep-data --dataset folder:{tmp_path}/my photos/ --out data/my photos --source x.tar.gz --skip-bad --size 96",
         "fast-train --data data/my photos --epochs 2",
     ]
+
+
+@pytest.mark.parametrize(
+    "data, place", [("folder:-x", "data/-x"), ("folder:a/..", "data/{here}"), ("folder:/a b/.", "data/a b")]
+)
+def test_a_set_is_called_by_its_folder(train, tmp_path, data, place):
+    _, calls, _ = train(DATA=data)
+    assert calls[0] == f"prep-data --dataset {data} --out {place.format(here=tmp_path.name)}"
+
+
+def test_a_folder_without_a_name_is_refused(train):
+    assert train(DATA="folder:/")[:2] == (2, [])
+
+
+@pytest.mark.parametrize("script", ["scripts/train.sh", "scripts/setup.sh", ".ci/run"])
+def test_another_project_on_the_shell_s_path_of_folders_is_left_alone(tmp_path, script):
+    """With CDPATH, cd prefers a folder of the same name that lies elsewhere."""
+    head = (ROOT / script).read_text().partition('/.."\n')
+    for project in ("this", "other"):
+        (tmp_path / project / Path(script).parent).mkdir(parents=True)
+    copy = tmp_path / "this" / script
+    copy.write_text(head[0] + head[1] + "pwd\n")
+    done = subprocess.run(
+        ["bash", script], cwd=tmp_path / "this", env={"PATH": "/usr/bin:/bin", "CDPATH": str(tmp_path / "other")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{tmp_path / 'this'}\n"
 
 
 def test_without_a_network_it_says_so_and_trains_on_synthetic_images(train):

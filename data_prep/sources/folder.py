@@ -8,12 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fast_train.common.files import user_path
 from fast_train.common.text import show
 from fast_train.data_prep.errors import BadFilesError, PreparedSetError
 from fast_train.data_prep.images import DecodeJob, decode, scan
 from fast_train.data_prep.processes import WorkerPool
 from fast_train.data_prep.sources.base import Chunk, Plan, Source
-from fast_train.data_prep.sources.listing import ImageFile, Listing, draw_test_split, list_folder
+from fast_train.data_prep.sources.listing import (
+    ImageFile,
+    Listing,
+    draw_test_split,
+    files_in_two_places,
+    list_folder,
+)
 
 _DEFAULT_TEST_FRACTION = 0.2
 #: Side of the stored square where the images have different sizes and none was asked for.
@@ -31,7 +38,7 @@ class ImageFolder(Source):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.root = Path(self.argument).expanduser().resolve()
+        self.root = Path(os.path.realpath(user_path(self.argument)))
         fraction = self.options.test_fraction
         self._test_fraction = _DEFAULT_TEST_FRACTION if fraction is None else fraction
         if not 0 < self._test_fraction < 1:
@@ -77,6 +84,11 @@ class ImageFolder(Source):
         if not self.listing.has_test_split:
             good = draw_test_split(good, test_fraction=self._test_fraction, seed=self._seed)
         self._files = good
+        if shared := files_in_two_places(good, self.listing.again):
+            first, other = shared[0]
+            self.display.say(
+                f"{_files(len(shared))} in two splits or classes by links, such as {show(first)}, also {show(other)}"
+            )
         counts = Counter(file.split for file in good)
         for split in ("train", "test"):
             if not counts[split]:
@@ -111,10 +123,8 @@ class ImageFolder(Source):
     def _announce(self) -> None:
         listing = self.listing
         self.display.say(f"{show(self.root)}: {_files(len(listing.files))} in {len(listing.classes)} classes")
-        if listing.hidden:
-            self.display.say(f"ignored hidden entries: {listing.hidden:,}")
-        if listing.ignored:
-            self.display.say(f"ignored beside train and test: {', '.join(map(show, listing.ignored))}")
+        for note in listing.notes:
+            self.display.say(note)
         if listing.has_test_split and (self.options.test_fraction, self.options.split_seed) != (None, None):
             self.display.say("the folder has its own test split: --test-fraction and --split-seed are not used")
 

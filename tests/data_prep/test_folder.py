@@ -192,15 +192,15 @@ def test_what_a_desktop_leaves_is_ignored(make_folder, prepare):
     (root / "train" / ".ipynb_checkpoints").mkdir()
     opened, out = prepare(root)
     assert opened.size("train") == 5
-    assert "ignored hidden entries: 4" in out
+    assert "ignored hidden files and what systems leave: 4" in out
 
 
 def test_odd_names_are_no_obstacle(make_folder, prepare):
-    root = make_folder({"train/ä [b] 猫": 2, "train/-b": 2, "test/-b": 1})
+    root = make_folder({"train/ä [b]\u3000猫": 2, "train/-b": 2, "test/-b": 1})
     for name in ("new\nline.png", "$(x) ; '\"\\.png", os.fsdecode(b"\xff\xfe.png"), "no ending"):
         shutil.copy(root / "train" / "-b" / "000.png", root / "train" / "-b" / name)
     opened, _ = prepare(root)
-    assert opened.manifest.classes == ("-b", "ä [b] 猫")
+    assert opened.manifest.classes == ("-b", "ä [b]\u3000猫")
     assert opened.manifest.counts["train"] == (6, 2)
 
 
@@ -255,8 +255,27 @@ def test_a_file_in_no_class_is_named(make_folder, refused):
     assert "train/000.png: in no class folder" in refused(root)
 
 
-def test_no_such_folder(refused, tmp_path):
-    assert "is not a folder" in refused(tmp_path / "absent")
+def test_a_file_that_links_carry_over_a_split_is_told(make_folder, prepare):
+    root = make_folder({"train/a": 2, "train/b": 2, "test/a": 1})
+    (root / "test" / "a" / "again.png").symlink_to(root / "train" / "a" / "000.png")
+    _, out = prepare(root)
+    assert "1 file in two splits or classes by links, such as train/a/000.png, also test/a/again.png" in out
+
+
+@pytest.mark.parametrize("name", ["absent", "~nobody/x", "~"])
+def test_no_such_folder(refused, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "gone"))
+    assert "is not a folder" in refused(name)
+
+
+def test_a_folder_here_comes_before_a_home(make_folder, refused, tmp_path, monkeypatch):
+    make_folder({"one": 1}, name="~root")
+    make_folder({"another": 1}, name="home/images")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, found in (("~root", "one"), ("./~root", "one"), ("~/images", "another")):
+        assert f"single class '{found}'" in refused(name)
 
 
 @pytest.mark.parametrize(

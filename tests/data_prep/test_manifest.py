@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shlex
 import time
 
 import numpy as np
@@ -43,6 +44,22 @@ def test_errors_name_what_there_is(prepared):
         opened.size("val")
     with pytest.raises(PreparedSetError, match=r"no 'ffcv' files .* only packed; .* --formats packed,ffcv --overwrite"):
         opened.files("train", "ffcv")
+
+
+@pytest.mark.parametrize("name", ["my images", "data/images", "."])
+def test_images_that_are_no_set_are_told_how_to_become_one(make_folder, prep, tmp_path, monkeypatch, name):
+    """What the error says to type is typed, and makes a set where it says."""
+    monkeypatch.chdir(make_folder({"a": 3, "b": 3}, name="images" if name == "." else name).parents[name.count("/")])
+    if name == ".":
+        monkeypatch.chdir("images")
+    with pytest.raises(PreparedSetError) as caught:
+        PreparedSet.open(name)
+    start, command, typed = str(caught.value).partition("prep-data ")
+    assert (start, command) == (f"{name} is not a prepared set; make one with ", "prep-data ")
+    arguments = shlex.split(typed)
+    assert arguments[:3] == ["--dataset", f"folder:{name}", "--out"]
+    assert prep(*arguments).status == 0
+    assert PreparedSet.open(arguments[3]).size("train") == 4
 
 
 def test_no_set_is_named(tmp_path):

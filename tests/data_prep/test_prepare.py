@@ -14,6 +14,7 @@ import pytest
 from fast_train.data_prep import staging as staging_module
 from fast_train.data_prep.formats.packed import PackedWriter
 from fast_train.data_prep.manifest import MANIFEST_NAME, PreparedSet
+from fast_train.data_prep.sources import synthetic
 from fast_train.data_prep.sources.folder import ImageFolder
 
 
@@ -50,7 +51,7 @@ def test_the_same_request_gives_the_same_bytes(prep, arguments, tmp_path):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (["--size", 32], "size not given, not 32"),
+        (["--size", 32], "size unset, not 32"),
         (["--skip-bad"], "skip_bad off, not on"),
         (["--dataset", "synthetic"], "of folder, not synthetic"),
     ],
@@ -167,6 +168,123 @@ def test_what_lies_in_a_set_is_never_deleted(prep, arguments):
     assert (arguments[-1] / "notes.txt").exists()
 
 
+@pytest.fixture
+def few(monkeypatch, tmp_path):
+    """As `arguments`, of few made-up images: no process is started for them."""
+    monkeypatch.setattr(synthetic, "_COUNTS", {"train": 40, "test": 20})
+    monkeypatch.setattr(synthetic, "_CHUNK", 20)
+    return ["--dataset", "synthetic", "--out", tmp_path / "sets" / "set"]
+
+
+@pytest.mark.parametrize("extra", [[], ["--overwrite"]])
+def test_the_folder_that_one_is_in_is_never_replaced(prep, few, monkeypatch, extra):
+    place = few[-1]
+    if extra:
+        prep(*few)
+    place.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(place)
+    before = _everything(place)
+    for name in (".", place, "../set"):
+        result = prep(*few, "--out", name, *extra)
+        assert result.status == 2
+        assert result.err.startswith(f"prep-data: error: {place} is the folder you are in")
+        assert len(result.err.splitlines()) == 1
+    assert place.samefile(".")
+    assert _everything(place) == before
+    if extra:
+        assert ". is whole already" in prep(*few, "--out", ".").out
+
+
+@pytest.mark.parametrize(
+    "out, said",
+    [
+        ("", "--out is empty; give it a folder"),
+        ("file", "file is there and is not a prepared set"),
+        ("file/set", "/file: something else is in the way; name another place as --out"),
+        ("file/more/set", "/file/more: something else is in the way"),
+        ("loop", "loop is there and is not a prepared set"),
+        ("loop/set", "/loop: something else is in the way"),
+        ("..", "is there and is not a prepared set"),
+        ("/", "/ is there and is not a prepared set"),
+        ("n" * 250, ": File name too long; name another place"),
+    ],
+)
+def test_places_where_no_set_can_be(prep, few, tmp_path, monkeypatch, out, said):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    result = prep(*few, "--out", out)
+    assert result.status == 2
+    assert said in result.err
+    assert "Errno" not in result.err
+    assert len(result.err.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("out, place", [("link", "real"), ("dangling", "new"), ("absent/../x", "x"), ("~/x", "home/x")])
+def test_places_by_another_name(prep, few, tmp_path, monkeypatch, out, place):
+    for name in ("real", "home"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "dangling").symlink_to("new")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    result = prep(*few, "--out", out)
+    assert (result.status, result.err) == (0, "")
+    PreparedSet.open(tmp_path / place)
+    assert (tmp_path / "link").is_symlink()
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("call", ["mkdir", "rename"])
+def test_what_the_system_refuses_is_told_in_words(prep, few, monkeypatch, call):
+    """As in a folder that others own, or on a layered disk. Made up: root, who may run this, is refused nothing."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "somewhere")
+
+    assert prep(*few).status == 0
+    monkeypatch.setattr(staging_module.os, call, refuse)
+    result = prep(*few, "--overwrite")
+    assert result.status == 2
+    assert "Permission denied; name another" in result.err
+    assert "Errno" not in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_a_folder_that_may_not_be_listed_may_be_written(prep, few, monkeypatch):
+    few[-1].parent.mkdir()
+    scandir, listdir = os.scandir, os.listdir
+
+    def but_for_the_parent(function):
+        def listed(path="."):
+            if str(path) == str(few[-1].parent):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return function(path)
+
+        return listed
+
+    monkeypatch.setattr(os, "scandir", but_for_the_parent(scandir))
+    monkeypatch.setattr(os, "listdir", but_for_the_parent(listdir))
+    assert prep(*few).status == 0
+
+
+def test_classes_are_shown_with_their_counts(prep, few, tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "_CLASSES", 3)
+    assert [line.split() for line in prep(*few).out.splitlines()[-4:]] == [
+        ["train", "test", "class"],
+        ["14", "7", "synthetic-0"],
+        ["14", "7", "synthetic-1"],
+        ["12", "6", "synthetic-2"],
+    ]
+    monkeypatch.setattr(synthetic, "_CLASSES", 21)
+    monkeypatch.setattr(synthetic, "_CHUNK", 40)
+    monkeypatch.setattr(synthetic, "_COUNTS", {"train": 40, "test": 40})
+    last = prep(*few, "--out", tmp_path / "many").out.splitlines()[-1]
+    assert last == "training images of a class: 1 (synthetic-19) to 2 (synthetic-9)"
+
+
 def test_an_empty_folder_may_be_filled(prep, arguments):
     arguments[-1].mkdir(parents=True)
     assert prep(*arguments).status == 0
@@ -248,6 +366,7 @@ def test_a_format_that_is_not_there_yet_asks_for_overwrite(prep, arguments):
     result = prep(*arguments, "--formats", "packed,ffcv")
     assert result.status == 2
     assert "without ffcv files" in result.err
+    assert "whole already" in prep(*arguments, "--formats", "packed,").out
 
 
 def test_another_way_to_store_the_images_is_another_set(prep, arguments):
@@ -294,8 +413,9 @@ def test_flags_that_would_be_ignored_are_refused(prep, arguments, flags, said):
     assert not arguments[-1].exists()
 
 
-def test_unknown_formats_are_refused(prep, arguments):
-    result = prep(*arguments, "--formats", "packed,webdataset")
+@pytest.mark.parametrize("formats", ["packed,webdataset", "", ","])
+def test_unknown_formats_are_refused(prep, arguments, formats):
+    result = prep(*arguments, "--formats", formats)
     assert result.status == 2
     assert "choose from packed" in result.err
 

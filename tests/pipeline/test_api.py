@@ -29,6 +29,11 @@ def test_a_training_stops_goes_on_and_is_evaluated(run, prepared_path, capsys):
     assert fast_train.evaluate(run.folder, device="cpu").accuracy == over.accuracy
 
 
+def test_a_path_is_a_folder_of_images(image_folder, tmp_path):
+    made = fast_train.prepare(image_folder, out=tmp_path / "set")
+    assert made.manifest.source["path"] == str(image_folder)
+
+
 def test_predicting_files_and_bytes(run, image_folder, prepared):
     model = fast_train.load_model(run.folder, device="cpu")
     paths = sorted((image_folder / "test").rglob("*.png"))
