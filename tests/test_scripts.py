@@ -96,58 +96,102 @@ def test_other_failures_end_it(train, status, variables):
     assert len(calls) == 1
 
 
+class Make:
+    """`make` in a copy of what builds the environment, with stand-ins for Python and for the system's tools."""
+
+    def __init__(self, folder):
+        self.project, self._tools, self._installs = folder / "project", folder / "tools", folder / "installs"
+        (self.project / "scripts").mkdir(parents=True)
+        for name in ("Makefile", "pyproject.toml", "scripts/setup.sh"):
+            shutil.copy(ROOT / name, self.project / name)
+        self._tools.mkdir()
+        for name in ("make", "sh", "bash", "env", "dirname", "mkdir", "cp", "cat", "rm", "touch", "awk"):
+            found = shutil.which(name)
+            assert found, f"no {name} here"
+            (self._tools / name).symlink_to(found)
+        self.tool(
+            "python",
+            'case "$*" in\n'
+            "*'-m venv'*) mkdir -p .venv/bin && cp $TOOLS/python .venv/bin/python ;;\n"
+            "*urllib*) exit $INDEX_STATUS ;;\n"
+            "*'pip install'*) echo \"$*\" >> $INSTALLS; case \"$*\" in *ffcv*) exit $FFCV_STATUS ;; esac ;;\n"
+            "esac",
+        )
+        self.tool("uname", "echo Linux")
+        self.tool("df", "echo; echo disk 0 0 ${FREE_KB} 0% /")
+
+    def tool(self, name, script="exit 0"):
+        path = self._tools / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    def __call__(self, target, *, ffcv_status=0, index_status=0, free_kb=10**9, status=0, torch="cpu"):
+        """The packages of each pip install, and what was said."""
+        self._installs.write_text("")
+        variables = {"PYTHON": "python", "TOOLS": self._tools, "INSTALLS": self._installs, "FFCV_STATUS": ffcv_status}
+        variables |= {"INDEX_STATUS": index_status, "FREE_KB": free_kb, "PATH": self._tools}
+        variables |= {"TORCH": torch} if torch else {}
+        done = subprocess.run(
+            ["make", "-C", str(self.project), target],
+            env={name: str(value) for name, value in variables.items()},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+        installs = self._installs.read_text().splitlines()
+        return [line.removeprefix("-m pip install -q ") for line in installs], done.stdout + done.stderr
+
+
 @pytest.fixture
 def make(tmp_path):
-    """Run `make .venv/.installed` in a copy, with a stand-in for Python; returns (its pip installs, what was said).
-    pkg_config: whether there is one, which finds all libraries."""
-    project, tools = tmp_path / "project", tmp_path / "tools"
-    (project / "scripts").mkdir(parents=True)
-    for name in ("Makefile", "pyproject.toml", "scripts/setup.sh"):
-        shutil.copy(ROOT / name, project / name)
-    tools.mkdir()
-    for name in ("make", "sh", "bash", "env", "dirname", "mkdir", "cp", "rm", "touch"):
-        found = shutil.which(name)
-        if found is None:
-            pytest.skip(f"no {name} here")
-        (tools / name).symlink_to(found)
-    python = tools / "python"
-    python.write_text(
-        '#!/bin/sh\ncase "$*" in\n'
-        f"*'-m venv'*) mkdir -p .venv/bin && cp {python} .venv/bin/python ;;\n"
-        f'*\'pip install\'*) echo "$*" >> {tmp_path}/installs; case "$*" in *ffcv*) exit $FFCV_STATUS ;; esac ;;\n'
-        "esac\n"
-    )
-    python.chmod(0o755)
+    return Make(tmp_path)
 
-    def call(*, pkg_config, ffcv_status=0):
-        path = tools / "pkg-config"
-        path.unlink(missing_ok=True)
-        if pkg_config:
-            path.write_text("#!/bin/sh\nexit 0\n")
-            path.chmod(0o755)
-        installs = tmp_path / "installs"
-        installs.write_text("")
-        done = subprocess.run(
-            ["make", "-C", str(project), ".venv/.installed"],
-            env={"PATH": str(tools), "PYTHON": "python", "FFCV_STATUS": str(ffcv_status)},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return [line.split()[-1] for line in installs.read_text().splitlines()], done.stdout
 
-    return call
+CPU = "--index-url https://download.pytorch.org/whl/cpu torch torchvision"
+
+
+def test_a_training_needs_the_small_torch_and_none_of_what_tests_need(make):
+    installs, said = make(".venv/.train")
+    assert installs == [CPU, "-e ."]
+    assert "0.2 GB to download" in said
+    assert make(".venv/.train", torch=None)[0] == []
+    assert make(".venv/.test", torch=None)[0] == ["-e .[dev]", "-e .[dali]"]
+
+
+def test_without_the_index_of_cpu_builds_pypis_torch_serves(make):
+    installs, said = make(".venv/.train", index_status=1)
+    assert installs == ["torch torchvision", "-e ."]
+    assert "can't be reached: PyPI's torch does as well, and is 5 GB larger" in said
+    assert make(".venv/.train", index_status=1)[0] == ["-e ."]
+
+
+def test_another_torch_replaces_the_one_that_is_there(make):
+    make(".venv/.train")
+    assert make(".venv/.train", torch="cuda")[0] == ["--force-reinstall --no-deps torch torchvision", "-e ."]
+    assert make(".venv/.train", torch="cuda")[0] == ["-e ."]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [({"torch": "gpu"}, "TORCH=gpu is neither cpu nor cuda"), ({"free_kb": 1_500_000}, "has 1 GB free; make room")],
+)
+def test_what_can_not_be_installed_is_one_line(make, arguments, says):
+    installs, said = make(".venv/.train", status=2, **arguments)
+    assert installs == []
+    assert says in said
 
 
 def test_ffcv_is_built_once_its_system_packages_are_there(make):
-    installs, said = make(pkg_config=False)
-    assert installs == [".[dev]", ".[dali]"]
+    installs, said = make(".venv/.test")
+    assert installs[2:] == ["-e .[dev]", "-e .[dali]"]
     assert "without FFCV" in said
-    assert make(pkg_config=False)[0] == []
-    assert ".[ffcv]" in make(pkg_config=True)[0]
-    assert make(pkg_config=True)[0] == []
+    make.tool("pkg-config")
+    assert make(".venv/.test", torch=None)[0] == ["-e .[ffcv]"]
+    assert make(".venv/.test", torch=None)[0] == []
 
 
 def test_ffcv_that_can_not_be_built_is_not_tried_at_each_call(make):
-    installs, said = make(pkg_config=True, ffcv_status=1)
-    assert ".[ffcv]" in installs
+    make.tool("pkg-config")
+    installs, said = make(".venv/.test", ffcv_status=1)
+    assert installs[-1] == "-e .[ffcv]"
     assert "To try again: .venv/bin/python -m pip install -e '.[ffcv]'" in said
-    assert make(pkg_config=True)[0] == []
+    assert make(".venv/.test", torch=None)[0] == []
