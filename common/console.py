@@ -71,7 +71,10 @@ class Display:
             now = time.monotonic()
             if now - last >= _SECONDS_BETWEEN_LINES:
                 last = now
-                self.say(f"{label}: {amount(done)}" + (f" of {amount(total)}" if total else ""))
+                rate = (done - already) / (now - began)
+                left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
+                of_total = f" of {amount(total)}" if total else ""
+                self.say(f"{label}: {amount(done)}{of_total}, {amount(rate)}/s{left}")
 
         yield advance
         seconds = time.monotonic() - began

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from fast_train.common.text import show
 
 try:
     import fcntl
@@ -14,6 +18,8 @@ except ImportError:
     # Not on Windows; `locked` and `sync_folder` do without.
     fcntl = None  # type: ignore[assignment]
 
+# What a file system says that has no such call, or not for folders; a failed write or a full disk says something else.
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
 # Open folders that this process has locked.
 _held: set[int] = set()
 
@@ -25,10 +31,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     ``path``."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(beside, "wb") as file:
+        # What a process of the same number left there, which may be a link to elsewhere.
+        beside.unlink(missing_ok=True)
+        with open(beside, "xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
         if error.errno is not None and error.filename in (None, str(beside)):
@@ -45,9 +53,18 @@ def sync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """Flush an open file or folder to the disk, where the file system can. OSError: the disk is full or broken."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def lock(descriptor: int, *, wait: bool = False) -> bool:
@@ -114,16 +131,23 @@ def is_running(pid: int) -> bool:
 def cache_folder() -> Path:
     """The folder of what can be made again: ``$XDG_CACHE_HOME/fast-train``, by default ``~/.cache/fast-train``.
 
-    OSError: the user has no home.
+    It is made where it is missing, and nobody else can write into it: code that is kept there is run. OSError: there is
+    no home, it can't be made, or it is not this user's alone.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification (https://specifications.freedesktop.org/basedir-spec) has relative paths ignored.
-    if os.path.isabs(base):
-        return Path(base) / "fast-train"
     try:
-        return Path.home() / ".cache" / "fast-train"
+        # The specification (https://specifications.freedesktop.org/basedir-spec) has relative paths ignored.
+        folder = (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fast-train"
     except RuntimeError as error:
         raise OSError("there is no home folder to keep files in; set HOME, or XDG_CACHE_HOME to a folder") from error
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = folder.stat()
+    if hasattr(os, "getuid") and (state.st_uid != os.getuid() or state.st_mode & stat.S_IWOTH):
+        raise OSError(f"{show(folder)} is not used: others can write into it; remove it, or set XDG_CACHE_HOME")
+    if state.st_mode & stat.S_IWGRP:
+        # Many systems let a user's own group write by default.
+        folder.chmod(0o700)
+    return folder
 
 
 def user_path(text: str) -> Path:

@@ -39,12 +39,12 @@ def _keep_compiled_code() -> None:
     """Have torch.compile and Triton keep their code in the user's cache folder: the next run compiles nothing.
 
     torch's own place is the folder for temporary files, which a restart of the machine empties; it is settled once
-    torch.compile's modules are imported, as torchvision does. A place that the user has chosen stays; where the cache
-    folder can't be written, torch's own serves.
+    torch.compile's modules are imported, as torchvision does. A place that the user has chosen stays; where there is no
+    cache folder that is the user's alone, or it can't be written, torch's own serves.
     """
     try:
         folder = cache_folder() / "compiled"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
     except OSError:
         return
     if os.access(folder, os.W_OK):

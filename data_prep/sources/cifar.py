@@ -1,165 +1,168 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html), read by torchvision.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
 
-torchvision's MD5 sums decide what is right, wherever the files came from. torch is imported only once they are read.
+Checksums decide what is right, wherever the files came from.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-import numpy as np
-
-from fast_train.common.files import cache_folder
-from fast_train.common.startup import quick_imports
-from fast_train.common.text import show
+from fast_train.common.files import cache_folder, user_path
+from fast_train.common.text import one_line, show
 from fast_train.data_prep.errors import DownloadError, PreparedSetError
 from fast_train.data_prep.sources.base import Chunk, Plan, Source
+from fast_train.data_prep.sources.batches import read_archive, read_folder
+from fast_train.data_prep.sources.cifar_files import CIFAR10, CIFAR100, CifarFiles
 from fast_train.data_prep.sources.download import download
-from fast_train.data_prep.staging import check_free_disk, disk_room
+from fast_train.data_prep.sources.known import KnownFile
+from fast_train.data_prep.sources.parquet import check_pyarrow, read_parquet
 
 _CHUNK = 2000
-_UNPACKED_BYTES = 190_000_000
+_HUB = "hub"
+
+#: Reads both splits, batch by batch.
+_Reader = partial[dict[str, list[Chunk]]]
 
 
 class _Cifar(Source):
     accepts = frozenset({"source"})
-    dataset_name: ClassVar[str]
+    #: What the archive holds, and where it is found.
+    files: ClassVar[CifarFiles]
 
-    _datasets: dict[str, Any]
+    _splits: dict[str, list[Chunk]]
 
     def identity(self) -> dict[str, Any]:
         # Where it came from makes no difference: the sums say that it is the same.
         return {"kind": self.kind}
 
     def plan(self, scratch: Path) -> Plan:
-        self.display.say(f"reading {self.dataset_name} through torchvision")
-        dataset = _torchvision_dataset(self.dataset_name)
-        place = self._find(dataset)
-        if place.is_dir():
-            os.symlink(place.resolve(), scratch / dataset.base_folder)
-        else:
-            _unpack(place, scratch, dataset.filename)
-        try:
-            self._datasets = _open_both(dataset, scratch)
-        except RuntimeError as error:
-            raise PreparedSetError(_what_is_wrong(dataset, scratch / dataset.base_folder, place)) from error
-        first = self._datasets["train"]
+        self._splits = self._read(scratch)
+        images, _ = self._splits["train"][0]
         return Plan(
-            classes=tuple(first.classes),
-            image_shape=first.data.shape[1:],
-            counts={split: len(data) for split, data in self._datasets.items()},
+            classes=self.files.classes,
+            image_shape=images.shape[1:],
+            counts={split: sum(len(labels) for _, labels in batches) for split, batches in self._splits.items()},
         )
 
     def read(self, split: str) -> Iterator[Chunk]:
-        data = self._datasets[split]
-        labels = np.array(data.targets, dtype=np.int64)
-        for start in range(0, len(labels), _CHUNK):
-            yield data.data[start : start + _CHUNK], labels[start : start + _CHUNK]
+        for images, labels in self._splits[split]:
+            for start in range(0, len(labels), _CHUNK):
+                yield images[start : start + _CHUNK], labels[start : start + _CHUNK]
 
-    def _find(self, dataset: Any) -> Path:
-        """The folder of batches or the archive that the options name; downloaded where need be."""
+    def _read(self, scratch: Path) -> dict[str, list[Chunk]]:
         source = self.options.source
         if source is None:
-            return self._fetch(dataset, dataset.url)
+            found = self._look_around()
+            return found or read_archive(self._fetch(self.files.addresses, self.files.archive, scratch), self.files)
+        if source == _HUB and not Path(source).exists():
+            return self._read_hub(scratch)
         if source.startswith(("http://", "https://")):
-            is_archive = urlsplit(source).path.endswith((".tar.gz", ".tgz"))
-            return self._fetch(dataset, source if is_archive else f"{source.rstrip('/')}/{dataset.filename}")
-        place = Path(source)
-        if place.is_file():
-            return self._check_archive(dataset, place)
-        for folder in (place, place / dataset.base_folder):
-            if (folder / dataset.train_list[0][0]).is_file():
-                return folder
-        if (place / dataset.filename).is_file():
-            return self._check_archive(dataset, place / dataset.filename)
-        raise PreparedSetError(
-            f"--source {show(source)} holds no {self.dataset_name}: it must be {dataset.filename}, a folder with "
-            f"{dataset.base_folder}, or an http(s) address of the archive"
-        )
-
-    def _check_archive(self, dataset: Any, archive: Path) -> Path:
-        from torchvision.datasets.utils import check_integrity
-
-        if not check_integrity(archive, dataset.tgz_md5):
+            archive = self.files.archive
+            address = source if _is_archive(source) else f"{source.rstrip('/')}/{archive.name}"
+            return read_archive(self._fetch((address,), archive, scratch), self.files)
+        reader = self._reader(user_path(source))
+        if reader is None:
             raise PreparedSetError(
-                f"{show(archive)} is not torchvision's {dataset.filename} (wrong MD5); download it again"
+                f"--source {show(source)} holds no {self.files.title}: it must be {self.files.archive.name}, a folder "
+                f"with {self.files.folder} or the hub's parquet files, '{_HUB}', or an http(s) address of the archive"
             )
-        return archive
+        return reader()
 
-    def _fetch(self, dataset: Any, url: str) -> Path:
-        from torchvision.datasets.utils import check_integrity
+    def _reader(self, place: Path) -> _Reader | None:
+        """What reads ``place``: the archive under any name, or a folder with it, its batches or the hub's files."""
+        if place.is_file():
+            return partial(read_archive, place, self.files)
+        for folder in (place / self.files.folder, place):
+            if (folder / self.files.batches["train"][0].name).is_file():
+                return partial(read_folder, folder, self.files)
+        if (place / self.files.archive.name).is_file():
+            return partial(read_archive, place / self.files.archive.name, self.files)
+        for folder in (place, place / Path(self.files.hub.folder).name):
+            if (folder / self.files.hub.files["train"].name).is_file():
+                return partial(read_parquet, folder, self.files.hub)
+        return None
 
-        def is_right(path: Path) -> bool:
-            return bool(check_integrity(path, dataset.tgz_md5))
+    def _look_around(self) -> dict[str, list[Chunk]] | None:
+        """The images where this or another program may have left them; None where none has."""
+        for place in _usual_places(self.kind):
+            try:
+                reader = self._reader(place)
+                if reader is None or reader.func is read_parquet:
+                    continue
+                splits = reader()
+            except (OSError, PreparedSetError) as error:
+                self.display.say(f"passed over: {one_line(error)}")
+                continue
+            self.display.say(f"{self.files.title} was found in {show(place)}")
+            return splits
+        return None
 
-        archive = cache_folder() / str(dataset.filename)
-        if is_right(archive):
-            self.display.say(f"using {show(archive)}, downloaded before")
-            return archive
-        self.display.say(f"downloading {show(url)}")
+    def _read_hub(self, scratch: Path) -> dict[str, list[Chunk]]:
+        check_pyarrow()
+        hub = self.files.hub
+        for known in hub.files.values():
+            path = self._fetch((f"{hub.folder}/{known.name}",), known, scratch, self.kind)
+        return read_parquet(path.parent, hub)
+
+    def _fetch(self, addresses: tuple[str, ...], known: KnownFile, scratch: Path, folder: str = "") -> Path:
+        """The file from the cache folder, where it is downloaded to; where there is none, to the scratch folder."""
         try:
-            download(url, archive, is_right=is_right, display=self.display)
+            place = cache_folder()
+        except OSError as error:
+            self.display.say(f"the download is not kept for another time: {error}")
+            place = scratch
+        path = place / folder / known.name
+        if known.fault(path) is None:
+            self.display.say(f"using {show(path)}, downloaded before")
+            return path
+        try:
+            download(addresses, path, known, self.display)
         except DownloadError as error:
             raise DownloadError(
-                f"{error}; give --source (a local {dataset.filename}, a folder of its batches, or a mirror's address), "
-                "or --dataset synthetic for made-up images"
+                f"{error}; give --source (a local {self.files.archive.name}, a folder of its batches, a mirror's "
+                f"address, or {_HUB}), or --dataset synthetic for made-up images"
             ) from error
-        return archive
+        return path
 
 
 class Cifar10(_Cifar):
     """60,000 images of 32x32 RGB in 10 classes."""
 
     kind = "cifar10"
-    dataset_name = "CIFAR10"
+    files = CIFAR10
 
 
 class Cifar100(_Cifar):
     """60,000 images of 32x32 RGB in 100 classes, the fine labels."""
 
     kind = "cifar100"
-    dataset_name = "CIFAR100"
+    files = CIFAR100
 
 
-def _torchvision_dataset(name: str) -> Any:
-    with quick_imports():
-        import torchvision.datasets
-    return getattr(torchvision.datasets, name)
-
-
-def _open_both(dataset: Any, root: Path) -> dict[str, Any]:
-    """Both splits, side by side: each checks the MD5 sums of all the files."""
-    with ThreadPoolExecutor() as pool:
-        opened = {split: pool.submit(dataset, str(root), train=split == "train") for split in ("train", "test")}
-        return {split: future.result() for split, future in opened.items()}
-
-
-def _unpack(archive: Path, folder: Path, name: str) -> None:
-    """Unpack into ``folder``; by the dataset's own ``name``, which says how, whatever the file is called here."""
-    from torchvision.datasets.utils import extract_archive
-
-    check_free_disk(folder, _UNPACKED_BYTES, f"unpacking {show(archive.name)}")
-    named = archive if archive.name == name else folder / name
+def _is_archive(address: str) -> bool:
     try:
-        if named is not archive:
-            named.symlink_to(archive.resolve())
-        with disk_room(folder):
-            extract_archive(str(named), str(folder))
-    except (OSError, EOFError, RuntimeError) as error:
-        raise PreparedSetError(f"{show(archive)} can't be unpacked: {error}") from error
+        return urlsplit(address).path.endswith((".tar.gz", ".tgz"))
+    except ValueError as error:
+        raise PreparedSetError(f"--source {show(address)} is not an address: {one_line(error)}") from error
 
 
-def _what_is_wrong(dataset: Any, folder: Path, source: Path) -> str:
-    from torchvision.datasets.utils import check_integrity
+def _usual_places(kind: str) -> Iterator[Path]:
+    """Files and folders that may hold the archive or its batches: the user's own choice, then where programs put it."""
+    if named := os.environ.get("FAST_TRAIN_DATA"):
+        yield from _with_folders(user_path(named), kind)
+    with suppress(OSError):
+        yield cache_folder()
+    yield from _with_folders(Path("data"), kind)
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    for text in (os.environ.get("TORCH_HOME") or os.path.join(caches, "torch"), caches):
+        yield from _with_folders(user_path(text), kind)
 
-    meta = (dataset.meta["filename"], dataset.meta["md5"])
-    for name, md5 in [*dataset.train_list, *dataset.test_list, meta]:
-        if not check_integrity(folder / name, md5):
-            reason = "has the wrong MD5" if (folder / name).is_file() else "is missing"
-            return f"{name} in {show(source)} {reason}; get {dataset.filename} again"
-    return f"torchvision can't read {show(source)}; get {dataset.filename} again"
+
+def _with_folders(place: Path, kind: str) -> Iterator[Path]:
+    yield from (place, place / kind, place / "datasets")

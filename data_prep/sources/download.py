@@ -1,4 +1,8 @@
-"""Downloads that resume: into ``NAME.part``, which gets its name once it is whole and its checksum is right."""
+"""Downloads of known files from several addresses.
+
+The bytes go into ``NAME.part``, which gets its name once its checksums are right. An address that is slow, silent or
+broken is left for the next one, which goes on from the bytes that are there: it is the same file everywhere.
+"""
 
 from __future__ import annotations
 
@@ -10,146 +14,263 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, Full, Queue
+from threading import Event, Thread
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 from fast_train.common.console import Display
-from fast_train.common.files import lock
-from fast_train.common.text import one_line, show
+from fast_train.common.files import lock, sync
+from fast_train.common.text import format_bytes, one_line, show
 from fast_train.data_prep.errors import DownloadError
+from fast_train.data_prep.sources.known import KnownFile
 from fast_train.data_prep.staging import check_free_disk, disk_room
 
 _CHUNK = 1 << 16
-_TIMEOUT_SECONDS = 20.0
-#: Attempts in a row that bring nothing, before giving up; a host that has never answered gets fewer.
-_ATTEMPTS, _ATTEMPTS_UNANSWERED = 5, 2
-#: Before the second attempt; each later pause is twice as long.
+# Chunks that a connection reads ahead of the disk.
+_AHEAD = 64
+#: Rounds over all addresses in a row that bring less than this, before giving up; fewer where nobody ever answered.
+_WORTH_BYTES = 1 << 20
+_ROUNDS, _ROUNDS_UNANSWERED = 5, 2
+#: After the first such round; each later pause is twice as long.
 FIRST_PAUSE_SECONDS = 1.0
 # Busy or momentarily out of order; any other refusal stands.
 _PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
-class _Interrupted(Exception):
-    """The connection failed in a way that may pass."""
+@dataclass(frozen=True)
+class Pace:
+    """What a host must keep up: to send something every ``silence`` seconds, and ``rate`` bytes/s over ``seconds``."""
+
+    silence: float
+    rate: float
+    seconds: float
 
 
-def download(url: str, target: Path, *, is_right: Callable[[Path], bool], display: Display) -> None:
-    """Fetch ``url`` (http or https) to ``target``, going on from what an earlier run left in ``target.part``.
+#: The first while another address is left; the second of one that is taken although it is slow.
+HURRIED = Pace(silence=5.0, rate=500_000.0, seconds=10.0)
+PATIENT = Pace(silence=20.0, rate=10_000.0, seconds=60.0)
 
-    ``is_right`` checks the content of the whole file. Broken connections are tried again with growing pauses. Raises
-    DownloadError: no connection, a refusal, wrong content (which is deleted).
+
+class _Passing(Exception):
+    """The connection failed, or was left, for a reason that may pass."""
+
+
+class _Refused(Exception):
+    """Nothing right comes from this address."""
+
+
+def download(addresses: Sequence[str], target: Path, known: KnownFile, display: Display) -> None:
+    """Fetch a known file to ``target`` from addresses (http or https) in the order in which they are to be tried,
+    going on from what an earlier run left in ``target.part``.
+
+    Never more than the file's size is written, and a wrong content is deleted. A host that is too slow (`HURRIED`) is
+    left while there is another; then the fastest is taken, unless it crawls (`PATIENT`). Raises DownloadError.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    with disk_room(target.parent), open(part, "ab") as file:
+    part.touch()
+    with disk_room(target.parent), open(part, "r+b") as file:
         try:
             lock(file.fileno())
         except BlockingIOError as error:
             raise DownloadError(f"another process is downloading {show(part)}; try again when it is done") from error
-        resumed = _size(file) > 0
         try:
-            _fetch(url, file, display)
-            right = is_right(part)
-            if resumed and not right:
-                # The earlier part may be of another file, or of a write that broke off.
-                display.say(f"{show(target.name)}: the resumed download is not right; starting over")
-                file.truncate(0)
-                _fetch(url, file, display)
-                right = is_right(part)
-            if not right:
-                file.truncate(0)
-                raise DownloadError(f"{show(url)} is not the right file (wrong MD5), deleted")
-            os.fsync(file.fileno())
+            if known.fault(target) is None:
+                # Another process brought it in the meantime.
+                return
+            check_free_disk(target.parent, known.size - _size(file), "the download")
+            _Download(list(addresses), file, part, known, display).run()
+            sync(file.fileno())
             os.replace(part, target)
         finally:
             if _size(file) == 0:
-                part.unlink()
+                part.unlink(missing_ok=True)
 
 
 def _size(file: BinaryIO) -> int:
-    # This also moves the position to the end: truncating leaves it where it was.
     return file.seek(0, os.SEEK_END)
 
 
-def _fetch(url: str, file: BinaryIO, display: Display) -> None:
-    """Append to ``file`` what is missing of the content of ``url``."""
-    answered, failures = False, 0
-    while True:
-        before = _size(file)
+class _Download:
+    def __init__(self, addresses: list[str], file: BinaryIO, part: Path, known: KnownFile, display: Display) -> None:
+        self._addresses, self._file, self._part, self._known, self._display = addresses, file, part, known, display
+        self._answered = False
+        # By address: bytes/s, and why it was left.
+        self._rates: dict[str, float] = {}
+        self._reasons: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Go round the addresses until the file is right."""
+        fruitless, first = 0, True
+        while True:
+            before = _size(self._file)
+            for address in sorted(self._addresses, key=lambda address: -self._rates.get(address, 0.0)):
+                alone = len(self._addresses) == 1
+                if self._is_right_from(address, PATIENT if alone or (self._answered and not first) else HURRIED):
+                    return
+            first = False
+            fruitless = 0 if _size(self._file) - before >= _WORTH_BYTES else fruitless + 1
+            if not self._addresses or fruitless >= (_ROUNDS if self._answered else _ROUNDS_UNANSWERED):
+                reasons = "; ".join(f"{_host(address)}: {reason}" for address, reason in self._reasons.items())
+                raise DownloadError(f"{self._known.name} can't be downloaded ({reasons})")
+            if fruitless:
+                pause = FIRST_PAUSE_SECONDS * 2 ** (fruitless - 1)
+                self._display.say(f"trying again in {pause:g} s")
+                time.sleep(pause)
+
+    def _is_right_from(self, address: str, pace: Pace) -> bool:
+        """Whether the file is whole and right after what this address sends."""
+        resumed = _size(self._file) > 0
         try:
-            _fetch_once(url, file, display)
+            self._fetch(address, pace)
+            self._file.flush()
+            fault = self._known.fault(self._part)
+            if fault is None:
+                return True
+            self._file.truncate(0)
+            if not resumed:
+                raise _Refused(f"its file {fault}")
+        except (_Passing, _Refused) as error:
+            if isinstance(error, _Refused):
+                self._addresses.remove(address)
+            self._reasons[address] = str(error)
+            self._display.say(f"{_host(address)}: {error}")
+            return False
+        # What was there may be of another address, of another file, or of a write that broke off.
+        self._display.say(f"the resumed {self._known.name} {fault}; starting over")
+        return self._is_right_from(address, pace)
+
+    def _fetch(self, address: str, pace: Pace) -> None:
+        """Append what is missing; over what is there, where the host can't send a part."""
+        have, total = _size(self._file), self._known.size
+        if have > total:
+            have = self._file.truncate(0)
+        if have == total:
             return
-        except _Interrupted as error:
-            gained = _size(file) - before
-            answered = answered or gained > 0 or isinstance(error.__cause__, urllib.error.HTTPError)
-            failures = 1 if gained > 0 else failures + 1
-            if failures >= (_ATTEMPTS if answered else _ATTEMPTS_UNANSWERED):
-                raise DownloadError(f"{show(url)} can't be downloaded ({error})") from error
-            pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1)
-            display.say(f"{error}; trying again in {pause:g} s")
-            time.sleep(pause)
-
-
-def _fetch_once(url: str, file: BinaryIO, display: Display) -> None:
-    have = _size(file)
-    headers = {"User-Agent": "fast-train", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    try:
-        response = _passing_errors(urllib.request.urlopen)(
-            urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_SECONDS
-        )
-    except urllib.error.HTTPError as error:
-        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-            if _total(error.headers) != have:
-                file.truncate(0)
-                raise _Interrupted("the server has less than what was downloaded before") from error
-            return
-        raise DownloadError(f"{show(url)} can't be downloaded (HTTP {error.code} {error.reason})") from error
-    with response:
-        first = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-        if response.status != http.client.PARTIAL_CONTENT or not first or int(first[1]) != have:
-            # The server sends all of it.
-            file.truncate(0)
-            have = 0
-        total = _total(response.headers)
-        if total is not None:
-            check_free_disk(Path(file.name).parent, total - have, "the download")
-        label = url.rsplit("/", 1)[-1]
-        with display.progress(label, total, done=have, in_bytes=True) as advance:
-            read = _passing_errors(response.read)
-            while chunk := read(_CHUNK):
-                file.write(chunk)
-                advance(len(chunk))
-            file.flush()
-    if total is not None and _size(file) < total:
-        raise _Interrupted(f"the connection broke after {_size(file):,} of {total:,} bytes")
-
-
-def _passing_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with errors of the network as _Interrupted and refusals as HTTPError; for reading and opening."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
+        connection = _Connection(address, have)
         try:
-            return function(*args, **kwargs)
+            at = self._file.seek(_start(connection.answer(pace.silence), have, total))
+            self._answered = True
+            label = f"{self._known.name} from {_host(address)}"
+            with self._display.progress(label, total, done=at, in_bytes=True) as advance:
+                began, received = time.monotonic(), 0
+                while chunk := connection.chunk(pace.silence):
+                    at, received = at + len(chunk), received + len(chunk)
+                    if at > total:
+                        self._file.truncate(0)
+                        raise _Refused(f"it sends more than {total:,} bytes")
+                    self._file.write(chunk)
+                    advance(len(chunk))
+                    seconds = time.monotonic() - began
+                    self._rates[address] = received / max(seconds, 1.0)
+                    if seconds >= pace.seconds:
+                        if received < pace.rate * seconds:
+                            raise _Passing(f"{format_bytes(received / seconds)}/s are too slow")
+                        began, received = time.monotonic(), 0
         except urllib.error.HTTPError as error:
-            if error.code in _PASSING_STATUS:
-                raise _Interrupted(f"HTTP {error.code} {error.reason}") from error
-            raise
-        except (http.client.InvalidURL, UnicodeError) as error:
-            raise DownloadError(f"--source is not an address: {one_line(error)}") from error
-        except urllib.error.URLError as error:
-            raise _Interrupted(_network_reason(error.reason)) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise _Interrupted(_network_reason(error)) from error
-
-    return call
+            error.close()
+            self._answered = True
+            kind = _Passing if error.code in _PASSING_STATUS else _Refused
+            raise kind(f"HTTP {error.code} {show(str(error.reason))}") from error
+        finally:
+            connection.close()
+        if at < total:
+            raise _Passing(f"the connection broke after {at:,} of {total:,} bytes")
 
 
-def _network_reason(error: object) -> str:
+def _start(answer: Any, have: int, total: int) -> int:
+    """Where in the file the content of an answer begins. _Refused: it is of another file, or another part of it."""
+    if answer.status == http.client.PARTIAL_CONTENT:
+        if not re.fullmatch(rf"bytes {have}-\d+/({total}|\*)", answer.headers.get("Content-Range", "")):
+            raise _Refused("it sends another part than was asked for, or of another file")
+        return have
+    if answer.status != http.client.OK:
+        raise _Refused(f"HTTP {answer.status}")
+    length = answer.headers.get("Content-Length")
+    if length not in (None, str(total)):
+        raise _Refused(f"its file has {show(length)} bytes, not {total}")
+    return 0
+
+
+class _Connection:
+    """One request, in a thread of its own: whatever a host does or leaves undone, nobody waits for it longer than they
+    want to."""
+
+    def __init__(self, address: str, start: int) -> None:
+        self._items: Queue[Any] = Queue(_AHEAD)
+        self._closed = Event()
+        Thread(target=self._run, args=(address, start), daemon=True).start()
+
+    def answer(self, seconds: float) -> Any:
+        """The response, its content not read yet."""
+        return self._next(seconds)
+
+    def chunk(self, seconds: float) -> bytes:
+        """The next bytes of the content; none at its end."""
+        chunk: bytes = self._next(seconds)
+        return chunk
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _next(self, seconds: float) -> Any:
+        try:
+            item = self._items.get(timeout=seconds)
+        except Empty:
+            raise _Passing(f"no answer for {seconds:g} s") from None
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def _run(self, address: str, start: int) -> None:
+        headers = {"User-Agent": "fast-train", "Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        try:
+            opener = urllib.request.build_opener(_Redirects)
+            with opener.open(urllib.request.Request(address, headers=headers), timeout=PATIENT.silence) as response:
+                self._put(response)
+                # Not read(), which waits for a whole chunk of one byte a second.
+                while not self._closed.is_set() and (chunk := response.read1(_CHUNK)):
+                    self._put(chunk)
+            self._put(b"")
+        except Exception as error:
+            self._put(_told(error))
+
+    def _put(self, item: Any) -> None:
+        while not self._closed.is_set():
+            with suppress(Full):
+                self._items.put(item, timeout=0.1)
+                return
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """What is asked for by https comes by https, and nothing by other ways than the two."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        scheme = urlsplit(newurl).scheme
+        if scheme not in ({"https"} if req.type == "https" else {"http", "https"}):
+            raise _Refused(f"it redirects from {req.type} to {show(scheme)}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _told(error: Exception) -> Exception:
+    """An error of a connection in the words of ours."""
+    if isinstance(error, (_Refused, urllib.error.HTTPError)):
+        return error
+    if isinstance(error, (http.client.InvalidURL, UnicodeError)):
+        return _Refused(f"not an address: {show(one_line(error))}")
+    return _Passing(show(_reason(error.reason if isinstance(error, urllib.error.URLError) else error)))
+
+
+def _reason(error: object) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer for {_TIMEOUT_SECONDS:g} s"
+        return f"no answer for {PATIENT.silence:g} s"
     if isinstance(error, socket.gaierror):
         return f"no network, or no such host: {error.strerror}"
     if isinstance(error, OSError) and error.errno == errno.ECONNREFUSED:
@@ -159,10 +280,6 @@ def _network_reason(error: object) -> str:
     return one_line(error) if isinstance(error, BaseException) else str(error)
 
 
-def _total(headers: Any) -> int | None:
-    """The size of the whole content, where the headers tell."""
-    whole = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
-    if whole:
-        return int(whole[1])
-    length = headers.get("Content-Length", "")
-    return int(length) if length.isdigit() else None
+def _host(address: str) -> str:
+    # Without a password, which an address may hold.
+    return show(urlsplit(address).netloc.rpartition("@")[2])
