@@ -72,12 +72,17 @@ class Display:
             if now - last >= _SECONDS_BETWEEN_LINES:
                 last = now
                 rate = (done - already) / (now - began)
-                left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
                 of_total = f" of {amount(total)}" if total else ""
-                self.say(f"{label}: {amount(done)}{of_total}, {amount(rate)}/s{left}")
+                speed = f", {amount(rate)}/s" if round(rate) else ""
+                left = f", {_duration((total - done) / rate)} left" if total and speed else ""
+                self.say(f"{label}: {amount(done)}{of_total}{speed}{left}")
 
         yield advance
         seconds = time.monotonic() - began
         # Over a moment, a rate says nothing; nor does one that rounds to 0.
         rate = (done - already) / seconds if seconds > 0.5 else 0
         self.say(f"{label}: {amount(done)} in {seconds:.1f} s" + (f" ({amount(rate)}/s)" if round(rate) else ""))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:,.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -28,3 +28,12 @@ def test_a_rate_is_given_where_it_says_something(done, seconds, in_bytes, line, 
     with Display(Console(file=file)).progress("images", None, in_bytes=in_bytes) as advance:
         advance(done)
     assert re.sub(r"\s+", " ", file.getvalue().splitlines()[-1]) == line
+
+
+def test_a_long_transfer_says_how_fast_it_is_and_how_long_it_will_take(monkeypatch):
+    clock = itertools.chain([0.0], itertools.repeat(20.0))
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
+    file = io.StringIO()
+    with Display(Console(file=file)).progress("a.gz from host", 10_000_000, done=6_000_000, in_bytes=True) as advance:
+        advance(2_000_000)
+    assert file.getvalue().splitlines()[0] == "a.gz from host: 8.0 MB of 10.0 MB, 100.0 kB/s, 20 s left"

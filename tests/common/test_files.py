@@ -7,6 +7,7 @@ import pwd
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,50 @@ def test_a_disk_without_locks_is_told_from_a_lock_that_is_held(tmp_path, monkeyp
         assert not holds
     with open(tmp_path / "file", "w") as file:
         assert not lock(file.fileno())
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EIO, errno.ENOSPC])
+def test_a_disk_that_can_not_flush_is_told_from_one_that_is_broken_or_full(tmp_path, monkeypatch, number):
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    fails = number in (errno.EIO, errno.ENOSPC)
+    with pytest.raises(OSError, match=os.strerror(number)) if fails else nullcontext():
+        sync_folder(tmp_path)
+    with (
+        pytest.raises(OSError, match=os.strerror(number)) if fails else nullcontext(),
+        whole_file(tmp_path / "a") as file,
+    ):
+        file.write(b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ([] if fails else ["a"])
+
+
+def test_a_link_in_the_place_of_the_unfinished_file_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / f".a.bin.{os.getpid()}.part").symlink_to(victim)
+    with whole_file(tmp_path / "a.bin") as file:
+        file.write(b"new")
+    assert victim.read_bytes() == b"precious"
+    assert (tmp_path / "a.bin").read_bytes() == b"new"
+    assert not (tmp_path / "a.bin").is_symlink()
+
+
+def test_the_cache_folder_is_the_users_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = cache_folder()
+    assert folder == tmp_path / "fast-train"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o775)
+    assert cache_folder().stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o757)
+    with pytest.raises(OSError, match="fast-train is not used: others can write into it"):
+        cache_folder()
+    folder.chmod(0o755)
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    with pytest.raises(OSError, match="fast-train is not used"):
+        cache_folder()
 
 
 def test_a_platform_without_locks_does_without(tmp_path):

@@ -1,9 +1,10 @@
-"""Small image folders, and batches of CIFAR's format whose MD5 sums torchvision is told to expect."""
+"""Small image folders, and batches of CIFAR's format whose sums are taken for the real ones."""
 
 import hashlib
-import pickle
 import shutil
+import struct
 import tarfile
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from fast_train.data_prep import cli
+from fast_train.data_prep.sources.cifar import Cifar10
+from fast_train.data_prep.sources.known import KnownFile
 
 CLASSES = ("ant", "bee", "cow")
 
@@ -70,34 +73,68 @@ def synthetic(tmp_path_factory):
     return out
 
 
-def _md5(path):
-    return hashlib.md5(path.read_bytes()).hexdigest()
+def python2_pickle(value):
+    """A pickle as Python 2 wrote CIFAR's: strings are bytes, an array is made by numpy.core's functions."""
+    return b"\x80\x02" + _pickled(value) + b"."
+
+
+def _pickled(value):
+    if isinstance(value, bytes):
+        return b"T" + struct.pack("<i", len(value)) + value
+    if isinstance(value, int):
+        return b"J" + struct.pack("<i", value)
+    if isinstance(value, list):
+        return b"](" + b"".join(map(_pickled, value)) + b"e"
+    if isinstance(value, dict):
+        return b"}(" + b"".join(_pickled(item) for pair in value.items() for item in pair) + b"u"
+    uint8 = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    shape = b"".join(map(_pickled, value.shape)) + b"\x86"
+    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    return empty + b"(K\x01" + shape + uint8 + b"\x89" + _pickled(value.tobytes()) + b"tb"
+
+
+def known_file(path):
+    """A file of a test as one whose content is known."""
+    content = path.read_bytes()
+    return KnownFile(path.name, len(content), hashlib.sha256(content).hexdigest(), hashlib.md5(content).hexdigest())
 
 
 @pytest.fixture
 def fake_cifar(tmp_path, monkeypatch):
-    """CIFAR-10 in small: ``batches`` (folder), ``archive``, and what they hold, ``images`` and ``labels`` by split."""
-    from torchvision.datasets import CIFAR10
-
+    """CIFAR-10 in small: ``batches`` (folder), ``archive``, and what they hold, ``images`` and ``labels`` by split.
+    `seal` takes the files as they are now for the real ones."""
+    for name in ("HOME", "TORCH_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = tmp_path / "source" / CIFAR10.base_folder
+    monkeypatch.delenv("FAST_TRAIN_DATA", raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    real = Cifar10.files
+    folder = tmp_path / "source" / real.folder
     folder.mkdir(parents=True)
+    archive = tmp_path / "archives" / real.archive.name
+    archive.parent.mkdir()
     generator = np.random.default_rng(2)
     images, labels = {}, {}
-    for split, names in (("train", [f"data_batch_{i}" for i in range(1, 6)]), ("test", ["test_batch"])):
-        images[split] = generator.integers(0, 256, (20 * len(names), 32, 32, 3), dtype=np.uint8)
-        labels[split] = np.arange(20 * len(names)) * 7 % 10
-        for i, name in enumerate(names):
+    for split, batches in real.batches.items():
+        images[split] = generator.integers(0, 256, (20 * len(batches), 32, 32, 3), dtype=np.uint8)
+        labels[split] = np.arange(20 * len(batches)) * 7 % 10
+        for i, batch in enumerate(batches):
             part = slice(20 * i, 20 * i + 20)
             data = images[split][part].transpose(0, 3, 1, 2).reshape(20, -1)
-            (folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels[split][part].tolist()}))
-        monkeypatch.setattr(CIFAR10, f"{split}_list", [[name, _md5(folder / name)] for name in names])
-    names = [f"class-{i}" for i in range(10)]
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
-    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": _md5(folder / "batches.meta")})
-    archive = tmp_path / "archives" / CIFAR10.filename
-    archive.parent.mkdir()
+            content = {b"batch_label": b"some", b"labels": labels[split][part].tolist(), b"data": data}
+            (folder / batch.name).write_bytes(python2_pickle(content))
+    (folder / "readme.html").write_bytes(b"<html>")
     with tarfile.open(archive, "w:gz") as tar:
-        tar.add(folder, CIFAR10.base_folder)
-    monkeypatch.setattr(CIFAR10, "tgz_md5", _md5(archive))
-    return SimpleNamespace(batches=folder, archive=archive, images=images, labels=labels, classes=tuple(names))
+        tar.add(folder, real.folder)
+
+    def seal():
+        batches = {split: tuple(known_file(folder / k.name) for k in known) for split, known in real.batches.items()}
+        # Of what comes from a network, nothing but what a test serves.
+        files = replace(real, archive=known_file(archive), batches=batches, addresses=("http://127.0.0.1:9/none",))
+        monkeypatch.setattr(Cifar10, "files", files)
+
+    seal()
+    return SimpleNamespace(
+        batches=folder, archive=archive, images=images, labels=labels, classes=real.classes, seal=seal
+    )
