@@ -65,7 +65,9 @@ def build_parser() -> Parser:
     add("--debug", action="store_true", help="on an error, the trace and all names")
     group = parser.add_argument_group("cifar10, cifar100")
     group.add_argument(
-        "--source", metavar="PLACE", help="a local archive, a folder of its batches, or a mirror's http(s) address"
+        "--source",
+        metavar="PLACE",
+        help="a local archive, a folder of its batches or parquet files, a mirror's http(s) address, or hub",
     )
     group = parser.add_argument_group("folder:DIR")
     group.add_argument(

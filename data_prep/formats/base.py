@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fast_train.common.files import sync
 from fast_train.data_prep.errors import PreparedSetError
 
 FFCV_MODES = ("raw", "jpg", "proportion")
@@ -135,7 +135,7 @@ class Writer(ABC):
 def flush(file: IO[Any]) -> None:
     """Have what was written to a file on the disk."""
     file.flush()
-    os.fsync(file.fileno())
+    sync(file.fileno())
 
 
 class JpegEncoder:
