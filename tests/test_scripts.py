@@ -114,7 +114,7 @@ class Make:
             'case "$*" in\n'
             "*'-m venv'*) mkdir -p .venv/bin && cp $TOOLS/python .venv/bin/python ;;\n"
             "*urllib*) exit $INDEX_STATUS ;;\n"
-            "*'pip install'*) echo \"$*\" >> $INSTALLS; case \"$*\" in *ffcv*) exit $FFCV_STATUS ;; esac ;;\n"
+            '*\'pip install\'*) echo "$*" >> $INSTALLS; case "$*" in *ffcv*) exit $FFCV_STATUS ;; esac ;;\n'
             "esac",
         )
         self.tool("uname", "echo Linux")
