@@ -19,6 +19,9 @@ _ROUNDS = 10
 STREAM_AUGMENT = 0
 STREAM_CUTOUT = 1
 STREAM_ORDER = 2
+STREAM_CROP = 3
+STREAM_COLOUR = 4
+STREAM_ERASE = 5
 
 
 def _multiply(factor: int, words: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,15 +45,15 @@ def philox4x32(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tup
     return c0, c1, c2, c3
 
 
-def sample_words(seed: int, epoch: Tensor | int, indices: Tensor, stream: int) -> tuple[Tensor, ...]:
-    """Four words for each sample: the counter is (index, epoch, stream, 0).
+def sample_words(seed: int, epoch: Tensor | int, indices: Tensor, stream: int, attempt: int = 0) -> tuple[Tensor, ...]:
+    """Four words for each sample: the counter is (index, epoch, stream, attempt).
 
     indices: int64 [N], values in [0, 2**32). epoch: int or int64 0-D tensor. Returns four int64 tensors [N].
     """
     zeros = torch.zeros_like(indices)
-    return philox4x32(seed, indices, zeros + epoch, zeros + stream, zeros)
+    return philox4x32(seed, indices, zeros + epoch, zeros + stream, zeros + attempt)
 
 
-def below(words: Tensor, bound: int) -> Tensor:
+def below(words: Tensor, bound: Tensor | int) -> Tensor:
     """Map words in [0, 2**32) to whole numbers in [0, bound) by multiply and shift (bias under bound / 2**32)."""
     return (words * bound) >> 32

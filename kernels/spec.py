@@ -41,6 +41,59 @@ class AugmentSpec:
 
 NO_AUGMENT = AugmentSpec()
 
+#: Fractions and factors of `CropSpec` are used in units of 1 / UNIT, so that every device computes with whole numbers.
+UNIT = 1 << 16
+MAX_PIXELS = 1 << 26
+MAX_OUTPUT = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropSpec:
+    """How to make a square of each image of any shape: a crop, resized; then flip, colour and erasing.
+
+    ValueError on values out of range.
+    """
+
+    size: int
+    """Side of the result in pixels."""
+    scale: tuple[float, float] | None = None
+    """A random crop: the part of the image's area that it covers, uniform between the two, as in torchvision's
+    RandomResizedCrop (Szegedy et al. 2015, section 6: 0.08 and 1). None for the square in the centre."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of a random crop, log-uniform between the two, in 4,096 steps."""
+    centre: float = 1.0
+    """Side of the square in the centre, as a part of the image's shorter side: 0.875 is a resize to 256 pixels followed
+    by a crop of 224."""
+    flip: bool = False
+    """Mirror left-right with probability 1/2."""
+    brightness: float = 0.0
+    """Multiply by a factor uniform in 1 - x to 1 + x; 0 to 1. First brightness, then contrast, then saturation."""
+    contrast: float = 0.0
+    """Multiply the distance from the mean grey of the crop by a factor uniform in 1 - x to 1 + x; 0 to 1."""
+    saturation: float = 0.0
+    """Multiply the distance from each pixel's grey by a factor uniform in 1 - x to 1 + x; 0 to 1."""
+    erase: float = 0.0
+    """Probability of erasing a rectangle, to the mean colour, of 2 to 33 % of the area and a ratio of 0.3 to 3.3 (Zhong
+    et al. 2017, section 3; torchvision's RandomErasing)."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= MAX_OUTPUT:
+            raise ValueError(f"crop size {self.size} is out of range; give 1 to {MAX_OUTPUT} pixels")
+        if self.scale is not None and not 1 / UNIT <= self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"crop scale {self.scale} is no range of parts of an area; give two numbers up to 1")
+        if not 1 / 64 <= self.ratio[0] <= self.ratio[1] <= 64:
+            raise ValueError(f"crop ratio {self.ratio} is no range of 1/64 to 64; give two numbers")
+        if not 1 / UNIT <= self.centre <= 1:
+            raise ValueError(f"centre {self.centre} is no part of a side; give a number above 0, up to 1")
+        for name in ("brightness", "contrast", "saturation", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} is out of range; give a number from 0 to 1")
+
+    @property
+    def colour(self) -> bool:
+        """Whether colours change."""
+        return bool(self.brightness or self.contrast or self.saturation)
+
 
 def check_reflection(spec: AugmentSpec, height: int, width: int) -> None:
     """ValueError where images have fewer pixels than ``spec`` reflects."""

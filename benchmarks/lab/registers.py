@@ -15,7 +15,8 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,15 @@ _ROUND = ("n_rows", "n_cols", "depth")
 _SIDES = ("height", "width", "out_height", "out_width")
 _NUMBERS = {**dict.fromkeys((*_ROUND, *_SIDES, "n_chunks", "n_steps"), "i32"), "momentum": "fp32", "eps": "fp32"}
 _CONVOLUTIONS = ("convolution_kernel", "data_gradient_kernel")
+_WHOLE = {
+    **dict.fromkeys(("data_ptr", "crops_ptr"), "*u8"),
+    **dict.fromkeys(("offsets_ptr", "indices_ptr", "bases_ptr", "epoch_ptr"), "*i64"),
+    **dict.fromkeys(("heights_ptr", "widths_ptr", "draws_ptr", "weights_ptr", "firsts_ptr", "greys_ptr"), "*i32"),
+    **dict.fromkeys(("ratios_ptr", "erased_ptr"), "*i32"),
+    "table_ptr": "*bf16",
+    "seed": "i64",
+    "count": "i32",
+}
 
 
 class Compiled(NamedTuple):
@@ -44,6 +54,7 @@ class Compiled(NamedTuple):
     constants: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 3
+    types: Mapping[str, str] = _NUMBERS
 
 
 def measure() -> list[dict[str, Any]]:
@@ -56,7 +67,7 @@ def measure() -> list[dict[str, Any]]:
         raise ConfigError("TRITON_INTERPRET is set: kernels are interpreted, not compiled; unset it")
     if importlib.util.find_spec("triton") is None:
         raise ConfigError("Triton is not installed; it comes with torch on Linux")
-    return [_compile(case) for case in (*_norms(), *_convolutions())]
+    return [_compile(case) for case in (*_norms(), *_convolutions(), *_crops())]
 
 
 def _norms() -> list[Compiled]:
@@ -94,6 +105,22 @@ def _convolutions() -> Iterator[Compiled]:
             yield Compiled(kernel, constants, tile.num_warps, tile.num_stages)
 
 
+def _crops() -> Iterator[Compiled]:
+    """Random crops of 224 pixels, without colours and with all that there is."""
+    from fast_train.kernels import resized_crop_triton as kernels
+    from fast_train.kernels.spec import CropSpec
+
+    plain = CropSpec(size=224, scale=(0.08, 1.0), flip=True)
+    full = replace(plain, brightness=0.4, contrast=0.4, saturation=0.4, erase=0.25)
+    types = {**_WHOLE, "out_ptr": "*i32"}
+    for spec in (plain, full):
+        yield Compiled(kernels.draw_kernel, kernels.draw_constants(spec, gather=True), types=types)
+    types["out_ptr"] = "*bf16"
+    for spec in (plain, full):
+        yield Compiled(kernels.crop_kernel, kernels.crop_constants(spec, channels=3, gather=True), types=types)
+    yield Compiled(kernels.finish_kernel, kernels.shape_constants(224, channels=3), types=types)
+
+
 def _compile(case: Compiled) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
@@ -104,7 +131,7 @@ def _compile(case: Compiled) -> dict[str, Any]:
     def kind(name: str) -> str:
         if name in constants:
             return "constexpr"
-        return _NUMBERS.get(name, "*bf16" if name in _ACTIVATIONS else "*fp32")
+        return case.types.get(name, "*bf16" if name in _ACTIVATIONS else "*fp32")
 
     signature = {name: kind(name) for name in kernel.arg_names}
     aligned = [n for n, name in enumerate(signature) if signature[name].startswith("*") or name in _ROUND]
