@@ -42,6 +42,7 @@ class Flags:
     split_seed: int | None
     skip_bad: bool
     workers: int | None
+    background: str | None
     ffcv_mode: str
     dali_mode: str
     jpeg_quality: int
@@ -82,6 +83,11 @@ def build_parser() -> Parser:
     group.add_argument("--split-seed", type=int, metavar="N", help="seed of the draw for that (default: 0)")
     group.add_argument("--skip-bad", action="store_true", help="leave out files that are not readable images")
     group.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: one per core)")
+    group.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="what shows behind transparent images: a name or R,G,B (default: grey, on which black and white show)",
+    )
     group = parser.add_argument_group("formats")
     group.add_argument(
         "--ffcv-mode",

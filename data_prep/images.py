@@ -3,81 +3,153 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fast_train.common.text import one_line
+from fast_train.data_prep.bare import orientation_of, strip
 
-_EXIF_ORIENTATION = 0x0112
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+# Of Pillow's formats those that it decodes itself, without a program that it starts or a file that it finds inside.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "DIB", "ICO", "TGA")
+_MOST_FILE_BYTES = 1 << 30
+# Four copies of the most pixels that are read take less, and so do the libraries.
+_MOST_WORKER_BYTES = 4 << 30
 _SIXTEEN_BIT = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
 _WITH_ALPHA = {"RGBA", "LA", "PA", "RGBa", "La"}
-_EXIF_OF_PNG = {"exif", "Raw profile type exif"}
-_USUAL_FORMATS = ("PNG", "JPEG", "WEBP")
-# Pillow hands EPS to Ghostscript: a program to be run on files from anywhere. Photographs come in other formats.
-_REFUSED_FORMATS = {"EPS"}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadImageError(ValueError):
     """The file is not an image that can be read; the message is the reason alone."""
 
 
-def read_size(path: str) -> tuple[int, int]:
-    """(height, width) of an image as its header has it, the EXIF orientation applied. Raises BadImageError."""
-    with _open(path) as image:
-        width, height = image.size
-        if isinstance(image, TiffImagePlugin.TiffImageFile):
-            # Of a turned one, Pillow tells the sides that one sees, not those that the file has.
-            width, height = int(image.tag_v2[_TIFF_WIDTH]), int(image.tag_v2[_TIFF_HEIGHT])
-        # Pillow decodes a whole PNG to look for EXIF data after its pixels; `read_rgb` fits such an image.
-        known = image.format != "PNG" or not _EXIF_OF_PNG.isdisjoint(image.info)
-        turned = known and _orientation(image) in (5, 6, 7, 8)
-    return (width, height) if turned else (height, width)
+@dataclass(frozen=True)
+class Reading:
+    """How to read what three times 8 bits can't hold. background: the red, green and blue (0 to 255) that show where an
+    image is transparent. bits: how many of 16 bits a grey image uses; 2**bits - 1 becomes 255."""
+
+    background: tuple[int, int, int] = (0, 0, 0)
+    bits: int = 16
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Reading:
+        """As a manifest or a checkpoint has it; ValueError for what is none. Older ones say nothing: the defaults."""
+        background, bits = tuple(record.get("background", cls.background)), record.get("bits", cls.bits)
+        numbers = (*background, bits)
+        if len(numbers) != 4 or not all(isinstance(n, int) and 0 <= n <= 255 for n in numbers) or not 8 <= bits <= 16:
+            raise ValueError("the background and the bits that images were read with are not usable; train anew")
+        return cls((background[0], background[1], background[2]), bits)
 
 
-def read_rgb(path: str, shape: tuple[int, int] | None = None) -> tuple[NDArray[np.uint8], bool]:
-    """Decode an image file to uint8 [H, W, 3]; also whether it was resized.
+class Header(NamedTuple):
+    """What there is to know of an image before it is read. height, width: as it is shown. grey_bits, colour_bits: of an
+    image of 16 bits a channel, how many of them it uses; 0 for any other."""
 
-    EXIF orientation is applied; of an animation the first frame is taken; transparency is composited on black;
-    16-bit greyscale is scaled to 8 bits (rounded, white stays white). An image of another ``shape`` (height, width) is
-    scaled, antialiased, to cover it and cropped at the centre. Raises BadImageError, for a truncated file too.
+    height: int
+    width: int
+    grey_bits: int = 0
+    colour_bits: int = 0
+
+
+class Picture(NamedTuple):
+    """pixels: uint8 [H, W, 3]. resized: whether it had another size. transparent: whether the background shows."""
+
+    pixels: NDArray[np.uint8]
+    resized: bool
+    transparent: bool
+
+
+def read_header(path: str) -> Header:
+    """Size and depth of an image. Raises BadImageError."""
+    with _open(path, pixels=False) as (image, orientation):
+        if image.mode not in _SIXTEEN_BIT and not (image.tile and ";16" in str(image.tile[0][3])):
+            return Header(*_shown(image, orientation))
+    # Its pixels tell how many of 16 bits it uses.
+    with _open(path) as (image, orientation):
+        if image.mode in _SIXTEEN_BIT:
+            return Header(*_shown(image, orientation), grey_bits=int(np.asarray(image).max()).bit_length())
+        # Of colours Pillow gives the upper 8 bits.
+        most = int(np.asarray(image.convert("RGB")).max())
+        return Header(*_shown(image, orientation), colour_bits=8 + most.bit_length())
+
+
+def read_rgb(path: str, shape: tuple[int, int] | None = None, reading: Reading | None = None) -> Picture:
+    """Decode an image file.
+
+    EXIF orientation is applied; of an animation the first frame is taken; ``reading`` says what becomes of transparency
+    and of 16-bit greyscale (default: black, and all bits). An image of another ``shape`` (height, width) is scaled,
+    antialiased, to cover it and cropped at the centre. Raises BadImageError, for a truncated file too.
     """
-    with _open(path) as image:
+    with _open(path) as (image, orientation):
         if shape is not None:
             # A JPEG decodes to a fraction of its size in a fraction of the time; twice the target loses nothing.
             image.draft(None, (2 * shape[1], 2 * shape[0]))
         image.load()
-        upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-        rgb = _to_rgb(upright)
+        upright = image.transpose(_UPRIGHT[orientation]) if orientation != 1 else image
+        rgb, transparent = _to_rgb(upright, reading or Reading())
     resized = shape is not None and rgb.size != (shape[1], shape[0])
     if shape is not None and resized:
         rgb = ImageOps.fit(rgb, (shape[1], shape[0]), method=Image.Resampling.LANCZOS)
-    return np.asarray(rgb), resized
+    return Picture(np.asarray(rgb), resized, transparent)
+
+
+def limit_worker() -> None:
+    """For a process that decodes: Pillow starts no program and no thread, and no image takes more than 4 GiB."""
+    from PIL import EpsImagePlugin
+
+    EpsImagePlugin.gs_binary = False
+    try:
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    except ImportError:
+        pass
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY or soft > _MOST_WORKER_BYTES:
+        resource.setrlimit(resource.RLIMIT_AS, (_MOST_WORKER_BYTES, hard))
 
 
 @contextmanager
-def _open(path: str) -> Iterator[Image.Image]:
-    """The image in a file, its pixels not read yet; whatever goes wrong with it in the block is a BadImageError."""
+def _open(path: str, *, pixels: bool = True) -> Iterator[tuple[Image.Image, int]]:
+    """The image in a file, its pixels not read yet, and its orientation; whatever goes wrong with it in the block is a
+    BadImageError."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
             raise BadImageError("not a regular file")
+        if status.st_size > _MOST_FILE_BYTES:
+            raise BadImageError(f"a file of more than {_MOST_FILE_BYTES >> 30} GiB")
         # A file that Pillow opens itself it may map into memory, and then reads the rows of a turned TIFF wrongly.
-        with open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
-            _check(image)
-            yield image
+        with open(path, "rb") as file:
+            bare, orientation = strip(file, pixels=pixels)
+            with Image.open(bare, formats=_formats()) as image:
+                _check(image)
+                if orientation is None:
+                    orientation = orientation_of(image.info.get("exif", b""), image.info.get("xmp", b""))
+                yield image, orientation
     except (BadImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         empty = os.path.getsize(path) == 0
-        raise BadImageError("empty file" if empty else "not an image that Pillow can read") from error
+        raise BadImageError("empty file" if empty else "not an image of a known format") from error
     except Exception as error:
         raise BadImageError(_reason(error)) from error
 
@@ -98,29 +170,32 @@ def _too_many() -> str:
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return (*_USUAL_FORMATS, *(name for name in Image.ID if name not in _REFUSED_FORMATS.union(_USUAL_FORMATS)))
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:
-        # Pillow raises a dozen types on EXIF data that is garbage; the pixels may be fine.
-        return 1
+def _shown(image: Image.Image, orientation: int) -> tuple[int, int]:
+    """(height, width) once it is upright."""
+    width, height = image.size
+    return (width, height) if orientation >= 5 else (height, width)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, reading: Reading) -> tuple[Image.Image, bool]:
+    """The image in mode RGB, and whether the background shows."""
     transparent = image.mode in _WITH_ALPHA or "transparency" in image.info
     if image.mode == "RGB" and not transparent:
-        return image
+        return image, False
     if image.mode in _SIXTEEN_BIT:
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+        top = (1 << reading.bits) - 1
+        wide = np.clip(np.asarray(image), 0, top).astype(np.uint32)
+        # Rounded; white stays white.
+        return Image.fromarray(((wide * 510 + top) // (2 * top)).astype(np.uint8)).convert("RGB"), False
     if transparent:
         rgba = image.convert("RGBA")
-        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, rgba).convert("RGB")
-    return image.convert("RGB")
+        if rgba.getchannel("A").getextrema()[0] != 255:
+            ground = Image.new("RGBA", rgba.size, (*reading.background, 255))
+            return Image.alpha_composite(ground, rgba).convert("RGB"), True
+        image = rgba
+    return image.convert("RGB"), False
 
 
 def _reason(error: Exception) -> str:
@@ -139,15 +214,21 @@ class DecodeJob:
     names: list[str]
     labels: list[int]
     shape: tuple[int, int]
+    reading: Reading
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """images uint8 [n, H, W, 3] and labels int64 [n] of the files that are images; the others with their reasons."""
+    """images uint8 [n, H, W, 3] and labels int64 [n] of the files that are images; the others with their reasons.
+
+    one_colour: the names of images whose pixels are all the same.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     resized: int
+    transparent: int
+    one_colour: list[str]
     bad: list[tuple[str, str]]
 
 
@@ -156,28 +237,33 @@ def decode(job: DecodeJob) -> Decoded:
     images = np.empty((len(job.paths), *job.shape, 3), dtype=np.uint8)
     labels: list[int] = []
     bad: list[tuple[str, str]] = []
-    resized = 0
+    one_colour: list[str] = []
+    resized = transparent = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for path, name, label in zip(job.paths, job.names, job.labels, strict=True):
             try:
-                images[len(labels)], was_resized = read_rgb(path, job.shape)
+                picture = read_rgb(path, job.shape, job.reading)
             except BadImageError as error:
                 bad.append((name, str(error)))
                 continue
+            images[len(labels)] = picture.pixels
             labels.append(label)
-            resized += was_resized
-    return Decoded(images[: len(labels)], np.array(labels, dtype=np.int64), resized, bad)
+            resized += picture.resized
+            transparent += picture.transparent
+            if (picture.pixels == picture.pixels[0, 0]).all():
+                one_colour.append(name)
+    return Decoded(images[: len(labels)], np.array(labels, dtype=np.int64), resized, transparent, one_colour, bad)
 
 
-def scan(paths: list[str]) -> list[tuple[int, int] | str]:
-    """For each file its (height, width), or the reason why it is not an image."""
-    results: list[tuple[int, int] | str] = []
+def scan(paths: list[str]) -> list[Header | str]:
+    """For each file its header, or the reason why it is not an image."""
+    results: list[Header | str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for path in paths:
             try:
-                results.append(read_size(path))
+                results.append(read_header(path))
             except BadImageError as error:
                 results.append(str(error))
     return results

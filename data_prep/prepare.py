@@ -19,7 +19,7 @@ from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.formats import WRITERS, FormatOptions, Writer
 from fast_train.data_prep.formats.base import flush
 from fast_train.data_prep.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, PreparedSet, sha256_of
-from fast_train.data_prep.sources import Plan, Source, SourceOptions, build_source
+from fast_train.data_prep.sources import Plan, PlanChangedError, Source, SourceOptions, build_source
 from fast_train.data_prep.sources.folder import ImageFolder
 from fast_train.data_prep.staging import Stage, check_free_disk, remove_leftovers, staging
 from fast_train.data_prep.stats import ChannelHistogram
@@ -66,7 +66,9 @@ def prepare(request: Request, display: Display) -> PreparedSet:
         if _is_there(place, request, source):
             return _whole_already(place, display)
         with staging(real) as stage:
-            _make(stage, request, source, display)
+            while not _make(stage, request, source, display):
+                for file in stage.new_set.iterdir():
+                    file.unlink()
             # Another run may have put a set there in the meantime, or the user a file.
             if _is_there(place, request, source):
                 return _whole_already(place, display)
@@ -204,7 +206,8 @@ def _text_of_encoding(encoding: Mapping[str, Any]) -> str:
     return " ".join([encoding["mode"], *details])
 
 
-def _make(stage: Stage, request: Request, source: Source, display: Display) -> None:
+def _make(stage: Stage, request: Request, source: Source, display: Display) -> bool:
+    """Write the set; False where it has to be written anew, since the plan has changed on the way."""
     plan = source.plan(stage.scratch)
     needed = sum(
         WRITERS[name].estimate_bytes(count, plan.image_shape, request.encoding)
@@ -220,7 +223,10 @@ def _make(stage: Stage, request: Request, source: Source, display: Display) -> N
             stage, split, plan, request, source, histogram if split == "train" else None, display
         )
         files += names
-    outcome = source.outcome()
+    try:
+        outcome = source.outcome()
+    except PlanChangedError:
+        return False
     for split, numbers in counts.items():
         if not numbers.any():
             raise PreparedSetError(f"no image is left for the {split} split; add images")
@@ -242,6 +248,7 @@ def _make(stage: Stage, request: Request, source: Source, display: Display) -> N
     with open(stage.new_set / MANIFEST_NAME, "x", encoding="utf-8") as file:
         file.write(manifest.to_json())
         flush(file)
+    return True
 
 
 def _write_split(

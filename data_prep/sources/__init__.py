@@ -5,12 +5,12 @@ from __future__ import annotations
 from fast_train.common.console import Display
 from fast_train.common.text import show
 from fast_train.data_prep.errors import PreparedSetError
-from fast_train.data_prep.sources.base import Chunk, Plan, Source, SourceOptions
+from fast_train.data_prep.sources.base import Chunk, Plan, PlanChangedError, Source, SourceOptions
 from fast_train.data_prep.sources.cifar import Cifar10, Cifar100
 from fast_train.data_prep.sources.folder import ImageFolder
 from fast_train.data_prep.sources.synthetic import Synthetic
 
-__all__ = ["SOURCES", "Chunk", "Plan", "Source", "SourceOptions", "build_source"]
+__all__ = ["SOURCES", "Chunk", "Plan", "PlanChangedError", "Source", "SourceOptions", "build_source"]
 
 SOURCES: dict[str, type[Source]] = {source.kind: source for source in (Cifar10, Cifar100, ImageFolder, Synthetic)}
 

@@ -24,7 +24,7 @@ class SourceOptions:
 
     ``source``: an archive, a folder or an address. ``size``: side of the stored square, in pixels. ``test_fraction``,
     ``split_seed``: how to draw a test split where there is none. ``skip_bad``: leave out files that are not images.
-    ``workers``: processes that decode.
+    ``workers``: processes that decode. ``background``: a colour's name, or ``R,G,B``, behind transparent images.
     """
 
     source: str | None = None
@@ -33,6 +33,7 @@ class SourceOptions:
     split_seed: int | None = None
     skip_bad: bool = False
     workers: int | None = None
+    background: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,11 @@ class Plan:
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     counts: dict[str, int]
+
+
+class PlanChangedError(Exception):
+    """Files turned out not to be images, and without them the plan is another one: the set is made anew from `plan`
+    on."""
 
 
 class Source(ABC):
@@ -80,7 +86,8 @@ class Source(ABC):
         """The images of a split with their labels, in order."""
 
     def outcome(self) -> dict[str, Any]:
-        """What the reading found, for the manifest. Raises PreparedSetError where no set can be made of it."""
+        """What the reading found, for the manifest. Raises PreparedSetError where no set can be made of it, and
+        PlanChangedError at most once for each file."""
         return {}
 
     def close(self) -> None:  # noqa: B027  # most sources hold nothing

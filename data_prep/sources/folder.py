@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from PIL import ImageColor
 
 from fast_train.common.files import user_path
 from fast_train.common.text import show
 from fast_train.data_prep.errors import BadFilesError, PreparedSetError
-from fast_train.data_prep.images import DecodeJob, decode, scan
+from fast_train.data_prep.images import DecodeJob, Header, Reading, decode, scan
 from fast_train.data_prep.processes import WorkerPool
-from fast_train.data_prep.sources.base import Chunk, Plan, Source
+from fast_train.data_prep.sources.base import Chunk, Plan, PlanChangedError, Source
 from fast_train.data_prep.sources.listing import (
     ImageFile,
     Listing,
@@ -25,6 +28,10 @@ from fast_train.data_prep.sources.listing import (
 _DEFAULT_TEST_FRACTION = 0.2
 #: Side of the stored square where the images have different sizes and none was asked for.
 _DEFAULT_SIZE = 64
+#: Images of one size with a longer side are stored as they are with a word on what that costs.
+_LARGE_SIDE = 256
+#: Neither black nor white drawings vanish on it.
+_DEFAULT_BACKGROUND = (128, 128, 128)
 _SCAN_FILES = 500
 # A job is as much as a process does in a fraction of a second, and returns a few megabytes.
 _JOB_FILES, _JOB_PIXELS, _JOB_BYTES = 256, 8_000_000, 8_000_000
@@ -34,7 +41,7 @@ class ImageFolder(Source):
     """``folder:DIR``: DIR/train/CLASS/** and DIR/test/CLASS/** (or val), or DIR/CLASS/**, split here."""
 
     kind = "folder"
-    accepts = frozenset({"size", "test_fraction", "split_seed", "skip_bad", "workers"})
+    accepts = frozenset({"size", "test_fraction", "split_seed", "skip_bad", "workers", "background"})
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -44,13 +51,20 @@ class ImageFolder(Source):
         if not 0 < self._test_fraction < 1:
             raise PreparedSetError(f"--test-fraction {self._test_fraction:g} is not between 0 and 1")
         self._seed = self.options.split_seed or 0
+        colour = self.options.background
+        self._background = _DEFAULT_BACKGROUND if colour is None else _colour(colour)
         self._listing: Listing | None = None
         self._pool: WorkerPool | None = None
-        self._files: list[ImageFile] = []
-        self._sizes: dict[str, tuple[int, int]] = {}
+        # What is known of the files that are images, as far as is known, and of the others.
+        self._headers: dict[str, Header] = {}
         self._bad: list[tuple[str, str]] = []
-        self._shape = (0, 0)
-        self._to_resize = self._resized = 0
+        self._begin(())
+
+    def _begin(self, files: Iterable[ImageFile]) -> None:
+        """Nothing of these files has been decoded."""
+        self._files = list(files)
+        self._resized = self._transparent = 0
+        self._one_colour: list[str] = []
 
     @property
     def default_name(self) -> str:
@@ -71,28 +85,23 @@ class ImageFolder(Source):
             "test_fraction": None if given else self._test_fraction,
             "split_seed": None if given else self._seed,
             "skip_bad": self.options.skip_bad,
+            "background": self.options.background and ",".join(map(str, self._background)),
         }
 
     def plan(self, scratch: Path) -> Plan:
-        self._announce()
-        self._pool = WorkerPool(self.options.workers or os.cpu_count() or 1)
-        self._scan()
-        good = [file for file in self.listing.files if file.name in self._sizes]
-        if not good:
+        if self._pool is None:
+            self._announce()
+            self._pool = WorkerPool(self.options.workers or os.cpu_count() or 1)
+            self._scan()
+        if not self._headers:
             self._refuse()
-        self._shape = self._choose_shape()
-        if not self.listing.has_test_split:
-            good = draw_test_split(good, test_fraction=self._test_fraction, seed=self._seed)
-        self._files = good
-        if shared := files_in_two_places(good, self.listing.again):
-            first, other = shared[0]
-            self.display.say(
-                f"{_files(len(shared))} in two splits or classes by links, such as {show(first)}, also {show(other)}"
-            )
-        counts = Counter(file.split for file in good)
+        self._begin(self._good_files())
+        self._shape, self._reading = self._choose_shape(), self._choose_reading()
+        counts = Counter(file.split for file in self._files)
         for split in ("train", "test"):
             if not counts[split]:
                 raise PreparedSetError(f"no image of {show(self.root)} is left for the {split} split; add images")
+        self._announce_plan()
         return Plan(
             classes=self.listing.classes,
             image_shape=(*self._shape, 3),
@@ -101,20 +110,45 @@ class ImageFolder(Source):
 
     def read(self, split: str) -> Iterator[Chunk]:
         assert self._pool is not None, "plan comes first"
-        for decoded in self._pool.map(decode, self._jobs(split)):
+        for decoded in self._pool.map(decode, self._jobs(split), say=self.display.say):
             self._bad.extend(decoded.bad)
             self._resized += decoded.resized
+            self._transparent += decoded.transparent
+            self._one_colour += decoded.one_colour
             if len(decoded.labels):
                 yield decoded.images, decoded.labels
 
     def outcome(self) -> dict[str, Any]:
         if self._bad and not self.options.skip_bad:
             self._refuse()
+        self._check_plan()
         if self._bad:
             self.display.say(f"skipped {_files(len(self._bad))} that can't be read as images: {_examples(self._bad)}")
-        if self._resized > self._to_resize:
-            self.display.say(f"images resized in all: {self._resized:,}; some have other sizes than their headers say")
-        return {"path": show(self.root), "skipped": len(self._bad), "resized": self._resized}
+        self._announce_content()
+        return {
+            "path": show(self.root),
+            "skipped": len(self._bad),
+            "resized": self._resized,
+            "transparent": self._transparent,
+            "one_colour": len(self._one_colour),
+            "reading": asdict(self._reading),
+        }
+
+    def _check_plan(self) -> None:
+        """PlanChangedError where a file that can't be decoded had a part in the shape or in the draw of the test
+        split: the set must be what it is without."""
+        lost = [name for name, _ in self._bad if self._headers.pop(name, None)]
+        rest = [file for file in self._files if file.name in self._headers]
+        if lost and (self._choose_shape() != self._shape or self._good_files() != rest):
+            self.display.say(f"once more without {_files(len(lost))} that can't be decoded, such as {show(lost[0])}")
+            raise PlanChangedError
+
+    def _good_files(self) -> list[ImageFile]:
+        """The files that are images as far as is known, with their splits."""
+        good = [file for file in self.listing.files if file.name in self._headers]
+        if self.listing.has_test_split:
+            return good
+        return draw_test_split(good, test_fraction=self._test_fraction, seed=self._seed)
 
     def close(self) -> None:
         if self._pool is not None:
@@ -135,30 +169,63 @@ class ImageFolder(Source):
         names = [file.name for file in self.listing.files]
         batches = [names[i : i + _SCAN_FILES] for i in range(0, len(names), _SCAN_FILES)]
         jobs = ([self._path(name) for name in batch] for batch in batches)
+        results = self._pool.map(scan, jobs, say=self.display.say)
         with self.display.progress("sizes", len(names)) as advance:
-            for batch, results in zip(batches, self._pool.map(scan, jobs), strict=True):
-                for name, result in zip(batch, results, strict=True):
-                    if isinstance(result, str):
-                        self._bad.append((name, result))
+            for batch, headers in zip(batches, results, strict=True):
+                for name, header in zip(batch, headers, strict=True):
+                    if isinstance(header, str):
+                        self._bad.append((name, header))
                     else:
-                        self._sizes[name] = result
+                        self._headers[name] = header
                 advance(len(batch))
 
+    def _sizes(self) -> Counter[tuple[int, int]]:
+        return Counter((header.height, header.width) for header in self._headers.values())
+
     def _choose_shape(self) -> tuple[int, int]:
-        """(height, width) of the stored images; says how many are resized for it."""
-        sizes = Counter(self._sizes.values())
-        side = self.options.size
-        if side is None and len(sizes) == 1:
+        """(height, width) of the stored images."""
+        sizes = self._sizes()
+        if self.options.size is None and len(sizes) == 1:
             return next(iter(sizes))
-        shape = (side or _DEFAULT_SIZE,) * 2
-        self._to_resize = count = len(self._sizes) - sizes[shape]
-        if count:
+        return (self.options.size or _DEFAULT_SIZE,) * 2
+
+    def _choose_reading(self) -> Reading:
+        """One rule for all images of 16 bits: those of a camera often use 12 of them, and 8 bits would keep 4."""
+        bits = max((header.grey_bits for header in self._headers.values()), default=0)
+        return Reading(self._background, max(bits, 8) if bits else 16)
+
+    def _announce_plan(self) -> None:
+        say, sizes = self.display.say, self._sizes()
+        if shared := files_in_two_places(self._files, self.listing.again):
+            first, other = shared[0]
+            say(f"{_files(len(shared))} in two splits or classes by links, such as {show(first)}, also {show(other)}")
+        resized = len(self._headers) - sizes[self._shape]
+        if resized:
             ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
             low, high = ordered[0], ordered[-1]
             span = _by(low) if low == high else f"{_by(low)} to {_by(high)}"
-            chosen = "" if side else " (--size N chooses another)"
-            self.display.say(f"resizing {count:,} of {len(self._sizes):,} images, {span}, to {_by(shape)}{chosen}")
-        return shape
+            chosen = "" if self.options.size else " (--size N chooses another)"
+            say(f"resizing {resized:,} of {len(self._headers):,} images, {span}, to {_by(self._shape)}{chosen}")
+        elif self.options.size is None and max(self._shape) > _LARGE_SIDE:
+            say(f"all images are {_by(self._shape)} and stored as they are, which trains slowly; --size N stores NxN")
+        grey = sum(header.grey_bits > 0 for header in self._headers.values())
+        if grey and self._reading.bits < 16:
+            top = (1 << self._reading.bits) - 1
+            say(f"{_images(grey)} of 16-bit greyscale use {self._reading.bits} bits: 0 to {top:,} becomes 0 to 255")
+        colour = [header.colour_bits for header in self._headers.values() if header.colour_bits]
+        if colour and max(colour) < 16:
+            say(
+                f"{_images(len(colour))} of 16 bits a colour use {max(colour)} of them, of which the lower 8 are lost; "
+                "store them with 8 bits, scaled to 0 to 255"
+            )
+
+    def _announce_content(self) -> None:
+        say = self.display.say
+        if self._transparent:
+            ground = ",".join(map(str, self._background))
+            say(f"{_images(self._transparent)} with transparent parts, laid on {ground} (--background chooses another)")
+        if self._one_colour:
+            say(f"{_images(len(self._one_colour))} of one single colour, such as {show(self._one_colour[0])}")
 
     def _jobs(self, split: str) -> Iterator[DecodeJob]:
         labels = {name: label for label, name in enumerate(self.listing.classes)}
@@ -169,18 +236,25 @@ class ImageFolder(Source):
         for file in self._files:
             if file.split != split:
                 continue
-            rows, columns = self._sizes[file.name]
-            if batch and (len(batch) >= most or pixels + rows * columns > _JOB_PIXELS):
+            header = self._headers[file.name]
+            size = header.height * header.width
+            if batch and (len(batch) >= most or pixels + size > _JOB_PIXELS):
                 yield self._job(batch, labels)
                 batch, pixels = [], 0
             batch.append(file)
-            pixels += rows * columns
+            pixels += size
         if batch:
             yield self._job(batch, labels)
 
     def _job(self, batch: list[ImageFile], labels: dict[str, int]) -> DecodeJob:
         names = [file.name for file in batch]
-        return DecodeJob([self._path(n) for n in names], names, [labels[f.class_name] for f in batch], self._shape)
+        return DecodeJob(
+            [self._path(name) for name in names],
+            names,
+            [labels[file.class_name] for file in batch],
+            self._shape,
+            self._reading,
+        )
 
     def _path(self, name: str) -> str:
         return os.path.join(self.root, name)
@@ -197,6 +271,20 @@ class ImageFolder(Source):
 
 def _files(count: int) -> str:
     return f"{count:,} file" + ("" if count == 1 else "s")
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image" + ("" if count == 1 else "s")
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    try:
+        red, green, blue, *_ = ImageColor.getrgb(f"rgb({text})" if text[:1].isdigit() else text)
+    except ValueError:
+        red = green = blue = -1
+    if not all(0 <= level <= 255 for level in (red, green, blue)):
+        raise PreparedSetError(f"--background {show(text)} is no colour; give a name, or R,G,B of 0 to 255 each")
+    return red, green, blue
 
 
 def _examples(bad: list[tuple[str, str]]) -> str:

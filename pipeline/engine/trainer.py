@@ -234,6 +234,7 @@ class Trainer:
             "classes": list(self.prepared.manifest.classes),
             "mean": list(self.prepared.manifest.mean),
             "std": list(self.prepared.manifest.std),
+            "reading": self.prepared.manifest.source.get("reading", {}),
             "step": self.step.state_dict(),
             "loader": self.loader.state_dict(),
             "schedule": self.schedule.state_dict(),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fast_train.common.text import show
-from fast_train.data_prep.images import BadImageError, read_rgb
+from fast_train.data_prep.images import BadImageError, Reading, read_rgb
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import NO_AUGMENT
 from fast_train.pipeline.config.settings import RunConfig
@@ -46,6 +46,7 @@ class TrainedModel:
         self.module.load_state_dict(saved.weights)
         self.module.eval()
         mean, std = normalisation(saved.state["mean"], saved.state["std"], saved.config.data.normalise)
+        self._reading = Reading.from_dict(saved.state.get("reading", {}))
         self._table = normalisation_table(mean, std, self._runtime.image_dtype, self._runtime.device)
 
     @torch.no_grad()
@@ -80,7 +81,7 @@ class TrainedModel:
         """uint8 [H, W, 3]"""
         size = self.config.model.image_size
         try:
-            return read_rgb(str(path), (size, size))[0]
+            return read_rgb(str(path), (size, size), self._reading).pixels
         except BadImageError as error:
             raise ValueError(f"{show(str(path))} can't be predicted: {error}") from error
 

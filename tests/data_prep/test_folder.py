@@ -93,21 +93,10 @@ def test_sizes_that_differ_become_64(make_folder, prepare):
     assert opened.manifest.source["resized"] == 6
 
 
-def test_images_of_another_size_than_their_header_says_are_told(make_folder, prepare):
-    root = make_folder({"train/a": 2, "train/b": 2, "test/a": 1}, size=(8, 6))
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    path = root / "train" / "a" / "000.png"
-    Image.new("RGB", (8, 6)).save(path, exif=turned)
-    # Where the data on the orientation come after the pixels, they show once those are decoded.
-    chunks = path.read_bytes()
-    start = chunks.index(b"eXIf") - 4
-    end = start + 12 + int.from_bytes(chunks[start : start + 4], "big")
-    before_end = chunks.index(b"IEND") - 4
-    path.write_bytes(chunks[:start] + chunks[end:before_end] + chunks[start:end] + chunks[before_end:])
-    opened, out = prepare(root)
-    assert opened.manifest.image_shape == (6, 8, 3)
-    assert "images resized in all: 1; some have other sizes than their headers say" in out
+def test_large_images_of_one_size_are_told(make_folder, prepare):
+    opened, out = prepare(make_folder({"train/a": 1, "train/b": 1, "test/a": 1}, size=(300, 200)))
+    assert opened.manifest.image_shape == (200, 300, 3)
+    assert "all images are 300x200 and stored as they are, which trains slowly; --size N stores NxN" in out
 
 
 def test_size_is_what_was_asked_for(make_folder, prepare):
@@ -126,8 +115,8 @@ def test_modes_and_formats_mix(make_folder, prepare):
     opened, _ = prepare(root)
     assert opened.manifest.image_shape == (6, 8, 3)
     assert opened.size("train") == 7
-    # All five are black; they come after 000.png in the order of names.
-    assert not opened.packed("train").images[1:6].any()
+    # Four are black, and one shows the background; they come after 000.png in the order of names.
+    assert [image.max() for image in opened.packed("train").images[1:6]] == [0, 128, 0, 0, 0]
 
 
 def _spoil(root):
@@ -159,6 +148,65 @@ def test_bad_files_are_skipped_on_request(make_folder, prepare):
     assert all(name in out for name in names)
     assert opened.manifest.source["skipped"] == 3
     assert np.array_equal(opened.packed("train").images[0], _pixels(root / "train" / "a" / "000.png"))
+
+
+@pytest.mark.parametrize("name, size", [("a/!.png", (8, 6)), ("b/zz.png", (50, 50))])
+def test_a_skipped_file_leaves_no_trace(make_folder, prepare, name, size):
+    root = make_folder({"a": 10, "b": 7})
+    without, _ = prepare(root, "--skip-bad")
+    Image.effect_noise(size, 50).save(root / name)
+    whole = (root / name).read_bytes()
+    (root / name).write_bytes(whole[: len(whole) * 2 // 3])
+    opened, out = prepare(root, "--skip-bad")
+    assert f"skipped 1 file that can't be read as images: {name}" in out
+    for part in ("classes", "image_shape", "counts", "mean", "std", "files"):
+        assert getattr(opened.manifest, part) == getattr(without.manifest, part)
+    assert opened.manifest.source["skipped"] == 1
+    assert opened.manifest.source["resized"] == 0
+
+
+def _draw(root, ink):
+    """Drawings on transparent ground."""
+    root.mkdir(parents=True)
+    for i in range(3):
+        image = Image.new("RGBA", (8, 6))
+        image.paste(ink, (i, i, i + 4, i + 3))
+        image.save(root / f"{i}.png")
+
+
+def test_neither_black_nor_white_drawings_vanish(tmp_path, prepare):
+    for name, ink in (("black", (0, 0, 0, 255)), ("white", (255, 255, 255, 255))):
+        _draw(tmp_path / "icons" / name, ink)
+    opened, out = prepare(tmp_path / "icons")
+    assert "6 images with transparent parts, laid on 128,128,128 (--background chooses another)" in out
+    assert "one single colour" not in out
+    assert opened.manifest.source["transparent"] == 6
+    assert [sorted(np.unique(image)) for image in opened.packed("train").images] == [[0, 128]] * 2 + [[128, 255]] * 2
+
+
+def test_the_background_is_what_was_asked_for(tmp_path, prepare, refused):
+    for name, ink in (("black", (0, 0, 0, 255)), ("white", (255, 255, 255, 255))):
+        _draw(tmp_path / "icons" / name, ink)
+    opened, out = prepare(tmp_path / "icons", "--background", "white")
+    assert "3 images of one single colour, such as white/" in out
+    assert opened.manifest.source["one_colour"] == 3
+    assert opened.manifest.source["reading"]["background"] == [255, 255, 255]
+    blue, _ = prepare(tmp_path / "icons", "--background", "0,0,250")
+    assert (blue.packed("train").images[0, -1, -1] == [0, 0, 250]).all()
+    assert opened.manifest.source["background"] == "255,255,255"
+    for colour in ("sky", "1,2", "0,0,256"):
+        assert f"--background {colour} is no colour" in refused(tmp_path / "icons", "--background", colour)
+
+
+def test_sixteen_bits_are_scaled_by_what_the_set_uses(tmp_path, prepare):
+    for name, top in (("dark", 1000), ("light", 4095)):
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(np.full((6, 8), top - i, dtype=np.uint16)).save(tmp_path / "deep" / name / f"{i}.png")
+    opened, out = prepare(tmp_path / "deep")
+    assert "6 images of 16-bit greyscale use 12 bits: 0 to 4,095 becomes 0 to 255" in out
+    assert opened.manifest.source["reading"]["bits"] == 12
+    assert {round(top * 255 / 4095) for top in (1000, 4095)} == set(np.unique(opened.packed("train").images))
 
 
 def test_ten_bad_files_are_shown_and_all_with_debug(make_folder, refused):
