@@ -80,7 +80,8 @@ class Picture(NamedTuple):
 def read_header(path: str) -> Header:
     """Size and depth of an image. Raises BadImageError."""
     with _open(path, pixels=False) as (image, orientation):
-        if image.mode not in _SIXTEEN_BIT and not (image.tile and ";16" in str(image.tile[0][3])):
+        tiles = getattr(image, "tile", None)
+        if image.mode not in _SIXTEEN_BIT and not (tiles and ";16" in str(tiles[0][3])):
             return Header(*_shown(image, orientation))
     # Its pixels tell how many of 16 bits it uses.
     with _open(path) as (image, orientation):
@@ -145,8 +146,10 @@ def _open(path: str, *, pixels: bool = True) -> Iterator[tuple[Image.Image, int]
                 if orientation is None:
                     orientation = orientation_of(image.info.get("exif", b""), image.info.get("xmp", b""))
                 yield image, orientation
-    except (BadImageError, MemoryError):
+    except BadImageError:
         raise
+    except MemoryError as error:
+        raise BadImageError("takes more memory than a process may use") from error
     except UnidentifiedImageError as error:
         empty = os.path.getsize(path) == 0
         raise BadImageError("empty file" if empty else "not an image of a known format") from error

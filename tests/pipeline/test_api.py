@@ -34,7 +34,7 @@ def test_a_path_is_a_folder_of_images(image_folder, tmp_path):
     assert made.manifest.source["path"] == str(image_folder)
 
 
-def test_predicting_files_and_bytes(run, image_folder, prepared):
+def test_predicting_files_and_bytes(run, image_folder, prepared, tmp_path):
     model = fast_train.load_model(run.folder, device="cpu")
     paths = sorted((image_folder / "test").rglob("*.png"))
     pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
@@ -48,6 +48,10 @@ def test_predicting_files_and_bytes(run, image_folder, prepared):
     assert [p.label for p in model.predict(pixels[:, :, ::-1])] == [
         p.label for p in model.predict(pixels[:, :, ::-1].copy())
     ]
+    # What shows behind a transparent image is what the set was made with.
+    Image.new("RGBA", pixels.shape[2:0:-1]).save(tmp_path / "clear.png")
+    (clear,), (grey,) = model.predict([tmp_path / "clear.png"]), model.predict(np.full_like(pixels[:1], 128))
+    assert np.array_equal(clear.probabilities, grey.probabilities)
     with pytest.raises(ValueError, match=r"uint8 \[N, H, W, 3\]"):
         model.predict(pixels[0])
     with pytest.raises(ValueError, match=r"nowhere\.png can't be predicted"):
