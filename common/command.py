@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from fast_train.common.signals import discard, end_at_once_by_ctrl_c, exit_status, termination_as_interrupt
-from fast_train.common.text import one_line
+from fast_train.common.text import one_line, printable
 
 Flags = TypeVar("Flags")
 _OUT_OF_MEMORY = "the computer is out of memory"
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose error is one line, like every other error of a command."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; {self.prog} --help lists the flags\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)}; {self.prog} --help lists the flags\n")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         with steady_output():
@@ -99,7 +99,7 @@ def run_command(
 def complain(program: str, error: Exception, *, debug: bool) -> None:
     """Print an error as a command does, in one line on stderr; with ``debug`` its trace before that."""
     if debug:
-        traceback.print_exception(error)
+        print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     text = _OUT_OF_MEMORY if isinstance(error, MemoryError) and not str(error) else one_line(error)
     if isinstance(error, OSError) and error.errno in _WHAT_TO_DO:
         text = f"{text}; {_WHAT_TO_DO[error.errno]}"

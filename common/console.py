@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -18,9 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
 
-from fast_train.common.text import format_bytes
+from fast_train.common.text import format_bytes, printable
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -34,17 +36,29 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f}/s" if speed and round(speed) else "", style="progress.data.speed")
 
 
+class PlainConsole(Console):
+    """Every text is shown as it stands: no markup; what the terminal would obey or can't show is escaped."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=self._printable(segment.text))
+
+    def _printable(self, text: str) -> str:
+        return printable(text).encode(self.encoding, "backslashreplace").decode(self.encoding)
+
+
 class Display:
     """Messages and progress on standard output."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
+        self._console = console or PlainConsole()
 
     def say(self, text: str) -> None:
-        """One message; characters that the terminal can't show are escaped."""
-        encoding = self._console.encoding
-        printable = text.encode(encoding, "backslashreplace").decode(encoding)
-        self._console.print(printable, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        """One message; see `PlainConsole`."""
+        self._console.print(text, soft_wrap=True)
 
     @contextmanager
     def progress(self, label: str, total: int | None, *, done: int = 0, in_bytes: bool = False) -> Iterator[Advance]:

@@ -37,17 +37,24 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else match[0].encode("unicode_escape").decode()
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's message in one line, or its type where it has none; the system's words as ``PATH: words``."""
+def printable(text: str) -> str:
+    """Text of several lines, whoever wrote it, for a terminal: `show` of each line."""
+    return "\n".join(map(show, text.split("\n")))
+
+
+def one_line(error: BaseException | str) -> str:
+    """A message, or an exception's, in one line with all that is not plain escaped; an exception's type where it has
+    none; the system's words as ``PATH: words``."""
     if isinstance(error, OSError) and error.strerror:
         place = error.filename2 or error.filename
-        return f"{show(str(place))}: {error.strerror}" if place else str(error.strerror)
-    return " ".join(str(error).split()) or type(error).__name__
+        words = show(str(error.strerror))
+        return f"{show(str(place))}: {words}" if place else words
+    return show(re.sub("[ \t\r\n]+", " ", str(error)).strip()) or type(error).__name__
 
 
 def show_path(path: Path) -> str:
     """A path as short as it can be typed here."""
     try:
-        return str(path.resolve().relative_to(Path.cwd()))
+        return show(path.resolve().relative_to(Path.cwd()))
     except ValueError:
-        return str(path)
+        return show(path)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from fast_train.common.console import Display
+from fast_train.common.console import Display, PlainConsole
 from fast_train.data_prep.formats import FormatOptions
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.data_prep.prepare import Request
@@ -58,7 +57,7 @@ def prepare(
         encoding=encoding or FormatOptions(),
         overwrite=overwrite,
     )
-    return prepare_set(request, Display(Console(quiet=not progress)))
+    return prepare_set(request, Display(PlainConsole(quiet=not progress)))
 
 
 def open_set(path: PathLike, *, verify: bool = False) -> PreparedSet:
@@ -159,7 +158,7 @@ def train(
     plan = plan_training(nested, recipe=recipe, resume=go_on)
     with ExitStack() as held:
         if progress:
-            listeners = (held.enter_context(Terminal(Console(markup=False, highlight=False))), *listeners)
+            listeners = (held.enter_context(Terminal(PlainConsole())), *listeners)
         return session.train(
             plan.config,
             plan.prepared,

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fast_train.common.console import PlainConsole
 from fast_train.common.text import show_path
 from fast_train.pipeline.config.recipe import Given
 from fast_train.pipeline.device import device_name
@@ -29,7 +30,7 @@ from fast_train.pipeline.run.record import load, what_to_resume
 
 def run(given: Given, actions: Actions) -> int:
     # Paths and names are printed as they are: brackets and colons in them are no markup.
-    console = Console(markup=False, highlight=False, emoji=False)
+    console = PlainConsole()
     if actions.list_loaders:
         return _list_loaders(console)
     if actions.evaluate is not None:

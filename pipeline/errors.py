@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from fast_train.common.text import show
+
 
 class ConfigError(ValueError):
     """A setting that cannot work: what is wrong, where, what to do."""
@@ -26,7 +28,7 @@ def check_name(what: str, name: str, known: Iterable[str]) -> None:
         hint = f"did you mean {' or '.join(repr(squeezed[n]) for n in near)}?"
     else:
         hint = f"choose from {', '.join(names)}"
-    raise ConfigError(f"unknown {what} '{name}'; {hint}")
+    raise ConfigError(f"unknown {what} '{show(name)}'; {hint}")
 
 
 def _squeeze(name: str) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from fast_train.benchmarks.studies.base import RECIPE, Options, Variant, variant_config
+from fast_train.common.console import PlainConsole
 from fast_train.common.text import one_line
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import OF_THE_DATA, Config, differences
@@ -86,7 +86,7 @@ def train_variant(variant: Variant, options: Options, seed: int, folder: Path) -
 def _train(given: dict[str, dict[str, Any]], folder: Path) -> None:
     """Train as ``fast-train`` does, and say on the terminal how it goes."""
     # Paths and names are printed as they are: brackets and colons in them are no markup.
-    console = Console(markup=False, highlight=False, emoji=False)
+    console = PlainConsole()
     plan = plan_training(given, recipe=RECIPE)
     with Terminal(console) as terminal:
         outcome = session.train(

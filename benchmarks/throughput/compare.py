@@ -13,7 +13,7 @@ from fast_train.benchmarks.instrument.statistics import bootstrap_ratio
 from fast_train.benchmarks.present.tables import number
 from fast_train.benchmarks.throughput.records import AccuracyDetails
 from fast_train.benchmarks.throughput.suites import SUITES
-from fast_train.common.text import one_line, show
+from fast_train.common.text import one_line, printable, show
 from fast_train.pipeline.config.settings import OF_THE_DATA, Config
 
 REPORT = "report.json"
@@ -84,7 +84,7 @@ def compare_reports(before: Path, after: Path, max_loss: float | None) -> int:
     if not 0 <= limit < 1:
         raise ValueError(f"--max-loss {limit} is not a fraction in [0, 1)")
     comparison = compare(read_result(before), read_result(after))
-    print("\n".join(describe(comparison, limit)))
+    print(printable("\n".join(describe(comparison, limit))))
     return 1 if comparison.losses(limit) else 0
 
 

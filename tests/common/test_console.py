@@ -6,9 +6,10 @@ import re
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from fast_train.common import console as display
-from fast_train.common.console import Display
+from fast_train.common.console import Display, PlainConsole
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,31 @@ def test_a_long_transfer_says_how_fast_it_is_and_how_long_it_will_take(monkeypat
     with Display(Console(file=file)).progress("a.gz from host", 10_000_000, done=6_000_000, in_bytes=True) as advance:
         advance(2_000_000)
     assert file.getvalue().splitlines()[0] == "a.gz from host: 8.0 MB of 10.0 MB, 100.0 kB/s, 20 s left"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_others_text_does_not_command_the_terminal(terminal):
+    """In a message, a table and a bar; what rich itself sends the terminal goes on to it."""
+    name = "[red]\x1b]0;x\x07\u202e\x9b"
+    file = io.StringIO()
+    console = PlainConsole(file=file, force_terminal=terminal, width=200)
+    table = Table()
+    table.add_column(name)
+    table.add_row(name)
+    console.print(table)
+    display = Display(console)
+    display.say(name)
+    with display.progress(name, 3) as advance:
+        advance(3)
+    assert file.getvalue().count(r"[red]\x1b") >= 4
+    assert r"[red]\x1b]0;x\u202e\x9b" in file.getvalue()
+    for sent in (name, "\x07", "\u202e", "\x9b", "\x1b]"):
+        assert sent not in file.getvalue()
+    assert ("\x1b[" in file.getvalue()) == terminal
+
+
+def test_what_an_encoding_lacks_is_escaped():
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Display(PlainConsole(file=file)).say("caf\u00e9")
+    file.flush()
+    assert file.buffer.getvalue() == b"caf\\xe9\n"
