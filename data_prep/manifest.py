@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
+import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fast_train.common.text import one_line, show, show_path
+from fast_train.common.text import is_plain, one_line, show, show_path
 from fast_train.data_prep.errors import ANEW, DownloadError, PreparedSetError
-from fast_train.data_prep.formats.beton import beton_labels, check_beton
+from fast_train.data_prep.formats.beton import open_beton
+from fast_train.data_prep.formats.jpeg import check_jpegs
 from fast_train.data_prep.formats.packed import PackedSplit, open_packed, read_header
 from fast_train.data_prep.formats.tfrecord import TFRecordSplit, open_tfrecords
-from fast_train.data_prep.whole import is_known_whole, remember_whole
+from fast_train.data_prep.whole import check_once, open_regular, sha256_of
 
 __all__ = ["DownloadError", "FileEntry", "Manifest", "PreparedSet", "PreparedSetError"]
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
-_HASH_CHUNK = 1 << 20
+# Far beyond what people have; below these, nothing that follows from a manifest overflows or fills the memory.
+_LARGEST_MANIFEST = 16 << 20
+_LARGEST_SIDE, _LARGEST_IMAGE = 65535, 1 << 30
+_DEEPEST = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,21 +101,26 @@ def _manifest_of(data: Any) -> Manifest:
     _require(version == FORMAT_VERSION, f"format_version is {version}")
     classes = _items(data, "classes", str)
     _require(len(classes) == len(set(classes)) > 0 and all(classes), "classes are not distinct names")
+    _require_plain(*classes)
     shape = _items(data, "image_shape", int)
     _require(len(shape) == 3 and min(shape) > 0, "image_shape is not (height, width, channels)")
+    _require(max(shape) <= _LARGEST_SIDE and math.prod(shape) <= _LARGEST_IMAGE, "image_shape is out of range")
     mean, std = (tuple(map(float, _items(data, name, float))) for name in ("mean", "std"))
     _require(len(mean) == len(std) == shape[2], "mean and std do not have one number per channel")
-    _require(all(map(math.isfinite, mean + std)) and min(std) >= 0, "mean and std are not usable numbers")
+    _require(all(0 <= value <= 1 for value in mean + std), "mean and std are not numbers from 0 to 1")
     by_split = _field(data, "counts", dict)
     counts = {split: _items(by_split, split, int) for split in by_split}
     _require("train" in counts, "counts have no split 'train'")
     for split, numbers in counts.items():
         _require(len(numbers) == len(classes) and min(numbers) >= 0, f"counts of '{split}' do not fit the classes")
+        _require(any(numbers), f"counts of '{split}' are all 0")
     source = _field(data, "source", dict)
-    _field(source, "kind", str)
+    _require_plain(_field(source, "kind", str), *counts)
+    _require(_is_shallow(source, _DEEPEST), "source is nested too deep")
     encodings = _field({"encodings": {}, **data}, "encodings", dict)
     for name in encodings:
         _field(_field(encodings, name, dict), "mode", str)
+    _require(_is_shallow(encodings, _DEEPEST), "encodings are nested too deep")
     return Manifest(
         format_version=version,
         classes=classes,
@@ -136,19 +147,37 @@ def _files_of(data: dict[str, Any], counts: dict[str, tuple[int, ...]]) -> tuple
         path = PurePosixPath(entry.path)
         inside = path.parts and not path.is_absolute() and ".." not in path.parts and path.as_posix() == entry.path
         _require(inside and "\\" not in entry.path, f"the path {entry.path!r} leaves the set")
-        _require(entry.path.isprintable(), f"the path {entry.path!r} is not a file name")
+        _require_plain(entry.path, entry.format)
         _require(entry.split in counts, f"file '{entry.path}' belongs to the unknown split '{entry.split}'")
-        _require(entry.bytes >= 0, f"file '{entry.path}' has {entry.bytes} bytes")
+        _require(entry.bytes > 0, f"file '{entry.path}' has {entry.bytes} bytes")
         _require(re.fullmatch("[0-9a-f]{64}", entry.sha256), f"file '{entry.path}' has no SHA-256")
         entries.append(entry)
     _require(entries, "it names no files")
     _require(len({entry.path for entry in entries}) == len(entries), "it names a file twice")
+    held = Counter[tuple[str, str]]()
+    for entry in entries:
+        held[entry.split, entry.format] += entry.bytes
+    for (split, format), size in held.items():
+        _require(sum(counts[split]) <= size, f"'{format}' files of {size} bytes can't hold the images of '{split}'")
+    _require({split for split, _ in held} == counts.keys(), "a split has no files")
     return tuple(entries)
 
 
 def _require(condition: object, what: str) -> None:
     if not condition:
         raise ValueError(what)
+
+
+def _require_plain(*names: str) -> None:
+    """Names that a manifest from somewhere else brings are those that a folder of images could give."""
+    for name in names:
+        _require(is_plain(name), f"the name '{show(name)}' is not plain text")
+
+
+def _is_shallow(value: Any, depth: int) -> bool:
+    """Whether nothing in a value of JSON is nested deeper; Python copies and writes no more than 1,000 levels."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(_is_shallow(item, depth - 1) for item in items)
 
 
 def _field(data: dict[str, Any], name: str, kind: type) -> Any:
@@ -177,9 +206,11 @@ class PreparedSet:
 
     @classmethod
     def open(cls, root: str | Path, *, verify: bool = False) -> PreparedSet:
-        """Open a set: the manifest, and the size of every file, agree; with ``verify``, their SHA-256 too.
+        """Open a set: the manifest, and the size of every file, agree. With ``verify`` every byte is read and its
+        SHA-256 compared, also of files that are known to be whole: it finds what left a file's times as they were.
 
-        Raises PreparedSetError, which names the broken file.
+        The files are regular ones in the set's folder, links to others are refused. Raises PreparedSetError, which
+        names the broken file.
         """
         root = Path(root)
         prepared = cls(root, Manifest.from_json(_read_manifest(root), where=show(root / MANIFEST_NAME)))
@@ -226,10 +257,7 @@ class PreparedSet:
                 f"prepare it with --formats {','.join([*there, format])} --overwrite"
             )
         for entry in entries:
-            path = self.root / entry.path
-            if not is_known_whole(path, entry.sha256):
-                self.check_hash(entry)
-                remember_whole(path, entry.sha256)
+            self.check_hash(entry, again=False)
         return tuple(self.root / entry.path for entry in entries)
 
     def packed(self, split: str) -> PackedSplit:
@@ -242,8 +270,10 @@ class PreparedSet:
     def beton(self, split: str) -> Path:
         """The split's FFCV file, safe to be opened by FFCV; PreparedSetError if it is not whole."""
         path = self.files(split, "ffcv")[0]
-        check_beton(path, self._shape(split))
-        self._check_labels(path, split, beton_labels(path, self.size(split)))
+        beton = open_beton(path, self._shape(split))
+        with _readable(path):
+            check_jpegs(path, beton.jpeg_begins, beton.jpeg_sizes, self.manifest.image_shape)
+        self._check_labels(path, split, beton.labels)
         return path
 
     def tfrecords(self, split: str) -> TFRecordSplit:
@@ -251,6 +281,10 @@ class PreparedSet:
         paths = self.files(split, "dali")
         raw = self.manifest.encoding("dali")["mode"] == "raw"
         shards = open_tfrecords(paths, self._shape(split), raw=raw)
+        for number, path in enumerate(() if raw else paths[: len(shards.shards)]):
+            inside = shards.shard_of == number
+            with _readable(path):
+                check_jpegs(path, shards.offsets[inside], shards.sizes[inside], self.manifest.image_shape)
         self._check_labels(paths[0], split, shards.labels)
         return shards
 
@@ -263,22 +297,24 @@ class PreparedSet:
         if not within or tuple(np.bincount(labels, minlength=classes)) != self.manifest.counts[split]:
             raise PreparedSetError(f"the labels in {show(path)} are not those its manifest counts; {ANEW}")
 
-    def check_hash(self, entry: FileEntry) -> None:
-        """PreparedSetError unless the file's SHA-256 is the manifest's."""
+    def check_hash(self, entry: FileEntry, *, again: bool = True) -> None:
+        """PreparedSetError unless the file's SHA-256 is the manifest's. again: also of one known to be whole."""
         path = self.root / entry.path
-        try:
-            actual = sha256_of(path)
-        except OSError as error:
-            raise PreparedSetError(f"{show(path)} can't be read: {one_line(error)}; {ANEW}") from error
-        if actual != entry.sha256:
-            raise PreparedSetError(f"{show(path)} is broken: its SHA-256 is wrong; {ANEW}")
+
+        def check(file: BinaryIO) -> None:
+            if sha256_of(file) != entry.sha256:
+                raise PreparedSetError(f"{show(path)} is broken: its SHA-256 is wrong; {ANEW}")
+
+        with _readable(path):
+            check_once(path, entry.sha256, check, again=again)
 
     def _check_file(self, entry: FileEntry) -> None:
         path = self.root / entry.path
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise PreparedSetError(f"{show(path)} can't be read: {one_line(error)}; {ANEW}") from error
+        with _readable(path):
+            if os.path.realpath(path) != os.path.join(os.path.realpath(self.root), entry.path):
+                raise PreparedSetError(f"{show(path)} is a link; copy the file that it leads to into its place")
+            with open_regular(path) as file:
+                size = os.fstat(file.fileno()).st_size
         if size != entry.bytes:
             raise PreparedSetError(f"{show(path)} is broken: {size} bytes instead of {entry.bytes}; {ANEW}")
         if entry.format == "packed":
@@ -290,14 +326,28 @@ class PreparedSet:
                 )
 
 
-def _read_manifest(root: Path) -> bytes:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """In the block, PreparedSetError for a file that can't be read."""
     try:
-        return (root / MANIFEST_NAME).read_bytes()
+        yield
+    except OSError as error:
+        raise PreparedSetError(f"{show(path)} can't be read: {error.strerror or one_line(error)}; {ANEW}") from error
+
+
+def _read_manifest(root: Path) -> bytes:
+    path = root / MANIFEST_NAME
+    try:
+        with open_regular(path) as file:
+            text = file.read(_LARGEST_MANIFEST + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         command = "prep-data" if isinstance(error, NotADirectoryError) else _how_to_make(root)
         raise PreparedSetError(f"{show(root)} is not a prepared set; make one with {command}") from error
     except OSError as error:
-        raise PreparedSetError(f"{show(root / MANIFEST_NAME)} can't be read: {one_line(error)}") from error
+        raise PreparedSetError(f"{show(path)} can't be read: {error.strerror or one_line(error)}") from error
+    if len(text) > _LARGEST_MANIFEST:
+        raise PreparedSetError(f"{show(path)} is not a usable manifest: it is too long; prepare the set anew")
+    return text
 
 
 def _how_to_make(root: Path) -> str:
@@ -310,14 +360,6 @@ def _how_to_make(root: Path) -> str:
         place = images.with_name(f"{images.name}-set")
     flags = ("--dataset", f"folder:{root}", "--out", show_path(place))
     return show(f"prep-data {shlex.join(flags)}")
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def data_note(prepared: PreparedSet) -> str:

@@ -18,11 +18,12 @@ from fast_train.common.text import format_bytes, show
 from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.formats import WRITERS, FormatOptions, Writer
 from fast_train.data_prep.formats.base import flush
-from fast_train.data_prep.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, PreparedSet, sha256_of
+from fast_train.data_prep.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, PreparedSet
 from fast_train.data_prep.sources import Plan, PlanChangedError, Source, SourceOptions, build_source
 from fast_train.data_prep.sources.folder import ImageFolder
 from fast_train.data_prep.staging import Stage, check_free_disk, remove_leftovers, staging
 from fast_train.data_prep.stats import ChannelHistogram
+from fast_train.data_prep.whole import sha256_of
 
 _CLASSES_SHOWN = 20
 
@@ -289,8 +290,13 @@ def _write_split(
 def _entries(folder: Path, files: list[tuple[str, str, str]]) -> tuple[FileEntry, ...]:
     # Hashing releases the GIL, so threads do it in parallel.
     with ThreadPoolExecutor() as pool:
-        sums = pool.map(sha256_of, [folder / name for name, _, _ in files])
+        sums = pool.map(_sha256_of, [folder / name for name, _, _ in files])
         return tuple(
             FileEntry(path=name, split=split, format=fmt, bytes=(folder / name).stat().st_size, sha256=digest)
             for (name, split, fmt), digest in zip(files, sums, strict=True)
         )
+
+
+def _sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return sha256_of(file)

@@ -3,7 +3,7 @@
 Layout (ffcv 1.0.2, ``ffcv/types.py``, ``writer.py`` and ``memory_allocator.py``), little-endian: a header; a descriptor
 of each field; a row of metadata per sample, which points at its pixels; from the next multiple of the page size on, the
 pixels, no sample across the border of a page; last, a table of (sample, pointer, size). The format has no checksums,
-and its reader trusts every number in it: `check_beton` checks them all first.
+and its reader trusts every number in it: `open_beton` checks them all first.
 
 FFCV's own writer starts processes and waits forever for one that died, so this one writes the file by itself, as the
 images come. The tests read what it writes with FFCV, and compare it with what FFCV writes.
@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fast_train.common.text import one_line, show
+from fast_train.common.text import show
 from fast_train.data_prep.errors import ANEW, PreparedSetError
 from fast_train.data_prep.formats.base import FormatOptions, JpegEncoder, Writer, flush
 
@@ -143,48 +144,66 @@ def _head(count: int, page: int, table_at: int) -> bytes:
     return np.array((VERSION, len(FIELDS), page, count, table_at), dtype=HEADER).tobytes() + fields.tobytes()
 
 
-def check_beton(path: Path, shape: Sequence[int]) -> None:
+@dataclass(frozen=True)
+class BetonSplit:
+    """What a checked file holds beside the pixels: labels int64 [N], and where the JPEG files among its images lie,
+    jpeg_begins and jpeg_sizes int64 [n], in bytes."""
+
+    labels: NDArray[np.int64]
+    jpeg_begins: NDArray[np.int64]
+    jpeg_sizes: NDArray[np.int64]
+
+
+def open_beton(path: Path, shape: Sequence[int]) -> BetonSplit:
     """PreparedSetError unless the file holds images of shape (N, H, W, 3) as `BetonWriter` leaves them.
 
-    Every number that FFCV takes on trust is compared: version, fields, sizes, pointers and the table.
+    Every number that FFCV takes on trust is compared: version, fields, modes, sizes, pointers and the table. What FFCV
+    makes of a JPEG file rests on that file's header too, see `formats.jpeg`.
     """
-    count, height, width, _ = shape
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            head = file.read(METADATA_AT)
-            raw = file.read(count * SAMPLE.itemsize)
-            if len(raw) != count * SAMPLE.itemsize:
-                raise _broken(path, "it ends within its metadata")
-            header = np.frombuffer(head, dtype=HEADER, count=1)[0]
-            page, table_at = int(header["page_size"]), int(header["alloc_table_ptr"])
-            if page < _SMALLEST_PAGE or page & (page - 1) or head != _head(count, page, table_at):
-                raise _broken(path, f"its header is not that of {count} images with labels and indices")
-            if table_at + count * ALLOCATION.itemsize != size:
-                raise _broken(path, "its table does not end with it")
-            file.seek(table_at)
-            table = np.frombuffer(file.read(), dtype=ALLOCATION)
-    except OSError as error:
-        raise PreparedSetError(f"{show(path)} can't be read: {one_line(error)}") from error
-    samples = np.frombuffer(raw, dtype=SAMPLE)
+    count, height, width, channels = shape
+    if channels != 3:
+        raise _broken(path, f"FFCV reads images of 3 channels, not {channels}")
+    page = page_size(shape[1:])
+    samples, table, table_at = _read_tables(path, count, page)
     image = samples["f0"]
     if not np.isin(image["mode"], (_JPG, _RAW)).all() or (image["height"] != height).any():
         raise _broken(path, f"its images are not {width}x{height}")
     if (image["width"] != width).any() or (samples["f2"] != np.arange(count)).any():
         raise _broken(path, f"its images are not {width}x{height}, in the order of their indices")
     pointers, sizes = table["ptr"], table["size"]
-    ends = pointers + sizes
+    is_jpeg = image["mode"] == _JPG
+    # FFCV copies an image that is not encoded into room for exactly its bytes.
+    sizes_fit = np.where(is_jpeg, (sizes > 0) & (sizes <= page), sizes == math.prod(shape[1:]))
     first = -(-(METADATA_AT + samples.nbytes) // page) * page
-    apart = pointers[0] >= first and (ends[:-1] <= pointers[1:]).all() and ends[-1] <= table_at
-    raw_size_fits = (sizes == math.prod(shape[1:])) | (image["mode"] == _JPG)
-    in_pages = (pointers // page == (ends - 1) // page) & (ends > pointers)
-    if not apart or (image["data_ptr"] != pointers).any() or not (raw_size_fits & in_pages).all():
+    # Each of these bounds what the next one adds up: a sum that wraps around would pass.
+    fits = sizes_fit.all() and (pointers >= first).all() and (pointers <= table_at).all()
+    ends = pointers + sizes
+    apart = fits and (ends[:-1] <= pointers[1:]).all() and ends[-1] <= table_at
+    in_pages = pointers // page == (ends - 1) // page
+    named = (image["data_ptr"] == pointers) & (table["sample_id"] == np.arange(count))
+    if not (apart and in_pages.all() and named.all()):
         raise _broken(path, "its pointers do not fit its pages")
+    begins, lengths = (column[is_jpeg].astype(np.int64) for column in (pointers, sizes))
+    return BetonSplit(samples["f1"].astype(np.int64), begins, lengths)
 
 
-def beton_labels(path: Path, count: int) -> NDArray[np.int64]:
-    """The labels of a file that `check_beton` accepted: int64 [N]."""
-    return np.fromfile(path, dtype=SAMPLE, count=count, offset=METADATA_AT)["f1"].astype(np.int64)
+def _read_tables(path: Path, count: int, page: int) -> tuple[NDArray[Any], NDArray[Any], int]:
+    """The rows of metadata, the table of allocations, and where in the file that begins."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(METADATA_AT)
+            if METADATA_AT + count * (SAMPLE.itemsize + ALLOCATION.itemsize) > size:
+                raise _broken(path, "it ends within its metadata")
+            samples = np.frombuffer(file.read(count * SAMPLE.itemsize), dtype=SAMPLE)
+            table_at = size - count * ALLOCATION.itemsize
+            if head != _head(count, page, table_at):
+                raise _broken(path, f"its header is not that of {count} images with labels and indices")
+            file.seek(table_at)
+            table = np.frombuffer(file.read(count * ALLOCATION.itemsize), dtype=ALLOCATION)
+    except OSError as error:
+        raise PreparedSetError(f"{show(path)} can't be read: {error.strerror}") from error
+    return samples, table, table_at
 
 
 def _broken(path: Path, what: str) -> PreparedSetError:

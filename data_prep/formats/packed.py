@@ -69,7 +69,7 @@ def read_header(path: Path) -> PackedHeader:
                 raise _broken(path, f"its {size} bytes can't hold the header it announces")
             text = file.read(length)
     except OSError as error:
-        raise PreparedSetError(f"{show(path)} can't be read: {one_line(error)}") from error
+        raise PreparedSetError(f"{show(path)} can't be read: {error.strerror}") from error
     try:
         tensors = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -70,6 +70,8 @@ _EMPTY = _example(0, 0, (0, 0, 0), b"")
 _BEFORE_IMAGE = len(_EMPTY)
 _AROUND_IMAGE = _HEAD + _BEFORE_IMAGE + _CRC
 _NAMES = ("label", "index", "shape", "image")
+#: Bytes of a line of the index, at most.
+_INDEX_LINE = 24
 #: After its name, a feature's values follow three tags and lengths: Feature, list, values.
 _BEFORE_VALUES = 3 * (1 + _VARINT)
 
@@ -94,8 +96,7 @@ class TFRecordWriter(Writer):
 
     @staticmethod
     def estimate_bytes(count: int, image_shape: Sequence[int], options: FormatOptions) -> int:
-        index_line = 24
-        return count * (options.stored_bytes(options.dali_mode, image_shape) + _AROUND_IMAGE + index_line)
+        return count * (options.stored_bytes(options.dali_mode, image_shape) + _AROUND_IMAGE + _INDEX_LINE)
 
     def _append(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         blobs = self._encoder.encode(images) if self._encoder is not None else [image.tobytes() for image in images]
@@ -185,6 +186,10 @@ def open_tfrecords(paths: Sequence[Path], shape: Sequence[int], *, raw: bool) ->
     ``paths``: the shards, then their index files. Raises PreparedSetError for anything that `TFRecordWriter` would
     not have written; the checksums are those of the manifest, not the records' own.
     """
+    if not raw and shape[3] not in (1, 3):
+        raise _broken(paths[0], f"JPEG can't hold images of {shape[3]} channels")
+    if len(paths) % 2:
+        raise _broken(paths[0], "its shards and their index files are not as many")
     shards, indices = paths[: len(paths) // 2], paths[len(paths) // 2 :]
     maps, shard_of, offsets, sizes, labels = [], [], [], [], []
     first = 0
@@ -224,16 +229,22 @@ def _map(path: Path) -> NDArray[np.uint8]:
 
 def _read_index(path: Path, shard_bytes: int) -> NDArray[np.int64]:
     """Where each record of a shard begins; the records must fill it, and each must have room for an Example."""
+    longest = shard_bytes // _AROUND_IMAGE * _INDEX_LINE
     try:
-        lines = np.array(path.read_bytes().split(), dtype=np.int64).reshape(-1, 2)
+        with open(path, "rb") as file:
+            text = file.read(longest + 1)
+        if len(text) > longest:
+            raise _broken(path, "it is longer than an index of the shard's records")
+        lines = np.array(text.split(), dtype=np.int64).reshape(-1, 2)
     except OSError as error:
-        raise PreparedSetError(f"{show(path)} can't be read: {one_line(error)}") from error
+        raise PreparedSetError(f"{show(path)} can't be read: {error.strerror}") from error
     except (ValueError, OverflowError) as error:
         raise _broken(path, "its lines are not offset and size") from error
     begins, sizes = lines.T
     ends = np.append(begins[1:], shard_bytes)
-    fills = len(begins) > 0 and begins[0] == 0 and (ends - begins == sizes).all() and sizes.min() > _AROUND_IMAGE
-    if not fills:
+    # Within the shard first: differences of numbers from anywhere wrap around.
+    within = len(begins) > 0 and begins[0] == 0 and begins.min() >= 0 and begins.max() < shard_bytes
+    if not (within and (ends - begins == sizes).all() and sizes.min() > _AROUND_IMAGE):
         raise _broken(path, "its offsets and sizes are not those of the shard's records")
     return np.ascontiguousarray(begins)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,7 +39,10 @@ def read_archive(archive: Path, files: CifarFiles) -> dict[str, list[Chunk]]:
     fault = files.archive.fault(archive)
     if fault:
         raise PreparedSetError(f"{show(archive)} is not {files.archive.name}: it {fault}; download it again")
-    return _read(_members(archive, files), archive, files)
+    try:
+        return _read(_members(archive, files), archive, files)
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise PreparedSetError(f"{show(archive)} can't be unpacked: {one_line(error)}; download it again") from error
 
 
 def _batches(files: CifarFiles) -> list[KnownFile]:

@@ -1,19 +1,17 @@
 """Small image folders, and batches of CIFAR's format whose sums are taken for the real ones."""
 
-import hashlib
 import shutil
-import struct
 import tarfile
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from inputs import known_file, python2_pickle
 from PIL import Image
 
 from fast_train.data_prep import cli
 from fast_train.data_prep.sources.cifar import Cifar10
-from fast_train.data_prep.sources.known import KnownFile
 
 CLASSES = ("ant", "bee", "cow")
 
@@ -71,32 +69,6 @@ def synthetic(tmp_path_factory):
     out = tmp_path_factory.mktemp("synthetic") / "set"
     assert cli.main(["--dataset", "synthetic", "--out", str(out)]) == 0
     return out
-
-
-def python2_pickle(value):
-    """A pickle as Python 2 wrote CIFAR's: strings are bytes, an array is made by numpy.core's functions."""
-    return b"\x80\x02" + _pickled(value) + b"."
-
-
-def _pickled(value):
-    if isinstance(value, bytes):
-        return b"T" + struct.pack("<i", len(value)) + value
-    if isinstance(value, int):
-        return b"J" + struct.pack("<i", value)
-    if isinstance(value, list):
-        return b"](" + b"".join(map(_pickled, value)) + b"e"
-    if isinstance(value, dict):
-        return b"}(" + b"".join(_pickled(item) for pair in value.items() for item in pair) + b"u"
-    uint8 = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-    shape = b"".join(map(_pickled, value.shape)) + b"\x86"
-    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-    return empty + b"(K\x01" + shape + uint8 + b"\x89" + _pickled(value.tobytes()) + b"tb"
-
-
-def known_file(path):
-    """A file of a test as one whose content is known."""
-    content = path.read_bytes()
-    return KnownFile(path.name, len(content), hashlib.sha256(content).hexdigest(), hashlib.md5(content).hexdigest())
 
 
 @pytest.fixture

@@ -1,14 +1,18 @@
 """The .beton files, read by the FFCV library itself and compared with what its own writer writes."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from inputs import make_set
 
 from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.formats import FormatOptions, beton
-from fast_train.data_prep.formats.beton import BetonWriter, beton_labels, check_beton
+from fast_train.data_prep.formats.beton import BetonWriter, open_beton
+from fast_train.data_prep.manifest import PreparedSet
 
 threads = torch.get_num_threads()
 pytest.importorskip("ffcv", reason="FFCV is not installed: pip install 'fast-train[ffcv]'")
@@ -76,7 +80,7 @@ def test_many_pages(tmp_path, os_cache):
     """Both of FFCV's ways to read: the file mapped whole, and page by page."""
     images = np.random.default_rng(0).integers(0, 256, (30, 300, 300, 3), dtype=np.uint8)
     path = _write(tmp_path, images, np.arange(30))
-    check_beton(path, images.shape)
+    open_beton(path, images.shape)
     pointers = np.sort(Reader(str(path)).alloc_table["ptr"])
     assert len(np.unique(pointers // Reader(str(path)).page_size)) > 3
     loader = Loader(str(path), batch_size=5, num_workers=1, os_cache=os_cache, drop_last=False)
@@ -103,7 +107,7 @@ def test_jpeg_is_near_and_the_rest_exact(tmp_path, options):
     ramp = np.linspace(0, 200, 64 * 64 * 3).reshape(64, 64, 3)
     images = (ramp + np.arange(40)[:, None, None, None]).astype(np.uint8)
     path = _write(tmp_path, images, np.arange(40), **options, jpeg_quality=95)
-    check_beton(path, images.shape)
+    open_beton(path, images.shape)
     raw = Reader(str(path)).metadata["f0"]["mode"] == 1
     assert raw.sum() == 0 if options["ffcv_mode"] == "jpg" else 10 < raw.sum() < 38
     read, _, indices = _read(path)
@@ -118,8 +122,7 @@ def test_jpeg_is_near_and_the_rest_exact(tmp_path, options):
 def test_fewer_images_than_announced(tmp_path, some):
     images, labels = some
     path = _write(tmp_path, images, labels, capacity=90)
-    check_beton(path, images.shape)
-    assert np.array_equal(beton_labels(path, 50), labels)
+    assert np.array_equal(open_beton(path, images.shape).labels, labels)
     assert np.array_equal(_read(path)[0], images)
 
 
@@ -159,7 +162,7 @@ def test_a_file_that_passes_is_safe_for_ffcv(tmp_path_factory, data):
     cut = data.draw(st.sampled_from([len(raw), 0, 10, beton.METADATA_AT, len(raw) - 24]) | st.integers(0, len(raw)))
     path.write_bytes(raw[:cut])
     try:
-        check_beton(path, images.shape)
+        open_beton(path, images.shape)
     except PreparedSetError as error:
         message = str(error)
     else:
@@ -177,4 +180,65 @@ def test_another_files_shape_or_count_is_named(tmp_path, some):
     path = _write(tmp_path, images, labels)
     for shape in ((49, 12, 9, 3), (51, 12, 9, 3), (50, 9, 12, 3), (50, 12, 10, 3)):
         with pytest.raises(PreparedSetError, match=r"train\.beton is not a whole FFCV file"):
-            check_beton(path, shape)
+            open_beton(path, shape)
+
+
+def _overwrite(path, at, number, width=8):
+    raw = bytearray(path.read_bytes())
+    raw[at : at + width] = int(number).to_bytes(width, "little")
+    path.write_bytes(raw)
+
+
+def test_ffcv_gets_images_of_three_channels_alone(tmp_path, some):
+    """It makes room for three, and copies what the file says."""
+    images, labels = some
+    path = _write(tmp_path, images, labels)
+    with pytest.raises(PreparedSetError, match=r"train\.beton .* 3 channels, not 324"):
+        open_beton(path, (50, 1, 1, 324))
+
+
+def test_pointers_that_wrap_around_are_refused(tmp_path, some):
+    images, labels = some
+    path = _write(tmp_path, images, labels)
+    table = path.stat().st_size - 50 * beton.ALLOCATION.itemsize
+    for row, pointer, size in ((49, 2**64 - 324, 324), (49, 2**64 - 1, 2), (0, 2**63, 2**63), (3, 2 << 20, 2**64 - 1)):
+        good = path.read_bytes()
+        _overwrite(path, table + row * 24 + 8, pointer)
+        _overwrite(path, beton.METADATA_AT + row * beton.SAMPLE.itemsize + 8, pointer)
+        _overwrite(path, table + row * 24 + 16, size)
+        with pytest.raises(PreparedSetError, match="its pointers do not fit its pages"):
+            open_beton(path, images.shape)
+        path.write_bytes(good)
+
+
+@pytest.mark.parametrize("format", ["ffcv", "dali"])
+@pytest.mark.parametrize(
+    "at, bytes_there",
+    [
+        (5, (11).to_bytes(2, "big")),
+        (7, (60_000).to_bytes(2, "big")),
+        (9, b"\x01"),
+        (4, b"\x0c"),
+        (1, b"\xc2"),
+        (-2, b"\xff\xe1"),
+    ],
+    ids=["height", "width", "channels", "bits", "progressive", "no frame"],
+)
+def test_jpeg_files_are_what_the_manifest_says(tmp_path, format, at, bytes_there):
+    """FFCV leaves what it can't decode as it was in the memory before, DALI decodes any size."""
+    make_set(tmp_path / "set", format, "jpg")
+    prepared = PreparedSet.open(tmp_path / "set")
+    _opened(prepared, format)
+    entry = next(entry for entry in prepared.manifest.files if entry.split == "train")
+    raw = bytearray((tmp_path / "set" / entry.path).read_bytes())
+    frame = raw.rindex(b"\xff\xc0") + (at if at > 0 else 0)
+    raw[frame : frame + len(bytes_there)] = bytes_there
+    (tmp_path / "set" / entry.path).write_bytes(raw)
+    manifest = tmp_path / "set" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(entry.sha256, hashlib.sha256(raw).hexdigest()))
+    with pytest.raises(PreparedSetError, match="its JPEG files are not all of 8x10x3"):
+        _opened(PreparedSet.open(tmp_path / "set"), format)
+
+
+def _opened(prepared, format):
+    return prepared.beton("train") if format == "ffcv" else prepared.tfrecords("train")

@@ -1,15 +1,17 @@
 import hashlib
 import json
 import os
+import re
 import shlex
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fast_train.data_prep import manifest as manifest_module
 from fast_train.data_prep import whole
-from fast_train.data_prep.manifest import MANIFEST_NAME, Manifest, PreparedSet, PreparedSetError, sha256_of
+from fast_train.data_prep.manifest import MANIFEST_NAME, Manifest, PreparedSet, PreparedSetError
 
 
 def _edit(root, change):
@@ -100,7 +102,10 @@ def test_a_changed_pixel_is_noticed_before_the_file_is_used(prepared):
 def hashed(monkeypatch):
     """The names of the files whose SHA-256 was computed."""
     names = []
-    monkeypatch.setattr(manifest_module, "sha256_of", lambda path: names.append(path.name) or sha256_of(path))
+    sha256_of = whole.sha256_of
+    monkeypatch.setattr(
+        manifest_module, "sha256_of", lambda file: names.append(Path(file.name).name) or sha256_of(file)
+    )
     return names
 
 
@@ -128,6 +133,60 @@ def test_a_file_that_was_just_written_is_hashed_again(prepared, hashed):
     for _ in range(2):
         opened.packed("train")
     assert hashed == ["train.safetensors"] * 2
+
+
+@pytest.mark.parametrize("change", ["written", "replaced"])
+def test_a_file_that_changes_while_it_is_hashed_is_not_taken_for_whole(prepared, monkeypatch, change):
+    monkeypatch.setattr(whole, "SETTLED_NS", -1)
+    path = prepared / "train.safetensors"
+    good = path.read_bytes()
+    sha256_of = whole.sha256_of
+
+    def hash_then_damage(file):
+        digest = sha256_of(file)
+        if change == "replaced":
+            path.unlink()
+        path.write_bytes(good[:5000] + bytes([good[5000] ^ 1]) + good[5001:])
+        return digest
+
+    opened = PreparedSet.open(prepared)
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest_module, "sha256_of", hash_then_damage)
+        with pytest.raises(PreparedSetError, match=r"train\.safetensors changed while it was read"):
+            opened.packed("train")
+    with pytest.raises(PreparedSetError, match="SHA-256"):
+        opened.packed("train")
+
+
+def test_verifying_reads_every_byte_again(prepared, hashed, monkeypatch):
+    monkeypatch.setattr(whole, "SETTLED_NS", -1)
+    for _ in range(2):
+        PreparedSet.open(prepared, verify=True)
+    assert hashed == ["train.safetensors", "test.safetensors"] * 2
+    PreparedSet.open(prepared).packed("train")
+    assert len(hashed) == 4
+
+
+@pytest.mark.parametrize("name", ["train.safetensors", MANIFEST_NAME])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_only_regular_files_of_the_folder_are_opened(prepared, tmp_path, name, kind):
+    """A pipe would let the reader wait for ever, a link leads anywhere."""
+    path = prepared / name
+    path.rename(tmp_path / "aside")
+    if kind == "link":
+        path.symlink_to(tmp_path / "aside")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(PreparedSetError, match=re.escape(str(path))) as caught:
+        PreparedSet.open(prepared)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_set_may_be_reached_by_a_link(prepared, tmp_path):
+    (tmp_path / "link").symlink_to(prepared)
+    assert len(PreparedSet.open(tmp_path / "link").packed("train").labels) == 12
 
 
 def test_without_a_cache_folder_files_are_hashed_each_time(prepared, hashed, monkeypatch, tmp_path):
@@ -192,6 +251,21 @@ def test_labels_must_be_those_that_are_counted(prepared, label):
         lambda m: m["files"][0].update(bytes="12"),
         lambda m: m["files"][0].update(bytes=-1),
         lambda m: m["files"][0].update(sha256="ABC"),
+        lambda m: m["files"][0].update(bytes=0),
+        lambda m: m["files"][0].update(format="\x1b[2J"),
+        lambda m: m.update(classes=["ant", "bee", "\x1b]0;cow\x07"]),
+        lambda m: m.update(classes=["ant", "bee", "\u202ewoc"]),
+        lambda m: m.update(classes=["ant", "bee", "\ud800"]),
+        lambda m: m["source"].update(kind="\x1b[2J"),
+        lambda m: m["source"].update(more=[[[[[[[[[1]]]]]]]]]),
+        lambda m: m.update(encodings={"dali": {"mode": "raw", "more": [[[[[[[[1]]]]]]]]}}),
+        lambda m: m.update(image_shape=[10**9, 10**9, 3]),
+        lambda m: m.update(image_shape=[65_000, 65_000, 3]),
+        lambda m: m.update(mean=[0.5, 0.5, 1.5]),
+        lambda m: m["counts"].update(train=[0, 0, 0]),
+        lambda m: m["counts"].update(train=[10**18, 4, 4]),
+        lambda m: m["counts"].update(more=[1, 1, 1]),
+        lambda m: m["counts"].update({"\x1b": [1, 1, 1]}),
         lambda m: m["files"][0].pop("format"),
     ],
 )
@@ -202,7 +276,9 @@ def test_a_manifest_out_of_order_is_one_line(prepared, change):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"format_version": 1}'])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b" " * (17 << 20), b"[]", b"null", b"\xff", b"[" * 100_000, b'{"format_version": 1}']
+)
 def test_a_manifest_that_is_no_json_is_one_line(prepared, text):
     (prepared / MANIFEST_NAME).write_bytes(text)
     with pytest.raises(PreparedSetError, match=r"manifest\.json is not a usable manifest") as caught:

@@ -170,3 +170,37 @@ def test_damage_is_named_or_harmless(tmp_path_factory, data):
         return
     assert opened.take(np.arange(6)).shape == images.shape
     assert [opened.blob(index).size for index in range(6)] == [48] * 6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: [(0, 2**63 - 1), (2**63 - 1, lines[0][1] + lines[1][1] - 2**63 + 1), *lines[2:]],
+        lambda lines: [(0, -(2**62)), (-(2**62), 2**62 + lines[1][0] + lines[1][1]), *lines[2:]],
+        lambda lines: lines * 200,
+        lambda lines: lines[:-1] + [(lines[-1][0], 2**70)],
+        lambda lines: [],
+    ],
+    ids=["wraps", "before the shard", "too long", "too large", "empty"],
+)
+def test_an_index_that_makes_no_sense_is_named(tmp_path, change):
+    images = np.zeros((6, 4, 4, 3), dtype=np.uint8)
+    paths = _write(tmp_path, images, np.arange(6))
+    lines = [tuple(map(int, line.split())) for line in paths[1].read_text().splitlines()]
+    paths[1].write_text("".join(f"{offset} {size}\n" for offset, size in change(lines)))
+    with pytest.raises(PreparedSetError, match=r"train-00000-of-00001\.idx is not a whole TFRecord file"):
+        open_tfrecords(paths, images.shape, raw=True)
+
+
+def test_a_shard_without_its_index_is_named(tmp_path, some, small_shards):
+    images, labels = some
+    paths = _write(tmp_path, images, labels)
+    for there in (paths[:1], paths[:-1]):
+        with pytest.raises(PreparedSetError, match="index files"):
+            open_tfrecords(there, images.shape, raw=True)
+
+
+def test_jpegs_of_two_channels_are_refused(tmp_path, some):
+    images, labels = some
+    with pytest.raises(PreparedSetError, match="2 channels"):
+        open_tfrecords(_write(tmp_path, images, labels), (50, 12, 9, 2), raw=False)
