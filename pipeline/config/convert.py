@@ -9,6 +9,7 @@ import threading
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -98,7 +99,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if plain is tuple and isinstance(value, (list, tuple)):
             return tuple(_convert(part, typing.get_args(option)[0], where) for part in value)
         if plain is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+            # A whole number may be larger than any float.
+            with suppress(OverflowError):
+                return float(value)
         if type(value) is plain:
             return value
     names = " | ".join("None" if option is type(None) else _plain(option).__name__ for option in _options(hint))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fast_train.common.text import one_line
 from fast_train.pipeline.config.convert import build
 from fast_train.pipeline.config.settings import OF_THE_DATA, SECTIONS, Config
 from fast_train.pipeline.errors import ConfigError, check_name
@@ -21,6 +22,8 @@ else:
 Given = Mapping[str, Mapping[str, Any]]
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+# In bytes. Python's reader takes a minute for some files of 200 KiB.
+_LONGEST = 64 << 10
 GPU_RECIPE = "fast"
 # Both of one network. The shorter one is there so that a first training ends within five minutes.
 CPU_RECIPE, SLOW_CPU_RECIPE = "cpu-quick", "cpu-short"
@@ -37,10 +40,13 @@ def read_recipe(name: str) -> dict[str, Any]:
         if name.endswith(".toml"):
             raise ConfigError(f"no recipe file {name}; give a path that exists, or one of {', '.join(recipe_names())}")
         check_name("recipe", name, recipe_names())
+    if path.stat().st_size > _LONGEST:
+        raise ConfigError(f"recipe {path} is longer than {_LONGEST // 1024} KiB; give a recipe")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path} is no valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        # Beside errors of TOML and of the encoding, Python's own: numbers of 5,000 digits, lists in lists in lists.
+        raise ConfigError(f"recipe {path} is no valid TOML: {one_line(error)}") from error
 
 
 def parse_value(text: str) -> Any:

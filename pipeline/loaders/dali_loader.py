@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from fast_train.common.text import show
+from fast_train.data_prep.errors import ANEW, PreparedSetError
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.kernels.spec import check_reflection
 from fast_train.pipeline.loaders.base import Loader, LoaderOptions
@@ -101,10 +103,15 @@ class DaliLoader(Loader):
                     outputs = graph.share_outputs(cuda_stream=stream)
                 except StopIteration:
                     return
-                except RuntimeError:
+                except RuntimeError as error:
                     # DALI takes no more calls of a graph that failed.
                     self._graph = None
-                    raise
+                    if "Failed to decode" not in str(error):
+                        raise
+                    raise PreparedSetError(
+                        f"{show(self.prepared.root)} holds a JPEG file, of split '{self.split}', that DALI can't "
+                        f"decode; {ANEW}"
+                    ) from error
                 batch = Batch(*map(self._to_torch, outputs))
                 graph.release_outputs()
                 graph.schedule_run()

@@ -1,0 +1,388 @@
+"""Whatever reads files that may come from someone else: what it reads, where its numbers lie, and how it is read."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+import sys
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from inputs import CLASSES, COUNTS, SHAPE, known_file, make_set, pixels_of, python2_pickle
+from mutators import Mutator, Places
+
+from fast_train.data_prep.manifest import MANIFEST_NAME, PreparedSet
+
+
+class Reader(ABC):
+    """A kind of input: whole in ``folder`` once built; `targets` are damaged one at a time, and then `read`."""
+
+    #: Whether a checksum keeps what is read.
+    checked: ClassVar[bool] = True
+    #: Whether that checksum can be made to fit.
+    refits: ClassVar[bool] = False
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.targets: list[Path] = []
+
+    def damage(self, path: Path, raw: bytes, mutator: Mutator) -> bytes:
+        return mutator.damage(raw, [group for group in self.numbers(path, raw) if group])
+
+    def numbers(self, path: Path, raw: bytes) -> list[Places]:
+        """Where a reader's numbers lie, by their kinds."""
+        del path, raw
+        return []
+
+    @contextlib.contextmanager
+    def refitted(self, path: Path) -> Iterator[None]:
+        """In the block, the checksum fits the damaged file, of a reader that `refits`."""
+        raise NotImplementedError(path)
+        yield
+
+    @abstractmethod
+    def read(self, path: Path) -> str:
+        """Read everything that ``path`` is a part of, to the last pixel; a digest of it."""
+
+
+class SetReader(Reader):
+    """A prepared set with files of one format. modes: how images are stored in them, a set each."""
+
+    format: ClassVar[str] = "packed"
+    modes: ClassVar[tuple[str, ...]] = ("raw",)
+    refits = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        for mode in self.modes:
+            make_set(folder / mode, self.format, mode)
+            self.targets += sorted((folder / mode).glob("train*"))
+
+    @contextlib.contextmanager
+    def refitted(self, path: Path) -> Iterator[None]:
+        manifest = path.parent / MANIFEST_NAME
+        text, raw = manifest.read_text(), path.read_bytes()
+        data = json.loads(text)
+        for entry in data["files"]:
+            if entry["path"] == path.name:
+                entry.update(bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+        manifest.write_text(json.dumps(data))
+        try:
+            yield
+        finally:
+            manifest.write_text(text)
+
+    def read(self, path: Path) -> str:
+        return _digest(self.batches(PreparedSet.open(path.parent)))
+
+    @abstractmethod
+    def batches(self, prepared: PreparedSet) -> Iterable[Sequence[Any]]:
+        """Arrays of all that the training split holds."""
+
+
+class Packed(SetReader):
+    def numbers(self, path: Path, raw: bytes) -> list[Places]:
+        return [[(0, 8)], [(i, 1) for i in range(8, min(4096, len(raw))) if chr(raw[i]).isdigit()]]
+
+    def batches(self, prepared: PreparedSet) -> Iterable[Sequence[Any]]:
+        packed = prepared.packed("train")
+        yield packed.images, _within(packed.labels)
+
+
+class Beton(SetReader):
+    """Read by FFCV. Its code, whose compilation takes seconds, is that of the first file."""
+
+    format = "ffcv"
+    modes = ("raw", "proportion")
+    _loader: Any = None
+
+    def batches(self, prepared: PreparedSet) -> Iterable[Sequence[Any]]:
+        from fast_train.pipeline.loaders import build_loader
+
+        path = prepared.beton("train")
+        if self._loader is None:
+            self._loader = build_loader("ffcv", prepared, "train", batch_size=5, train=False, workers=1)
+        compiled = self._loader._reader
+        compiled.reader = sys.modules["ffcv.reader"].Reader(str(path))
+        compiled.memory_manager = type(compiled.memory_manager)(compiled.reader)
+        yield from _loaded(self._loader)
+
+    def numbers(self, path: Path, raw: bytes) -> list[Places]:
+        from fast_train.data_prep.formats import beton
+
+        count = COUNTS["train"]
+        fields = beton.HEADER.fields or {}
+        header = [(fields[name][1], fields[name][0].itemsize) for name in fields]
+        rows = beton.METADATA_AT + np.arange(count) * beton.SAMPLE.itemsize
+        parts = ((0, 1), (2, 2), (4, 2), (6, 8), (8, 8), (16, 8), (24, 8))
+        samples = [(int(row) + at, width) for row in rows for at, width in parts]
+        table = len(raw) - beton.ALLOCATION.itemsize * count + np.arange(3 * count) * 8
+        return [header, samples, [(int(at), 8) for at in table], *_jpeg_numbers(raw)]
+
+
+class TFRecord(SetReader):
+    """Read by DALI."""
+
+    format = "dali"
+    modes = ("raw", "jpg")
+
+    def batches(self, prepared: PreparedSet) -> Iterable[Sequence[Any]]:
+        from fast_train.pipeline.loaders import build_loader
+
+        with build_loader("dali", prepared, "train", batch_size=5, train=False, workers=1) as loader:
+            yield from _loaded(loader)
+
+    def numbers(self, path: Path, raw: bytes) -> list[Places]:
+        if path.suffix == ".idx":
+            return [[(i, 1) for i, byte in enumerate(raw) if chr(byte).isdigit()]]
+        begins = [i - 30 for i in range(len(raw)) if raw.startswith(b"label", i)]
+        return [[(max(begin + at, 0), 5) for begin in begins for at in range(0, 150, 5)], *_jpeg_numbers(raw)]
+
+    def damage(self, path: Path, raw: bytes, mutator: Mutator) -> bytes:
+        if path.suffix == ".idx" and mutator.chance(0.5):
+            words = raw.split()
+            words[mutator.below(len(words))] = str(mutator.choose((0, -1, 2**31, 2**63 - 1, 2**63, -(2**63)))).encode()
+            return b"\n".join(b" ".join(words[i : i + 2]) for i in range(0, len(words), 2)) + b"\n"
+        return super().damage(path, raw, mutator)
+
+
+class ManifestJson(Reader):
+    """Kept by no checksum: whatever else it says, images and labels are those of the files."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        for format in ("packed", "ffcv", "dali"):
+            make_set(folder / format, format, "raw")
+            self.targets.append(folder / format / MANIFEST_NAME)
+
+    def damage(self, path: Path, raw: bytes, mutator: Mutator) -> bytes:
+        return mutator.damage_json(raw)
+
+    def read(self, path: Path) -> str:
+        from fast_train.data_prep.prepare import summary
+
+        prepared = PreparedSet.open(path.parent)
+        # What commands print, and write into a run's record.
+        assert summary(prepared).isprintable(), "not printable"
+        json.dumps([prepared.manifest.source, prepared.manifest.to_json(), prepared.source_name])
+        if path.parent.name == "packed":
+            return _digest((packed.images, packed.labels) for packed in map(prepared.packed, COUNTS))
+        if path.parent.name == "dali":
+            return _digest((shards.take(np.arange(len(shards.labels))),) for shards in map(prepared.tfrecords, COUNTS))
+        return repr([prepared.beton(split).name for split in COUNTS])
+
+
+class Photograph(Reader):
+    """Image files: of most formats no checksum keeps the pixels."""
+
+    checked = False
+    _KINDS: ClassVar[dict[str, dict[str, str]]] = {
+        **{kind: {} for kind in ("png", "jpg", "webp", "bmp", "gif", "tif", "ppm")},
+        "lzw.tif": {"compression": "tiff_lzw"},
+        "jpg.tif": {"compression": "jpeg"},
+    }
+
+    def __init__(self, folder: Path) -> None:
+        from PIL import Image
+
+        super().__init__(folder)
+        folder.mkdir(parents=True)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        for kind, options in self._KINDS.items():
+            turned = {"exif": exif} if kind in ("png", "jpg", "webp") else {}
+            self.targets.append(folder / f"image.{kind}")
+            Image.fromarray(pixels_of("test")[0]).save(self.targets[-1], **options, **turned)
+        self.targets.append(folder / "16.png")
+        Image.fromarray(np.arange(80, dtype=np.uint16).reshape(10, 8) * 800).save(self.targets[-1])
+
+    def numbers(self, path: Path, raw: bytes) -> list[Places]:
+        heads = [(place, width) for place in range(min(len(raw) - 4, 64)) for width in (1, 2, 4)]
+        return [heads, *_jpeg_numbers(raw)]
+
+    def read(self, path: Path) -> str:
+        from fast_train.data_prep.images import read_rgb, read_size
+
+        assert min(read_size(str(path))) > 0, "no pixels"
+        pixels = [read_rgb(str(path), shape)[0] for shape in (None, (12, 12))]
+        assert all(image.dtype == np.uint8 and image.shape[2:] == (3,) for image in pixels), "pixels of another kind"
+        return _digest([pixels])
+
+
+class Batches(Reader):
+    """CIFAR's pickles in a folder, and the archive of them."""
+
+    refits = True
+
+    def __init__(self, folder: Path) -> None:
+        from fast_train.data_prep.sources.cifar_files import CIFAR10
+
+        super().__init__(folder)
+        self._folder = folder / CIFAR10.folder
+        self._folder.mkdir(parents=True)
+        data = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
+        for known in (known for batches in CIFAR10.batches.values() for known in batches):
+            content = python2_pickle({b"labels": [0, 1, 2, 3], b"data": data})
+            (self._folder / known.name).write_bytes(content)
+        archive = folder / CIFAR10.archive.name
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(self._folder, CIFAR10.folder)
+        self.targets = [*sorted(self._folder.iterdir()), archive, archive]
+        batches = {
+            split: tuple(known_file(self._folder / known.name) for known in batches)
+            for split, batches in CIFAR10.batches.items()
+        }
+        self._files = dataclasses.replace(CIFAR10, archive=known_file(archive), batches=batches)
+
+    @contextlib.contextmanager
+    def refitted(self, path: Path) -> Iterator[None]:
+        files, new = self._files, known_file(path)
+        batches = {
+            split: tuple(new if known.name == new.name else known for known in batches)
+            for split, batches in files.batches.items()
+        }
+        archive = new if path.parent == self.folder else files.archive
+        self._files = dataclasses.replace(files, archive=archive, batches=batches)
+        try:
+            yield
+        finally:
+            self._files = files
+
+    def read(self, path: Path) -> str:
+        from fast_train.data_prep.sources.batches import read_archive, read_folder
+
+        read = read_archive if path.parent == self.folder else read_folder
+        splits = read(path if path.parent == self.folder else path.parent, self._files)
+        return _digest(chunk for chunks in splits.values() for chunk in chunks)
+
+
+class Recipe(Reader):
+    checked = False
+
+    def __init__(self, folder: Path) -> None:
+        from fast_train.pipeline.config.recipe import FOLDER
+
+        super().__init__(folder)
+        shutil.copytree(FOLDER, folder)
+        self.targets = sorted(folder.glob("*.toml"))
+
+    def damage(self, path: Path, raw: bytes, mutator: Mutator) -> bytes:
+        return mutator.damage_toml(raw)
+
+    def read(self, path: Path) -> str:
+        from fast_train.pipeline.config.recipe import resolve
+
+        return json.dumps(resolve(str(path), {}).to_dict())
+
+
+class RunReader(Reader):
+    """A file of a run's folder, as a training leaves it."""
+
+    file: ClassVar[str]
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        shutil.copytree(_trained(folder.parent / "trained"), folder)
+        self.targets = [folder / "run" / self.file]
+
+
+class RunRecord(RunReader):
+    checked = False
+    file = "config.json"
+
+    def damage(self, path: Path, raw: bytes, mutator: Mutator) -> bytes:
+        return mutator.damage_json(raw)
+
+    def read(self, path: Path) -> str:
+        from fast_train.pipeline.run import record
+
+        run = record.read(path.parent)
+        return repr((run.config, run.finished, run.dtype, run.classes))
+
+
+class Metrics(RunRecord):
+    file = "metrics.jsonl"
+
+    def damage(self, path: Path, raw: bytes, mutator: Mutator) -> bytes:
+        lines = raw.split(b"\n")
+        at = mutator.below(len(lines) - 1)
+        lines[at] = mutator.damage_json(lines[at])
+        return b"\n".join(lines) if mutator.chance(0.8) else mutator.damage(raw)
+
+
+class Checkpoint(RunReader):
+    file = "last.pt"
+
+    def read(self, path: Path) -> str:
+        from fast_train.pipeline.run import record
+
+        prepared = PreparedSet.open(self.folder / "set")
+        saved = record.load(path)
+        record.check_resumable(saved, saved.config, prepared)
+        record.as_trained(prepared, saved)
+        return _digest([[value.numpy() for value in saved.weights.values()]]) + repr(saved.config)
+
+
+READERS: dict[str, type[Reader]] = {
+    "manifest": ManifestJson,
+    "packed": Packed,
+    "beton": Beton,
+    "tfrecord": TFRecord,
+    "images": Photograph,
+    "cifar": Batches,
+    "recipe": Recipe,
+    "record": RunRecord,
+    "metrics": Metrics,
+    "checkpoint": Checkpoint,
+}
+
+
+@cache
+def _trained(folder: Path) -> Path:
+    """A folder with a small set and a run on it."""
+    import fast_train
+
+    make_set(folder / "set", "packed", "raw")
+    fast_train.train(folder / "set", recipe="cpu-quick", out=folder / "run", steps=2, batch_size=4)
+    return folder
+
+
+def _loaded(loader: Any) -> Iterator[Sequence[Any]]:
+    for images, labels, indices in loader:
+        assert tuple(images.shape[1:]) == SHAPE, f"images {images.shape}"
+        yield images.numpy(), _within(labels.numpy()), indices.numpy()
+
+
+def _within(labels: np.ndarray) -> np.ndarray:
+    assert set(labels.tolist()) <= set(range(len(CLASSES))), "labels out of range"
+    return labels
+
+
+def _jpeg_numbers(raw: bytes) -> list[Places]:
+    """The numbers of JPEG frames and segments, and the bytes of the tables and the encoded pixels."""
+    frames: Places = []
+    insides: Places = []
+    at = raw.find(b"\xff\xd8\xff")
+    while at >= 0:
+        end = raw.find(b"\xff\xd9", at)
+        end = len(raw) if end < 0 else end
+        frames += [(place + 2, 2) for place in range(at, end) if raw[place] == 0xFF and raw[place + 1] >= 0xC0]
+        frame = raw.find(b"\xff\xc0", at, end)
+        frames += [(frame + offset, width) for offset, width in ((4, 1), (5, 2), (7, 2), (9, 1), (11, 1)) if frame >= 0]
+        insides += [(place, 1) for place in range(at + 20, end, 3)]
+        at = raw.find(b"\xff\xd8\xff", end)
+    return [frames, insides]
+
+
+def _digest(parts: Iterable[Sequence[Any]]) -> str:
+    digest = hashlib.sha256()
+    for arrays in parts:
+        for array in arrays:
+            digest.update(repr((array.dtype, array.shape)).encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
