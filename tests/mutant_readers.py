@@ -207,10 +207,11 @@ class Photograph(Reader):
         return [heads, *_jpeg_numbers(raw)]
 
     def read(self, path: Path) -> str:
-        from fast_train.data_prep.images import read_rgb, read_size
+        from fast_train.data_prep.images import read_header, read_rgb
 
-        assert min(read_size(str(path))) > 0, "no pixels"
-        pixels = [read_rgb(str(path), shape)[0] for shape in (None, (12, 12))]
+        header = read_header(str(path))
+        pixels = [read_rgb(str(path), shape).pixels for shape in (None, (12, 12))]
+        assert pixels[0].shape[:2] == header[:2], "another size than the header's"
         assert all(image.dtype == np.uint8 and image.shape[2:] == (3,) for image in pixels), "pixels of another kind"
         return _digest([pixels])
 
@@ -317,6 +318,7 @@ class Metrics(RunRecord):
 
 
 class Checkpoint(RunReader):
+    checked = False
     file = "last.pt"
 
     def read(self, path: Path) -> str:
@@ -384,5 +386,6 @@ def _digest(parts: Iterable[Sequence[Any]]) -> str:
     digest = hashlib.sha256()
     for arrays in parts:
         for array in arrays:
-            digest.update(repr((array.dtype, array.shape)).encode() + np.ascontiguousarray(array).tobytes())
+            digest.update(repr((array.dtype, array.shape)).encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()
