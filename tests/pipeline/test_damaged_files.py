@@ -10,7 +10,7 @@ from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.loaders import LOADERS, build_loader
 
-ROUNDS = 50
+ROUNDS = 10
 
 
 def _damage(kind, raw, generator):
