@@ -42,7 +42,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         place = error.filename2 or error.filename
         return f"{show(str(place))}: {error.strerror}" if place else str(error.strerror)
-    return " ".join(str(error).split()) or type(error).__name__
+    return show(" ".join(str(error).split())) or type(error).__name__
 
 
 def show_path(path: Path) -> str:

@@ -14,11 +14,13 @@ from fast_train.common.text import show_path
 from fast_train.pipeline.config.recipe import Given
 from fast_train.pipeline.device import device_name
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader
+from fast_train.pipeline.engine.checkpoint import copy_checkpoint
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.listener import Listener, Start
 from fast_train.pipeline.engine.runtime import resolve_device
 from fast_train.pipeline.flags import PROGRAM, Actions
 from fast_train.pipeline.loaders import LOADERS
+from fast_train.pipeline.paths import CHECKPOINT, of_name
 from fast_train.pipeline.report.progress import Terminal
 from fast_train.pipeline.report.summary import print_accuracy, print_evaluation, write_batch_picture, write_pictures
 from fast_train.pipeline.run import session
@@ -61,6 +63,7 @@ def _show_batch(plan: Plan, actions: Actions, console: Console) -> int:
 
 def _evaluate(given: Given, actions: Actions, checkpoint: Path, console: Console) -> int:
     saved = load(checkpoint)
+    _print_lines(console, saved.notes)
     plan = plan_evaluation(given, saved, verify=actions.verify)
     device = resolve_device(plan.config.run.device)
     console.print(f"evaluating {show_path(saved.path)} on {device_name(device)}", soft_wrap=True)
@@ -99,6 +102,8 @@ def _train(given: Given, actions: Actions, console: Console) -> int:
             listeners=(_Advice(console, plan, given), terminal),
             given=given,
         )
+    if actions.save_as is not None and outcome.interrupted is None:
+        copy_checkpoint(outcome.folder / CHECKPOINT, of_name(outcome.folder, actions.save_as))
     return _finish(outcome, actions, console)
 
 

@@ -56,3 +56,6 @@ class Listener:
 
     def on_epoch_end(self, record: Mapping[str, Any]) -> None:
         """record: plain numbers, as metrics.jsonl holds them; None where something was not measured."""
+
+    def on_warning(self, line: str) -> None:
+        """Something that the training goes on without, at any moment; a line of text that is said once."""

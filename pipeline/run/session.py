@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fast_train.common.text import one_line, show_path
+from fast_train.common.text import one_line, show, show_path
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.recipe import Given, override
 from fast_train.pipeline.config.settings import Config, differences
 from fast_train.pipeline.engine.build import build_augmenter, build_network, build_split_loader
-from fast_train.pipeline.engine.checkpoint import CHECKPOINT
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.evaluate import evaluate as evaluate_split
 from fast_train.pipeline.engine.listener import Listener, Start
@@ -22,6 +21,7 @@ from fast_train.pipeline.engine.memory import memory_error
 from fast_train.pipeline.engine.runtime import Runtime, apply_global_flags, resolve_runtime
 from fast_train.pipeline.engine.trainer import Trainer
 from fast_train.pipeline.errors import ConfigError
+from fast_train.pipeline.paths import checkpoints
 from fast_train.pipeline.run.folder import claim_folder, default_folder
 from fast_train.pipeline.run.log import RunLog
 from fast_train.pipeline.run.plan import as_it_began
@@ -84,17 +84,18 @@ def train(
         folder = claim_folder(default_folder(config, prepared), resume, folder, held)
         saved = resume if isinstance(resume, Saved) else None
         notes: tuple[str, ...] = ()
-        if resume == "auto" and (folder / CHECKPOINT).exists():
-            saved = load(folder / CHECKPOINT)
+        if resume == "auto" and checkpoints(folder):
+            saved = load(folder)
             plan = as_it_began(config, saved, prepared, given or {})
             config, notes = plan.config, plan.notes
         if saved is not None:
             check_resumable(saved, config, prepared)
+            notes = (*saved.notes, *notes)
             prepared = as_trained(prepared, saved)
             for section, name, was, now in differences(saved.config, config):
                 # Data that lie elsewhere change nothing.
                 if (section, name) != ("data", "path"):
-                    notes = (*notes, f"note: {section}.{name} was {was} so far, is {now} from here on")
+                    notes = (*notes, show(f"note: {section}.{name} was {was} so far, is {now} from here on"))
         with Session(config, prepared) as session:
             return session.train(folder, saved=saved, notes=notes, stop_after=stop_after, listeners=listeners)
 
@@ -127,7 +128,12 @@ class Session:
         """Train into ``folder``, which the caller holds. seed: another one than the configuration's, of a new run.
         saved: a checkpoint to go on from, checked already. notes: for the listeners."""
         started = time.perf_counter()
-        with RunLog() as log:
+
+        def warn(line: str) -> None:
+            for listener in listeners:
+                listener.on_warning(line)
+
+        with RunLog(warn) as log:
             listeners = (log, *listeners)
             config = override(self._config, {} if seed is None else {"run": {"seed": seed}})
             start = Start(
@@ -201,7 +207,7 @@ def _fitting(path: Path) -> Iterator[None]:
     """ConfigError where a checkpoint lacks what the block loads from it, or holds it in another shape."""
     try:
         yield
-    except (KeyError, RuntimeError, TypeError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
         if memory_error(error) is not None:
             raise
         raise ConfigError(
