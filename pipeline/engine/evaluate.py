@@ -106,8 +106,8 @@ def _check_delivered(indices: Tensor, loader: Loader) -> None:
     missing, again = int((times == 0).sum()), int((times > 1).sum())
     if missing or again:
         raise ValueError(
-            f"of the {loader.count:,} images of split '{loader.split}' the loader left out {missing:,} and gave {again:,} "
-            "more than once, so there is no accuracy; give another --loader, and report this one"
+            f"of the {loader.count:,} images of split '{loader.split}' the loader left out {missing:,} and gave "
+            f"{again:,} more than once, so there is no accuracy; give another --loader, and report this one"
         )
 
 

@@ -203,8 +203,8 @@ def _check_images(saved: Saved, prepared: PreparedSet, format: str) -> None:
         return
     if changed is not None:
         raise ConfigError(
-            f"{show(saved.path)} was trained on other images than {show(prepared.root)} holds, which differ in {changed}; "
-            "give the right --data, or start a new run"
+            f"{show(saved.path)} was trained on other images than {show(prepared.root)} holds: they differ in "
+            f"{changed}; give the right --data, or start a new run"
         )
 
 

@@ -75,6 +75,13 @@ def test_bad_input_is_one_line_and_exit_2(prepared_path, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--resume", "nowhere.pt"], "no checkpoint at nowhere.pt"),
+    (["--resume", "."], ". holds no checkpoint"),
+    (["--save-every", "often"], "save every 'often' is no number of steps or time"),
+    (["--save-every", "0"], "save every '0' is no"),
+    (["--keep", "-1"], "keep -1 checkpoints"),
+    (["--save-as", "a/b"], "'a/b' can't be a checkpoint's name"),
+    (["--save-as", "step-7"], "'step-7' can't be"),
+    (["--evaluate", "nowhere", "--save-as", "a"], "--evaluate does not go with --save-as"),
     (["--out", ""], "--out is empty"),
     (["--evaluate", "nowhere", "--brief", "--out", "there"], "--evaluate --brief does not go with --out"),
     (["--show-batch", "--resume", "auto"], "--show-batch does not go with --resume"),
