@@ -117,6 +117,10 @@ def _finish(outcome: session.Outcome, actions: Actions, console: Console) -> int
     if outcome.evaluation is None:
         over = f"{show_path(folder)} is complete: {epochs} epoch{'s'[: epochs != 1]}; nothing to do"
         console.print(over, soft_wrap=True)
+        if not actions.brief and not _are_drawn(folder):
+            # The command that trained it was stopped before they were drawn, or was to draw none.
+            evaluation = session.evaluate(outcome.config, outcome.prepared, load(folder))
+            _report(console, folder, Plan(outcome.config, outcome.prepared), evaluation, history=outcome.history)
         return _target_status(outcome)
     if actions.brief:
         print_accuracy(console, outcome.evaluation, outcome.prepared)
@@ -131,6 +135,12 @@ def _finish(outcome: session.Outcome, actions: Actions, console: Console) -> int
         console.print(f"stopped after epoch {epochs}; go on with: {go_on}", soft_wrap=True)
         return 0
     return _target_status(outcome)
+
+
+def _are_drawn(folder: Path) -> bool:
+    """Whether the pictures are those of the last checkpoint, by the one that is drawn last."""
+    last = folder / "predictions.png"
+    return last.exists() and last.stat().st_mtime >= (folder / CHECKPOINT).stat().st_mtime
 
 
 def _target_status(outcome: session.Outcome) -> int:
