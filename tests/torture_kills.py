@@ -25,10 +25,17 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-PHASES = ("step", "checkpoint", "evaluation", "drawing", "compilation", "preparation")
+# What is killed in ten turns.
+_TURNS = (
+    *("step", "checkpoint", "evaluation", "drawing", "compilation"),
+    *("step", "checkpoint", "evaluation", "preparation", "step"),
+)
+# Of phases that the quick ones measure no duration of.
+_ABOUT_SECONDS = {"drawing": [1.0], "compilation": [2.0]}
 # Each start of FFCV compiles for seconds: not in the quick ones.
 _QUICK_LOADERS, _LOADERS = ("resident", "torch"), ("resident", "torch", "ffcv", "dali")
 _RECIPE = """
@@ -37,9 +44,9 @@ data = {batch_size = 16, workers = 1}
 augment = {pad = 2, flip = true}
 optimizer = {lr = 0.05, ema_decay = 0.8}
 schedule = {name = "triangular", warmup = 0.2}
-run = {epochs = 3, deterministic = true, device = "cpu", save_every = 2, keep = 2, keep_best = true}
+run = {epochs = 2, deterministic = true, device = "cpu", save_every = 2, keep = 2, keep_best = true}
 """
-_EPOCHS, _PICTURES = 3, 4
+_EPOCHS, _PICTURES = 2, 4
 _IMAGES = {"train": 40, "test": 8}
 _KILLED_AGAIN = 0.3
 
@@ -166,7 +173,6 @@ def _train(phases: _Phases, arguments: list[str]) -> int:
     phases.watch(trainer, "ready_step", "compilation")
     phases.watch(TrainStep, "__call__", "step")
     phases.watch(saving, "save_checkpoint", "checkpoint")
-    phases.watch(saving, "copy_checkpoint", "checkpoint")
     phases.watch(trainer, "evaluate", "evaluation")
     phases.watch(commands, "write_pictures", "drawing")
     return cli.main(arguments)
@@ -196,7 +202,7 @@ class _Torture:
     def run(self, count: int) -> None:
         number = 0
         while sum(self.kills.values()) < count:
-            phase, folder = PHASES[number % len(PHASES)], self._root / f"run-{number}"
+            phase, folder = _TURNS[number % len(_TURNS)], self._root / f"run-{number}"
             number += 1
             self._output.write_text("")
             try:
@@ -237,10 +243,10 @@ class _Torture:
 
         # What is compiled takes a minute to compile anew, so the quick ones take another way from there.
         compiled_on = ["--compile"] if compiled and not self._quick else []
-        kind = "compiled" if compiled_on else "drawn" if drawing else "plain"
+        kind = "plain" if self._quick or not (drawing or compiled) else phase
         undisturbed, straight = self._straight(kind, lambda phases, out: train(phases, out, *compiled_on))
-        if compiled and self._quick:
-            undisturbed = {"compilation": [2.0]}
+        if kind == "plain":
+            undisturbed = {**undisturbed, **_ABOUT_SECONDS}
         options = ["--loader", loader]
         first = [*options, *(["--compile"] if compiled else [])]
         self._kill(lambda phases: train(phases, folder, *first), phase, undisturbed)
@@ -331,18 +337,14 @@ def _plain(state: Any, place: str = "") -> dict[str, Any]:
 
 def _import_for_all(*, quick: bool) -> None:
     """What each training would import again."""
-    from importlib import import_module
+    from fast_train.common.startup import quick_imports
 
-    from fast_train.data_prep import cli  # noqa: F401
-    from fast_train.pipeline import commands  # noqa: F401
-    from fast_train.pipeline.report import plots  # noqa: F401
-
-    if not quick:
-        for module in ("ffcv_reader", "dali_graph"):
+    with quick_imports():
+        for module in ("data_prep.cli", "pipeline.commands", "pipeline.report.plots"):
+            import_module(f"fast_train.{module}")
+        for module in () if quick else ("ffcv_reader", "dali_graph"):
             import_module(f"fast_train.pipeline.loaders.{module}")
-    import torch
-
-    torch.set_num_threads(1)
+    import_module("torch").set_num_threads(1)
 
 
 def main() -> int:
@@ -355,7 +357,7 @@ def main() -> int:
     flags = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as root:
-        os.environ["XDG_CACHE_HOME"] = str(Path(root, "cache"))
+        os.environ.setdefault("XDG_CACHE_HOME", str(Path(root, "cache")))
         _import_for_all(quick=flags.quick)
         torture = _Torture(Path(root), flags.seed, quick=flags.quick)
         torture.run(flags.count)

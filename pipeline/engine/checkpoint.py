@@ -58,7 +58,9 @@ class _Hashing:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values to ``path``; at any moment it holds the old file or the whole new one."""
+    """Write tensors and plain values to ``path``, whose folder is made if need be; at any moment it holds the old file
+    or the whole new one."""
+    path.parent.mkdir(exist_ok=True)
     with whole_file(path) as file:
         hashing = _Hashing(file)
         try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fast_train.common.text import one_line, show_path
 from fast_train.pipeline.config.settings import RunConfig
-from fast_train.pipeline.engine.checkpoint import copy_checkpoint, save_checkpoint
+from fast_train.pipeline.engine.checkpoint import save_checkpoint
 from fast_train.pipeline.paths import BEST, CHECKPOINT, kept_steps, of_step
 
 # A small model's epoch takes a second on a GPU: saving each one would cost as much as training it.
@@ -37,16 +37,17 @@ class Checkpoints:
         return seconds >= self._every
 
     def save(self, state: dict[str, Any], *, final: bool = False) -> None:
-        """Write the last checkpoint, and keep a copy where the run is to. final: OSError where it can't be written."""
+        """Write the last checkpoint, and before it the one to keep, if any: a run that is killed in between comes to
+        the same step again. final: OSError where the last one can't be written."""
         self._step, self._saved_at = state["done_steps"], time.monotonic()
-        path, copy = self._folder / CHECKPOINT, of_step(self._folder, self._step)
+        path, kept = self._folder / CHECKPOINT, of_step(self._folder, self._step)
+        if self._run.keep:
+            with self._going_on(kept):
+                save_checkpoint(kept, state)
+                self._drop_old()
         with nullcontext() if final else self._going_on(path):
             save_checkpoint(path, state)
             self._said = ""
-            if self._run.keep:
-                with self._going_on(copy):
-                    copy_checkpoint(path, copy)
-                    self._drop_old()
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Write the checkpoint of the best test accuracy so far."""

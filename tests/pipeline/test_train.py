@@ -363,6 +363,14 @@ def test_evaluate_gives_the_accuracy_of_the_run(train, capsys):
     assert "[bold]/predictions.png" in capsys.readouterr().out
 
 
+def test_a_run_that_was_stopped_before_its_pictures_draws_them_when_it_is_called_again(train, capsys):
+    assert train("--out", "run", "--epochs", "1") == 0
+    for times in (1, 0):
+        assert train("--out", "run", "--resume", "auto", pictures=True) == 0
+        assert (train.folder / "run" / "predictions.png").exists()
+        assert capsys.readouterr().out.count("pictures: ") == times
+
+
 def test_show_batch_writes_a_picture_and_does_not_train(train):
     assert train("--show-batch", "--out", "look", pictures=True) == 0
     assert [p.name for p in (train.folder / "look").iterdir()] == ["batch.png"]
