@@ -20,7 +20,7 @@ from fast_train.pipeline.engine.listener import Listener, Start
 from fast_train.pipeline.engine.runtime import resolve_device
 from fast_train.pipeline.flags import PROGRAM, Actions
 from fast_train.pipeline.loaders import LOADERS
-from fast_train.pipeline.paths import CHECKPOINT, of_name
+from fast_train.pipeline.paths import checkpoints, of_name
 from fast_train.pipeline.report.progress import Terminal
 from fast_train.pipeline.report.summary import print_accuracy, print_evaluation, write_batch_picture, write_pictures
 from fast_train.pipeline.run import session
@@ -103,7 +103,7 @@ def _train(given: Given, actions: Actions, console: Console) -> int:
             given=given,
         )
     if actions.save_as is not None and outcome.interrupted is None:
-        copy_checkpoint(outcome.folder / CHECKPOINT, of_name(outcome.folder, actions.save_as))
+        copy_checkpoint(load(outcome.folder).path, of_name(outcome.folder, actions.save_as))
     return _finish(outcome, actions, console)
 
 
@@ -138,9 +138,9 @@ def _finish(outcome: session.Outcome, actions: Actions, console: Console) -> int
 
 
 def _are_drawn(folder: Path) -> bool:
-    """Whether the pictures are those of the last checkpoint, by the one that is drawn last."""
+    """Whether the pictures are younger than the checkpoints, by the one that is drawn last."""
     last = folder / "predictions.png"
-    return last.exists() and last.stat().st_mtime >= (folder / CHECKPOINT).stat().st_mtime
+    return last.exists() and all(path.stat().st_mtime <= last.stat().st_mtime for path in checkpoints(folder))
 
 
 def _target_status(outcome: session.Outcome) -> int:

@@ -59,3 +59,9 @@ class Listener:
 
     def on_warning(self, line: str) -> None:
         """Something that the training goes on without, at any moment; a line of text that is said once."""
+
+
+def warn(listeners: Sequence[Listener], line: str) -> None:
+    """Tell all of them."""
+    for listener in listeners:
+        listener.on_warning(line)

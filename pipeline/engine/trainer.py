@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader, build_step, ready_step
 from fast_train.pipeline.engine.evaluate import Evaluation, evaluate
 from fast_train.pipeline.engine.identity import identity
-from fast_train.pipeline.engine.listener import Listener, Ready
+from fast_train.pipeline.engine.listener import Listener, Ready, warn
 from fast_train.pipeline.engine.memory import check_memory
 from fast_train.pipeline.engine.metrics import Glimpse, Totals
 from fast_train.pipeline.engine.runtime import Runtime
@@ -116,12 +117,7 @@ class Trainer:
         checkpoint is then left as it was. Raises OSError where the last one can't be written.
         """
         evaluation = None
-
-        def warn(line: str) -> None:
-            for listener in listeners:
-                listener.on_warning(line)
-
-        checkpoints = Checkpoints(folder, self.config.run, self.done_steps, warn)
+        checkpoints = Checkpoints(folder, self.config.run, self.done_steps, partial(warn, listeners))
         with Interrupt() as interrupt:
             while not self.finished and (stop_after is None or len(self.history) < stop_after):
                 epoch = len(self.history)

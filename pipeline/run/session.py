@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fast_train.pipeline.config.settings import Config, differences
 from fast_train.pipeline.engine.build import build_augmenter, build_network, build_split_loader
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.evaluate import evaluate as evaluate_split
-from fast_train.pipeline.engine.listener import Listener, Start
+from fast_train.pipeline.engine.listener import Listener, Start, warn
 from fast_train.pipeline.engine.memory import memory_error
 from fast_train.pipeline.engine.runtime import Runtime, apply_global_flags, resolve_runtime
 from fast_train.pipeline.engine.trainer import Trainer
@@ -128,12 +129,7 @@ class Session:
         """Train into ``folder``, which the caller holds. seed: another one than the configuration's, of a new run.
         saved: a checkpoint to go on from, checked already. notes: for the listeners."""
         started = time.perf_counter()
-
-        def warn(line: str) -> None:
-            for listener in listeners:
-                listener.on_warning(line)
-
-        with RunLog(warn) as log:
+        with RunLog(partial(warn, listeners)) as log:
             listeners = (log, *listeners)
             config = override(self._config, {} if seed is None else {"run": {"seed": seed}})
             start = Start(

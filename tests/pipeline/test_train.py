@@ -143,10 +143,13 @@ def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(train, interrupt_at
     assert all(speed is None or speed > 0 for speed in speeds)
 
 
-def test_a_checkpoint_from_inside_an_epoch_goes_on_to_the_same_bits(train, capsys):
-    """A long way from any signal: what --save-every writes, --keep and --keep-best keep, --save-as names."""
-    assert train("--out", "straight") == 0
-    assert train("--out", "run", "--save-every", "2", "--keep", "3", "--keep-best", "--save-as", "end") == 0
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_checkpoint_from_inside_an_epoch_goes_on_to_the_same_bits(train, capsys, device):
+    """What --save-every writes, also between a graph's replays, --keep and --keep-best keep, --save-as names."""
+    options = ["--device", device, *(["--deterministic"] if device == "cuda" else [])]
+    assert train("--out", "straight", *options) == 0
+    saved = ["--save-every", "2", "--keep", "3", "--keep-best", "--save-as", "end"]
+    assert train("--out", "run", *options, *saved) == 0
     run = train.folder / "run"
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert kept == ["end.pt", "step-000012.pt", "step-000014.pt", "step-000015.pt"]
