@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 import random
@@ -109,3 +110,21 @@ def test_when_it_is_saved_inside_an_epoch_and_what_is_kept(tmp_path, monkeypatch
     assert done == saved
     assert sorted(path.name for path in tmp_path.glob("checkpoints/*")) == [f"step-{step:06}.pt" for step in kept]
     assert (every is None) == checkpoints.due(13, epoch_end=True)
+
+
+def test_the_last_checkpoint_comes_before_those_that_are_kept(tmp_path, monkeypatch):
+    """On a disk that takes one more file."""
+    whole, free = torch.save, iter([True, False])
+
+    def save(state, file):
+        if not next(free):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(state, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    said = []
+    checkpoints = Checkpoints(tmp_path, RunConfig(keep=2), 0, said.append)
+    checkpoints.save({"done_steps": 3}, final=True)
+    assert load_checkpoint(tmp_path / "last.pt")["done_steps"] == 3
+    assert list(tmp_path.glob("checkpoints/*")) == []
+    assert [line.partition(" can't be written")[0] for line in said] == [str(tmp_path / "checkpoints/step-000003.pt")]
