@@ -210,6 +210,7 @@ class _Torture:
             except AssertionError as error:
                 said = " | ".join(self._output.read_text(errors="replace").splitlines()[-5:])
                 self.lost.append(f"{folder.name}, to be killed in {phase}: {error}; it said: {said}")
+                print(self.lost[-1], file=sys.stderr)
             shutil.rmtree(folder, ignore_errors=True)
 
     def _kill(self, work: _Work, phase: str, undisturbed: dict[str, list[float]]) -> None:
@@ -362,7 +363,7 @@ def main() -> int:
         torture = _Torture(Path(root), flags.seed, quick=flags.quick)
         torture.run(flags.count)
         findings = Findings(dict(torture.kills), torture.lost, time.monotonic() - began)
-    print(json.dumps(dataclasses.asdict(findings)) if flags.json else "\n".join([str(findings), *findings.lost]))
+    print(json.dumps(dataclasses.asdict(findings)) if flags.json else findings)
     return 0 if flags.json else bool(findings.lost)
 
 

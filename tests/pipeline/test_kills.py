@@ -15,5 +15,5 @@ def test_what_is_killed_goes_on_to_the_same_bits():
     path = os.pathsep.join([str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, str(TESTS / "torture_kills.py"), "--quick", "--count", "10", "--seed", seed]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"seed {seed}: {done.stdout}{done.stderr}"
+    assert done.returncode == 0, f"seed {seed}: {done.stderr}{done.stdout}"
     assert "lost: 0" in done.stdout
