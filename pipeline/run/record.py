@@ -7,8 +7,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import SECTIONS, Config, ModelConfig, differences
 from fast_train.pipeline.engine.checkpoint import CheckpointError, DamagedCheckpoint, load_run_state
 from fast_train.pipeline.engine.identity import difference, identity
+from fast_train.pipeline.engine.memory import memory_error
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import LOADERS
@@ -233,6 +234,19 @@ def check_shape(model: ModelConfig, prepared: PreparedSet, path: Path) -> None:
             "give the right --data"
         )
     dataclasses.replace(model, image_size=min(height, width))
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """ConfigError where a checkpoint lacks what the block loads from it, or holds it in another shape."""
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        if memory_error(error) is not None:
+            raise
+        raise ConfigError(
+            f"{show_path(path)} does not fit this network ({one_line(error)}); use another one"
+        ) from error
 
 
 def write_config(folder: Path, config: Config, prepared: PreparedSet, runtime: Runtime) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fast_train.common.text import one_line, show, show_path
+from fast_train.common.text import show
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.recipe import Given, override
 from fast_train.pipeline.config.settings import Config, differences
@@ -18,15 +18,13 @@ from fast_train.pipeline.engine.build import build_augmenter, build_network, bui
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.evaluate import evaluate as evaluate_split
 from fast_train.pipeline.engine.listener import Listener, Start, warn
-from fast_train.pipeline.engine.memory import memory_error
 from fast_train.pipeline.engine.runtime import Runtime, apply_global_flags, resolve_runtime
 from fast_train.pipeline.engine.trainer import Trainer
-from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.paths import checkpoints
 from fast_train.pipeline.run.folder import claim_folder, default_folder
 from fast_train.pipeline.run.log import RunLog
 from fast_train.pipeline.run.plan import as_it_began
-from fast_train.pipeline.run.record import Resume, Saved, as_trained, check_resumable, load, write_config
+from fast_train.pipeline.run.record import Resume, Saved, as_trained, check_resumable, fitting, load, write_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +173,7 @@ class Session:
         self._trainer = self._held.enter_context(trainer)
         trainer.check_memory()
         if saved is not None:
-            with _fitting(saved.path):
+            with fitting(saved.path):
                 trainer.load_state_dict(saved.state)
         return trainer
 
@@ -184,7 +182,7 @@ def evaluate(config: Config, prepared: PreparedSet, saved: Saved) -> Evaluation:
     """Evaluate a checkpoint on the test split; both from `plan_evaluation`. ConfigError where it does not fit."""
     runtime = start_runtime(config)
     model = build_network(config, runtime)
-    with _fitting(saved.path):
+    with fitting(saved.path):
         model.load_state_dict(saved.weights)
     with build_split_loader(config, prepared, runtime, train=False) as loader:
         augmenter = build_augmenter(config, prepared, runtime, train=False)
@@ -196,16 +194,3 @@ def start_runtime(config: Config) -> Runtime:
     runtime = resolve_runtime(config.run)
     apply_global_flags(config.run, runtime.device)
     return runtime
-
-
-@contextmanager
-def _fitting(path: Path) -> Iterator[None]:
-    """ConfigError where a checkpoint lacks what the block loads from it, or holds it in another shape."""
-    try:
-        yield
-    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
-        if memory_error(error) is not None:
-            raise
-        raise ConfigError(
-            f"{show_path(path)} does not fit this network ({one_line(error)}); use another one"
-        ) from error

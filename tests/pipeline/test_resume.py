@@ -13,6 +13,7 @@ import sys
 import pytest
 import torch
 
+import fast_train
 from fast_train.data_prep import cli as prep_cli
 from fast_train.pipeline import cli
 from fast_train.pipeline.config.settings import Config
@@ -205,6 +206,8 @@ def test_a_checkpoint_that_is_not_as_it_should_be_is_named(once, capsys, damage,
         assert len(said.splitlines()) == 1
         assert words in said
         assert "\x1b" not in said
+    with pytest.raises(ValueError, match=words):
+        fast_train.load_model(once / "odd.pt", device="cpu")
 
 
 def test_the_newest_whole_checkpoint_takes_the_place_of_a_damaged_one(train, tmp_path, capsys):
