@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +29,7 @@ from fast_train.pipeline.report.progress import Terminal
 from fast_train.pipeline.run import session
 from fast_train.pipeline.run.plan import plan_evaluation, plan_training
 from fast_train.pipeline.run.predict import TrainedModel
-from fast_train.pipeline.run.record import load, what_to_resume
+from fast_train.pipeline.run.record import Saved, load, what_to_resume
 
 PathLike = Path | str
 
@@ -176,7 +177,7 @@ def evaluate(run: PathLike, *, data: PathLike | None = None, **given: Any) -> Ev
     data: another prepared set of the same classes. given: settings that an evaluation depends on (``tta="flip"``,
     ``device="cpu"``, ``amp="off"``, ``loader="torch"`` ...). Raises ConfigError for what does not fit.
     """
-    saved = load(Path(run))
+    saved = _load(run)
     nested = _nested(given, data)
     plan = plan_evaluation(nested, saved)
     return session.evaluate(plan.config, plan.prepared, saved)
@@ -185,7 +186,14 @@ def evaluate(run: PathLike, *, data: PathLike | None = None, **given: Any) -> Ev
 def load_model(run: PathLike, *, device: torch.device | str = "auto") -> TrainedModel:
     """The trained network of a run's folder or a checkpoint, ready to predict. device: ``auto`` for a GPU if there is
     one. CheckpointError, a ValueError, where there is none."""
-    return TrainedModel(load(Path(run)), device=str(device))
+    return TrainedModel(_load(run), device=str(device))
+
+
+def _load(run: PathLike) -> Saved:
+    saved = load(Path(run))
+    for note in saved.notes:
+        warnings.warn(note.removeprefix("note: "), stacklevel=3)
+    return saved
 
 
 def _nested(given: Mapping[str, Any], data: PathLike | None) -> dict[str, dict[str, Any]]:

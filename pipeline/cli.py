@@ -12,7 +12,7 @@ from fast_train.common.startup import quick_imports
 from fast_train.pipeline.config.recipe import Given, check_given
 from fast_train.pipeline.config.settings import DataConfig
 from fast_train.pipeline.errors import TrainingDiverged
-from fast_train.pipeline.flags import PROGRAM, Actions, check_flags, parse_flags
+from fast_train.pipeline.flags import PROGRAM, Actions, check_flags, check_paths, parse_flags
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +37,7 @@ def _explain(error: Exception) -> Exception | None:
 
 def _run(given: Given, actions: Actions) -> int:
     given = check_flags(given, actions)
+    check_paths(actions)
     if not (actions.list_loaders or actions.evaluate is not None or actions.resume not in (None, "auto")):
         config = check_given(actions.recipe, given)
         # NumPy, which reading a set needs, takes a tenth of a second to import.

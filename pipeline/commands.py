@@ -15,11 +15,13 @@ from fast_train.common.text import show_path
 from fast_train.pipeline.config.recipe import Given
 from fast_train.pipeline.device import device_name
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader
+from fast_train.pipeline.engine.checkpoint import copy_checkpoint
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.listener import Listener, Start
 from fast_train.pipeline.engine.runtime import resolve_device
 from fast_train.pipeline.flags import PROGRAM, Actions
 from fast_train.pipeline.loaders import LOADERS
+from fast_train.pipeline.paths import checkpoints, of_name
 from fast_train.pipeline.report.progress import Terminal
 from fast_train.pipeline.report.summary import print_accuracy, print_evaluation, write_batch_picture, write_pictures
 from fast_train.pipeline.run import session
@@ -62,6 +64,7 @@ def _show_batch(plan: Plan, actions: Actions, console: Console) -> int:
 
 def _evaluate(given: Given, actions: Actions, checkpoint: Path, console: Console) -> int:
     saved = load(checkpoint)
+    _print_lines(console, saved.notes)
     plan = plan_evaluation(given, saved, verify=actions.verify)
     device = resolve_device(plan.config.run.device)
     console.print(f"evaluating {show_path(saved.path)} on {device_name(device)}", soft_wrap=True)
@@ -100,6 +103,8 @@ def _train(given: Given, actions: Actions, console: Console) -> int:
             listeners=(_Advice(console, plan, given), terminal),
             given=given,
         )
+    if actions.save_as is not None and outcome.interrupted is None:
+        copy_checkpoint(load(outcome.folder).path, of_name(outcome.folder, actions.save_as))
     return _finish(outcome, actions, console)
 
 
@@ -113,6 +118,10 @@ def _finish(outcome: session.Outcome, actions: Actions, console: Console) -> int
     if outcome.evaluation is None:
         over = f"{show_path(folder)} is complete: {epochs} epoch{'s'[: epochs != 1]}; nothing to do"
         console.print(over, soft_wrap=True)
+        if not actions.brief and not _are_drawn(folder):
+            # The command that trained it was stopped before they were drawn, or was to draw none.
+            evaluation = session.evaluate(outcome.config, outcome.prepared, load(folder))
+            _report(console, folder, Plan(outcome.config, outcome.prepared), evaluation, history=outcome.history)
         return _target_status(outcome)
     if actions.brief:
         print_accuracy(console, outcome.evaluation, outcome.prepared)
@@ -127,6 +136,12 @@ def _finish(outcome: session.Outcome, actions: Actions, console: Console) -> int
         console.print(f"stopped after epoch {epochs}; go on with: {go_on}", soft_wrap=True)
         return 0
     return _target_status(outcome)
+
+
+def _are_drawn(folder: Path) -> bool:
+    """Whether the pictures are younger than the checkpoints, by the one that is drawn last."""
+    last = folder / "predictions.png"
+    return last.exists() and all(path.stat().st_mtime <= last.stat().st_mtime for path in checkpoints(folder))
 
 
 def _target_status(outcome: session.Outcome) -> int:

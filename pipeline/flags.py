@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fast_train.common.command import Parser
@@ -12,6 +13,7 @@ from fast_train.pipeline.config.convert import Setting, describe
 from fast_train.pipeline.config.recipe import Given, check_overruled, merge, parse_value
 from fast_train.pipeline.config.settings import settings
 from fast_train.pipeline.errors import ConfigError
+from fast_train.pipeline.paths import check_given, check_new, check_writable, of_name
 
 PROGRAM = "fast-train"
 _EPILOG = """Defaults are those of the recipe. Every setting, its default and its meaning: docs/recipes.md
@@ -42,6 +44,8 @@ class Actions:
     """Go on: auto with the last such run and this command's settings, PATH with a run or checkpoint and its own."""
     stop_after: int | None = None
     """Save and stop after epoch N; --resume goes on."""
+    save_as: str | None = None
+    """Keep the checkpoint that the command ends with as checkpoints/NAME.pt."""
     evaluate: str | None = None
     """Evaluate a checkpoint (or a run's folder), do not train."""
     show_batch: bool = False
@@ -74,6 +78,7 @@ _FLAGS = {
         "--target-accuracy": "run.target_accuracy",
         "--tta": "run.tta",
     },
+    "checkpoints": {"--save-every": "run.save_every", "--keep": "run.keep", "--keep-best": "run.keep_best"},
     "speed": {
         "--device": "run.device",
         "--amp": "run.amp",
@@ -89,6 +94,8 @@ _METAVARS = {
     "data.path": "DIR",
     "model.arch": "NAME",
     "run.device": "NAME",
+    "run.save_every": "STEPS|TIME",
+    "save_as": "NAME",
     "recipe": "NAME",
     "set": "SECTION.X=Y",
     "out": "DIR",
@@ -167,20 +174,35 @@ def check_flags(given: Given, actions: Actions) -> Given:
             raise ConfigError(f"--{name} is empty; give it a value, or leave it out")
     without: tuple[str, ...] = ()
     if actions.evaluate is not None:
-        action, without = "--evaluate", ("recipe", "resume", "stop_after", "show_batch")
+        action, without = "--evaluate", ("recipe", "resume", "stop_after", "save_as", "show_batch")
         if actions.brief:
             action, without = "--evaluate --brief", (*without, "out")
     elif actions.show_batch:
-        action, without = "--show-batch", ("stop_after", "resume", "brief")
+        action, without = "--show-batch", ("stop_after", "resume", "save_as", "brief")
     elif actions.resume not in (None, "auto"):
         action, without = f"--resume {actions.resume}", ("recipe",)
     for name in without:
         if getattr(actions, name) not in (None, False):
             raise ConfigError(f"{action} does not go with --{name.replace('_', '-')}; leave one of them out")
+    if actions.save_as is not None:
+        of_name(Path(), actions.save_as)
     if "recipe" in given:
         raise ConfigError("--set changes no recipe; choose one by --recipe")
     check_overruled(given)
     return given
+
+
+def check_paths(actions: Actions) -> None:
+    """ConfigError for a checkpoint that is not there, and for a folder that can't be written or holds another run."""
+    for given in (actions.resume, actions.evaluate):
+        if given not in (None, "auto"):
+            check_given(Path(given))
+    if actions.list_loaders:
+        return
+    if actions.out is not None and actions.resume is None and actions.evaluate is None and not actions.show_batch:
+        check_new(Path(actions.out))
+    if actions.out is not None:
+        check_writable(Path(actions.out))
 
 
 def _parse_sets(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]:

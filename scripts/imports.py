@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "fast_train"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("common",),
     ("data_prep", "kernels"),
-    ("pipeline.errors", "pipeline.device"),
+    ("pipeline.errors", "pipeline.device", "pipeline.paths"),
     ("pipeline.config",),
     ("pipeline.models", "pipeline.loaders", "pipeline.optim"),
     ("pipeline.engine",),

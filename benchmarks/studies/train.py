@@ -19,11 +19,12 @@ from fast_train.pipeline.config.settings import OF_THE_DATA, Config, differences
 from fast_train.pipeline.engine.memory import memory_error
 from fast_train.pipeline.errors import ConfigError, TrainingDiverged
 from fast_train.pipeline.models import build_model
+from fast_train.pipeline.paths import CONFIG
 from fast_train.pipeline.report.progress import Terminal
 from fast_train.pipeline.report.summary import print_accuracy
 from fast_train.pipeline.run import session
 from fast_train.pipeline.run.plan import plan_training
-from fast_train.pipeline.run.record import CONFIG, RunRecord, read
+from fast_train.pipeline.run.record import RunRecord, read
 
 DONE, DIVERGED = "done", "diverged"
 #: Of a training without mixed precision.
@@ -111,9 +112,9 @@ def _check_same(record: RunRecord, wanted: Config, prepared: PreparedSet) -> Non
                 "give another --out"
             )
     # Only files of the format that was read: the set may have been prepared in more formats since.
-    if (path := record.differing_file(prepared)) is not None:
+    if (what := record.difference(prepared)) is not None:
         raise ConfigError(
-            f"{record.folder} holds a training on other data: {path} of {prepared.root} has changed since; "
+            f"{record.folder} holds a training on other images than {prepared.root}, which differ in {what}; "
             "give another --out"
         )
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fast_train.common.text import show
 from fast_train.kernels.spec import AugmentSpec, check_seed
 from fast_train.pipeline.config.architectures import (
     ARCHITECTURES,
@@ -28,11 +30,13 @@ from fast_train.pipeline.errors import ConfigError, check_name
 
 LoaderName = Literal["resident", "ffcv", "dali", "torch"]
 TestTimeAugmentation = Literal["none", "flip", "multicrop"]
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+_INTERVAL = re.compile(r"\d{1,12}|\d{1,12}(\.\d{1,12})?[smh]", re.ASCII)
 # Rates are float32 on the device.
 _LARGEST_RATE = 1e30
 
 
-def _require(condition: bool, message: str) -> None:
+def _require(condition: object, message: str) -> None:
     if not condition:
         raise ConfigError(message)
 
@@ -237,6 +241,13 @@ class RunConfig:
     """Bit-reproducible algorithms, slower."""
     eval_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
+    save_every: str | int | None = None
+    """Steps (`500`) or time (`90s`, `10m`, `2h`) between checkpoints, inside epochs too; none for the ends of epochs,
+    at most every ten seconds. The end and a signal always save."""
+    keep: int = 0
+    """Checkpoints to keep beside the last one, as `checkpoints/step-N.pt`: the newest so many of those saved."""
+    keep_best: bool = False
+    """Keep the checkpoint of the best test accuracy as `best.pt`."""
     target_accuracy: float | None = None
     """Stop when the test accuracy reaches this fraction."""
     tta: TestTimeAugmentation = "none"
@@ -247,6 +258,14 @@ class RunConfig:
         _require(self.epochs >= 1, f"{self.epochs} epochs; give 1 or more")
         _require(self.steps is None or self.steps >= 1, f"{self.steps} steps; give 1 or more")
         _require(self.eval_every >= 1, f"eval every {self.eval_every} epochs; give 1 or more")
+        if self.save_every is not None:
+            # As a flag gives it, so that a run that goes on sees no difference.
+            object.__setattr__(self, "save_every", str(self.save_every))
+            _require(
+                _INTERVAL.fullmatch(str(self.save_every)) and self.save_interval,
+                f"save every '{show(str(self.save_every))}' is no number of steps or time; give 500, 90s, 10m or 2h",
+            )
+        _require(self.keep >= 0, f"keep {self.keep} checkpoints; give 0 or more")
         check_seed(self.seed)
         check_choice("amp type", self, "amp")
         check_choice("compile mode", self, "compile_mode")
@@ -256,6 +275,14 @@ class RunConfig:
         check_choice("test-time augmentation", self, "tta")
         target = self.target_accuracy
         _require(target is None or 0 < target <= 1, f"target accuracy {target} must be a fraction in (0, 1]")
+
+    @property
+    def save_interval(self) -> int | float | None:
+        """``save_every`` as steps, an int, or seconds, a float."""
+        if self.save_every is None:
+            return None
+        number, unit = str(self.save_every).rstrip("smh"), str(self.save_every)[-1]
+        return float(number) * _SECONDS[unit] if unit in _SECONDS else int(number)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,13 +65,15 @@ def evaluate(
     tta: ``flip`` averages the logits of each image and of its mirror image. ``multicrop`` (Jordan 2024, arXiv
     2404.00498, section 3.5) averages six: image and mirror image weigh 1/4 each, and both of them moved by one pixel
     up and left, and down and right, 1/8 each; what comes in at the border is its reflection.
-    Raises ConfigError where the images are too small for that.
+    Raises ConfigError where the images are too small for that, and ValueError where the loader did not deliver each
+    image once.
     """
     check_tta(tta, loader.prepared.manifest.image_shape)
     classes, device = len(loader.prepared.manifest.classes), loader.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
     labels = torch.zeros(loader.count, dtype=torch.int64, device=device)
     predictions, confidences = torch.zeros_like(labels), torch.zeros(loader.count, device=device)
+    delivered = [torch.empty_like(labels[:0])]
     was_training = model.training
     model.eval()
     try:
@@ -82,8 +84,11 @@ def evaluate(
             confidence, prediction = log_probabilities.max(dim=1)
             labels[batch.indices], predictions[batch.indices] = truth, prediction
             confidences[batch.indices] = confidence.exp()
+            # A copy: a loader may overwrite its batch.
+            delivered.append(batch.indices.clone())
     finally:
         model.train(was_training)
+    _check_delivered(torch.cat(delivered), loader)
     confusion = torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes)
     correct = int(confusion.diagonal().sum())
     return Evaluation(
@@ -93,6 +98,17 @@ def evaluate(
         predictions=predictions.cpu().numpy(),
         confidences=confidences.cpu().numpy(),
     )
+
+
+def _check_delivered(indices: Tensor, loader: Loader) -> None:
+    """indices: int64 [N], of all images that came."""
+    times = torch.bincount(indices, minlength=loader.count)
+    missing, again = int((times == 0).sum()), int((times > 1).sum())
+    if missing or again:
+        raise ValueError(
+            f"of the {loader.count:,} images of split '{loader.split}' the loader left out {missing:,} and gave "
+            f"{again:,} more than once, so there is no accuracy; give another --loader, and report this one"
+        )
 
 
 def _predict(model: nn.Module, images: Tensor, amp: torch.dtype | None, tta: TestTimeAugmentation) -> Tensor:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,17 @@ from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.recipe import override
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader, build_step, ready_step
-from fast_train.pipeline.engine.checkpoint import CHECKPOINT, save_checkpoint
 from fast_train.pipeline.engine.evaluate import Evaluation, evaluate
-from fast_train.pipeline.engine.listener import Listener, Ready
+from fast_train.pipeline.engine.identity import identity
+from fast_train.pipeline.engine.listener import Listener, Ready, warn
 from fast_train.pipeline.engine.memory import check_memory
 from fast_train.pipeline.engine.metrics import Glimpse, Totals
 from fast_train.pipeline.engine.runtime import Runtime
+from fast_train.pipeline.engine.saving import Checkpoints
 from fast_train.pipeline.errors import TrainingDiverged
 from fast_train.pipeline.loaders import AnyBatch
 from fast_train.pipeline.optim.schedules import build_schedule
 
-# A small model's epoch takes a second on a GPU: saving each one would cost as much as training it.
-_SECONDS_BETWEEN_SAVES = 10.0
 _REMEDY = "begin anew with a lower --lr or with --grad-clip 1; the last good checkpoint, if any, is kept"
 
 
@@ -59,7 +59,6 @@ class Trainer:
         self.train_seconds = 0.0
         self.history: list[dict[str, Any]] = []
         self._run_step: Callable[[AnyBatch], None] = self.step
-        self._saved_at = time.monotonic()
         self.target_reached = False
 
     def __enter__(self) -> Trainer:
@@ -114,15 +113,15 @@ class Trainer:
         """Train to the end, to the target accuracy, to a signal, or to the end of epoch ``stop_after`` (1-based).
         Returns the last evaluation, or None and the number of the signal that ended it.
 
-        folder: of the checkpoint. Raises TrainingDiverged when a loss or a weight is no finite number; the last
-        checkpoint is then left as it was.
+        folder: of the checkpoints. Raises TrainingDiverged when a loss or a weight is no finite number; the last
+        checkpoint is then left as it was. Raises OSError where the last one can't be written.
         """
         evaluation = None
-        self._saved_at = time.monotonic()
+        checkpoints = Checkpoints(folder, self.config.run, self.done_steps, partial(warn, listeners))
         with Interrupt() as interrupt:
             while not self.finished and (stop_after is None or len(self.history) < stop_after):
                 epoch = len(self.history)
-                record = self._train_epoch(epoch, listeners, interrupt)
+                record = self._train_epoch(epoch, listeners, interrupt, checkpoints)
                 if interrupt.signum is not None:
                     break
                 evaluation = self._evaluate_epoch(epoch)
@@ -135,17 +134,21 @@ class Trainer:
                 self.history.append(record)
                 for listener in listeners:
                     listener.on_epoch_end(record)
+                if self.config.run.keep_best and self._is_best():
+                    checkpoints.save_best(self.state_dict())
                 if self.finished or epoch + 1 == stop_after:
                     break
-                if time.monotonic() - self._saved_at > _SECONDS_BETWEEN_SAVES:
-                    self.save(folder)
+                if checkpoints.due(self.done_steps, epoch_end=True):
+                    checkpoints.save(self.state_dict())
             # Inside of the block: a signal meanwhile must not cost the run.
-            self.save(folder)
+            checkpoints.save(self.state_dict(), final=True)
         if interrupt.signum is not None and not self.finished:
             return None, interrupt.signum
         return evaluation, None
 
-    def _train_epoch(self, epoch: int, listeners: Sequence[Listener], interrupt: Interrupt) -> dict[str, Any]:
+    def _train_epoch(
+        self, epoch: int, listeners: Sequence[Listener], interrupt: Interrupt, checkpoints: Checkpoints
+    ) -> dict[str, Any]:
         """Train through what is left of an epoch; its record, which no evaluation is in yet."""
         if self.loader.epoch != epoch:
             self.loader.set_epoch(epoch)
@@ -171,6 +174,9 @@ class Trainer:
                         listener.on_progress(seen, rate)
                 if self.done_steps == self.total_steps or interrupt.signum is not None:
                     break
+                # What is due after an epoch's last step waits for its evaluation.
+                if self.done_steps % len(self.loader) and checkpoints.due(self.done_steps):
+                    started += self._save_inside(epoch, started, checkpoints)
         sums = self.step.metrics.read()
         seconds = time.perf_counter() - started
         self.train_seconds += seconds
@@ -224,13 +230,25 @@ class Trainer:
             tta=self.config.run.tta,
         )
 
-    def save(self, folder: Path) -> None:
-        """Write all that the continuation needs to the run's checkpoint; TrainingDiverged, and the last checkpoint is
-        left as it was, where a weight is no finite number."""
+    def _save_inside(self, epoch: int, started: float, checkpoints: Checkpoints) -> float:
+        """Save between two steps of an epoch that began at ``started``; the seconds that it took."""
+        self._check_finite(self.step.metrics.read(), epoch)
+        began = time.perf_counter()
+        checkpoints.save({**self.state_dict(), "train_seconds": self.train_seconds + began - started})
+        return time.perf_counter() - began
+
+    def _is_best(self) -> bool:
+        """Whether the last epoch's test accuracy is above those of all before it."""
+        *before, last = (record["test_accuracy"] for record in self.history)
+        return last is not None and all(accuracy is None or accuracy < last for accuracy in before)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the continuation needs; TrainingDiverged where a weight is no finite number."""
         self._check_weights()
         cuda = torch.cuda.get_rng_state(self.runtime.device) if self.runtime.device.type == "cuda" else None
-        state = {
+        return {
             "config": self.config.to_dict(),
+            "data": identity(self.prepared),
             "classes": list(self.prepared.manifest.classes),
             "mean": list(self.prepared.manifest.mean),
             "std": list(self.prepared.manifest.std),
@@ -243,8 +261,6 @@ class Trainer:
             "train_seconds": self.train_seconds,
             "history": self.history,
         }
-        save_checkpoint(folder / CHECKPOINT, state)
-        self._saved_at = time.monotonic()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step.load_state_dict(state["step"])

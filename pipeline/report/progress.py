@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fast_train.common.text import show_path
+from fast_train.common.text import show, show_path
 from fast_train.data_prep.manifest import data_note
 from fast_train.pipeline.engine.listener import Listener, Ready, Start
 from fast_train.pipeline.engine.metrics import Totals
@@ -39,7 +39,7 @@ class Terminal(Listener):
         for note in start.notes:
             self._console.print(note, soft_wrap=True)
         self._console.print(
-            f"{config.model.arch} by recipe {config.recipe} on {prepared.size('train'):,} images of "
+            f"{config.model.arch} by recipe {show(config.recipe)} on {prepared.size('train'):,} images of "
             f"{prepared.manifest.source['kind']}{self._note}; loader {config.data.loader}, batch "
             f"{config.data.batch_size}\n{runtime.describe()}\nrun folder: {show_path(start.folder)}",
             soft_wrap=True,
@@ -95,3 +95,6 @@ class Terminal(Listener):
             f"{rate}{record['seconds']:.1f} s{self._note}",
             soft_wrap=True,
         )
+
+    def on_warning(self, line: str) -> None:
+        self._console.print(f"warning: {line}", soft_wrap=True)

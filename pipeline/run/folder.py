@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from fast_train.common.files import is_running, locked
+from fast_train.common.text import show
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import Config
-from fast_train.pipeline.engine.checkpoint import CHECKPOINT, CheckpointError, load_run_state
+from fast_train.pipeline.engine.checkpoint import DamagedCheckpoint, load_run_state
 from fast_train.pipeline.errors import ConfigError
-from fast_train.pipeline.run.record import CONFIG, Resume, Saved
+from fast_train.pipeline.paths import (
+    CHECKPOINT,
+    CONFIG,
+    KEPT,
+    check_new,
+    holds_run,
+    make_folder,
+    remove_empty,
+    run_folder,
+)
+from fast_train.pipeline.run.record import Resume, Saved
 
 
 def default_folder(config: Config, prepared: PreparedSet) -> Path:
@@ -40,34 +52,27 @@ class FolderInUse(ConfigError):
 def claimed(folder: Path) -> Iterator[None]:
     """Hold a run's folder, which is made if need be: no other process writes into it meanwhile.
 
-    Raises FolderInUse where another does, and ConfigError where a file has that name.
+    Raises FolderInUse where another does, and ConfigError where the folder can't be made.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; give a folder as --out")
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    made = make_folder(folder)
     with ExitStack() as held:
         try:
             held.enter_context(locked(folder))
         except BlockingIOError:
             raise FolderInUse(
-                f"another fast-train is writing into {folder}; wait for it, or give another --out"
+                f"another fast-train is writing into {show(folder)}; wait for it, or give another --out"
             ) from None
-        try:
-            _clear(folder)
-            yield
-        finally:
-            with suppress(OSError):
-                # Up to the first that something was written into.
-                for path in made:
-                    path.rmdir()
+        held.callback(remove_empty, made)
+        _clear(folder)
+        yield
 
 
 def _clear(folder: Path) -> None:
     """Remove what processes that were killed left of the files that they were writing (`whole_file`)."""
-    for left in folder.glob(".*.part"):
+    for left in (*folder.glob(".*.part"), *folder.glob(f"{KEPT}/.*.part")):
         number = re.fullmatch(r"\..+\.(\d+)\.part", left.name)
-        if number is not None and not is_running(int(number[1])):
+        # Of this process's number it is another one's: this one writes nothing yet.
+        if number is not None and (int(number[1]) == os.getpid() or not is_running(int(number[1]))):
             left.unlink(missing_ok=True)
 
 
@@ -80,30 +85,28 @@ def _new_folder(out: Path | None, base: Path, held: ExitStack) -> Path:
         with suppress(FolderInUse):
             held.enter_context(claimed(_numbered(base, number)))
             return _numbered(base, number)
-    if (out / CONFIG).exists():
-        raise ConfigError(f"{out} holds a run already; add --resume auto to go on with it, or give another --out")
+    check_new(out)
     held.enter_context(claimed(out))
     return out
 
 
-def _folder_of(saved: Saved) -> Path:
-    """The folder of the run that the checkpoint belongs to. ConfigError where that is no run's, or where its last
-    checkpoint is further, which would be lost."""
-    path, folder = saved.path, saved.path.parent
+def _check_latest(saved: Saved, folder: Path) -> None:
+    """ConfigError where ``folder``, which the checkpoint lies in, is no run's, or where its last checkpoint is further,
+    which would be lost."""
+    path = saved.path
     if not (folder / CONFIG).exists():
-        raise ConfigError(f"{folder} holds {path.name} but no run; give the folder of a new one as --out")
+        raise ConfigError(f"{show(folder)} holds {path.name} but no run; give the folder of a new one as --out")
     last = folder / CHECKPOINT
     if last.exists() and not last.samefile(path):
         done, further = saved.state["done_steps"], 0
         # Of a damaged one nothing can be lost.
-        with suppress(CheckpointError):
+        with suppress(DamagedCheckpoint):
             further = load_run_state(last)["done_steps"]
         if further > done:
             raise ConfigError(
-                f"{last} is at step {further:,}, {path} at {done:,}; give a new folder as --out, so that the later one "
-                "is kept"
+                f"{show(last)} is at step {further:,}, {show(path)} at {done:,}; give a new folder as --out, so that "
+                "the later one is kept"
             )
-    return folder
 
 
 def claim_folder(base: Path, resume: Resume, out: Path | None, held: ExitStack) -> Path:
@@ -115,9 +118,12 @@ def claim_folder(base: Path, resume: Resume, out: Path | None, held: ExitStack) 
     if resume == "auto":
         # It may lack a checkpoint: a run that was killed before its first one begins anew in its own folder.
         candidates = [out] if out is not None else [_numbered(base, number) for number in _numbers(base)[-1:]]
-        folder = next((candidate for candidate in candidates if (candidate / CONFIG).exists()), None)
-    elif resume is not None and out is None:
-        folder = _folder_of(resume)
+        folder = next((candidate for candidate in candidates if holds_run(candidate)), None)
+    elif resume is not None:
+        own = run_folder(resume.path)
+        if out is None or out.resolve() == own.resolve():
+            _check_latest(resume, own)
+            folder = own
     if folder is None:
         return _new_folder(out, base, held)
     held.enter_context(claimed(folder))

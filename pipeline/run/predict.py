@@ -19,7 +19,7 @@ from fast_train.pipeline.config.settings import RunConfig
 from fast_train.pipeline.engine.augmentation import normalisation
 from fast_train.pipeline.engine.build import build_network
 from fast_train.pipeline.engine.runtime import resolve_runtime
-from fast_train.pipeline.run.record import Saved
+from fast_train.pipeline.run.record import Saved, fitting
 
 _BATCH = 256
 
@@ -43,9 +43,10 @@ class TrainedModel:
         trained = saved.config.run
         self._runtime = resolve_runtime(RunConfig(device=device, amp=trained.amp, tf32=trained.tf32, compile=False))
         self.module = build_network(saved.config, self._runtime)
-        self.module.load_state_dict(saved.weights)
+        with fitting(saved.path):
+            self.module.load_state_dict(saved.weights)
+            mean, std = normalisation(saved.state["mean"], saved.state["std"], saved.config.data.normalise)
         self.module.eval()
-        mean, std = normalisation(saved.state["mean"], saved.state["std"], saved.config.data.normalise)
         self._reading = Reading.from_dict(saved.state.get("reading", {}))
         self._table = normalisation_table(mean, std, self._runtime.image_dtype, self._runtime.device)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,31 +16,37 @@ from typing import Any, Literal
 import torch
 
 from fast_train.common.files import whole_file
-from fast_train.common.text import one_line
+from fast_train.common.text import is_plain, one_line, show, show_path
 from fast_train.data_prep.manifest import PreparedSet
-from fast_train.pipeline.config.settings import Config, ModelConfig, differences
-from fast_train.pipeline.engine.checkpoint import CHECKPOINT, load_run_state
+from fast_train.pipeline.config.settings import SECTIONS, Config, ModelConfig, differences
+from fast_train.pipeline.engine.checkpoint import CheckpointError, DamagedCheckpoint, load_run_state
+from fast_train.pipeline.engine.identity import difference, identity
+from fast_train.pipeline.engine.memory import memory_error
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import LOADERS
+from fast_train.pipeline.paths import CHECKPOINT, CONFIG, checkpoints, run_folder
 from fast_train.pipeline.run.log import read_history
 
-CONFIG = "config.json"
 # Beside the network and its training: what a run can't change on the way.
-_KEPT = {("data", "normalise"), ("run", "seed")}
+_KEPT = {("data", "normalise"), ("data", "batch_size"), ("run", "seed")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run's folder says of it. environment: versions, device and the type that it computed in. classes: the
-    set's, by number. files: SHA-256 of the prepared set's files, by path. history: a record an epoch."""
+    """What a run's folder says of it. environment: versions, device and the type that it computed in. data: the set's
+    `identity`. history: a record an epoch."""
 
     folder: Path
     config: Config
     environment: Mapping[str, Any]
-    classes: Sequence[str]
-    files: Mapping[str, str]
+    data: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The set's, by number."""
+        return tuple(self.data["classes"])
 
     @property
     def dtype(self) -> str:
@@ -52,11 +60,9 @@ class RunRecord:
         last, length = self.history[-1], self.config.run
         return bool(last["step"] >= length.steps if length.steps else last["epoch"] >= length.epochs)
 
-    def differing_file(self, prepared: PreparedSet) -> str | None:
-        """The first file of ``prepared``, in the format that the run's loader reads, that the run did not read."""
-        format = LOADERS[self.config.data.loader].format
-        read = (entry for entry in prepared.manifest.files if entry.format == format)
-        return next((entry.path for entry in read if self.files.get(entry.path) != entry.sha256), None)
+    def difference(self, prepared: PreparedSet) -> str | None:
+        """In what the images of ``prepared`` differ from those of the run; None where they are the same."""
+        return difference(self.data, prepared, LOADERS[self.config.data.loader].format)
 
 
 def read(folder: Path) -> RunRecord:
@@ -67,12 +73,12 @@ def read(folder: Path) -> RunRecord:
     path = folder / CONFIG
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        data = dict(record["data"])
         return RunRecord(
             folder=folder,
             config=Config.from_dict(record["config"]),
             environment=dict(record["environment"]),
-            classes=tuple(record["data"]["classes"]),
-            files=dict(record["data"]["files"]),
+            data={**data, "classes": tuple(data["classes"]), "files": dict(data["files"])},
             history=read_history(folder),
         )
     except FileNotFoundError as error:
@@ -85,11 +91,12 @@ def read(folder: Path) -> RunRecord:
 
 @dataclass(frozen=True)
 class Saved:
-    """A run's checkpoint, read. config: what it was trained by."""
+    """A run's checkpoint, read. config: what it was trained by. notes: what there is to say of it, a line each."""
 
     path: Path
     state: Mapping[str, Any]
     config: Config
+    notes: tuple[str, ...] = ()
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -99,10 +106,69 @@ class Saved:
 
 
 def load(given: Path) -> Saved:
-    """Read a checkpoint, given by its own path or by its run's folder; CheckpointError or ConfigError in one line."""
-    path = given / CHECKPOINT if given.is_dir() else given
+    """Read a checkpoint, given by its own path or by its run's folder, whose newest whole one takes the place of a last
+    one that is damaged. CheckpointError or ConfigError in one line."""
+    if not given.is_dir():
+        return _load_file(given)
+    try:
+        return _load_file(given / CHECKPOINT)
+    except CheckpointError as error:
+        if (given / CHECKPOINT).exists() and not isinstance(error, DamagedCheckpoint):
+            raise
+        newest = _newest_whole(given)
+        if newest is None:
+            raise CheckpointError(
+                f"{_reason(error)}, and {show_path(given)} holds no whole one; move it away to begin anew"
+            ) from error
+        note = f"note: {_reason(error)}; {show_path(newest.path)}, the newest whole one, takes its place"
+        return dataclasses.replace(newest, notes=(note, *newest.notes))
+
+
+def _reason(error: CheckpointError) -> str:
+    return one_line(error).partition(";")[0]
+
+
+def _newest_whole(folder: Path) -> Saved | None:
+    newest: Saved | None = None
+    for path in checkpoints(folder):
+        with suppress(CheckpointError):
+            saved = _load_file(path)
+            if newest is None or saved.state["done_steps"] > newest.state["done_steps"]:
+                newest = saved
+    return newest
+
+
+def _load_file(path: Path) -> Saved:
     state = load_run_state(path)
-    return Saved(path, state, Config.from_dict(state["config"]))
+    settings = all(isinstance(state["config"].get(section), dict) for section in SECTIONS)
+    odd = None if settings else "settings"
+    if odd is None:
+        config = Config.from_dict(state["config"])
+        odd = _unusable(state, config.model)
+    if odd is not None:
+        raise DamagedCheckpoint(f"{show(path)} holds no usable {odd}; use a checkpoint that fast-train wrote")
+    note = f"note: {show_path(path)} is of an earlier version, without a checksum that tells whether it is whole"
+    return Saved(path, state, config, (note,) if state["format_version"] == 1 else ())
+
+
+def _unusable(state: Mapping[str, Any], model: ModelConfig) -> str | None:
+    """What of a checkpoint's state, in a word, is not of the kind that a training writes for its network."""
+    names = state["classes"]
+    if len(names) != model.num_classes or not all(isinstance(name, str) and is_plain(name) for name in names):
+        return "classes"
+    for record in state["history"]:
+        numbers = isinstance(record, dict) and all(v is None or isinstance(v, (int, float)) for v in record.values())
+        if not numbers or not record.keys() >= {"epoch", "step", "test_accuracy"}:
+            return "history"
+    for name in ("mean", "std"):
+        values = state.get(name, [0.0] * model.in_channels)
+        if not isinstance(values, list) or len(values) != model.in_channels or not all(map(_is_level, values)):
+            return name
+    return None
+
+
+def _is_level(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < math.inf
 
 
 #: What a run goes on from: the last such run if there is one, a checkpoint, or nothing.
@@ -117,28 +183,30 @@ def what_to_resume(given: Path | str | None) -> Resume:
 def check_resumable(saved: Saved, config: Config, prepared: PreparedSet) -> None:
     """ConfigError unless the checkpoint fits the configuration and the images that continue it."""
     check_classes(saved, prepared)
-    _check_images(saved.path.parent, prepared, LOADERS[config.data.loader].format)
+    _check_images(saved, prepared, LOADERS[config.data.loader].format)
     for section, name, before, now in differences(saved.config, config):
         if section in ("model", "augment", "optimizer", "schedule") or (section, name) in _KEPT:
             raise ConfigError(
-                f"{saved.path} was trained with {section}.{name} = {before}, this command says {now}; leave that "
+                f"{show(saved.path)} was trained with {section}.{name} = {before}, this command says {now}; leave that "
                 "setting out to go on, or start a new run"
             )
 
 
-def _check_images(folder: Path, prepared: PreparedSet, format: str) -> None:
-    """ConfigError where a file of the prepared set, in the format that is read, is another one in the run's record."""
+def _check_images(saved: Saved, prepared: PreparedSet, format: str) -> None:
+    """ConfigError where the prepared set holds other images than the checkpoint, or its run's record, knows."""
+    known, folder = saved.state.get("data"), run_folder(saved.path)
     try:
-        files = dict(json.loads((folder / CONFIG).read_bytes())["data"]["files"])
-    except (OSError, ValueError, LookupError, TypeError):
-        # A checkpoint without its run's record.
+        if known is None:
+            # A checkpoint of an earlier version: its run's record may lie beside it.
+            known = json.loads((folder / CONFIG).read_bytes())["data"]
+        changed = difference(known, prepared, format)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return
-    for entry in prepared.manifest.files:
-        if entry.format == format and files.get(entry.path, entry.sha256) != entry.sha256:
-            raise ConfigError(
-                f"{folder} was trained on other images than {prepared.root} holds now ({entry.path} differs); "
-                "give the right --data, or start a new run"
-            )
+    if changed is not None:
+        raise ConfigError(
+            f"{show(saved.path)} was trained on other images than {show(prepared.root)} holds: they differ in "
+            f"{changed}; give the right --data, or start a new run"
+        )
 
 
 def as_trained(prepared: PreparedSet, saved: Saved) -> PreparedSet:
@@ -168,6 +236,19 @@ def check_shape(model: ModelConfig, prepared: PreparedSet, path: Path) -> None:
     dataclasses.replace(model, image_size=min(height, width))
 
 
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """ConfigError where a checkpoint lacks what the block loads from it, or holds it in another shape."""
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        if memory_error(error) is not None:
+            raise
+        raise ConfigError(
+            f"{show_path(path)} does not fit this network ({one_line(error)}); use another one"
+        ) from error
+
+
 def write_config(folder: Path, config: Config, prepared: PreparedSet, runtime: Runtime) -> None:
     record = {
         "config": config.to_dict(),
@@ -178,11 +259,7 @@ def write_config(folder: Path, config: Config, prepared: PreparedSet, runtime: R
             "dtype": runtime.dtype_name,
             "cores": os.cpu_count(),
         },
-        "data": {
-            "source": prepared.manifest.source,
-            "classes": list(prepared.manifest.classes),
-            "files": {f.path: f.sha256 for f in prepared.manifest.files},
-        },
+        "data": identity(prepared),
     }
     with whole_file(folder / CONFIG) as file:
         file.write(json.dumps(record, indent=2).encode() + b"\n")

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fast_train.common.text import one_line, show_path
+from fast_train.common.text import show
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.recipe import Given, override
 from fast_train.pipeline.config.settings import Config, differences
 from fast_train.pipeline.engine.build import build_augmenter, build_network, build_split_loader
-from fast_train.pipeline.engine.checkpoint import CHECKPOINT
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.evaluate import evaluate as evaluate_split
-from fast_train.pipeline.engine.listener import Listener, Start
-from fast_train.pipeline.engine.memory import memory_error
+from fast_train.pipeline.engine.listener import Listener, Start, warn
 from fast_train.pipeline.engine.runtime import Runtime, apply_global_flags, resolve_runtime
 from fast_train.pipeline.engine.trainer import Trainer
-from fast_train.pipeline.errors import ConfigError
+from fast_train.pipeline.paths import checkpoints
 from fast_train.pipeline.run.folder import claim_folder, default_folder
 from fast_train.pipeline.run.log import RunLog
 from fast_train.pipeline.run.plan import as_it_began
-from fast_train.pipeline.run.record import Resume, Saved, as_trained, check_resumable, load, write_config
+from fast_train.pipeline.run.record import Resume, Saved, as_trained, check_resumable, fitting, load, write_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +83,18 @@ def train(
         folder = claim_folder(default_folder(config, prepared), resume, folder, held)
         saved = resume if isinstance(resume, Saved) else None
         notes: tuple[str, ...] = ()
-        if resume == "auto" and (folder / CHECKPOINT).exists():
-            saved = load(folder / CHECKPOINT)
+        if resume == "auto" and checkpoints(folder):
+            saved = load(folder)
             plan = as_it_began(config, saved, prepared, given or {})
             config, notes = plan.config, plan.notes
         if saved is not None:
             check_resumable(saved, config, prepared)
+            notes = (*saved.notes, *notes)
             prepared = as_trained(prepared, saved)
             for section, name, was, now in differences(saved.config, config):
                 # Data that lie elsewhere change nothing.
                 if (section, name) != ("data", "path"):
-                    notes = (*notes, f"note: {section}.{name} was {was} so far, is {now} from here on")
+                    notes = (*notes, show(f"note: {section}.{name} was {was} so far, is {now} from here on"))
         with Session(config, prepared) as session:
             return session.train(folder, saved=saved, notes=notes, stop_after=stop_after, listeners=listeners)
 
@@ -127,7 +127,7 @@ class Session:
         """Train into ``folder``, which the caller holds. seed: another one than the configuration's, of a new run.
         saved: a checkpoint to go on from, checked already. notes: for the listeners."""
         started = time.perf_counter()
-        with RunLog() as log:
+        with RunLog(partial(warn, listeners)) as log:
             listeners = (log, *listeners)
             config = override(self._config, {} if seed is None else {"run": {"seed": seed}})
             start = Start(
@@ -173,7 +173,7 @@ class Session:
         self._trainer = self._held.enter_context(trainer)
         trainer.check_memory()
         if saved is not None:
-            with _fitting(saved.path):
+            with fitting(saved.path):
                 trainer.load_state_dict(saved.state)
         return trainer
 
@@ -182,7 +182,7 @@ def evaluate(config: Config, prepared: PreparedSet, saved: Saved) -> Evaluation:
     """Evaluate a checkpoint on the test split; both from `plan_evaluation`. ConfigError where it does not fit."""
     runtime = start_runtime(config)
     model = build_network(config, runtime)
-    with _fitting(saved.path):
+    with fitting(saved.path):
         model.load_state_dict(saved.weights)
     with build_split_loader(config, prepared, runtime, train=False) as loader:
         augmenter = build_augmenter(config, prepared, runtime, train=False)
@@ -194,16 +194,3 @@ def start_runtime(config: Config) -> Runtime:
     runtime = resolve_runtime(config.run)
     apply_global_flags(config.run, runtime.device)
     return runtime
-
-
-@contextmanager
-def _fitting(path: Path) -> Iterator[None]:
-    """ConfigError where a checkpoint lacks what the block loads from it, or holds it in another shape."""
-    try:
-        yield
-    except (KeyError, RuntimeError, TypeError) as error:
-        if memory_error(error) is not None:
-            raise
-        raise ConfigError(
-            f"{show_path(path)} does not fit this network ({one_line(error)}); use another one"
-        ) from error

@@ -262,7 +262,7 @@ def test_finished_trainings_of_data_that_were_replaced_are_refused(study, prepar
     for variant in ("resnet20-none", "resnet20-flip"):
         assert study("--variants", variant, data=data) == 2
         error = one_line_error(capsys)
-        assert f"train.safetensors of {data} has changed since; give another --out" in error
+        assert f"other images than {data}, which differ in " in error
         assert "resnet20-none-seed0" in error
     assert contents(tmp_path / "study") == before
     # The same images, wherever they lie.
@@ -280,7 +280,7 @@ def test_an_unfinished_training_does_not_go_on_with_other_data(study, prepare, t
     prepare(1)
     capsys.readouterr()
     assert study("--variants", "resnet20-none", data=data) == 2
-    assert "has changed since; give another --out" in one_line_error(capsys)
+    assert "holds a training on other images" in one_line_error(capsys)
     assert contents(tmp_path / "study") == before
 
 

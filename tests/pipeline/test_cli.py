@@ -26,6 +26,34 @@ def test_help_needs_no_torch():
     assert "exit status" in done.stdout
 
 
+def test_a_path_that_can_not_be_used_is_refused_before_torch_is_imported(prepared_path, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").touch()
+    calls = {
+        "no checkpoint at nope": ["--resume", "nope"],
+        "no checkpoint at nowhere": ["--evaluate", "nowhere"],
+        "run holds no checkpoint": ["--evaluate", "run"],
+        "file is a file": ["--out", "file"],
+        "the folder file/below can't be made (Not a directory)": ["--out", "file/below"],
+        "the folder /proc/x can't be made": ["--out", "/proc/x"],
+        "run holds a run already": ["--out", "run"],
+    }
+    (tmp_path / "file").touch()
+    code = f"""
+import sys
+from fast_train.pipeline import cli
+for arguments in {[*calls.values()]!r}:
+    assert cli.main(arguments + ["--data", {str(prepared_path)!r}]) == 2, arguments
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for words, line in zip(calls, done.stderr.splitlines(), strict=True):
+        assert line.startswith(f"fast-train: error: {words}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
+
+
 def test_no_training_waits_for_pictures():
     """matplotlib is imported when the first picture is drawn."""
     code = "import sys\nfrom fast_train.pipeline import commands\nassert 'matplotlib' not in sys.modules"
@@ -75,6 +103,13 @@ def test_bad_input_is_one_line_and_exit_2(prepared_path, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--resume", "nowhere.pt"], "no checkpoint at nowhere.pt"),
+    (["--resume", "."], ". holds no checkpoint"),
+    (["--save-every", "often"], "save every 'often' is no number of steps or time"),
+    (["--save-every", "0"], "save every '0' is no"),
+    (["--keep", "-1"], "keep -1 checkpoints"),
+    (["--save-as", "a/b"], "'a/b' can't be a checkpoint's name"),
+    (["--save-as", "step-7"], "'step-7' can't be"),
+    (["--evaluate", "nowhere", "--save-as", "a"], "--evaluate does not go with --save-as"),
     (["--out", ""], "--out is empty"),
     (["--evaluate", "nowhere", "--brief", "--out", "there"], "--evaluate --brief does not go with --out"),
     (["--show-batch", "--resume", "auto"], "--show-batch does not go with --resume"),

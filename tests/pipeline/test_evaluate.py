@@ -122,3 +122,17 @@ def test_a_class_without_images_has_no_accuracy(prepared):
         result = evaluate(_LeftBright(), loader, _augmenter(prepared))
     result.confusion[1] = 0
     assert np.isnan(result.per_class()[1])
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda batches: batches[:2], "left out 13 and gave 0 more than once"),
+    (lambda batches: [*batches, batches[0]], "left out 0 and gave 10 more than once"),
+    (lambda batches: [batches[0]] * 4, "left out 23 and gave 10 more than once"),
+    (lambda batches: [], "left out 33 and gave 0 more than once"),
+])  # fmt: skip
+def test_images_that_a_loader_does_not_give_once_are_no_right_answers(prepared, monkeypatch, change, words):
+    with build_loader("resident", prepared, "test", batch_size=10, train=False) as loader:
+        feed = loader.feed
+        monkeypatch.setattr(loader, "feed", lambda: iter(change(list(feed()))))
+        with pytest.raises(ValueError, match=words):
+            evaluate(_LeftBright(), loader, _augmenter(prepared))

@@ -13,11 +13,17 @@ import sys
 import pytest
 import torch
 
+import fast_train
 from fast_train.data_prep import cli as prep_cli
 from fast_train.pipeline import cli
+from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.checkpoint import load_checkpoint, save_checkpoint
+from fast_train.pipeline.engine.listener import Ready, Start
+from fast_train.pipeline.engine.runtime import resolve_runtime
+from fast_train.pipeline.engine.saving import Checkpoints
 from fast_train.pipeline.engine.trainer import Trainer
 from fast_train.pipeline.run.folder import FolderInUse, claimed
+from fast_train.pipeline.run.log import RunLog, read_history
 
 RECIPE = """
 [model]
@@ -40,6 +46,20 @@ def train(prepared_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.toml").write_text(RECIPE)
     return lambda *given: cli.main(["--data", str(prepared_path), "--recipe", "small.toml", *CPU, *given])
+
+
+# Clears a terminal.
+ESCAPE = "\x1b[2J"
+
+
+@pytest.fixture(scope="module")
+def once(prepared_path, tmp_path_factory):
+    """The folder of a run after its first epoch."""
+    folder = tmp_path_factory.mktemp("once")
+    (folder / "small.toml").write_text(RECIPE)
+    recipe = ["--recipe", str(folder / "small.toml"), "--stop-after", "1"]
+    assert cli.main(["--data", str(prepared_path), "--out", str(folder / "run"), *recipe, *CPU]) == 0
+    return folder / "run"
 
 
 def _steps(path):
@@ -98,7 +118,9 @@ def test_auto_goes_on_with_the_last_of_numbered_runs(train, tmp_path):
     assert (tmp_path / "runs" / "shapes-resnet8-small-3").exists()
 
 
-@pytest.mark.parametrize("change", [["--set", "data.normalise=half"], ["--seed", "5"], ["--loader", "residnet"]])
+@pytest.mark.parametrize("change", [
+    ["--set", "data.normalise=half"], ["--seed", "5"], ["--batch-size", "12"], ["--loader", "residnet"],
+])  # fmt: skip
 def test_what_a_run_can_not_change_on_the_way(train, capsys, change):
     assert train("--out", "run", "--stop-after", "1") == 0
     capsys.readouterr()
@@ -158,20 +180,73 @@ def test_an_evaluation_on_other_images_normalises_as_the_training_did(image_fold
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("damage", [
-    lambda state: state.pop("config"), lambda state: state["step"]["model"].pop("fc.bias"),
-    lambda state: state["step"].update(model={}),
+@pytest.mark.parametrize(("damage", "words"), [
+    (lambda state: state.pop("config"), "lacks config"),
+    (lambda state: state.update(config=[]), "no usable config"),
+    (lambda state: state["config"].pop("run"), "no usable settings"),
+    (lambda state: state["config"]["run"].update({ESCAPE: 1}), "unknown setting"),
+    (lambda state: state["config"]["model"].update(arch=ESCAPE), "unknown architecture"),
+    (lambda state: state.update(classes=["a", "b", ESCAPE]), "no usable classes"),
+    (lambda state: state.update(classes=["a"]), "no usable classes"),
+    (lambda state: state.update(history=[1]), "no usable history"),
+    (lambda state: state.update(mean=[0.5, float("nan"), 0.5]), "no usable mean"),
+    (lambda state: state.update(std=[0.5]), "no usable std"),
+    (lambda state: state["step"]["model"].pop("fc.bias"), "does not fit this network"),
+    (lambda state: state["step"]["model"].update({ESCAPE: torch.zeros(1)}), "does not fit this network"),
+    (lambda state: state["step"].update(model={}), "does not fit this network"),
 ])  # fmt: skip
-def test_a_checkpoint_that_lacks_something_is_named(train, tmp_path, capsys, damage):
-    assert train("--out", "run", "--stop-after", "1") == 0
-    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+def test_a_checkpoint_that_is_not_as_it_should_be_is_named(once, capsys, damage, words):
+    state = load_checkpoint(once / "last.pt")
     damage(state)
-    torch.save(state, tmp_path / "run" / "last.pt")
-    capsys.readouterr()
+    save_checkpoint(once / "odd.pt", {name: value for name, value in state.items() if name != "format_version"})
     for action in ("--evaluate", "--resume"):
-        assert cli.main([action, "run", *CPU]) == 2
-        assert len((said := capsys.readouterr().err).splitlines()) == 1
-        assert "run/last.pt" in said
+        capsys.readouterr()
+        assert cli.main([action, str(once / "odd.pt"), *CPU]) == 2
+        said = capsys.readouterr().err
+        assert len(said.splitlines()) == 1
+        assert words in said
+        assert "\x1b" not in said
+    with pytest.raises(ValueError, match=words):
+        fast_train.load_model(once / "odd.pt", device="cpu")
+
+
+def test_the_newest_whole_checkpoint_takes_the_place_of_a_damaged_one(train, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train("--out", "run", "--stop-after", "2", "--save-every", "4", "--keep", "3") == 0
+    kept = sorted((run / "checkpoints").iterdir())
+    assert [path.name for path in kept] == ["step-000004.pt", "step-000008.pt", "step-000010.pt"]
+    _flip_a_bit(run / "last.pt")
+    _flip_a_bit(kept[2])
+    said = (
+        "note: run/last.pt is damaged, or no checkpoint of fast-train; run/checkpoints/step-000008.pt, the newest whole"
+    )
+    capsys.readouterr()
+    assert cli.main(["--evaluate", "run", *CPU]) == 0
+    assert said in capsys.readouterr().out
+    for more in (["--resume", "run/last.pt"], ["--evaluate", "run/last.pt"]):
+        assert cli.main([*more, *CPU]) == 2
+        assert capsys.readouterr().err.startswith("fast-train: error: run/last.pt is damaged")
+    shutil.copytree(run, tmp_path / "copy")
+    assert train("--out", "run", "--resume", "auto") == 0
+    assert said in (printed := capsys.readouterr().out)
+    assert "going on after step 8 of 15" in printed
+    # The folder that the run is in may be named again.
+    assert cli.main(["--resume", "copy", "--out", "copy", *CPU]) == 0
+    for first, second in zip(*(load_checkpoint(tmp_path / name / "last.pt")["step"]["model"].values()
+                               for name in ("run", "copy")), strict=True):  # fmt: skip
+        assert torch.equal(first, second)
+    for path in [run / "last.pt", *(run / "checkpoints").iterdir()]:
+        path.write_bytes(b"no checkpoint")
+    assert train("--out", "run", "--resume", "auto") == 2
+    assert (
+        "run/last.pt is damaged, or no checkpoint of fast-train, and run holds no whole one" in capsys.readouterr().err
+    )
+
+
+def _flip_a_bit(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
 
 
 def test_no_two_processes_write_one_run(train, tmp_path, capsys):
@@ -248,33 +323,64 @@ def test_a_test_loss_that_is_no_number_ends_the_run(train, tmp_path, capsys):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_the_end_is_saved_costs_nothing(train, tmp_path, monkeypatch, signum):
-    save = Trainer.save
+    save = Checkpoints.save
 
-    def interrupted(trainer, folder):
+    def interrupted(checkpoints, state, **more):
         os.kill(os.getpid(), signum)
-        save(trainer, folder)
+        save(checkpoints, state, **more)
 
-    monkeypatch.setattr(Trainer, "save", interrupted)
+    monkeypatch.setattr(Checkpoints, "save", interrupted)
     assert train("--out", "run", "--epochs", "1") == 0
     assert _steps(tmp_path / "run" / "last.pt") == 5
 
 
-def test_a_full_disk_is_one_line_that_names_the_file(train, tmp_path, monkeypatch, capsys):
-    """torch makes a RuntimeError of it."""
+class _Full:
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    class _Full:
-        def write(self, data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def flush(self):
+        pass
 
-        def flush(self):
-            pass
 
-    whole = torch.save
-    monkeypatch.setattr(torch, "save", lambda state, file: whole(state, _Full()))
-    assert train("--out", "run", "--epochs", "1") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "No space left on device" in line
-    assert "run/last.pt" in line
+@pytest.mark.parametrize("fails", [range(2), range(9)])
+def test_a_full_disk_costs_no_training(train, tmp_path, monkeypatch, capsys, fails):
+    """It is told once, and tried again at the next save; where the last one can't be written either, weights are lost.
+    torch makes a RuntimeError of it."""
+    whole, saves = torch.save, iter(range(99))
+    monkeypatch.setattr(torch, "save", lambda state, file: whole(state, _Full() if next(saves) in fails else file))
+    lost = len(fails) > 2
+    assert train("--out", "run", "--epochs", "1", "--save-every", "1") == (2 if lost else 0)
+    out, err = capsys.readouterr()
+    assert out.count("run/last.pt can't be written (No space left on device); the training goes on") == 1
+    assert [path.name for path in (tmp_path / "run").glob("*.pt")] == ([] if lost else ["last.pt"])
+    assert (err.count("\n"), "run/last.pt: No space left on device" in err) == ((1, True) if lost else (0, False))
+
+
+def test_logs_that_can_not_be_written_cost_no_training(train, tmp_path, capsys):
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    (tmp_path / "run" / "tensorboard").write_text("in the way")
+    assert train("--out", "run") == 0
+    out, err = capsys.readouterr()
+    for name, said in (("metrics.jsonl", "Is a directory"), ("tensorboard", "File exists")):
+        assert out.count(f"warning: run/{name} can't be written ({said}); the training goes on") == 1
+    assert (err, _steps(tmp_path / "run" / "last.pt")) == ("", 15)
+
+
+def test_a_log_is_whole_again_when_the_disk_takes_it(tmp_path, prepared):
+    said = []
+    log = tmp_path / "metrics.jsonl"
+    config = Config()
+    start = Start(config=config, prepared=prepared, runtime=resolve_runtime(config.run), folder=tmp_path)
+    with RunLog(said.append) as run:
+        run.on_start(start)
+        run.on_ready(Ready(epochs=3, total_steps=3, done_steps=0, history=[], seconds=0.0))
+        run.on_epoch_end({"epoch": 1, "step": 1})
+        log.unlink()
+        log.symlink_to("/dev/full")
+        run.on_epoch_end({"epoch": 2, "step": 2})
+        assert said == [f"{log} can't be written (No space left on device); the training goes on"]
+        run.on_epoch_end({"epoch": 3, "step": 3})
+    assert [record["epoch"] for record in read_history(tmp_path)] == [1, 2, 3]
 
 
 def test_a_reader_that_goes_away_does_not_end_the_training(prepared_path, tmp_path):

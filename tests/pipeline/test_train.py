@@ -2,17 +2,23 @@
 
 import json
 import re
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 
+from fast_train.data_prep import cli as prep_cli
+from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline import cli
-from fast_train.pipeline.config.recipe import resolve
+from fast_train.pipeline.config.recipe import override, resolve
 from fast_train.pipeline.engine.checkpoint import load_checkpoint, save_checkpoint
 from fast_train.pipeline.engine.step import TrainStep
+from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import LOADERS
 from fast_train.pipeline.run import session
+from fast_train.pipeline.run.record import check_resumable, load
 
 # lr 0.1 on a 0.1-million-weight network: enough to learn three shapes in a few epochs.
 RECIPE = """
@@ -137,6 +143,32 @@ def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on(train, interrupt_at
     assert all(speed is None or speed > 0 for speed in speeds)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_checkpoint_from_inside_an_epoch_goes_on_to_the_same_bits(train, capsys, device):
+    """What --save-every writes, also between a graph's replays, --keep and --keep-best keep, --save-as names."""
+    options = ["--device", device, *(["--deterministic"] if device == "cuda" else [])]
+    assert train("--out", "straight", *options) == 0
+    saved = ["--save-every", "2", "--keep", "3", "--keep-best", "--save-as", "end"]
+    assert train("--out", "run", *options, *saved) == 0
+    run = train.folder / "run"
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == ["end.pt", "step-000012.pt", "step-000014.pt", "step-000015.pt"]
+    tested = [record["test_accuracy"] for record in load_checkpoint(run / "last.pt")["history"]]
+    assert load_checkpoint(run / "best.pt")["history"][-1]["test_accuracy"] == max(tested)
+    assert cli.main(["--resume", "run/checkpoints/step-000012.pt", "--out", "branch", "--brief"]) == 0
+    assert "going on after step 12 of 15" in capsys.readouterr().out
+    assert_same_run(run / "last.pt", train.folder / "branch" / "last.pt")
+    for first, second in zip(*(_weights(train.folder / name) for name in ("run", "straight")), strict=True):
+        assert torch.equal(first, second)
+    for given in ("run/best.pt", "run/checkpoints/end.pt"):
+        assert cli.main(["--evaluate", given, "--device", "cpu", "--brief"]) == 0
+    assert f"test accuracy {tested[-1]:.2%}" in capsys.readouterr().out
+
+
+def _weights(run):
+    return load_checkpoint(run / "last.pt")["step"]["model"].values()
+
+
 def test_stopping_after_an_epoch_that_is_done_trains_no_further(train):
     for resume in ([], ["--resume", "auto"]):
         assert train("--out", "run", "--stop-after", "2", *resume) == 0
@@ -171,7 +203,7 @@ def test_a_diverging_run_says_so_and_keeps_the_last_good_checkpoint(train, capsy
     good = (train.folder / "run" / "last.pt").read_bytes()
     state = load_checkpoint(train.folder / "run" / "last.pt")
     state["step"]["model"]["conv1.weight"].fill_(float("nan"))
-    save_checkpoint(train.folder / "run" / "last.pt", {k: v for k, v in state.items() if k != "format_version"})
+    save_checkpoint(train.folder / "run" / "last.pt", _body(state))
     poisoned = (train.folder / "run" / "last.pt").read_bytes()
     capsys.readouterr()
     assert train("--out", "run", "--resume", "auto") == 1
@@ -236,20 +268,55 @@ def test_run_folders_and_resume_auto(train, prepared, capsys):
     assert "holds a run already" in capsys.readouterr().err
 
 
-def test_a_run_does_not_go_on_with_other_images(train, capsys):
+@pytest.mark.parametrize("remembers", ["checkpoint", "record"])
+def test_a_run_does_not_go_on_with_other_images(train, capsys, remembers):
+    """A checkpoint of an earlier version leaves it to its run's record."""
     assert train("--out", "run", "--stop-after", "1") == 0
-    record = train.folder / "run" / "config.json"
-    known = json.loads(record.read_text())
-    files = known["data"]["files"]
+    record, last = train.folder / "run" / "config.json", train.folder / "run" / "last.pt"
+    state = load_checkpoint(last)
+    data = state.pop("data")
+    files, mean = data["files"], data["mean"]
     # Of other formats' files the run reads nothing.
     others = {**files, "train.beton": "0" * 64}
-    for changed, status in (({**files, "train.safetensors": "0" * 64}, 2), (others, 0), ({}, 0)):
-        record.write_text(json.dumps({**known, "data": {**known["data"], "files": changed}}))
+    for changed, status in (
+        ({"files": {**files, "train.safetensors": "0" * 64}}, 2),
+        ({"files": others}, 0),
+        ({"files": {}}, 0),
+        ({"files": {}, "mean": [mean[0] / 2, *mean[1:]]}, 2),
+    ):
+        if remembers == "checkpoint":
+            save_checkpoint(last, {**_body(state), "data": {**data, **changed}})
+        else:
+            torch.save({**state, "format_version": 1}, last)
+            record.write_text(json.dumps({**json.loads(record.read_text()), "data": {**data, **changed}}))
         capsys.readouterr()
-        assert train("--out", "run", "--resume", "auto", "--stop-after", "2") == status
-        said = capsys.readouterr().err
-        assert ("trained on other images" in said) == (status == 2)
-    assert len(load_checkpoint(train.folder / "run" / "last.pt")["history"]) == 2
+        assert train("--out", "run", "--resume", "auto", "--stop-after", "1") == status
+        printed = capsys.readouterr()
+        assert ("trained on other images" in printed.err) == (status == 2)
+        assert ("without a checksum" in printed.out) == (status == 0 and remembers == "record")
+
+
+def _body(state):
+    return {name: value for name, value in state.items() if name != "format_version"}
+
+
+def test_the_same_images_in_another_format_are_the_same(train, image_folder):
+    """Also where no record of the run lies beside its checkpoint."""
+    images = train.folder / "images"
+    shutil.copytree(image_folder, images)
+    first, last = sorted((images / "train" / "cross").iterdir())[:2]
+    shutil.copy(first, last)
+    for source, out in ((image_folder, "same"), (images, "other")):
+        assert prep_cli.main(["--dataset", f"folder:{source}", "--formats", "dali", "--out", out]) == 0
+    assert train("--out", "run", "--stop-after", "1") == 0
+    shutil.copy(train.folder / "run" / "last.pt", train.folder / "a.pt")
+    saved = load(Path("a.pt"))
+    config = override(saved.config, {"data": {"loader": "dali"}})
+    check_resumable(saved, config, PreparedSet.open("same"))
+    with pytest.raises(
+        ConfigError, match=r"a\.pt was trained on other images than other holds: they differ in the mean"
+    ):
+        check_resumable(saved, config, PreparedSet.open("other"))
 
 
 def test_resume_auto_without_a_run_starts_one(train):
@@ -297,6 +364,14 @@ def test_evaluate_gives_the_accuracy_of_the_run(train, capsys):
     assert cli.main(["--evaluate", "run", "--tta", "--device", "cpu", "--out", "[bold]"]) == 0
     assert (train.folder / "[bold]" / "predictions.png").exists()
     assert "[bold]/predictions.png" in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_before_its_pictures_draws_them_when_it_is_called_again(train, capsys):
+    assert train("--out", "run", "--epochs", "1") == 0
+    for times in (1, 0):
+        assert train("--out", "run", "--resume", "auto", pictures=True) == 0
+        assert (train.folder / "run" / "predictions.png").exists()
+        assert capsys.readouterr().out.count("pictures: ") == times
 
 
 def test_show_batch_writes_a_picture_and_does_not_train(train):
