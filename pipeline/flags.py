@@ -83,6 +83,7 @@ _FLAGS = {
         "--channels-last": "run.channels_last",
         "--graph": "run.graph",
         "--deterministic": "run.deterministic",
+        "--threads": "run.threads",
     },
 }
 _METAVARS = {

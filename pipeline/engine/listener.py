@@ -56,3 +56,6 @@ class Listener:
 
     def on_epoch_end(self, record: Mapping[str, Any]) -> None:
         """record: plain numbers, as metrics.jsonl holds them; None where something was not measured."""
+
+    def on_note(self, line: str) -> None:
+        """What a person should know of how the steps run, from `on_ready` on."""

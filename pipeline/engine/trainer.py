@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fast_train.common.cores import usable_cores
 from fast_train.common.signals import Interrupt
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.recipe import override
@@ -22,6 +23,7 @@ from fast_train.pipeline.engine.listener import Listener, Ready
 from fast_train.pipeline.engine.memory import check_memory
 from fast_train.pipeline.engine.metrics import Glimpse, Totals
 from fast_train.pipeline.engine.runtime import Runtime
+from fast_train.pipeline.engine.threads import TunedStep
 from fast_train.pipeline.errors import TrainingDiverged
 from fast_train.pipeline.loaders import AnyBatch
 from fast_train.pipeline.optim.schedules import build_schedule
@@ -85,6 +87,13 @@ class Trainer:
         """Compile and capture the step, so that the first epoch is as fast as the others."""
         started = time.perf_counter()
         self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
+        if self.runtime.threads is None:
+
+            def say(line: str) -> None:
+                for listener in listeners:
+                    listener.on_note(line)
+
+            self._run_step = TunedStep(self._run_step, most=usable_cores(), say=say)
         ready = Ready(
             epochs=self.epochs,
             total_steps=self.total_steps,

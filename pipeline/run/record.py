@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from fast_train.common.cores import usable_cores
 from fast_train.common.files import whole_file
 from fast_train.common.text import one_line
 from fast_train.data_prep.manifest import PreparedSet
@@ -176,7 +176,7 @@ def write_config(folder: Path, config: Config, prepared: PreparedSet, runtime: R
             "python": platform.python_version(),
             "device": runtime.describe(),
             "dtype": runtime.dtype_name,
-            "cores": os.cpu_count(),
+            "cores": usable_cores(),
         },
         "data": {
             "source": prepared.manifest.source,
