@@ -63,8 +63,8 @@ class Runtime:
         found = []
         if self.amp is not None and not gains_by(self.amp, self.device):
             found.append(
-                f"note: this CPU only emulates {self.dtype_name}, far slower than float32; leave out --amp, or give --amp "
-                "auto"
+                f"note: this CPU only emulates {self.dtype_name}, far slower than float32; leave out --amp, or give "
+                "--amp auto"
             )
         cores = usable_cores()
         if self.device.type == "cpu" and self.threads is not None and self.threads > cores:
