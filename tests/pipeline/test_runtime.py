@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from fast_train.pipeline.config.settings import RunConfig
 from fast_train.pipeline import device
+from fast_train.pipeline.config.settings import RunConfig
 from fast_train.pipeline.engine import runtime
 from fast_train.pipeline.engine.runtime import apply_global_flags, resolve_runtime, running
 from fast_train.pipeline.errors import ConfigError
@@ -81,8 +81,7 @@ def test_a_numbered_gpu_becomes_the_current_one(monkeypatch, name, chosen):
     seen = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append(device.index))
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    chosen = dataclasses.replace(_resolve(), device=torch.device(name))
-    apply_global_flags(RunConfig(), chosen)
+    apply_global_flags(RunConfig(), dataclasses.replace(_resolve(), device=torch.device(name)))
     assert seen == chosen
 
 
