@@ -169,7 +169,7 @@ def _compile_for_any_threads(function: ForwardLoss, mode: str) -> ForwardLoss:
     options = {**torch._inductor.list_mode_options(mode), "cpp.dynamic_threads": True}
     compiled_with = wanted = torch.get_num_threads()
 
-    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         code = torch._inductor.compile(graph, inputs, options=options)
 
         def run(*arguments: Any) -> Any:
