@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fast_train.common.console import Display
+from fast_train.common.cores import usable_cores
 from fast_train.common.text import format_bytes, show
 from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.formats import WRITERS, FormatOptions, Writer
@@ -289,7 +290,7 @@ def _write_split(
 
 def _entries(folder: Path, files: list[tuple[str, str, str]]) -> tuple[FileEntry, ...]:
     # Hashing releases the GIL, so threads do it in parallel.
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         sums = pool.map(_sha256_of, [folder / name for name, _, _ in files])
         return tuple(
             FileEntry(path=name, split=split, format=fmt, bytes=(folder / name).stat().st_size, sha256=digest)

@@ -18,7 +18,7 @@ from fast_train.pipeline.engine.build import build_augmenter, build_split_loader
 from fast_train.pipeline.engine.checkpoint import copy_checkpoint
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.listener import Listener, Start
-from fast_train.pipeline.engine.runtime import resolve_device
+from fast_train.pipeline.engine.runtime import resolve_runtime, running
 from fast_train.pipeline.flags import PROGRAM, Actions
 from fast_train.pipeline.loaders import LOADERS
 from fast_train.pipeline.paths import checkpoints, of_name
@@ -52,9 +52,8 @@ def _list_loaders(console: Console) -> int:
 def _show_batch(plan: Plan, actions: Actions, console: Console) -> int:
     _print_lines(console, plan.notes)
     config, prepared = plan.config, plan.prepared
-    runtime = session.start_runtime(config)
     folder = Path(actions.out) if actions.out else default_folder(config, prepared)
-    with build_split_loader(config, prepared, runtime, train=True) as loader:
+    with running(config.run) as runtime, build_split_loader(config, prepared, runtime, train=True) as loader:
         augmenter = build_augmenter(config, prepared, runtime, train=True)
         title = f"augmented training images, recipe {config.recipe}"
         path = write_batch_picture(folder / "batch.png", loader, augmenter, title=title)
@@ -66,8 +65,9 @@ def _evaluate(given: Given, actions: Actions, checkpoint: Path, console: Console
     saved = load(checkpoint)
     _print_lines(console, saved.notes)
     plan = plan_evaluation(given, saved, verify=actions.verify)
-    device = resolve_device(plan.config.run.device)
-    console.print(f"evaluating {show_path(saved.path)} on {device_name(device)}", soft_wrap=True)
+    runtime = resolve_runtime(plan.config.run)
+    console.print(f"evaluating {show_path(saved.path)} on {device_name(runtime.device)}", soft_wrap=True)
+    _print_lines(console, runtime.notes())
     result = session.evaluate(plan.config, plan.prepared, saved)
     if actions.brief:
         print_accuracy(console, result, plan.prepared)

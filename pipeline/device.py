@@ -7,11 +7,14 @@ from pathlib import Path
 
 import torch
 
+from fast_train.common.cores import usable_cores
+
 
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU with {torch.get_num_threads()} threads"
+    cores = usable_cores()
+    return f"CPU with {cores} usable core{'s'[: cores != 1]}"
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -32,11 +35,22 @@ def has_tf32(device: torch.device) -> bool:
 
 def is_slow_cpu() -> bool:
     """Whether the processor trains at half the rate of two cores with AVX-512, or slower (docs/performance.md)."""
-    return torch.get_num_threads() < 4 and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    return usable_cores() < 4 and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+
+
+def gains_by(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether half precision, ``torch.bfloat16`` or ``torch.float16``, may be faster there than float32."""
+    if device.type == "cuda" or platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    return computes_bf16(device) if dtype == torch.bfloat16 else "avx512_fp16" in _cpuinfo()
 
 
 def _is_intel() -> bool:
+    return "GenuineIntel" in _cpuinfo()
+
+
+def _cpuinfo() -> str:
     try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return False
+        return ""

@@ -88,6 +88,7 @@ _FLAGS = {
         "--channels-last": "run.channels_last",
         "--graph": "run.graph",
         "--deterministic": "run.deterministic",
+        "--threads": "run.threads",
     },
 }
 _METAVARS = {

@@ -8,7 +8,9 @@ import hypothesis
 import pytest
 import torch
 
-# Tensors here are tiny: more threads would only wait for each other, long where the machine is busy.
+# Tensors here are tiny: more threads would only wait for each other, long where the machine is busy. Trainings, and the
+# commands that tests start, follow the variable.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 # A shell's background jobs are started deaf to Ctrl-C and hand that on; the tests send it to what they start.

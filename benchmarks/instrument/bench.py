@@ -23,12 +23,15 @@ from fast_train.benchmarks.instrument.records import ImpossibleError
 from fast_train.benchmarks.instrument.result import D, D_co, Result, Row, Skipped
 from fast_train.benchmarks.instrument.timing import FAILURES, Case, Rate, interleave, timed
 from fast_train.common.console import Display
+from fast_train.common.cores import usable_cores
 from fast_train.common.signals import Interrupt, exit_status
 from fast_train.common.text import one_line
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.recipe import resolve
 from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.engine.build import build_augmenter, build_split_loader, build_step
 from fast_train.pipeline.engine.runtime import Runtime, apply_global_flags, resolve_runtime
+from fast_train.pipeline.engine.threads import settle_threads
 from fast_train.pipeline.run.plan import default_recipe, fit_to_data
 
 SPREAD_LIMIT = 0.05
@@ -195,11 +198,13 @@ def build_bench(
         dataclasses.replace(c, data=dataclasses.replace(c.data, loader="resident")) for c in (config, baseline)
     )
     runtime = resolve_runtime(config.run)
-    apply_global_flags(config.run, runtime.device)
+    apply_global_flags(config.run, runtime)
     cuda = runtime.device.type == "cuda"
     recipe, baseline_recipe = config, baseline
     if not cuda:
         config, baseline = map(fit_batch, (recipe, baseline_recipe))
+    if runtime.threads is None:
+        _settle_threads(config, prepared, runtime)
     chosen = settings(config, cuda)
     result = Result(
         settings={**dataclasses.asdict(chosen), "command": shlex.join(command), "started_at": time.time()},
@@ -222,6 +227,14 @@ def build_bench(
         scratch=scratch,
         debug=subject.debug,
     )
+
+
+def _settle_threads(config: Config, prepared: PreparedSet, runtime: Runtime) -> None:
+    """All is measured with the number of threads that is fastest for the recipe's step, which is found before."""
+    plain = dataclasses.replace(runtime, compile=False)
+    augmenter = build_augmenter(config, prepared, runtime, train=True)
+    with build_split_loader(config, prepared, runtime, train=True) as loader:
+        settle_threads(build_step(config, augmenter, plain), loader.example(), most=usable_cores())
 
 
 def _describe(prepared: PreparedSet) -> dict[str, Any]:

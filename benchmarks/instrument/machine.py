@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fast_train.common.cores import usable_cores
 from fast_train.common.text import one_line
 
 _PACKAGES = ("torch", "torchvision", "triton", "numpy", "ffcv", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
@@ -38,7 +39,7 @@ def fingerprint(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable_cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

@@ -92,7 +92,7 @@ def machine_table(machine: Mapping[str, Any], more: Sequence[Sequence[str]]) -> 
     """What it was measured on, a row each. machine: a fingerprint, and ``watch`` where somebody watched. more: rows of
     this report, to come last."""
     gpu, watch = machine.get("gpu"), machine.get("watch")
-    cores = f"{machine['usable_cores']} of {machine['cores']} cores usable, {machine['torch_threads']} threads of torch"
+    cores = f"{machine['usable_cores']} of {machine['cores']} cores usable, steps of {machine['torch_threads']} threads"
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
     rows = [
         ["device", device_of(machine)],

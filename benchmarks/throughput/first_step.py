@@ -27,12 +27,13 @@ def main(arguments: list[str] | None = None) -> None:
         from fast_train.data_prep.manifest import PreparedSet
         from fast_train.pipeline.config.settings import Config
         from fast_train.pipeline.engine.build import ready_step
+        from fast_train.pipeline.engine.runtime import running
         from fast_train.pipeline.engine.trainer import Trainer
         from fast_train.pipeline.report import progress, summary  # noqa: F401
-        from fast_train.pipeline.run.session import start_runtime
 
     config = Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    with Trainer(config, PreparedSet.open(config.data.path), start_runtime(config)) as trainer:
+    prepared = PreparedSet.open(config.data.path)
+    with running(config.run) as runtime, Trainer(config, prepared, runtime) as trainer:
         trainer.check_memory()
         # As `Trainer.prepare`, which keeps the step to itself: a training would go on to the end of an epoch.
         ready = ready_step(trainer.step, trainer.loader.example(), trainer.runtime)

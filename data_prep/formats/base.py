@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fast_train.common.cores import usable_cores
 from fast_train.common.files import sync
 from fast_train.data_prep.errors import PreparedSetError
 
@@ -143,7 +144,7 @@ class JpegEncoder:
 
     def __init__(self, quality: int) -> None:
         self._quality = quality
-        self._pool = ThreadPoolExecutor(thread_name_prefix="jpeg")
+        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="jpeg")
 
     def encode(self, images: NDArray[np.uint8]) -> list[bytes]:
         """A JPEG file for each of the images uint8 [n, H, W, 1 or 3]."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fast_train.common.cores import usable_cores
 from fast_train.common.text import one_line, show
 from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.sources.base import Chunk
@@ -80,7 +81,7 @@ def _read(contents: Iterator[tuple[KnownFile, bytes | None]], place: Path, files
             raise PreparedSetError(f"{known.name} in {show(place)} is no batch of images: {one_line(error)}") from error
 
     # Hashing and unpacking release the GIL.
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         parsed = {known: pool.submit(parse, known, content) for known, content in contents}
     return {split: [parsed[known].result() for known in batches] for split, batches in files.batches.items()}
 

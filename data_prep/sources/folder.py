@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import ImageColor
 
+from fast_train.common.cores import usable_cores
 from fast_train.common.files import user_path
 from fast_train.common.text import show
 from fast_train.data_prep.errors import BadFilesError, PreparedSetError
@@ -91,7 +92,7 @@ class ImageFolder(Source):
     def plan(self, scratch: Path) -> Plan:
         if self._pool is None:
             self._announce()
-            self._pool = WorkerPool(self.options.workers or os.cpu_count() or 1)
+            self._pool = WorkerPool(self.options.workers or usable_cores())
             self._scan()
         if not self._headers:
             self._refuse()

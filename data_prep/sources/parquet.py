@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fast_train.common.cores import usable_cores
 from fast_train.common.text import show
 from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.sources.base import Chunk
@@ -39,7 +40,7 @@ def _read(path: Path, hub: Hub, split: str) -> list[Chunk]:
 
     table = pyarrow.parquet.read_table(path, columns=["img", hub.label])
     # Pillow releases the GIL while it decodes.
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         images = np.stack(list(pool.map(_decode, table["img"].combine_chunks().field("bytes").to_pylist())))
     labels = table[hub.label].to_numpy().astype(np.int64)
     order = hub.blocks if split == "train" else (0,)

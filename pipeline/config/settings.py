@@ -239,6 +239,9 @@ class RunConfig:
     """The whole step as one CUDA graph; none for where it can be: on a GPU."""
     deterministic: bool = False
     """Bit-reproducible algorithms, slower."""
+    threads: int | None = None
+    """Threads of a step on the CPU, which its last bits depend on; none for the fastest number, which its first steps
+    find, and with `deterministic` for all usable cores."""
     eval_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     save_every: str | int | None = None
@@ -267,6 +270,7 @@ class RunConfig:
             )
         _require(self.keep >= 0, f"keep {self.keep} checkpoints; give 0 or more")
         check_seed(self.seed)
+        _require(self.threads is None or 1 <= self.threads <= 1024, f"{self.threads} threads; give 1 to 1024")
         check_choice("amp type", self, "amp")
         check_choice("compile mode", self, "compile_mode")
         check_choice("fusion", self, "fuse")

@@ -57,11 +57,16 @@ class Listener:
     def on_epoch_end(self, record: Mapping[str, Any]) -> None:
         """record: plain numbers, as metrics.jsonl holds them; None where something was not measured."""
 
-    def on_warning(self, line: str) -> None:
-        """Something that the training goes on without, at any moment; a line of text that is said once."""
+    def on_note(self, line: str) -> None:
+        """Something that a person should know, at any moment; a line of text that is said once."""
+
+
+def note(listeners: Sequence[Listener], line: str) -> None:
+    """Tell all of them."""
+    for listener in listeners:
+        listener.on_note(line)
 
 
 def warn(listeners: Sequence[Listener], line: str) -> None:
-    """Tell all of them."""
-    for listener in listeners:
-        listener.on_warning(line)
+    """Tell all of them what the training goes on without."""
+    note(listeners, f"warning: {line}")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from fast_train.common.cores import usable_cores
 from fast_train.pipeline.config.architectures import Fusion
 from fast_train.pipeline.config.settings import RunConfig
-from fast_train.pipeline.device import computes_bf16, device_name, has_tf32
+from fast_train.pipeline.device import computes_bf16, device_name, gains_by, has_tf32
 from fast_train.pipeline.errors import ConfigError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -21,7 +25,8 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """amp: the autocast type, None for float32. tf32: whether float32 convolutions are computed in TF32. graph: the
-    whole step as one CUDA graph. compile_mode: of torch.compile. fuse: see `pipeline.models.build_model`."""
+    whole step as one CUDA graph. compile_mode: of torch.compile. fuse: see `pipeline.models.build_model`.
+    threads: of a step on the CPU; None for the fastest number, which `pipeline.engine.threads` finds."""
 
     device: torch.device
     amp: torch.dtype | None
@@ -30,6 +35,7 @@ class Runtime:
     graph: bool
     compile_mode: str
     fuse: Fusion
+    threads: int | None
 
     @property
     def image_dtype(self) -> torch.dtype:
@@ -42,12 +48,31 @@ class Runtime:
         return "TF32" if self.tf32 else str(self.image_dtype).removeprefix("torch.")
 
     def describe(self) -> str:
-        parts = [device_name(self.device), self.dtype_name]
+        parts = [device_name(self.device)]
+        if self.device.type == "cpu" and self.threads is not None:
+            parts += [f"steps of {self.threads} thread{'s'[: self.threads != 1]}"]
+        parts += [self.dtype_name]
         mode = "" if self.compile_mode == "default" else f" ({self.compile_mode})"
         parts += [f"compiled{mode}"] if self.compile else []
         parts += [] if self.fuse == "none" else [f"fused {self.fuse}"]
         parts += ["one CUDA graph a step"] if self.graph else []
         return ", ".join(parts)
+
+    def notes(self) -> list[str]:
+        """What makes the run slower than it could be here, a line each."""
+        found = []
+        if self.amp is not None and not gains_by(self.amp, self.device):
+            found.append(
+                f"note: this CPU only emulates {self.dtype_name}, far slower than float32; leave out --amp, or give "
+                "--amp auto"
+            )
+        cores = usable_cores()
+        if self.device.type == "cpu" and self.threads is not None and self.threads > cores:
+            found.append(
+                f"note: steps of {self.threads} threads are slow on {cores} usable core{'s'[: cores != 1]}; "
+                f"--threads {cores} is faster, and changes the last bits of the results"
+            )
+        return found
 
 
 def resolve_runtime(run: RunConfig) -> Runtime:
@@ -77,7 +102,23 @@ def resolve_runtime(run: RunConfig) -> Runtime:
         graph=cuda if run.graph is None else run.graph,
         compile_mode=run.compile_mode,
         fuse=run.fuse,
+        threads=_resolve_threads(run, device),
     )
+
+
+def _resolve_threads(run: RunConfig, device: torch.device) -> int | None:
+    """A fixed number, or None where it is to be found by measuring."""
+    cores = usable_cores()
+    measured = device.type == "cpu" and not run.deterministic and cores > 1
+    return run.threads or (None if measured else cores)
+
+
+def fix_threads(run: RunConfig) -> RunConfig:
+    """A deterministic run on the CPU has its number of threads in its record, and keeps it where it goes on: the last
+    bits of a sum depend on how many threads take part."""
+    if not run.deterministic or resolve_device(run.device).type != "cpu":
+        return run
+    return dataclasses.replace(run, threads=run.threads or usable_cores())
 
 
 def _check_triton_builds() -> None:
@@ -122,8 +163,28 @@ def _resolve_amp(name: str, device: torch.device) -> torch.dtype | None:
     return _DTYPES[name]
 
 
-def apply_global_flags(run: RunConfig, device: torch.device) -> None:
-    """Set torch's process-wide switches for this run; called once, by the command."""
+@contextmanager
+def running(run: RunConfig) -> Iterator[Runtime]:
+    """How ``run`` executes on this machine; inside of the block, torch's process-wide switches are set for it."""
+    runtime = resolve_runtime(run)
+    threads, convolutions = torch.get_num_threads(), torch.backends.cudnn
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    allow_tf32, benchmark = convolutions.allow_tf32, convolutions.benchmark
+    try:
+        apply_global_flags(run, runtime)
+        yield runtime
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+        convolutions.allow_tf32, convolutions.benchmark = allow_tf32, benchmark
+
+
+def apply_global_flags(run: RunConfig, runtime: Runtime) -> None:
+    """Set torch's process-wide switches for this run, to stay."""
+    device = runtime.device
+    torch.set_num_threads(runtime.threads or usable_cores())
+    # Read by torch.compile, which counts the machine's cores.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(usable_cores(), 32)))
     if device.type == "cuda" and device.index is not None:
         # The streams of the run are those of the current device.
         torch.cuda.set_device(device)

@@ -6,7 +6,7 @@ The same method runs eagerly on any device and, on CUDA, is captured whole by `p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,8 @@ from fast_train.pipeline.engine.metrics import Metrics
 from fast_train.pipeline.loaders import AnyBatch
 from fast_train.pipeline.optim.averaging import Lookahead, WeightAverage
 from fast_train.pipeline.optim.optimizer import build_optimizer, optimizer_tensors
+
+ForwardLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class TrainStep:
@@ -48,10 +50,10 @@ class TrainStep:
         self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
         self.lookahead = Lookahead(model, config.lookahead, config.lookahead_decay) if config.lookahead else None
         self.metrics = Metrics(device)
-        self._forward_loss = self._plain_forward_loss
+        self._forward_loss: ForwardLoss = self._plain_forward_loss
         if compile:
-            # Not dynamic: a second step of the process, of another batch size, is compiled for its own shape too.
-            self._forward_loss = torch.compile(self._plain_forward_loss, mode=compile_mode, dynamic=False)
+            compiled = _compile_for_any_threads if device.type == "cpu" else _compile
+            self._forward_loss = compiled(self._plain_forward_loss, compile_mode)
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -154,3 +156,35 @@ class TrainStep:
         # A run that was not in float16 saved an empty one: a scaler that is needed all the same starts afresh.
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _compile(function: ForwardLoss, mode: str) -> ForwardLoss:
+    # Not dynamic: a second step of the process, of another batch size, is compiled for its own shape too.
+    return torch.compile(function, mode=mode, dynamic=False)
+
+
+def _compile_for_any_threads(function: ForwardLoss, mode: str) -> ForwardLoss:
+    """As `_compile`, on the CPU, with code that heeds ``torch.set_num_threads``. By itself torch.compile builds the
+    number of threads into its code, and compiles anew for another one."""
+    options = {**torch._inductor.list_mode_options(mode), "cpp.dynamic_threads": True}
+    compiled_with = wanted = torch.get_num_threads()
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        code = torch._inductor.compile(graph, inputs, options=options)
+
+        def run(*arguments: Any) -> Any:
+            torch.set_num_threads(wanted)
+            return code(*arguments)
+
+        return run
+
+    compiled = torch.compile(function, backend=backend, dynamic=False)
+
+    def call(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal wanted
+        wanted = torch.get_num_threads()
+        # Dynamo, which sees this number at each call, would compile anew for another one.
+        torch.set_num_threads(compiled_with)
+        return compiled(images, labels)
+
+    return call

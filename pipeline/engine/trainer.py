@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fast_train.common.cores import usable_cores
 from fast_train.common.signals import Interrupt
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.recipe import override
@@ -19,11 +20,12 @@ from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader, build_step, ready_step
 from fast_train.pipeline.engine.evaluate import Evaluation, evaluate
 from fast_train.pipeline.engine.identity import identity
-from fast_train.pipeline.engine.listener import Listener, Ready, warn
+from fast_train.pipeline.engine.listener import Listener, Ready, note, warn
 from fast_train.pipeline.engine.memory import check_memory
 from fast_train.pipeline.engine.metrics import Glimpse, Totals
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.engine.saving import Checkpoints
+from fast_train.pipeline.engine.threads import TunedStep
 from fast_train.pipeline.errors import TrainingDiverged
 from fast_train.pipeline.loaders import AnyBatch
 from fast_train.pipeline.optim.schedules import build_schedule
@@ -84,6 +86,8 @@ class Trainer:
         """Compile and capture the step, so that the first epoch is as fast as the others."""
         started = time.perf_counter()
         self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
+        if self.runtime.threads is None:
+            self._run_step = TunedStep(self._run_step, most=usable_cores(), say=partial(note, listeners))
         ready = Ready(
             epochs=self.epochs,
             total_steps=self.total_steps,

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from fast_train.common.cores import usable_cores
 from fast_train.common.text import one_line
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.kernels.order import epoch_order
@@ -92,6 +93,11 @@ class Loader(ABC):
         except Exception as error:
             return advice.format(one_line(error))
         return None
+
+    def spare_cores(self) -> int:
+        """How many threads or processes load by default: as many as there are usable cores, or a quarter of that where
+        steps on the CPU want them all, and take far longer over an image."""
+        return usable_cores() if self.device.type == "cuda" else max(usable_cores() // 4, 1)
 
     def __len__(self) -> int:
         """Batches in an epoch."""

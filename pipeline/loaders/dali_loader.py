@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 class DaliLoader(Loader):
     """Raw images go through DALI a whole batch at a time; JPEGs are decoded on the GPU where there is one.
 
-    ``workers``: DALI's threads, by default one for each core. ``native``: augment inside DALI's graph; a batch's images
+    ``workers``: DALI's threads, by default `spare_cores`. ``native``: augment inside DALI's graph; a batch's images
     are then [N, C, H, W] in channels_last memory, normalised, of `NativeAugment.output_dtype`.
     """
 
@@ -65,7 +64,7 @@ class DaliLoader(Loader):
             batch_size=self.batch_size,
             encoded=self._encoded,
             native=native,
-            threads=self.workers or os.cpu_count() or 1,
+            threads=self.workers or self.spare_cores(),
             device=self.device,
         )
 

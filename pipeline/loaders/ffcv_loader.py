@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar
@@ -23,7 +22,7 @@ _DEPTH = 4
 class FfcvLoader(Loader):
     """Reads the ``.beton`` of a split with the FFCV library, in our order; bytes cross to the device asynchronously.
 
-    ``workers``: FFCV's decoding threads, by default one for each core.
+    ``workers``: FFCV's decoding threads, by default `spare_cores`.
     """
 
     format: ClassVar[str] = "ffcv"
@@ -41,7 +40,7 @@ class FfcvLoader(Loader):
         # Here and not above: FFCV is optional.
         from fast_train.pipeline.loaders.ffcv_reader import Reader
 
-        workers = os.cpu_count() or 1 if self.workers is None else self.workers
+        workers = self.spare_cores() if self.workers is None else self.workers
         self._reader: Reader | None = Reader(
             path, batch_size=self.batch_size, workers=workers, drop_last=self.train, count=self.count
         )

@@ -72,9 +72,7 @@ class TorchLoader(Loader):
 
     def __init__(self, prepared: PreparedSet, split: str, options: LoaderOptions) -> None:
         super().__init__(prepared, split, options)
-        workers = self.workers
-        if workers is None:
-            workers = min(DEFAULT_WORKERS, os.cpu_count() or 1)
+        workers = min(DEFAULT_WORKERS, self.spare_cores()) if self.workers is None else self.workers
         # Those of the epoch. The workers outlive it, so the list changes in place.
         self._indices: list[int] = []
         with _more_workers_than_cores():

@@ -84,6 +84,9 @@ class Terminal(Listener):
         assert self._task is not None, "on_epoch_begin comes before on_progress"
         self._progress.update(self._task, completed=self._before + sums.images, figures=figures)
 
+    def on_note(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True)
+
     def on_epoch_end(self, record: Mapping[str, Any]) -> None:
         tested = record["test_accuracy"]
         test = f"test {record['test_loss']:.3f} {tested:.2%}  " if tested is not None else ""
@@ -95,6 +98,3 @@ class Terminal(Listener):
             f"{rate}{record['seconds']:.1f} s{self._note}",
             soft_wrap=True,
         )
-
-    def on_warning(self, line: str) -> None:
-        self._console.print(f"warning: {line}", soft_wrap=True)

@@ -22,7 +22,7 @@ from fast_train.pipeline.config.recipe import (
 from fast_train.pipeline.config.settings import Config, RunConfig, differences
 from fast_train.pipeline.device import is_slow_cpu
 from fast_train.pipeline.engine.evaluate import check_tta
-from fast_train.pipeline.engine.runtime import resolve_device
+from fast_train.pipeline.engine.runtime import fix_threads, resolve_device
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.run.record import Resume, Saved, as_trained, check_classes, check_shape
 
@@ -32,7 +32,7 @@ _FEW_STEPS, _ENOUGH_STEPS, _SMALL_BATCH = 80, 400, 128
 # The settings that an evaluation depends on; the network's and the training's are the checkpoint's.
 _EVALUATED_BY = {
     *("data.path", "data.loader", "data.workers"),
-    *("run.device", "run.amp", "run.tf32", "run.tta", "run.channels_last", "run.deterministic"),
+    *("run.device", "run.amp", "run.tf32", "run.tta", "run.channels_last", "run.deterministic", "run.threads"),
 }
 
 
@@ -56,6 +56,7 @@ def plan_training(given: Given, *, recipe: str | None, resume: Resume = None, ve
         config = override(resume.config, without_steps_if_epochs(given))
     else:
         config = resolve(recipe or default_recipe(given), given)
+    config = dataclasses.replace(config, run=fix_threads(config.run))
     return _with_data(config, verify=verify)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from fast_train.common.cores import usable_cores
 from fast_train.common.files import whole_file
 from fast_train.common.text import is_plain, one_line, show, show_path
 from fast_train.data_prep.manifest import PreparedSet
@@ -257,7 +257,7 @@ def write_config(folder: Path, config: Config, prepared: PreparedSet, runtime: R
             "python": platform.python_version(),
             "device": runtime.describe(),
             "dtype": runtime.dtype_name,
-            "cores": os.cpu_count(),
+            "cores": usable_cores(),
         },
         "data": identity(prepared),
     }

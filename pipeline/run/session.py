@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from fast_train.pipeline.engine.build import build_augmenter, build_network, bui
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.evaluate import evaluate as evaluate_split
 from fast_train.pipeline.engine.listener import Listener, Start, warn
-from fast_train.pipeline.engine.runtime import Runtime, apply_global_flags, resolve_runtime
+from fast_train.pipeline.engine.runtime import fix_threads, running
 from fast_train.pipeline.engine.trainer import Trainer
 from fast_train.pipeline.paths import checkpoints
 from fast_train.pipeline.run.folder import claim_folder, default_folder
@@ -103,9 +104,10 @@ class Session:
     """A network that is built, compiled and captured once, for trainings one after the other; a context manager."""
 
     def __init__(self, config: Config, prepared: PreparedSet) -> None:
-        self._config, self._prepared = config, prepared
-        self._runtime = start_runtime(config)
+        self._config = dataclasses.replace(config, run=fix_threads(config.run))
+        self._prepared = prepared
         self._held = ExitStack()
+        self._runtime = self._held.enter_context(running(self._config.run))
         self._trainer: Trainer | None = None
 
     def __enter__(self) -> Session:
@@ -136,7 +138,7 @@ class Session:
                 runtime=self._runtime,
                 folder=folder,
                 resumed=saved is not None,
-                notes=notes,
+                notes=(*notes, *self._runtime.notes()),
             )
             for listener in listeners:
                 listener.on_start(start)
@@ -180,17 +182,10 @@ class Session:
 
 def evaluate(config: Config, prepared: PreparedSet, saved: Saved) -> Evaluation:
     """Evaluate a checkpoint on the test split; both from `plan_evaluation`. ConfigError where it does not fit."""
-    runtime = start_runtime(config)
-    model = build_network(config, runtime)
-    with fitting(saved.path):
-        model.load_state_dict(saved.weights)
-    with build_split_loader(config, prepared, runtime, train=False) as loader:
+    with running(config.run) as runtime:
+        model = build_network(config, runtime)
+        with fitting(saved.path):
+            model.load_state_dict(saved.weights)
         augmenter = build_augmenter(config, prepared, runtime, train=False)
-        return evaluate_split(model, loader, augmenter, amp=runtime.amp, tta=config.run.tta)
-
-
-def start_runtime(config: Config) -> Runtime:
-    """How the configuration runs on this machine, with torch's process-wide switches set for it."""
-    runtime = resolve_runtime(config.run)
-    apply_global_flags(config.run, runtime.device)
-    return runtime
+        with build_split_loader(config, prepared, runtime, train=False) as loader:
+            return evaluate_split(model, loader, augmenter, amp=runtime.amp, tta=config.run.tta)

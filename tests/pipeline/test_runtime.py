@@ -1,10 +1,12 @@
+import dataclasses
+
 import pytest
 import torch
 
+from fast_train.pipeline import device
 from fast_train.pipeline.config.settings import RunConfig
-from fast_train.pipeline.device import is_slow_cpu
 from fast_train.pipeline.engine import runtime
-from fast_train.pipeline.engine.runtime import apply_global_flags, resolve_runtime
+from fast_train.pipeline.engine.runtime import apply_global_flags, resolve_runtime, running
 from fast_train.pipeline.errors import ConfigError
 
 
@@ -79,7 +81,7 @@ def test_a_numbered_gpu_becomes_the_current_one(monkeypatch, name, chosen):
     seen = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append(device.index))
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    apply_global_flags(RunConfig(), torch.device(name))
+    apply_global_flags(RunConfig(), dataclasses.replace(_resolve(), device=torch.device(name)))
     assert seen == chosen
 
 
@@ -102,8 +104,9 @@ def test_a_run_names_what_its_convolutions_compute_in(one_gpu, monkeypatch, capa
 def test_tf32_is_set_for_convolutions(monkeypatch, tf32):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not tf32)
-    apply_global_flags(RunConfig(tf32=tf32), torch.device("cpu"))
-    assert torch.backends.cudnn.allow_tf32 == tf32
+    with running(RunConfig(tf32=tf32, device="cpu")):
+        assert torch.backends.cudnn.allow_tf32 == tf32
+    assert torch.backends.cudnn.allow_tf32 != tf32
 
 
 def test_a_gpu_that_torch_compile_does_not_know_runs_eagerly(one_gpu, monkeypatch):
@@ -115,6 +118,19 @@ def test_a_gpu_that_torch_compile_does_not_know_runs_eagerly(one_gpu, monkeypatc
         resolve_runtime(RunConfig(device="cuda", compile=True))
 
 
+@pytest.mark.parametrize(("amp", "name", "flags", "told"), [
+    ("fp16", "float16", "avx512f", True), ("fp16", "float16", "avx512_fp16 amx_tile", False),
+    ("bf16", "bfloat16", "avx512f", True), ("bf16", "bfloat16", "avx512_bf16", False), ("off", "float32", "", False),
+])  # fmt: skip
+def test_half_precision_that_a_processor_only_emulates_is_told(monkeypatch, amp, name, flags, told):
+    monkeypatch.setattr(device.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(device, "_cpuinfo", lambda: flags)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: flags == "avx512_bf16")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    notes = [f"note: this CPU only emulates {name}, far slower than float32; leave out --amp, or give --amp auto"]
+    assert _resolve(amp=amp).notes() == (notes if told else [])
+
+
 @pytest.mark.gpu
 def test_gpu_compiles_and_captures_by_default():
     chosen = resolve_runtime(RunConfig(device="auto", amp="auto"))
@@ -124,10 +140,10 @@ def test_gpu_compiles_and_captures_by_default():
     assert chosen.amp in (torch.bfloat16, torch.float16)
 
 
-@pytest.mark.parametrize(("capability", "threads", "slow"), [
+@pytest.mark.parametrize(("capability", "cores", "slow"), [
     ("AVX2", 2, True), ("DEFAULT", 1, True), ("AVX2", 4, False), ("AVX512", 2, False),
 ])  # fmt: skip
-def test_a_processor_is_slow_by_its_vectors_and_threads(monkeypatch, capability, threads, slow):
+def test_a_processor_is_slow_by_its_vectors_and_cores(monkeypatch, capability, cores, slow):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert is_slow_cpu() == slow
+    monkeypatch.setattr(device, "usable_cores", lambda: cores)
+    assert device.is_slow_cpu() == slow

@@ -156,19 +156,28 @@ def test_state_goes_through_a_dictionary(prepared, config):
     assert all(torch.equal(a, b) for a, b in zip(step.tensors(), other.tensors(), strict=True))
 
 
+@pytest.fixture
+def restored_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
-def test_compiled_step_equals_the_eager_one_and_never_recompiles(prepared):
+def test_compiled_step_equals_the_eager_one_and_never_recompiles(prepared, restored_threads):
     """Losses of 20 steps. Fused kernels round in another order; training amplifies that a little each step."""
     eager, compiled = _step(prepared, lr=0.01), _step(prepared, lr=0.01, compile=True)
     warm_up(compiled, next(_batches(prepared, 1)))
     with torch._dynamo.config.patch(error_on_recompile=True):
         for number, batch in enumerate(_batches(prepared, 20)):
+            torch.set_num_threads(1 + number % 2)
             for step in (eager, compiled):
                 step.set_rate(0.01 / (1 + number))
                 step.augmenter.set_epoch(number)
                 step.metrics.reset()
                 step(batch)
             assert compiled.metrics.read().loss == pytest.approx(eager.metrics.read().loss, rel=5e-3)
+            assert torch.get_num_threads() == 1 + number % 2
 
 
 @pytest.mark.gpu

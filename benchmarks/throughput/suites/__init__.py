@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from fast_train.benchmarks.throughput.records import (
     RungDetails,
     StepDetails,
 )
+from fast_train.common.cores import usable_cores
 from fast_train.pipeline.config.settings import Config
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def settings_of(flags: Flags, config: Config, cuda: bool) -> ThroughputSettings:
     """How much to measure: on a CPU less of it, so that two cores end within a quarter of an hour."""
     quick, main = flags.quick, config.data.batch_size
     repeats = flags.rounds
-    workers = os.cpu_count() or 1 if flags.workers is None else flags.workers
+    workers = usable_cores() if flags.workers is None else flags.workers
     asked = any(getattr(flags, name) is not None for name in SUITES["accuracy"].flags)
     return ThroughputSettings(
         repeats=repeats,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -12,6 +11,7 @@ from fast_train.benchmarks.instrument.feeds import Entry, Feed, FeedOptions, Loa
 from fast_train.benchmarks.peers import peer_entries
 from fast_train.benchmarks.throughput.records import LoaderDetails
 from fast_train.benchmarks.throughput.suites import ThroughputSettings
+from fast_train.common.cores import usable_cores
 
 SUITE = "loaders"
 RAW, AUGMENTED = "raw", "augmented"
@@ -115,7 +115,7 @@ def measured(
         fixed=entry.workers is not None,
         augmentation=_augmentation(bench, entry) if kind == AUGMENTED else "none",
         source=entry.source,
-        cores=os.cpu_count(),
+        cores=usable_cores(),
     )
     return Measured(name=name, run=rate, details=details)
 
