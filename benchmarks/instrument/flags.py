@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import shlex
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fast_train.common.command import Parser
+from fast_train.benchmarks.instrument.folder import check_empty
+from fast_train.common.command import Parser, run_command
 from fast_train.pipeline.config.recipe import check_given
 from fast_train.pipeline.config.settings import DataConfig
 from fast_train.pipeline.errors import ConfigError, check_name
@@ -22,9 +25,44 @@ FOLDER: dict[str, Any] = {"type": Path, "metavar": "DIR"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class Common:
+    """The flags of every command of this room. debug: whether to show the trace of an error."""
+
+    debug: bool = False
+
+
+F = TypeVar("F", bound=Common)
+
+
+def run_program(
+    parser: Parser,
+    cls: type[F],
+    work: Callable[[F, list[str]], int],
+    arguments: list[str] | None,
+    *,
+    interrupted: str = "",
+) -> int:
+    """What each command of this room does: parse, ``work``, end as `run_command` says; returns the exit status.
+
+    work: gets the flags, and the command line. arguments: None for those that the process was started with, which ends
+    with the command. interrupted: what a signal's line says besides; ``{command}`` in it is what was typed.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    flags = parser.parse(cls, given)
+    command = [*shlex.split(parser.prog), *given]
+    return run_command(
+        parser.prog,
+        lambda: work(flags, command),
+        debug=flags.debug,
+        ends_process=arguments is None,
+        interrupted=interrupted.replace("{command}", shlex.join(command)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject(Common):
     """What is measured, as flags say it: on which prepared set, of which network, by which recipe, where; how
-    thoroughly; and whether to show the trace of an error. None for what was not given."""
+    thoroughly; and where the report goes. None for what was not given."""
 
     data: str = DataConfig.path
     arch: str | None = None
@@ -32,7 +70,7 @@ class Subject:
     device: str | None = None
     quick: bool = False
     repeats: int | None = None
-    debug: bool = False
+    out: Path | None = None
 
     @property
     def rounds(self) -> int:
@@ -51,23 +89,27 @@ class Subject:
 
     def check(self) -> None:
         """Refuse what can be refused without torch, which takes seconds to import: a network, a recipe or a set that
-        is not there. ValueError."""
+        is not there, a folder for the report that is not empty. ValueError."""
         check_given(self.recipe or None, self.settings())
+        if self.out is not None:
+            check_empty(self.out)
         # NumPy, which reading a set needs, takes a tenth of a second to import.
         from fast_train.data_prep.manifest import PreparedSet
 
         PreparedSet.open(self.data)
 
 
-def plain_parser(program: str, description: str, epilog: str) -> Parser:
+def plain_parser(program: str, description: str, epilog: str = "") -> Parser:
     """A parser whose flags have no defaults: a record's fields say what one is that is not given."""
-    return Parser(
+    parser = Parser(
         prog=program,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
+    parser.add_argument("--debug", action="store_true", help="show the trace of an error")
+    return parser
 
 
 def add_subject(parser: Parser, default: str = "fast on a GPU or with --arch, cpu-quick or cpu-short without") -> None:

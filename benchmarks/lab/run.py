@@ -15,6 +15,7 @@ from fast_train.benchmarks.instrument import roofline
 from fast_train.benchmarks.instrument.bench import Bench, Measured, build_bench, conclude
 from fast_train.benchmarks.instrument.cost import batch_warnings
 from fast_train.benchmarks.instrument.flags import Settings, repeat_seconds
+from fast_train.benchmarks.instrument.folder import report_folder
 from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.instrument.statistics import bootstrap_ratio
@@ -36,7 +37,6 @@ from fast_train.benchmarks.lab.records import (
     KernelsDetails,
     StepDetails,
 )
-from fast_train.benchmarks.present.folder import report_folder
 from fast_train.benchmarks.throughput.suites import augmentation
 from fast_train.benchmarks.throughput.suites.ladder import RATE
 from fast_train.common.console import Display
@@ -82,7 +82,7 @@ def measure(flags: Flags, command: Sequence[str], started: float) -> int:
     with scratch:
         lab = _lab(flags, command, Path(scratch.name), started)
         bench = lab.bench
-        with report_folder(flags.out, Path("reports/step-lab"), report.JSON) as folder:
+        with report_folder(flags.out, Path("reports/step-lab")) as folder:
             bench.display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
             try:
                 _run(lab)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fast_train.benchmarks.present.picture import DARK, LIGHT, Picture, Theme
-from fast_train.benchmarks.present.tables import Table, inline_html
+from fast_train.benchmarks.present.tables import Table, inline_html, inline_markdown
 from fast_train.common.files import whole_file
+from fast_train.common.text import one_line
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,20 @@ class Document:
     def pictures(self) -> list[Picture]:
         return [block for section in self.sections for block in section.blocks if isinstance(block, Picture)]
 
+    def without(self, reasons: Mapping[str, str]) -> Document:
+        """The same with a box in place of each picture that could not be drawn. reasons: by the picture's name."""
+
+        def kept(block: Block) -> Block:
+            reason = reasons.get(block.name) if isinstance(block, Picture) else None
+            return block if reason is None else Notice("warning", [reason])
+
+        return replace(self, sections=[replace(s, blocks=[kept(block) for block in s.blocks]) for s in self.sections])
+
     def to_markdown(self) -> str:
         """Markdown that refers to the pictures' PNG files beside it."""
-        parts = [f"# {self.title}", self.lead]
+        parts = [f"# {inline_markdown(self.title)}", inline_markdown(self.lead)]
         for section in self.sections:
-            parts.append(f"## {section.title}")
+            parts.append(f"## {inline_markdown(section.title)}")
             parts += [_markdown_block(block) for block in section.blocks]
         return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
@@ -98,37 +108,48 @@ class Document:
         )
 
 
-def document_files(document: Document, name: str = "report") -> dict[str, bytes]:
-    """Every file of a report by its name: NAME.md, NAME.html, and each picture as PNG and SVG."""
-    files, drawn = {}, {}
+def write_document(folder: Path, document: Document, name: str = "report") -> list[str]:
+    """Write NAME.md, each picture as PNG and SVG, and NAME.html; returns a line on each picture that can't be drawn.
+
+    A report is worth having without its pictures: whatever goes wrong with one, the rest is written.
+    """
+    drawn: dict[str, Drawn] = {}
+    reasons: dict[str, str] = {}
+    pictures: dict[str, bytes] = {}
     for picture in document.pictures():
-        drawn[picture.name] = Drawn(light=picture.render(LIGHT, "svg"), dark=picture.render(DARK, "svg"))
-        files[f"{picture.name}.png"] = picture.render(LIGHT, "png")
-        files[f"{picture.name}.svg"] = drawn[picture.name].light
-    return {
-        **files,
-        f"{name}.md": document.to_markdown().encode(),
-        f"{name}.html": document.to_html(drawn).encode(),
-    }
+        try:
+            made = Drawn(light=picture.render(LIGHT, "svg"), dark=picture.render(DARK, "svg"))
+            pictures |= {f"{picture.name}.png": picture.render(LIGHT, "png"), f"{picture.name}.svg": made.light}
+            drawn[picture.name] = made
+        except Exception as error:
+            reasons[picture.name] = f"the picture '{picture.title}' can't be drawn: {one_line(error)}"
+    document = document.without(reasons)
+    text, page = document.to_markdown().encode(), document.to_html(drawn).encode()
+    write_files(folder, {f"{name}.md": text, **pictures, f"{name}.html": page})
+    return list(reasons.values())
 
 
-def write_files(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Write files into a folder, which is made if it is not there; each is whole or not there. Their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder, one after the other; the folder is made if it is not there. Each is whole or not
+    there: ValueError, naming it, where the disk can't take it."""
     for name, content in files.items():
-        with whole_file(folder / name) as file:
-            file.write(content)
-    return [folder / name for name in files]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with whole_file(folder / name) as file:
+                file.write(content)
+        except OSError as error:
+            raise ValueError(f"{folder / name} can't be written: {error.strerror or one_line(error)}") from error
 
 
 def _markdown_block(block: Block) -> str:
     if isinstance(block, Table):
         return block.to_markdown()
     if isinstance(block, Picture):
-        return f"![{block.title}]({block.name}.png)\n\n{block.caption}"
+        return f"![{inline_markdown(block.title)}]({block.name}.png)\n\n{inline_markdown(block.caption)}"
     if isinstance(block, Notice):
-        return "\n".join(f"> {line}  " for line in [f"**{_NOTICES[block.kind]}**", *block.lines])
-    return block
+        lines = [f"**{_NOTICES[block.kind]}**", *map(inline_markdown, block.lines)]
+        return "\n".join(f"> {line}  " for line in lines)
+    return inline_markdown(block)
 
 
 def _html_block(block: Block, drawn: Mapping[str, Drawn]) -> str:

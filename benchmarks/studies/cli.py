@@ -7,10 +7,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fast_train.benchmarks.instrument.flags import COUNT, FOLDER, names_in, plain_parser
+from fast_train.benchmarks.instrument.flags import COUNT, FOLDER, Common, names_in, plain_parser, run_program
 from fast_train.benchmarks.studies import STUDIES
 from fast_train.benchmarks.studies.base import Options, Study, variant_config
-from fast_train.common.command import Parser, run_command
+from fast_train.common.command import Parser
 from fast_train.common.startup import quick_imports
 from fast_train.pipeline.config.settings import DataConfig
 from fast_train.pipeline.errors import ConfigError, check_name
@@ -26,7 +26,7 @@ exit status: 0 done, 2 bad input or a training that failed, 129/130/143 stopped 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(Options):
+class Flags(Options, Common):
     """The command's flags; None for one that was not given."""
 
     name: str
@@ -35,7 +35,6 @@ class Flags(Options):
     archs: str | None = None
     variants: str | None = None
     seeds: int = 1
-    debug: bool = False
 
     @property
     def study(self) -> Study:
@@ -83,32 +82,21 @@ def build_parser() -> Parser:
     add("--loader", metavar="NAME", help="as fast-train takes it")
     add("--amp", nargs="?", const="auto", metavar="TYPE", help="as fast-train takes it (default: auto)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    add("--debug", action="store_true", help="show the trace of an error")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
-    with the command."""
-    given = sys.argv[1:] if arguments is None else arguments
-    flags = build_parser().parse(Flags, given)
-    command = shlex.join([PROGRAM, *given])
-    return run_command(
-        PROGRAM,
-        lambda: _run(flags, command),
-        debug=flags.debug,
-        ends_process=arguments is None,
-        interrupted=f"go on with: {command}",
-    )
+    """Run the command, see `run_program`."""
+    return run_program(build_parser(), Flags, _run, arguments, interrupted="go on with: {command}")
 
 
-def _run(flags: Flags, command: str) -> int:
+def _run(flags: Flags, command: list[str]) -> int:
     flags.check()
     # After all that can be refused without torch, which takes seconds to import.
     with quick_imports():
         from fast_train.benchmarks.studies.commands import run
 
-    run(flags, command)
+    run(flags, shlex.join(command))
     return 0
 
 

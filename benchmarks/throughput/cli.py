@@ -16,9 +16,10 @@ from fast_train.benchmarks.instrument.flags import (
     check_counts,
     known_names,
     plain_parser,
+    run_program,
 )
 from fast_train.benchmarks.throughput.suites import SUITES
-from fast_train.common.command import Parser, run_command
+from fast_train.common.command import Parser
 from fast_train.common.startup import quick_imports
 from fast_train.pipeline.config.settings import RunConfig
 from fast_train.pipeline.errors import ConfigError
@@ -43,7 +44,6 @@ exit status: 0 done, 1 a loss (--compare), a suite or a training that failed, or
 class Flags(Subject):
     """The command's flags; None for one that was not given."""
 
-    out: Path | None = None
     only: str | None = None
     skip: str | None = None
     target_accuracy: float | None = None
@@ -69,12 +69,15 @@ class Flags(Subject):
         super().check()
 
     def chosen_suites(self) -> list[str]:
-        """The suites to run, in their order; ValueError for unknown names, none left, or one that another one needs."""
+        """The suites to run, in their order; --quick takes those that take long only where --only names them.
+
+        ValueError for unknown names, none left, or one that another one needs."""
         only, left_out = (
             [] if text is None else known_names(flag, text, "suite", SUITES)
             for flag, text in (("--only", self.only), ("--skip", self.skip))
         )
-        wanted = [name for name in SUITES if (self.only is None or name in only) and name not in left_out]
+        asked = only or [name for name, suite in SUITES.items() if suite.quick or not self.quick]
+        wanted = [name for name in SUITES if name in asked and name not in left_out]
         if not wanted:
             raise ValueError("--only and --skip leave no suite; name one that is not skipped")
         for name in left_out:
@@ -96,11 +99,7 @@ class Flags(Subject):
                 flag = f"--{name.replace('_', '-')}"
                 if suite.name not in chosen:
                     raise ConfigError(
-                        f"{flag} means nothing without the suite {suite.name}; leave it out, or run the suite"
-                    )
-                if self.quick and not suite.quick:
-                    raise ConfigError(
-                        f"{flag} means nothing to --quick, which leaves out {suite.name}; leave one of them out"
+                        f"{flag} means nothing without the suite {suite.name}; leave it out, or run that suite too"
                     )
 
     def _check_dataset(self) -> None:
@@ -144,30 +143,20 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("results").add_argument
     add("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="compare two reports, do not measure")
     add("--max-loss", **NUMBER, help="of --compare, a fraction (default: 0.1)")
-    add("--debug", action="store_true", help="show the trace of an error")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
-    with the command."""
-    given = sys.argv[1:] if arguments is None else arguments
-    flags = build_parser().parse(Flags, given)
-    return run_command(
-        PROGRAM,
-        lambda: _run(flags, given),
-        debug=flags.debug,
-        ends_process=arguments is None,
-        interrupted="no report was written",
-    )
+    """Run the command, see `run_program`."""
+    return run_program(build_parser(), Flags, _run, arguments, interrupted="no report was written")
 
 
-def _run(flags: Flags, given: list[str]) -> int:
+def _run(flags: Flags, command: list[str]) -> int:
     if flags.compare is not None:
         # Only here, as below: --help needs no arrays.
         from fast_train.benchmarks.throughput.compare import compare_reports
 
-        _check_alone(given)
+        _check_alone(command[1:])
         old, new = flags.compare
         return compare_reports(old, new, flags.max_loss)
     if flags.max_loss is not None:
@@ -177,7 +166,7 @@ def _run(flags: Flags, given: list[str]) -> int:
     with quick_imports():
         from fast_train.benchmarks.throughput.commands import measure
 
-    return measure(flags, [PROGRAM, *given])
+    return measure(flags, command)
 
 
 def _check_alone(given: list[str]) -> None:

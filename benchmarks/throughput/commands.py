@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from fast_train.benchmarks.instrument.bench import Bench, build_bench, conclude
 from fast_train.benchmarks.instrument.cost import batch_warnings
-from fast_train.benchmarks.present.folder import report_folder
+from fast_train.benchmarks.instrument.folder import report_folder
 from fast_train.benchmarks.present.tables import device_of
-from fast_train.benchmarks.throughput.compare import REPORT
 from fast_train.benchmarks.throughput.report import write_report
-from fast_train.benchmarks.throughput.suites import SUITES, Suite, ThroughputSettings, settings_of
+from fast_train.benchmarks.throughput.suites import SUITES, ThroughputSettings, settings_of
 from fast_train.common.console import Display
 from fast_train.common.text import show_path
 from fast_train.pipeline.device import device_name
@@ -37,7 +36,7 @@ def measure(flags: Flags, command: Sequence[str]) -> int:
         if any(SUITES[name].steps for name in chosen):
             for recipe, fitted in ((bench.recipe, bench.config), (bench.baseline_recipe, bench.baseline)):
                 bench.result.warnings += batch_warnings(recipe, fitted)
-        with report_folder(flags.out, _default_folder(bench), REPORT) as folder:
+        with report_folder(flags.out, _default_folder(bench)) as folder:
             display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
             display.say(f"report folder: {show_path(folder)}")
             stop = _run_suites(bench, chosen)
@@ -58,11 +57,12 @@ def _run_suites(bench: Bench[ThroughputSettings], chosen: Sequence[str]) -> Keyb
     """Run them in turn; the signal where one ended it. What an unfinished suite had measured is left out."""
     for name in SUITES:
         if name not in chosen:
-            bench.skip(name, "the suite", "left out by --only or --skip")
+            bench.skip(name, "the suite", "left out by --only, --skip or --quick")
     waiting, done = list(chosen), len(bench.result.rows)
     try:
         while waiting:
-            _run_suite(bench, SUITES[waiting[0]])
+            suite = SUITES[waiting[0]]
+            bench.attempt(suite.name, "the rest of the suite", partial(suite.run, bench))
             del waiting[0]
             done = len(bench.result.rows)
     except KeyboardInterrupt as stop:
@@ -74,17 +74,10 @@ def _run_suites(bench: Bench[ThroughputSettings], chosen: Sequence[str]) -> Keyb
     return None
 
 
-def _run_suite(bench: Bench[ThroughputSettings], suite: Suite) -> None:
-    if bench.settings.quick and not suite.quick:
-        bench.skip(suite.name, "the suite", "left out by --quick")
-    else:
-        bench.attempt(suite.name, "the rest of the suite", partial(suite.run, bench))
-
-
 def _write(bench: Bench[ThroughputSettings], folder: Path) -> None:
     result = bench.result
-    write_report(folder, result)
-    for warning in result.warnings:
+    undrawn = write_report(folder, result)
+    for warning in [*result.warnings, *undrawn]:
         bench.display.say(f"warning: {warning}")
     if not result.complete:
         bench.display.say("interrupted: the report holds the suites that were finished, and says so")

@@ -32,7 +32,7 @@ _HERE = "fast_train.benchmarks.throughput.suites"
 @dataclass(frozen=True, kw_only=True)
 class Suite:
     """module: whose ``run`` measures it. details: what its rows may say. needs: a suite that it compares with. flags:
-    of the command, which only this suite heeds. quick: whether --quick measures it. steps: whether it measures
+    of the command, which only this suite heeds. quick: whether --quick measures it unasked. steps: whether it measures
     training steps, in batches that a CPU takes in."""
 
     name: str
