@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from fast_train.benchmarks.instrument.folder import check_empty
 from fast_train.common.command import Parser, run_command
+from fast_train.common.files import user_path
 from fast_train.pipeline.config.recipe import check_given
 from fast_train.pipeline.config.settings import DataConfig
 from fast_train.pipeline.errors import ConfigError, check_name
@@ -21,7 +25,10 @@ BASELINE = "notes"
 #: How a flag's value is read and shown.
 COUNT: dict[str, Any] = {"type": int, "metavar": "N"}
 NUMBER: dict[str, Any] = {"type": float, "metavar": "X"}
-FOLDER: dict[str, Any] = {"type": Path, "metavar": "DIR"}
+FOLDER: dict[str, Any] = {"type": user_path, "metavar": "DIR"}
+DATA: dict[str, Any] = {
+    "type": lambda text: str(user_path(text)), "metavar": "DIR", "help": f"prepared set (default: {DataConfig.path})"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +57,30 @@ def run_program(
     given = sys.argv[1:] if arguments is None else arguments
     flags = parser.parse(cls, given)
     command = [*shlex.split(parser.prog), *given]
-    return run_command(
+    status = run_command(
         parser.prog,
         lambda: work(flags, command),
         debug=flags.debug,
         ends_process=arguments is None,
         interrupted=interrupted.replace("{command}", shlex.join(command)),
     )
+    if arguments is None:
+        _end_process(status)
+    return status
+
+
+def _end_process(status: int) -> NoReturn:
+    """End here and now: threads and half-built objects of the libraries that are measured crash while Python ends,
+    above all after a signal. Processes that they left behind end too."""
+    sys.unraisablehook = lambda _: None
+    # torch has a handler that raises where a worker ends.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Who never imported it has started none.
+    if "multiprocessing" in sys.modules:
+        for child in sys.modules["multiprocessing"].active_children():
+            child.kill()
+    atexit._run_exitfuncs()
+    os._exit(status)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +139,7 @@ def plain_parser(program: str, description: str, epilog: str = "") -> Parser:
 def add_subject(parser: Parser, default: str = "fast on a GPU or with --arch, cpu-quick or cpu-short without") -> None:
     """Add those flags of `Subject` that come first in a command's help. default: the recipe, in words."""
     add = parser.add_argument
-    add("--data", metavar="DIR", help=f"prepared set (default: {DataConfig.path})")
+    add("--data", **DATA)
     add("--arch", metavar="NAME", help="network (default: the recipe's)")
     add("--recipe", metavar="NAME", help=f"whose step is measured (default: {default})")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")

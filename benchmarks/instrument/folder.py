@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fast_train.common.text import one_line
-
 # What a finished report has.
 _REPORTS = {"report.json", "step-lab.json"}
 
@@ -34,7 +32,7 @@ def report_folder(out: Path | None, default: Path) -> Iterator[Path]:
                 pass
         except OSError as error:
             raise ValueError(
-                f"no report can be written to {folder}: {one_line(error)}; give another folder as --out"
+                f"no report can be written to {folder}: {error.strerror}; give another folder as --out"
             ) from error
         yield folder
     finally:

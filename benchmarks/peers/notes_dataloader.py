@@ -7,6 +7,7 @@ batches moved to the device in the loop. They follow PyTorch's tutorial "Trainin
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,19 @@ class ImageDataset(Dataset[tuple[Any, int]]):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         return self._transform(self._images[index]), int(self._labels[index])
+
+
+def started(loader: DataLoader[tuple[Any, int]]) -> Iterator[Any]:
+    """A pass, whose workers hear neither Ctrl-C nor a job's end, which reach the whole process group: whoever started
+    them ends them. No signal comes while a process is half started, and torch's handler, which raises a worker's end
+    wherever this process is, goes again: whoever waits for a batch is told."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class NotesDataLoader(Peer):
@@ -61,5 +75,5 @@ class NotesDataLoader(Peer):
             sampler=SubsetRandomSampler(chosen),
             num_workers=self.workers,
         )
-        for images, labels in loader:
+        for images, labels in started(loader):
             yield images.to(self.device), labels.to(self.device)

@@ -131,14 +131,11 @@ def write_document(folder: Path, document: Document, name: str = "report") -> li
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files into a folder, one after the other; the folder is made if it is not there. Each is whole or not
-    there: ValueError, naming it, where the disk can't take it."""
+    there."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with whole_file(folder / name) as file:
-                file.write(content)
-        except OSError as error:
-            raise ValueError(f"{folder / name} can't be written: {error.strerror or one_line(error)}") from error
+        with whole_file(folder / name) as file:
+            file.write(content)
 
 
 def _markdown_block(block: Block) -> str:

@@ -7,12 +7,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fast_train.benchmarks.instrument.flags import COUNT, FOLDER, Common, names_in, plain_parser, run_program
+from fast_train.benchmarks.instrument.flags import COUNT, DATA, FOLDER, Common, names_in, plain_parser, run_program
 from fast_train.benchmarks.studies import STUDIES
 from fast_train.benchmarks.studies.base import Options, Study, variant_config
 from fast_train.common.command import Parser
 from fast_train.common.startup import quick_imports
-from fast_train.pipeline.config.settings import DataConfig
 from fast_train.pipeline.errors import ConfigError, check_name
 
 PROGRAM = "bench-study"
@@ -71,7 +70,7 @@ def build_parser() -> Parser:
     parser = plain_parser(PROGRAM, what, f"studies:\n{studies}\n\n{_EPILOG}")
     add = parser.add_argument
     add("name", metavar="NAME", help="which study, see below")
-    add("--data", metavar="DIR", help=f"prepared set (default: {DataConfig.path})")
+    add("--data", **DATA)
     add("--out", **FOLDER, help="where it goes, or goes on (default: studies/NAME)")
     add("--archs", metavar="LIST", help="only these architectures, with commas between")
     add("--variants", metavar="LIST", help="only these variants, such as resnet20-A, or options, such as A,B")

@@ -94,7 +94,7 @@ def read_result(path: Path) -> Result:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise ReportError(f"{show(path)} can't be read: {one_line(error)}") from error
+        raise ReportError(f"{one_line(error)}; give a {REPORT}, or the folder that holds one") from error
     try:
         return Result.from_json(text, FORMAT)
     except ValueError as error:

@@ -197,7 +197,7 @@ def test_a_preparation_that_takes_too_long_is_listed(prepared_path, tmp_path, mo
     flags = Flags(data=str(prepared_path), device="cpu")
     bench = commands.open_bench(flags, ["bench-throughput"], Display(), tmp_path)
     preparation.run(bench)
-    assert {s.reason for s in bench.result.skipped} == {"prep-data was not done after 1800 s"}
+    assert {s.reason for s in bench.result.skipped} == {"failed: prep-data was not done after 1800 s"}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
