@@ -96,14 +96,15 @@ def percent(share: float | None, decimals: int = 1) -> str:
 def device_of(machine: Mapping[str, Any]) -> str:
     """The device as a person would name it. machine: a fingerprint of `instrument.machine`."""
     gpu = machine.get("gpu")
-    return str(gpu["name"]) if gpu else f"{machine['usable_cores']} cores of {machine['cpu']}"
+    cores = machine["usable_cores"]
+    return str(gpu["name"]) if gpu else f"{cores} core{'s'[: cores != 1]} of {machine['cpu']}"
 
 
 def machine_table(machine: Mapping[str, Any], more: Sequence[Sequence[str]]) -> Table:
     """What it was measured on, a row each. machine: a fingerprint, and ``watch`` where somebody watched. more: rows of
     this report, to come last."""
     gpu, watch = machine.get("gpu"), machine.get("watch")
-    cores = f"{machine['usable_cores']} of {machine['cores']} cores usable, {machine['torch_threads']} threads of torch"
+    cores = f"{machine['usable_cores']} of {machine['cores']} cores usable, torch threads: {machine['torch_threads']}"
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
     rows = [
         ["device", device_of(machine)],
