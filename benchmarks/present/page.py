@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from fast_train.benchmarks.present.picture import DARK, LIGHT, Picture, Theme
 from fast_train.benchmarks.present.tables import Table, inline_html, inline_markdown
@@ -32,80 +33,29 @@ class Notice:
 
 #: A paragraph of plain text (with ``code`` between backticks), a table, a picture or a box.
 Block = str | Table | Picture | Notice
+_Ready: TypeAlias = "str | Table | Drawn | Notice"
 _NOTICES = {"warning": "Warning", "note": "Note"}
 
 
 @dataclass(frozen=True)
-class Section:
-    title: str
-    blocks: Sequence[Block]
-
-
-@dataclass(frozen=True)
 class Drawn:
-    """A picture's SVG in both themes. Drawing takes most of a report's time, so each is drawn once."""
+    """A picture's files. Drawing takes most of a report's time, so each is drawn once."""
 
+    picture: Picture
+    png: bytes
     light: bytes
     dark: bytes
 
 
 @dataclass(frozen=True)
 class Document:
-    """A whole report. lead: a sentence below the title, that says what was found."""
+    """A whole report. lead: a sentence below the title, that says what was found. sections: what stands below which
+    heading; None stands for what there is not, and empty sections are left out. warnings: what is to be read first."""
 
     title: str
     lead: str
-    sections: Sequence[Section]
-
-    @classmethod
-    def of(
-        cls, title: str, lead: str, sections: Mapping[str, Sequence[Block | None]], warnings: Sequence[str]
-    ) -> Document:
-        """A report that begins with its warnings. None stands for what there is not; empty sections are left out."""
-        first = [Notice("warning", warnings)] if warnings else []
-        kept = {
-            heading: [block for block in blocks if block is not None]
-            for heading, blocks in {"Read this first": first, **sections}.items()
-        }
-        return cls(title, lead, [Section(heading, blocks) for heading, blocks in kept.items() if blocks])
-
-    def pictures(self) -> list[Picture]:
-        return [block for section in self.sections for block in section.blocks if isinstance(block, Picture)]
-
-    def without(self, reasons: Mapping[str, str]) -> Document:
-        """The same with a box in place of each picture that could not be drawn. reasons: by the picture's name."""
-
-        def kept(block: Block) -> Block:
-            reason = reasons.get(block.name) if isinstance(block, Picture) else None
-            return block if reason is None else Notice("warning", [reason])
-
-        return replace(self, sections=[replace(s, blocks=[kept(block) for block in s.blocks]) for s in self.sections])
-
-    def to_markdown(self) -> str:
-        """Markdown that refers to the pictures' PNG files beside it."""
-        parts = [f"# {inline_markdown(self.title)}", inline_markdown(self.lead)]
-        for section in self.sections:
-            parts.append(f"## {inline_markdown(section.title)}")
-            parts += [_markdown_block(block) for block in section.blocks]
-        return "\n\n".join(part.strip() for part in parts if part) + "\n"
-
-    def to_html(self, drawn: Mapping[str, Drawn]) -> str:
-        """One HTML file with all that it shows inside. drawn: of each picture by its name."""
-        body = "\n".join(
-            f'<section id="{_anchor(s.title)}">\n<h2>{html.escape(s.title)}</h2>\n'
-            + "\n".join(_html_block(block, drawn) for block in s.blocks)
-            + "\n</section>"
-            for s in self.sections
-        )
-        links = " ".join(f'<a href="#{_anchor(s.title)}">{html.escape(s.title)}</a>' for s in self.sections)
-        title = html.escape(self.title)
-        return (
-            f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<meta name="color-scheme" content="light dark">\n<style>\n{_css()}</style>\n</head>\n<body>\n<main>\n'
-            f"<header>\n<h1>{title}</h1>\n<p>{inline_html(self.lead)}</p>\n<nav>{links}</nav>\n</header>\n"
-            f"{body}\n</main>\n</body>\n</html>\n"
-        )
+    sections: Mapping[str, Sequence[Block | None]]
+    warnings: Sequence[str] = ()
 
 
 def write_document(folder: Path, document: Document, name: str = "report") -> list[str]:
@@ -113,20 +63,55 @@ def write_document(folder: Path, document: Document, name: str = "report") -> li
 
     A report is worth having without its pictures: whatever goes wrong with one, the rest is written.
     """
-    drawn: dict[str, Drawn] = {}
-    reasons: dict[str, str] = {}
-    pictures: dict[str, bytes] = {}
-    for picture in document.pictures():
-        try:
-            made = Drawn(light=picture.render(LIGHT, "svg"), dark=picture.render(DARK, "svg"))
-            pictures |= {f"{picture.name}.png": picture.render(LIGHT, "png"), f"{picture.name}.svg": made.light}
-            drawn[picture.name] = made
-        except Exception as error:
-            reasons[picture.name] = f"the picture '{picture.title}' can't be drawn: {one_line(error)}"
-    document = document.without(reasons)
-    text, page = document.to_markdown().encode(), document.to_html(drawn).encode()
-    write_files(folder, {f"{name}.md": text, **pictures, f"{name}.html": page})
-    return list(reasons.values())
+    first = {"Read this first": [Notice("warning", document.warnings)]} if document.warnings else {}
+    undrawn = list[str]()
+    sections: dict[str, list[_Ready]] = {}
+    for heading, blocks in {**first, **document.sections}.items():
+        if ready := [_drawn(block, undrawn) for block in blocks if block is not None]:
+            sections[heading] = ready
+    files = {f"{name}.md": _markdown(document, sections)}
+    for drawn in (block for blocks in sections.values() for block in blocks if isinstance(block, Drawn)):
+        files |= {f"{drawn.picture.name}.png": drawn.png, f"{drawn.picture.name}.svg": drawn.light}
+    write_files(folder, {**files, f"{name}.html": _html(document, sections)})
+    return undrawn
+
+
+def _drawn(block: Block, undrawn: list[str]) -> _Ready:
+    """A picture with its files, or a box in its place."""
+    if not isinstance(block, Picture):
+        return block
+    try:
+        return Drawn(block, block.render(LIGHT, "png"), block.render(LIGHT, "svg"), block.render(DARK, "svg"))
+    except Exception as error:
+        undrawn.append(f"the picture '{block.title}' can't be drawn: {one_line(error)}")
+        return Notice("warning", undrawn[-1:])
+
+
+def _markdown(document: Document, sections: Mapping[str, Sequence[_Ready]]) -> bytes:
+    """Markdown that refers to the pictures' PNG files beside it."""
+    parts = [f"# {inline_markdown(document.title)}", inline_markdown(document.lead)]
+    for heading, blocks in sections.items():
+        parts += [f"## {inline_markdown(heading)}", *map(_markdown_block, blocks)]
+    return ("\n\n".join(part.strip() for part in parts if part) + "\n").encode()
+
+
+def _html(document: Document, sections: Mapping[str, Sequence[_Ready]]) -> bytes:
+    """One HTML file with all that it shows inside."""
+    body = "\n".join(
+        f'<section id="{_anchor(heading)}">\n<h2>{html.escape(heading)}</h2>\n'
+        + "\n".join(map(_html_block, blocks))
+        + "\n</section>"
+        for heading, blocks in sections.items()
+    )
+    links = " ".join(f'<a href="#{_anchor(heading)}">{html.escape(heading)}</a>' for heading in sections)
+    title = html.escape(document.title)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<style>\n{_css()}</style>\n</head>\n<body>\n<main>\n'
+        f"<header>\n<h1>{title}</h1>\n<p>{inline_html(document.lead)}</p>\n<nav>{links}</nav>\n</header>\n"
+        f"{body}\n</main>\n</body>\n</html>\n"
+    ).encode()
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -138,27 +123,28 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
             file.write(content)
 
 
-def _markdown_block(block: Block) -> str:
+def _markdown_block(block: _Ready) -> str:
     if isinstance(block, Table):
         return block.to_markdown()
-    if isinstance(block, Picture):
-        return f"![{inline_markdown(block.title)}]({block.name}.png)\n\n{inline_markdown(block.caption)}"
+    if isinstance(block, Drawn):
+        picture = block.picture
+        return f"![{inline_markdown(picture.title)}]({picture.name}.png)\n\n{inline_markdown(picture.caption)}"
     if isinstance(block, Notice):
         lines = [f"**{_NOTICES[block.kind]}**", *map(inline_markdown, block.lines)]
         return "\n".join(f"> {line}  " for line in lines)
     return inline_markdown(block)
 
 
-def _html_block(block: Block, drawn: Mapping[str, Drawn]) -> str:
+def _html_block(block: _Ready) -> str:
     if isinstance(block, Table):
         return block.to_html()
-    if isinstance(block, Picture):
-        light, dark = _inline(drawn[block.name].light), _inline(drawn[block.name].dark)
+    if isinstance(block, Drawn):
+        picture, light, dark = block.picture, _inline(block.light), _inline(block.dark)
         return (
             f'<figure>\n<picture>\n<source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
-            f'<img src="{light}" alt="{html.escape(block.title)}. {html.escape(block.caption)}" '
-            f'width="{block.size[0] * 96:.0f}">\n</picture>\n<figcaption>{inline_html(block.caption)}</figcaption>\n'
-            "</figure>"
+            f'<img src="{light}" alt="{html.escape(picture.title)}. {html.escape(picture.caption)}" '
+            f'width="{picture.size[0] * 96:.0f}">\n</picture>\n'
+            f"<figcaption>{inline_html(picture.caption)}</figcaption>\n</figure>"
         )
     if isinstance(block, Notice):
         items = "".join(f"<li>{inline_html(line)}</li>" for line in block.lines)

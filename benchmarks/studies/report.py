@@ -104,7 +104,7 @@ def build_document(findings: Findings) -> Document:
             )
         ],
     }
-    return Document.of(study.title, study.question, sections, _warnings(findings))
+    return Document(study.title, study.question, sections, _warnings(findings))
 
 
 def _warnings(findings: Findings) -> list[str]:

@@ -48,7 +48,7 @@ def build_document(result: Result) -> Document:
         "Machine and method": _machine(result),
     }
     title = f"Throughput of {result.config['model']['arch']} on {result.data['source']}"
-    return Document.of(title, headline(result), sections, result.warnings)
+    return Document(title, headline(result), sections, result.warnings)
 
 
 def headline(result: Result) -> str:

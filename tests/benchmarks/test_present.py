@@ -8,7 +8,7 @@ from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fast_train.benchmarks.present.page import Document, Notice, Section, write_document
+from fast_train.benchmarks.present.page import Document, Notice, write_document
 from fast_train.benchmarks.present.picture import DARK, LIGHT, Picture
 from fast_train.benchmarks.present.tables import Table, interval, number, percent
 
@@ -25,7 +25,7 @@ TABLE = Table(["loader", "images/s"], [["resident", "1,000"], ["`a|b` <c>", "20"
 DOCUMENT = Document(
     "Report & more",
     "It is `fast`.",
-    [Section("Loaders", ["Some text.", TABLE, PICTURE, Notice("warning", ["spread of 7 %", "a < b"])])],
+    {"Loaders": ["Some text.", TABLE, PICTURE, Notice("warning", ["spread of 7 %", "a < b"])], "Nothing": [None]},
 )
 
 
@@ -70,7 +70,7 @@ def test_each_theme_and_format_is_drawn_once(tmp_path):
         drawn.append(theme.name)
         _draw(figure, theme)
 
-    write_document(tmp_path, Document("Report", "", [Section("Lines", [replace(PICTURE, draw=draw)])]))
+    write_document(tmp_path, Document("Report", "", {"Lines": [replace(PICTURE, draw=draw)]}))
     assert sorted(drawn) == ["dark", "light", "light"]
 
 
@@ -92,6 +92,7 @@ def test_html_is_one_file_that_loads_nothing(written):
     assert "&lt;rising&gt;" in page
     assert "<code>fast</code>" in page
     assert 'href="#loaders"' in page
+    assert "Nothing" not in page
     assert 'id="loaders"' in page
 
 
@@ -112,12 +113,12 @@ def test_a_row_of_the_wrong_length_is_refused():
         Notice("danger", [])
 
 
-def test_names_mean_nothing_to_markdown():
+def test_names_mean_nothing_to_markdown(tmp_path):
     name = r"a|b <i>c</i> [x](http://y) *d* _e_ f_g # h \ ~~i~~ &lt; `j`" + "\n# k"
     table = Table(["a_b", "- c"], [[name, "-"], ["# d", "1"]], caption=name, strong=[1])
     texts = [name, "# one", "- two", "+ three", "> four"]
-    document = Document(name, name, [Section(name, [*texts, table, Notice("note", texts)])])
-    tokens = MarkdownIt("commonmark").enable("table").parse(document.to_markdown())
+    write_document(tmp_path, Document(name, name, {name: [*texts, table, Notice("note", texts)]}))
+    tokens = MarkdownIt("commonmark").enable("table").parse((tmp_path / "report.md").read_text())
     lines = [token for token in tokens if token.type == "inline"]
     said = ["".join(part.content for part in line.children) for line in lines]
     plain = name.replace("`", "").replace("\n", " ")
@@ -153,7 +154,7 @@ def test_a_picture_that_can_not_be_drawn_costs_the_report_nothing_else(tmp_path)
         raise RuntimeError("no font\nfound")
 
     bad = replace(PICTURE, name="bad", title="Worst", draw=fail)
-    document = replace(DOCUMENT, sections=[*DOCUMENT.sections, Section("More", [bad])])
+    document = replace(DOCUMENT, sections={**DOCUMENT.sections, "More": [bad]})
     assert write_document(tmp_path, document) == ["the picture 'Worst' can't be drawn: no font found"]
     assert {path.name for path in tmp_path.iterdir()} == {"lines.png", "lines.svg", "report.md", "report.html"}
     for name in ("report.md", "report.html"):
