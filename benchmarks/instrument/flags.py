@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import importlib
 import os
 import shlex
 import signal
@@ -16,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from fast_train.benchmarks.instrument.folder import check_empty
 from fast_train.common.command import Parser, run_command
 from fast_train.common.files import user_path
+from fast_train.common.startup import quick_imports
 from fast_train.pipeline.config.recipe import check_given
 from fast_train.pipeline.config.settings import DataConfig
 from fast_train.pipeline.errors import ConfigError, check_name
@@ -36,6 +38,9 @@ class Common:
     """The flags of every command of this room. debug: whether to show the trace of an error."""
 
     debug: bool = False
+
+    def check(self) -> None:
+        """Refuse what can be refused without torch, which takes seconds to import: ValueError."""
 
 
 F = TypeVar("F", bound=Common)
@@ -67,6 +72,19 @@ def run_program(
     if arguments is None:
         _end_process(status)
     return status
+
+
+def measured_by(module: str) -> Callable[[Common, list[str]], int]:
+    """Work for `run_program`: check the flags, import a module, which may need torch, and call its ``measure`` with the
+    flags and the command line."""
+
+    def work(flags: Common, command: list[str]) -> int:
+        flags.check()
+        with quick_imports():
+            found = importlib.import_module(f"fast_train.benchmarks.{module}")
+        return int(found.measure(flags, command))
+
+    return work
 
 
 def _end_process(status: int) -> NoReturn:
@@ -112,8 +130,7 @@ class Subject(Common):
         return given
 
     def check(self) -> None:
-        """Refuse what can be refused without torch, which takes seconds to import: a network, a recipe or a set that
-        is not there, a folder for the report that is not empty. ValueError."""
+        """Also a network, a recipe or a set that is not there, and a folder for the report that is not empty."""
         check_given(self.recipe or None, self.settings())
         if self.out is not None:
             check_empty(self.out)

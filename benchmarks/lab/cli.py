@@ -11,7 +11,6 @@ measured beside its PyTorch reference. The last line is JSON: what was aimed at,
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass
 
 from fast_train.benchmarks.instrument.flags import (
@@ -22,12 +21,12 @@ from fast_train.benchmarks.instrument.flags import (
     add_subject,
     check_counts,
     known_names,
+    measured_by,
     plain_parser,
     run_program,
 )
 from fast_train.benchmarks.lab.records import FLOORS, OF_A_CPU, POINTS
 from fast_train.common.command import Parser
-from fast_train.common.startup import quick_imports
 
 #: By SGD: the figures that the aims start from are of its step.
 RECIPE = "fast-sgd"
@@ -105,17 +104,7 @@ def build_parser() -> Parser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command, see `run_program`."""
-    return run_program(build_parser(), Flags, _run, arguments, interrupted="no report was written")
-
-
-def _run(flags: Flags, command: list[str]) -> int:
-    started = time.monotonic()
-    flags.check()
-    # After all that can be refused without torch, which takes seconds to import.
-    with quick_imports():
-        from fast_train.benchmarks.lab.run import measure
-
-    return measure(flags, command, started)
+    return run_program(build_parser(), Flags, measured_by("lab.run"), arguments, interrupted="no report was written")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from fast_train.benchmarks.instrument.flags import COUNT, Common, plain_parser, run_program
-from fast_train.common.startup import quick_imports
+from fast_train.benchmarks.instrument.flags import COUNT, Common, measured_by, plain_parser, run_program
 from fast_train.pipeline.config.settings import ModelConfig
 
 PROGRAM = "python -m fast_train.benchmarks.lab.convolutions"
@@ -25,25 +24,18 @@ class Flags(Common):
     arch: str = "resnet18"
     batch_size: int = 1024
 
+    def check(self) -> None:
+        ModelConfig(arch=self.arch)
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size {self.batch_size} is too small; give 1 or more")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command, see `run_program`; status 1 where a layer could not be measured."""
     parser = plain_parser(PROGRAM, "Compare ways to compute each convolution of a network, with the norms around it.")
     parser.add_argument("--arch", metavar="NAME", help=f"network (default: {Flags.arch})")
     parser.add_argument("--batch-size", **COUNT, help=f"images a batch (default: {Flags.batch_size})")
-    return run_program(parser, Flags, _run, arguments)
-
-
-def _run(flags: Flags, command: list[str]) -> int:
-    del command
-    ModelConfig(arch=flags.arch)
-    if flags.batch_size < 1:
-        raise ValueError(f"--batch-size {flags.batch_size} is too small; give 1 or more")
-    # After all that can be refused without torch, which takes seconds to import.
-    with quick_imports():
-        from fast_train.benchmarks.lab.layers import show
-
-    return show(flags.arch, flags.batch_size)
+    return run_program(parser, Flags, measured_by("lab.layers"), arguments)
 
 
 if __name__ == "__main__":

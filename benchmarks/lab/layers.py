@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from fast_train.kernels.convolution_reference import Raw
 from fast_train.kernels.convolution_triton import norm_relu_convolution_triton, with_statistics_triton
 from fast_train.kernels.tiling import Tile, Tiles, fit
 from fast_train.pipeline.config.settings import ModelConfig
+
+if TYPE_CHECKING:
+    from fast_train.benchmarks.lab.convolutions import Flags
 
 CUDNN = "cuDNN and sums"
 _REPEATS, _SECONDS = 5, 0.15
@@ -128,7 +131,7 @@ def check(computed: list[Tensor], expected: list[Tensor]) -> None:
             raise RuntimeError(f"differs from cuDNN's by {distance:.1%} of the largest value")
 
 
-def measure(layer: Layer, batch: int) -> Iterator[dict[str, Any]]:
+def records_of(layer: Layer, batch: int) -> Iterator[dict[str, Any]]:
     """A record for each direction and each way to compute the layer; RuntimeError where cuDNN's can't be measured."""
     device = torch.device("cuda")
     work = Work(layer, batch, device, torch.bfloat16)
@@ -157,9 +160,10 @@ def measure(layer: Layer, batch: int) -> Iterator[dict[str, Any]]:
             yield {"layer": layer._asdict(), "direction": direction, "name": name, "failed": reason}
 
 
-def show(arch: str, batch: int) -> int:
+def measure(flags: Flags, command: Sequence[str]) -> int:
     """Measure, print; returns the exit status, 1 where a layer could not be measured. ValueError without a GPU."""
-    found = layers(arch)
+    del command
+    found, batch = layers(flags.arch), flags.batch_size
     if not torch.cuda.is_available():
         raise ValueError("these are kernels of a CUDA device, and there is none here; run it on a machine with one")
     # As in training: the others are compared with cuDNN's fastest algorithm.
@@ -169,7 +173,7 @@ def show(arch: str, batch: int) -> int:
     for layer, count in found.items():
         print(f"\n{layer.describe()}; the network has {count}")
         try:
-            for record in measure(layer, batch):
+            for record in records_of(layer, batch):
                 records.append(record)
                 print(f"  {record['direction']:<21} {record['name']:<27} {_figures(record)}", flush=True)
         except FAILURES as error:

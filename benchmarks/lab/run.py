@@ -71,8 +71,9 @@ class Lab:
     losses: dict[str, Any] | None = None
 
 
-def measure(flags: Flags, command: Sequence[str], started: float) -> int:
-    """Measure, write, print; see `measure_and_report`. started: when the command was, of time.monotonic()."""
+def measure(flags: Flags, command: Sequence[str]) -> int:
+    """Measure, write, print; see `measure_and_report`."""
+    started = time.monotonic()
 
     def settings(_: Config, cuda: bool) -> Settings:
         seconds = repeat_seconds(quick=flags.quick, cuda=cuda)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fast_train.benchmarks.instrument.flags import COUNT, DATA, FOLDER, Common, names_in, plain_parser, run_program
+from fast_train.benchmarks.instrument.flags import (
+    COUNT,
+    DATA,
+    FOLDER,
+    Common,
+    measured_by,
+    names_in,
+    plain_parser,
+    run_program,
+)
 from fast_train.benchmarks.studies import STUDIES
 from fast_train.benchmarks.studies.base import Options, Study, variant_config
 from fast_train.common.command import Parser
-from fast_train.common.startup import quick_imports
 from fast_train.pipeline.errors import ConfigError, check_name
 
 PROGRAM = "bench-study"
@@ -51,7 +58,6 @@ class Flags(Options, Common):
         return archs, variants
 
     def check(self) -> None:
-        """Refuse what can be refused without torch, which takes seconds to import: ValueError."""
         variants = self.study.select(*self.chosen())
         if self.seeds < 1:
             raise ConfigError(f"--seeds {self.seeds} is too few; give 1 or more")
@@ -86,17 +92,8 @@ def build_parser() -> Parser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command, see `run_program`."""
-    return run_program(build_parser(), Flags, _run, arguments, interrupted="go on with: {command}")
-
-
-def _run(flags: Flags, command: list[str]) -> int:
-    flags.check()
-    # After all that can be refused without torch, which takes seconds to import.
-    with quick_imports():
-        from fast_train.benchmarks.studies.commands import run
-
-    run(flags, shlex.join(command))
-    return 0
+    work = measured_by("studies.commands")
+    return run_program(build_parser(), Flags, work, arguments, interrupted="go on with: {command}")
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from fast_train.benchmarks.instrument.flags import (
     add_subject,
     check_counts,
     known_names,
+    measured_by,
     plain_parser,
     run_program,
 )
 from fast_train.benchmarks.throughput.suites import SUITES
 from fast_train.common.command import Parser
 from fast_train.common.files import user_path
-from fast_train.common.startup import quick_imports
 from fast_train.pipeline.config.settings import RunConfig
 from fast_train.pipeline.errors import ConfigError
 
@@ -93,15 +93,12 @@ class Flags(Subject):
 
     def check_used(self, chosen: Sequence[str]) -> None:
         """ConfigError for a flag of a suite that will not run."""
-        for suite in SUITES.values():
-            for name in suite.flags:
-                if getattr(self, name) is None:
-                    continue
+        for suite, name in ((suite, name) for suite, found in SUITES.items() for name in found.flags):
+            if suite not in chosen and getattr(self, name) is not None:
                 flag = f"--{name.replace('_', '-')}"
-                if suite.name not in chosen:
-                    raise ConfigError(
-                        f"{flag} means nothing without the suite {suite.name}; leave it out, or run that suite too"
-                    )
+                raise ConfigError(
+                    f"{flag} means nothing without the suite {suite}; leave it out, or run that suite too"
+                )
 
     def _check_dataset(self) -> None:
         """ValueError for a --prep-dataset that prep-data does not know, or a folder in which it finds no images."""
@@ -154,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(flags: Flags, command: list[str]) -> int:
     if flags.compare is not None:
-        # Only here, as below: --help needs no arrays.
+        # Only here: --help needs no arrays.
         from fast_train.benchmarks.throughput.compare import compare_reports
 
         _check_alone(command[1:])
@@ -162,12 +159,7 @@ def _run(flags: Flags, command: list[str]) -> int:
         return compare_reports(old, new, flags.max_loss)
     if flags.max_loss is not None:
         raise ConfigError("--max-loss means nothing without --compare; leave it out")
-    flags.check()
-    # After all that can be refused without torch, which takes seconds to import.
-    with quick_imports():
-        from fast_train.benchmarks.throughput.commands import measure
-
-    return measure(flags, command)
+    return measured_by("throughput.commands")(flags, command)
 
 
 def _check_alone(given: list[str]) -> None:

@@ -20,7 +20,7 @@ REPORT = "report.json"
 FORMAT = Format(
     schema="fast-train.bench-throughput",
     version=1,
-    details={suite.name: suite.details for suite in SUITES.values()},
+    details={name: suite.details for name, suite in SUITES.items()},
     renamed={"notes' DataLoader": "baseline DataLoader", "the notes' step": "the baseline's step"},
 )
 _MAX_LOSS = 0.1

@@ -55,7 +55,7 @@ def test_a_layer_that_does_not_fit_costs_no_other_its_figures(capsys, monkeypatc
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
-    monkeypatch.setattr(lab_layers, "measure", measure)
+    monkeypatch.setattr(lab_layers, "records_of", measure)
     assert main(["--arch", "resnet8"]) == 1
     *lines, last = capsys.readouterr().out.splitlines()
     assert "  not measured: CUDA out of memory. Tried to allocate" in lines
