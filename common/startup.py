@@ -24,6 +24,9 @@ def quick_imports() -> Iterator[None]:
         yield
         return
     _keep_compiled_code()
+    # A notebook hands the name of its own down to the processes that it starts; matplotlib refuses one that it can't
+    # import, and the commands, which draw into files, need none.
+    os.environ.pop("MPLBACKEND", None)
     enabled = gc.isenabled()
     gc.disable()
     try:

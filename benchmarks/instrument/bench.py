@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import shlex
-import tempfile
+import shutil
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import torch
 
 from fast_train.benchmarks.instrument.cost import fit_batch
 from fast_train.benchmarks.instrument.flags import BASELINE, Settings, Subject
+from fast_train.benchmarks.instrument.folder import report_folder
 from fast_train.benchmarks.instrument.machine import Watch, fingerprint
 from fast_train.benchmarks.instrument.records import ImpossibleError
 from fast_train.benchmarks.instrument.result import D, D_co, Result, Row, Skipped
@@ -25,7 +27,7 @@ from fast_train.benchmarks.instrument.timing import FAILURES, Case, Rate, interl
 from fast_train.common.console import Display
 from fast_train.common.cores import usable_cores
 from fast_train.common.signals import Interrupt, exit_status
-from fast_train.common.text import one_line
+from fast_train.common.text import one_line, show_path
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.recipe import resolve
 from fast_train.pipeline.config.settings import Config
@@ -148,7 +150,7 @@ class Bench(Generic[S_co]):
                 on_failure=failures.__setitem__,
             )
         for name, reason in failures.items():
-            self.skip(suite, name, reason)
+            self.skip(suite, name, f"failed: {reason}")
         return [
             self.add(
                 Row(
@@ -251,24 +253,42 @@ def _describe(prepared: PreparedSet) -> dict[str, Any]:
     }
 
 
-def conclude(
-    bench: Bench[Settings],
-    stop: KeyboardInterrupt | None,
-    write: Callable[[], None],
-    scratch: tempfile.TemporaryDirectory[str],
+def measure_and_report(
+    bench: Bench[S_co],
+    work: Callable[[], None],
+    write: Callable[[Path], Sequence[str]],
+    *,
+    out: Path | None,
+    default: Path,
 ) -> int:
-    """Finish the result, ``write`` the report, remove ``scratch``; returns the exit status. A signal meanwhile waits.
+    """Do ``work``, then ``write`` the report; returns the exit status.
 
-    stop: the signal that ended the measuring, which is raised where there is no figure to write.
+    A signal ends the work, and what was measured by then is written: KeyboardInterrupt where that is nothing. One that
+    comes while it is written waits. write: returns what to say last. out, default: see `report_folder`.
     """
-    result = bench.result
-    if stop is not None and not result.rows:
-        raise stop
-    with Interrupt() as held:
-        result.machine["watch"] = bench.watch.record()
-        result.warnings += [*bench.watch.warnings(), *spread_warnings(result)]
-        write()
-        scratch.cleanup()
+    result, say, stop = bench.result, bench.display.say, None
+    with report_folder(out, default) as folder:
+        say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
+        say(f"report folder: {show_path(folder)}")
+        try:
+            work()
+        except KeyboardInterrupt as error:
+            if not result.rows:
+                raise
+            stop, result.complete = error, False
+            # What the signal left half made in the libraries complains when it is thrown away.
+            sys.unraisablehook = lambda _: None
+        with Interrupt() as held:
+            result.machine["watch"] = bench.watch.record()
+            result.warnings += [*bench.watch.warnings(), *spread_warnings(result)]
+            last = write(folder)
+            for warning in result.warnings:
+                say(f"warning: {warning}")
+            if stop is not None:
+                say("interrupted: the report holds what had been measured by then, and says so")
+            for line in last:
+                say(line)
+            shutil.rmtree(bench.scratch, ignore_errors=True)
     if held.signum is not None:
         return 128 + held.signum
     if stop is not None:

@@ -8,13 +8,14 @@ measured.
 
 from __future__ import annotations
 
+import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, NoReturn, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ from fast_train.pipeline.loaders import AnyBatch, Batch, Loader, SplitView
 
 # Times what a loader holds ahead: of longer epochs the end costs a few percent at most.
 _LONG_EPOCH = 6
+# For one batch. FFCV has Numba compile before the first one, which takes a minute on two busy cores.
+LATEST_SECONDS = 180.0
+
+T = TypeVar("T")
 
 
 class Feed(ABC):
@@ -96,6 +101,28 @@ def timed_lot(workers: int | None, ahead: int, per_epoch: int) -> int:
     """As many batches as come at a time, from workers that each make one. Or an epoch's, where it is short beside what
     the loader holds ahead: at an epoch's end workers stall, and that is to count as often as it happens."""
     return per_epoch if per_epoch < _LONG_EPOCH * ahead else max(workers or 1, 1)
+
+
+def timely(batches: Iterator[T]) -> Iterator[T]:
+    """The same; RuntimeError where one keeps the main thread waiting for longer than `LATEST_SECONDS`: a library whose
+    worker has died may wait for it for ever."""
+
+    def late(*_: object) -> NoReturn:
+        raise RuntimeError(f"no batch came within {LATEST_SECONDS:g} s")
+
+    previous = signal.signal(signal.SIGALRM, late)
+    try:
+        while True:
+            timer = signal.setitimer(signal.ITIMER_REAL, LATEST_SECONDS)
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, *timer)
+            yield batch
+    finally:
+        signal.signal(signal.SIGALRM, previous)
 
 
 class LoaderFeed(Feed):
@@ -230,7 +257,7 @@ class Peer(Feed):
         while count:
             part = min(count, self.per_epoch)
             count -= part
-            for images, labels in self.epoch(part):
+            for images, labels in timely(self.epoch(part)):
                 yield Batch(images, labels, indices)
 
     @abstractmethod

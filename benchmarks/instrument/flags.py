@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import atexit
+import importlib
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
-from fast_train.common.command import Parser
+from fast_train.benchmarks.instrument.folder import check_empty
+from fast_train.common.command import Parser, run_command
+from fast_train.common.files import user_path
+from fast_train.common.startup import quick_imports
 from fast_train.pipeline.config.recipe import check_given
 from fast_train.pipeline.config.settings import DataConfig
 from fast_train.pipeline.errors import ConfigError, check_name
@@ -18,13 +27,84 @@ BASELINE = "notes"
 #: How a flag's value is read and shown.
 COUNT: dict[str, Any] = {"type": int, "metavar": "N"}
 NUMBER: dict[str, Any] = {"type": float, "metavar": "X"}
-FOLDER: dict[str, Any] = {"type": Path, "metavar": "DIR"}
+FOLDER: dict[str, Any] = {"type": user_path, "metavar": "DIR"}
+DATA: dict[str, Any] = {
+    "type": lambda text: str(user_path(text)), "metavar": "DIR", "help": f"prepared set (default: {DataConfig.path})"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class Common:
+    """The flags of every command of this room. debug: whether to show the trace of an error."""
+
+    debug: bool = False
+
+    def check(self) -> None:
+        """Refuse what can be refused without torch, which takes seconds to import: ValueError."""
+
+
+F = TypeVar("F", bound=Common)
+
+
+def run_program(
+    parser: Parser,
+    cls: type[F],
+    work: Callable[[F, list[str]], int],
+    arguments: list[str] | None,
+    *,
+    interrupted: str = "",
+) -> int:
+    """What each command of this room does: parse, ``work``, end as `run_command` says; returns the exit status.
+
+    work: gets the flags, and the command line. arguments: None for those that the process was started with, which ends
+    with the command. interrupted: what a signal's line says besides; ``{command}`` in it is what was typed.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    flags = parser.parse(cls, given)
+    command = [*shlex.split(parser.prog), *given]
+    status = run_command(
+        parser.prog,
+        lambda: work(flags, command),
+        debug=flags.debug,
+        ends_process=arguments is None,
+        interrupted=interrupted.replace("{command}", shlex.join(command)),
+    )
+    if arguments is None:
+        _end_process(status)
+    return status
+
+
+def measured_by(module: str) -> Callable[[Common, list[str]], int]:
+    """Work for `run_program`: check the flags, import a module, which may need torch, and call its ``measure`` with the
+    flags and the command line."""
+
+    def work(flags: Common, command: list[str]) -> int:
+        flags.check()
+        with quick_imports():
+            found = importlib.import_module(f"fast_train.benchmarks.{module}")
+        return int(found.measure(flags, command))
+
+    return work
+
+
+def _end_process(status: int) -> NoReturn:
+    """End here and now: threads and half-built objects of the libraries that are measured crash while Python ends,
+    above all after a signal. Processes that they left behind end too."""
+    sys.unraisablehook = lambda _: None
+    # torch has a handler that raises where a worker ends.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Who never imported it has started none.
+    if "multiprocessing" in sys.modules:
+        for child in sys.modules["multiprocessing"].active_children():
+            child.kill()
+    atexit._run_exitfuncs()
+    os._exit(status)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject(Common):
     """What is measured, as flags say it: on which prepared set, of which network, by which recipe, where; how
-    thoroughly; and whether to show the trace of an error. None for what was not given."""
+    thoroughly; and where the report goes. None for what was not given."""
 
     data: str = DataConfig.path
     arch: str | None = None
@@ -32,7 +112,7 @@ class Subject:
     device: str | None = None
     quick: bool = False
     repeats: int | None = None
-    debug: bool = False
+    out: Path | None = None
 
     @property
     def rounds(self) -> int:
@@ -50,30 +130,33 @@ class Subject:
         return given
 
     def check(self) -> None:
-        """Refuse what can be refused without torch, which takes seconds to import: a network, a recipe or a set that
-        is not there. ValueError."""
+        """Also a network, a recipe or a set that is not there, and a folder for the report that is not empty."""
         check_given(self.recipe or None, self.settings())
+        if self.out is not None:
+            check_empty(self.out)
         # NumPy, which reading a set needs, takes a tenth of a second to import.
         from fast_train.data_prep.manifest import PreparedSet
 
         PreparedSet.open(self.data)
 
 
-def plain_parser(program: str, description: str, epilog: str) -> Parser:
+def plain_parser(program: str, description: str, epilog: str = "") -> Parser:
     """A parser whose flags have no defaults: a record's fields say what one is that is not given."""
-    return Parser(
+    parser = Parser(
         prog=program,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
+    parser.add_argument("--debug", action="store_true", help="show the trace of an error")
+    return parser
 
 
 def add_subject(parser: Parser, default: str = "fast on a GPU or with --arch, cpu-quick or cpu-short without") -> None:
     """Add those flags of `Subject` that come first in a command's help. default: the recipe, in words."""
     add = parser.add_argument
-    add("--data", metavar="DIR", help=f"prepared set (default: {DataConfig.path})")
+    add("--data", **DATA)
     add("--arch", metavar="NAME", help="network (default: the recipe's)")
     add("--recipe", metavar="NAME", help=f"whose step is measured (default: {default})")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")

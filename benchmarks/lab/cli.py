@@ -10,23 +10,30 @@ measured beside its PyTorch reference. The last line is JSON: what was aimed at,
 
 from __future__ import annotations
 
-import shlex
 import sys
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
-from fast_train.benchmarks.instrument.flags import Subject, add_subject, check_counts, known_names, plain_parser
+from fast_train.benchmarks.instrument.flags import (
+    COUNT,
+    FOLDER,
+    NUMBER,
+    Subject,
+    add_subject,
+    check_counts,
+    known_names,
+    measured_by,
+    plain_parser,
+    run_program,
+)
 from fast_train.benchmarks.lab.records import FLOORS, OF_A_CPU, POINTS
-from fast_train.common.command import Parser, run_command
-from fast_train.common.startup import quick_imports
+from fast_train.common.command import Parser
 
 #: By SGD: the figures that the aims start from are of its step.
 RECIPE = "fast-sgd"
 PROGRAM = "python -m fast_train.benchmarks.lab.cli"
 _EPILOG = f"""points: {", ".join(POINTS)}
 
-{", ".join(OF_A_CPU)} is measured on a CPU, and elsewhere where --only asks for it.
+On a GPU {", ".join(OF_A_CPU)} is measured only where --only names it. Losses and kernels are of the first batch size.
 
 With --copy-bandwidth and --matrix-rate, `--only floors` computes the floors for another machine.
 
@@ -36,7 +43,6 @@ exit status: 0 done, 1 a point failed or figures that can't be true, 2 bad input
 @dataclass(frozen=True, kw_only=True)
 class Flags(Subject):
     recipe: str | None = RECIPE
-    out: Path | None = None
     only: str | None = None
     batch_sizes: str | None = None
     minutes: float = 7.0
@@ -81,46 +87,24 @@ class Flags(Subject):
 
 
 def build_parser() -> Parser:
-    what = "Measure each way to a faster training step, alone, beside the step without it."
+    what = "Measure what each way to a faster training step gains over the plain step."
     parser = plain_parser(PROGRAM, what, _EPILOG)
     add_subject(parser, RECIPE)
     add = parser.add_argument
-    add(
-        "--out", type=Path, metavar="DIR", help="where the report goes (default: reports/step-lab, or the next free -N)"
-    )
-    add("--only", metavar="POINTS", help="these points alone; with commas between")
-    add("--batch-sizes", metavar="N,N", help="losses and kernels are of the first (default: 1024,512,2048 on a GPU)")
-    add("--repeats", type=int, metavar="N", help="of each case (default: 5; 2 with --quick)")
-    add("--minutes", type=float, metavar="X", help="no step is built that may not be ready by then (default: 7)")
+    add("--out", **FOLDER, help="where the report goes (default: reports/step-lab, or the next free -N)")
+    add("--only", metavar="POINTS", help="measure these points alone, with commas between; see below")
+    add("--batch-sizes", metavar="N,N", help="of the steps (default: 1024,512,2048 on a GPU, the recipe's on a CPU)")
+    add("--repeats", **COUNT, help="of each case (default: 5; 2 with --quick)")
+    add("--minutes", **NUMBER, help=f"begin nothing that would not be ready by then (default: {Flags.minutes:g})")
     add("--quick", action="store_true", help="small sizes, few steps: a look, not a measurement")
-    add("--copy-bandwidth", type=float, metavar="X", help="bytes/s for the floors (default: measured)")
-    add("--matrix-rate", type=float, metavar="X", help="FLOP/s for the floors (default: measured)")
-    add("--debug", action="store_true", help="show the trace of an error")
+    add("--copy-bandwidth", **NUMBER, help="bytes/s for the floors (default: measured)")
+    add("--matrix-rate", **NUMBER, help="FLOP/s for the floors (default: measured)")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
-    with the command."""
-    given = sys.argv[1:] if arguments is None else arguments
-    flags = build_parser().parse(Flags, given)
-    return run_command(
-        PROGRAM,
-        lambda: _run(flags, [*shlex.split(PROGRAM), *given]),
-        debug=flags.debug,
-        ends_process=arguments is None,
-        interrupted="no report was written",
-    )
-
-
-def _run(flags: Flags, command: list[str]) -> int:
-    started = time.monotonic()
-    flags.check()
-    # After all that can be refused without torch, which takes seconds to import.
-    with quick_imports():
-        from fast_train.benchmarks.lab.run import measure
-
-    return measure(flags, command, started)
+    """Run the command, see `run_program`."""
+    return run_program(build_parser(), Flags, measured_by("lab.run"), arguments, interrupted="no report was written")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,15 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fast_train.common.command import Parser, complain, run_command
+from fast_train.benchmarks.instrument.flags import Common, plain_parser, run_program
+from fast_train.common.command import complain
 from fast_train.kernels.tiling import join_options, tiles_of, tiling
 from fast_train.pipeline.errors import ConfigError
 
@@ -173,11 +175,9 @@ def _number(pattern: str, text: str) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compile, print; returns the exit status, 1 where a kernel does not compile."""
-    parser = Parser(prog=PROGRAM, description="The step's kernels compiled for an H100, without one.")
-    parser.add_argument("--debug", action="store_true", help="show the trace of an error")
-    debug = parser.parse_args(arguments).debug
-    return run_command(PROGRAM, lambda: _show(debug), debug=debug)
+    """Run the command, see `run_program`; status 1 where a kernel does not compile."""
+    parser = plain_parser(PROGRAM, "Compile the step's kernels for an H100, and count what they take of it.")
+    return run_program(parser, Common, lambda flags, _: _show(flags.debug), arguments)
 
 
 def _show(debug: bool) -> int:
@@ -200,4 +200,4 @@ def _show(debug: bool) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

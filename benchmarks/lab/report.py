@@ -29,7 +29,7 @@ def write(folder: Path, lab: Lab) -> str:
     text = "\n".join(tables(lab))
     layers = _layers_table(lab.floors).to_markdown() if lab.floors else ""
     more = {"aims": aims(lab), "floors": lab.floors, "losses": lab.losses}
-    write_files(folder, {TEXT: f"{text}\n{layers}".encode(), JSON: lab.bench.result.to_json(FORMAT, more)})
+    write_files(folder, {JSON: lab.bench.result.to_json(FORMAT, more), TEXT: f"{text}\n{layers}".encode()})
     return text
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fast_train.benchmarks.instrument import roofline
-from fast_train.benchmarks.instrument.bench import Bench, Measured, build_bench, conclude
+from fast_train.benchmarks.instrument.bench import Bench, Measured, build_bench, measure_and_report
 from fast_train.benchmarks.instrument.cost import batch_warnings
 from fast_train.benchmarks.instrument.flags import Settings, repeat_seconds
 from fast_train.benchmarks.instrument.records import Details
@@ -36,7 +36,6 @@ from fast_train.benchmarks.lab.records import (
     KernelsDetails,
     StepDetails,
 )
-from fast_train.benchmarks.present.folder import report_folder
 from fast_train.benchmarks.throughput.suites import augmentation
 from fast_train.benchmarks.throughput.suites.ladder import RATE
 from fast_train.common.console import Display
@@ -72,35 +71,29 @@ class Lab:
     losses: dict[str, Any] | None = None
 
 
-def measure(flags: Flags, command: Sequence[str], started: float) -> int:
-    """Measure, write, print; returns the exit status. KeyboardInterrupt where a signal comes before any figure.
-
-    started: when the command was, of time.monotonic().
-    """
-    stop: KeyboardInterrupt | None = None
-    scratch = tempfile.TemporaryDirectory(prefix="step-lab-")
-    with scratch:
-        lab = _lab(flags, command, Path(scratch.name), started)
-        bench = lab.bench
-        with report_folder(flags.out, Path("reports/step-lab"), report.JSON) as folder:
-            bench.display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
-            try:
-                _run(lab)
-            except KeyboardInterrupt as error:
-                stop = error
-                bench.result.complete = False
-                bench.result.warnings.append("interrupted: what came later was not measured")
-            return conclude(bench, stop, partial(_write, lab, folder, started), scratch)
-
-
-def _lab(flags: Flags, command: Sequence[str], scratch: Path, started: float) -> Lab:
-    """What is to be measured, and with what; ValueError for flags that can't be."""
+def measure(flags: Flags, command: Sequence[str]) -> int:
+    """Measure, write, print; see `measure_and_report`."""
+    started = time.monotonic()
 
     def settings(_: Config, cuda: bool) -> Settings:
         seconds = repeat_seconds(quick=flags.quick, cuda=cuda)
         return Settings(repeats=flags.rounds, seconds=seconds, quick=flags.quick)
 
-    bench = build_bench(flags, settings, command=command, display=Display(), scratch=scratch)
+    with tempfile.TemporaryDirectory(prefix="step-lab-") as scratch:
+        bench = build_bench(flags, settings, command=command, display=Display(), scratch=Path(scratch))
+        lab = _lab(flags, bench, started)
+        write = partial(_write, lab, started)
+        return measure_and_report(bench, partial(_run, lab), write, out=flags.out, default=Path("reports/step-lab"))
+
+
+def _write(lab: Lab, started: float, folder: Path) -> list[str]:
+    lab.bench.display.say("\n" + report.write(folder, lab))
+    path, rows = folder / report.JSON, len(lab.bench.result.rows)
+    return [f"{path}: {rows} rows in {time.monotonic() - started:.0f} s", json.dumps(report.aims(lab))]
+
+
+def _lab(flags: Flags, bench: Bench[Settings], started: float) -> Lab:
+    """What is to be measured; ValueError for flags that can't be."""
     cuda = bench.device.type == "cuda"
     points, sizes = flags.points(cpu=not cuda), flags.sizes()
     if sizes is None and not flags.quick and any(point in points for point in ON_STEPS):
@@ -117,15 +110,6 @@ def _lab(flags: Flags, command: Sequence[str], scratch: Path, started: float) ->
         copy=flags.copy_bandwidth,
         matrix=flags.matrix_rate,
     )
-
-
-def _write(lab: Lab, folder: Path, started: float) -> None:
-    bench, say = lab.bench, lab.bench.display.say
-    say("\n" + report.write(folder, lab))
-    for warning in bench.result.warnings:
-        say(f"warning: {warning}")
-    say(f"{folder / report.JSON}: {len(bench.result.rows)} rows in {time.monotonic() - started:.0f} s")
-    say(json.dumps(report.aims(lab)))
 
 
 def _run(lab: Lab) -> None:

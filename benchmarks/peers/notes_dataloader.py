@@ -7,6 +7,8 @@ batches moved to the device in the loop. They follow PyTorch's tutorial "Trainin
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +32,22 @@ class ImageDataset(Dataset[tuple[Any, int]]):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         return self._transform(self._images[index]), int(self._labels[index])
+
+
+def started(loader: DataLoader[tuple[Any, int]]) -> Iterator[Any]:
+    """A pass, whose workers hear neither Ctrl-C nor a job's end, which reach the whole process group, and print nothing
+    where this process is stopped in the middle of a hand-over. No signal comes while a process is half started; and
+    torch's handler, which raises a worker's end wherever this process is, goes again: whoever waits is told."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    of_children, of_errors = signal.getsignal(signal.SIGCHLD), sys.excepthook
+    # The workers are forks: they have what is set here.
+    sys.excepthook = lambda *_: None
+    try:
+        return iter(loader)
+    finally:
+        sys.excepthook = of_errors
+        signal.signal(signal.SIGCHLD, of_children)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class NotesDataLoader(Peer):
@@ -61,5 +79,5 @@ class NotesDataLoader(Peer):
             sampler=SubsetRandomSampler(chosen),
             num_workers=self.workers,
         )
-        for images, labels in loader:
+        for images, labels in started(loader):
             yield images.to(self.device), labels.to(self.device)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms import v2
 
 from fast_train.benchmarks.instrument.feeds import FeedOptions, Peer, batches_ahead
-from fast_train.benchmarks.peers.notes_dataloader import ImageDataset
+from fast_train.benchmarks.peers.notes_dataloader import ImageDataset, started
 
 _PREFETCH = 4
 
@@ -70,7 +70,7 @@ class TunedDataLoader(Peer):
         if self._loader is None:
             raise ValueError("this loader is closed")
         self._sampler.indices = torch.randperm(self.prepared.size("train"))[: count * self.batch_size].tolist()
-        for images, labels in self._loader:
+        for images, labels in started(self._loader):
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
     def close(self) -> None:

@@ -11,10 +11,12 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from fast_train.benchmarks.present.picture import DARK, LIGHT, Picture, Theme
-from fast_train.benchmarks.present.tables import Table, inline_html
+from fast_train.benchmarks.present.tables import Table, inline_html, inline_markdown
 from fast_train.common.files import whole_file
+from fast_train.common.text import one_line
 
 
 @dataclass(frozen=True)
@@ -31,116 +33,118 @@ class Notice:
 
 #: A paragraph of plain text (with ``code`` between backticks), a table, a picture or a box.
 Block = str | Table | Picture | Notice
+_Ready: TypeAlias = "str | Table | Drawn | Notice"
 _NOTICES = {"warning": "Warning", "note": "Note"}
 
 
 @dataclass(frozen=True)
-class Section:
-    title: str
-    blocks: Sequence[Block]
-
-
-@dataclass(frozen=True)
 class Drawn:
-    """A picture's SVG in both themes. Drawing takes most of a report's time, so each is drawn once."""
+    """A picture's files. Drawing takes most of a report's time, so each is drawn once."""
 
+    picture: Picture
+    png: bytes
     light: bytes
     dark: bytes
 
 
 @dataclass(frozen=True)
 class Document:
-    """A whole report. lead: a sentence below the title, that says what was found."""
+    """A whole report. lead: a sentence below the title, that says what was found. sections: what stands below which
+    heading; None stands for what there is not, and empty sections are left out. warnings: what is to be read first."""
 
     title: str
     lead: str
-    sections: Sequence[Section]
-
-    @classmethod
-    def of(
-        cls, title: str, lead: str, sections: Mapping[str, Sequence[Block | None]], warnings: Sequence[str]
-    ) -> Document:
-        """A report that begins with its warnings. None stands for what there is not; empty sections are left out."""
-        first = [Notice("warning", warnings)] if warnings else []
-        kept = {
-            heading: [block for block in blocks if block is not None]
-            for heading, blocks in {"Read this first": first, **sections}.items()
-        }
-        return cls(title, lead, [Section(heading, blocks) for heading, blocks in kept.items() if blocks])
-
-    def pictures(self) -> list[Picture]:
-        return [block for section in self.sections for block in section.blocks if isinstance(block, Picture)]
-
-    def to_markdown(self) -> str:
-        """Markdown that refers to the pictures' PNG files beside it."""
-        parts = [f"# {self.title}", self.lead]
-        for section in self.sections:
-            parts.append(f"## {section.title}")
-            parts += [_markdown_block(block) for block in section.blocks]
-        return "\n\n".join(part.strip() for part in parts if part) + "\n"
-
-    def to_html(self, drawn: Mapping[str, Drawn]) -> str:
-        """One HTML file with all that it shows inside. drawn: of each picture by its name."""
-        body = "\n".join(
-            f'<section id="{_anchor(s.title)}">\n<h2>{html.escape(s.title)}</h2>\n'
-            + "\n".join(_html_block(block, drawn) for block in s.blocks)
-            + "\n</section>"
-            for s in self.sections
-        )
-        links = " ".join(f'<a href="#{_anchor(s.title)}">{html.escape(s.title)}</a>' for s in self.sections)
-        title = html.escape(self.title)
-        return (
-            f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<meta name="color-scheme" content="light dark">\n<style>\n{_css()}</style>\n</head>\n<body>\n<main>\n'
-            f"<header>\n<h1>{title}</h1>\n<p>{inline_html(self.lead)}</p>\n<nav>{links}</nav>\n</header>\n"
-            f"{body}\n</main>\n</body>\n</html>\n"
-        )
+    sections: Mapping[str, Sequence[Block | None]]
+    warnings: Sequence[str] = ()
 
 
-def document_files(document: Document, name: str = "report") -> dict[str, bytes]:
-    """Every file of a report by its name: NAME.md, NAME.html, and each picture as PNG and SVG."""
-    files, drawn = {}, {}
-    for picture in document.pictures():
-        drawn[picture.name] = Drawn(light=picture.render(LIGHT, "svg"), dark=picture.render(DARK, "svg"))
-        files[f"{picture.name}.png"] = picture.render(LIGHT, "png")
-        files[f"{picture.name}.svg"] = drawn[picture.name].light
-    return {
-        **files,
-        f"{name}.md": document.to_markdown().encode(),
-        f"{name}.html": document.to_html(drawn).encode(),
-    }
+def write_document(folder: Path, document: Document, name: str = "report") -> list[str]:
+    """Write NAME.md, each picture as PNG and SVG, and NAME.html; returns a line on each picture that can't be drawn.
+
+    A report is worth having without its pictures: whatever goes wrong with one, the rest is written.
+    """
+    first = {"Read this first": [Notice("warning", document.warnings)]} if document.warnings else {}
+    undrawn = list[str]()
+    sections: dict[str, list[_Ready]] = {}
+    for heading, blocks in {**first, **document.sections}.items():
+        if ready := [_drawn(block, undrawn) for block in blocks if block is not None]:
+            sections[heading] = ready
+    files = {f"{name}.md": _markdown(document, sections)}
+    for drawn in (block for blocks in sections.values() for block in blocks if isinstance(block, Drawn)):
+        files |= {f"{drawn.picture.name}.png": drawn.png, f"{drawn.picture.name}.svg": drawn.light}
+    write_files(folder, {**files, f"{name}.html": _html(document, sections)})
+    return undrawn
 
 
-def write_files(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Write files into a folder, which is made if it is not there; each is whole or not there. Their paths."""
+def _drawn(block: Block, undrawn: list[str]) -> _Ready:
+    """A picture with its files, or a box in its place."""
+    if not isinstance(block, Picture):
+        return block
+    try:
+        return Drawn(block, block.render(LIGHT, "png"), block.render(LIGHT, "svg"), block.render(DARK, "svg"))
+    except Exception as error:
+        undrawn.append(f"the picture '{block.title}' can't be drawn: {one_line(error)}")
+        return Notice("warning", undrawn[-1:])
+
+
+def _markdown(document: Document, sections: Mapping[str, Sequence[_Ready]]) -> bytes:
+    """Markdown that refers to the pictures' PNG files beside it."""
+    parts = [f"# {inline_markdown(document.title)}", inline_markdown(document.lead)]
+    for heading, blocks in sections.items():
+        parts += [f"## {inline_markdown(heading)}", *map(_markdown_block, blocks)]
+    return ("\n\n".join(part.strip() for part in parts if part) + "\n").encode()
+
+
+def _html(document: Document, sections: Mapping[str, Sequence[_Ready]]) -> bytes:
+    """One HTML file with all that it shows inside."""
+    body = "\n".join(
+        f'<section id="{_anchor(heading)}">\n<h2>{html.escape(heading)}</h2>\n'
+        + "\n".join(map(_html_block, blocks))
+        + "\n</section>"
+        for heading, blocks in sections.items()
+    )
+    links = " ".join(f'<a href="#{_anchor(heading)}">{html.escape(heading)}</a>' for heading in sections)
+    title = html.escape(document.title)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<style>\n{_css()}</style>\n</head>\n<body>\n<main>\n'
+        f"<header>\n<h1>{title}</h1>\n<p>{inline_html(document.lead)}</p>\n<nav>{links}</nav>\n</header>\n"
+        f"{body}\n</main>\n</body>\n</html>\n"
+    ).encode()
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder, one after the other; the folder is made if it is not there. Each is whole or not
+    there."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         with whole_file(folder / name) as file:
             file.write(content)
-    return [folder / name for name in files]
 
 
-def _markdown_block(block: Block) -> str:
+def _markdown_block(block: _Ready) -> str:
     if isinstance(block, Table):
         return block.to_markdown()
-    if isinstance(block, Picture):
-        return f"![{block.title}]({block.name}.png)\n\n{block.caption}"
+    if isinstance(block, Drawn):
+        picture = block.picture
+        return f"![{inline_markdown(picture.title)}]({picture.name}.png)\n\n{inline_markdown(picture.caption)}"
     if isinstance(block, Notice):
-        return "\n".join(f"> {line}  " for line in [f"**{_NOTICES[block.kind]}**", *block.lines])
-    return block
+        lines = [f"**{_NOTICES[block.kind]}**", *map(inline_markdown, block.lines)]
+        return "\n".join(f"> {line}  " for line in lines)
+    return inline_markdown(block)
 
 
-def _html_block(block: Block, drawn: Mapping[str, Drawn]) -> str:
+def _html_block(block: _Ready) -> str:
     if isinstance(block, Table):
         return block.to_html()
-    if isinstance(block, Picture):
-        light, dark = _inline(drawn[block.name].light), _inline(drawn[block.name].dark)
+    if isinstance(block, Drawn):
+        picture, light, dark = block.picture, _inline(block.light), _inline(block.dark)
         return (
             f'<figure>\n<picture>\n<source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
-            f'<img src="{light}" alt="{html.escape(block.title)}. {html.escape(block.caption)}" '
-            f'width="{block.size[0] * 96:.0f}">\n</picture>\n<figcaption>{inline_html(block.caption)}</figcaption>\n'
-            "</figure>"
+            f'<img src="{light}" alt="{html.escape(picture.title)}. {html.escape(picture.caption)}" '
+            f'width="{picture.size[0] * 96:.0f}">\n</picture>\n'
+            f"<figcaption>{inline_html(picture.caption)}</figcaption>\n</figure>"
         )
     if isinstance(block, Notice):
         items = "".join(f"<li>{inline_html(line)}</li>" for line in block.lines)

@@ -11,6 +11,9 @@ from typing import Any
 
 from fast_train.common.text import format_bytes
 
+# What markdown may read as more than itself; within a word an underscore is one.
+_MARKS = re.compile(r"[\\`*<>\[\]|~&#]|^[-+](?= )|(?<!\w)_|_(?!\w)")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -33,9 +36,13 @@ class Table:
 
     def to_markdown(self) -> str:
         rule = ["---:" if self.right_aligned(k) else "---" for k in range(len(self.columns))]
-        rows = [[f"**{cell}**" if i in self.strong and cell else cell for cell in r] for i, r in enumerate(self.rows)]
-        lines = [f"| {' | '.join(map(_markdown_cell, row))} |" for row in [self.columns, rule, *rows]]
-        return "\n".join(([f"*{self.caption}*", ""] if self.caption else []) + lines) + "\n"
+        # A bar ends a cell even within code.
+        head, *rows = (
+            [re.sub(r"(?<!\\)\|", r"\|", inline_markdown(c)) for c in row] for row in (self.columns, *self.rows)
+        )
+        rows = [[f"**{cell}**" if i in self.strong and cell else cell for cell in row] for i, row in enumerate(rows)]
+        lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
+        return "\n".join(([f"*{inline_markdown(self.caption)}*", ""] if self.caption else []) + lines) + "\n"
 
     def to_html(self) -> str:
         """A ``<table>`` in a box that scrolls by itself where the page is narrow."""
@@ -58,8 +65,12 @@ def inline_html(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
-def _markdown_cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def inline_markdown(text: str) -> str:
+    """Text as one line of markdown; what stands between backticks as code. Nothing else in it means anything: names,
+    paths and messages are other people's."""
+    # Every second part is code, which is kept as it is.
+    parts = re.split(r"(`[^`]+`)", " ".join(text.split()))
+    return "".join(part if number % 2 else _MARKS.sub(r"\\\g<0>", part) for number, part in enumerate(parts))
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -85,14 +96,17 @@ def percent(share: float | None, decimals: int = 1) -> str:
 def device_of(machine: Mapping[str, Any]) -> str:
     """The device as a person would name it. machine: a fingerprint of `instrument.machine`."""
     gpu = machine.get("gpu")
-    return str(gpu["name"]) if gpu else f"{machine['usable_cores']} cores of {machine['cpu']}"
+    cores = machine["usable_cores"]
+    return str(gpu["name"]) if gpu else f"{cores} core{'s'[: cores != 1]} of {machine['cpu']}"
 
 
 def machine_table(machine: Mapping[str, Any], more: Sequence[Sequence[str]]) -> Table:
     """What it was measured on, a row each. machine: a fingerprint, and ``watch`` where somebody watched. more: rows of
     this report, to come last."""
     gpu, watch = machine.get("gpu"), machine.get("watch")
-    cores = f"{machine['usable_cores']} of {machine['cores']} cores usable, steps of {machine['torch_threads']} threads"
+    cores = (
+        f"{machine['usable_cores']} of {machine['cores']} cores usable, threads of the step: {machine['torch_threads']}"
+    )
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
     rows = [
         ["device", device_of(machine)],

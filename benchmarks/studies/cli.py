@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fast_train.benchmarks.instrument.flags import COUNT, FOLDER, names_in, plain_parser
+from fast_train.benchmarks.instrument.flags import (
+    COUNT,
+    DATA,
+    FOLDER,
+    Common,
+    measured_by,
+    names_in,
+    plain_parser,
+    run_program,
+)
 from fast_train.benchmarks.studies import STUDIES
 from fast_train.benchmarks.studies.base import Options, Study, variant_config
-from fast_train.common.command import Parser, run_command
-from fast_train.common.startup import quick_imports
-from fast_train.pipeline.config.settings import DataConfig
+from fast_train.common.command import Parser
 from fast_train.pipeline.errors import ConfigError, check_name
 
 PROGRAM = "bench-study"
@@ -26,7 +32,7 @@ exit status: 0 done, 2 bad input or a training that failed, 129/130/143 stopped 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(Options):
+class Flags(Options, Common):
     """The command's flags; None for one that was not given."""
 
     name: str
@@ -35,7 +41,6 @@ class Flags(Options):
     archs: str | None = None
     variants: str | None = None
     seeds: int = 1
-    debug: bool = False
 
     @property
     def study(self) -> Study:
@@ -53,7 +58,6 @@ class Flags(Options):
         return archs, variants
 
     def check(self) -> None:
-        """Refuse what can be refused without torch, which takes seconds to import: ValueError."""
         variants = self.study.select(*self.chosen())
         if self.seeds < 1:
             raise ConfigError(f"--seeds {self.seeds} is too few; give 1 or more")
@@ -72,7 +76,7 @@ def build_parser() -> Parser:
     parser = plain_parser(PROGRAM, what, f"studies:\n{studies}\n\n{_EPILOG}")
     add = parser.add_argument
     add("name", metavar="NAME", help="which study, see below")
-    add("--data", metavar="DIR", help=f"prepared set (default: {DataConfig.path})")
+    add("--data", **DATA)
     add("--out", **FOLDER, help="where it goes, or goes on (default: studies/NAME)")
     add("--archs", metavar="LIST", help="only these architectures, with commas between")
     add("--variants", metavar="LIST", help="only these variants, such as resnet20-A, or options, such as A,B")
@@ -83,33 +87,13 @@ def build_parser() -> Parser:
     add("--loader", metavar="NAME", help="as fast-train takes it")
     add("--amp", nargs="?", const="auto", metavar="TYPE", help="as fast-train takes it (default: auto)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    add("--debug", action="store_true", help="show the trace of an error")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
-    with the command."""
-    given = sys.argv[1:] if arguments is None else arguments
-    flags = build_parser().parse(Flags, given)
-    command = shlex.join([PROGRAM, *given])
-    return run_command(
-        PROGRAM,
-        lambda: _run(flags, command),
-        debug=flags.debug,
-        ends_process=arguments is None,
-        interrupted=f"go on with: {command}",
-    )
-
-
-def _run(flags: Flags, command: str) -> int:
-    flags.check()
-    # After all that can be refused without torch, which takes seconds to import.
-    with quick_imports():
-        from fast_train.benchmarks.studies.commands import run
-
-    run(flags, command)
-    return 0
+    """Run the command, see `run_program`."""
+    work = measured_by("studies.commands")
+    return run_program(build_parser(), Flags, work, arguments, interrupted="go on with: {command}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import time
 from collections.abc import Sequence
@@ -42,19 +43,24 @@ class Plan:
         return self.flags.folder / RUNS / f"{variant.name}-seed{seed}"
 
 
-def run(flags: Flags, command: str) -> None:
+def measure(flags: Flags, command: Sequence[str]) -> int:
     """Train what is missing, and write the report after each training. command: what goes on with it.
 
     Raises ConfigError for what can't be trained, and KeyboardInterrupt after a signal.
     """
-    plan, display = _plan(flags, command), Display()
+    plan, display = _plan(flags, shlex.join(command)), Display()
     runs = _finished(plan)
     asked = [(variant, seed) for seed in range(plan.flags.seeds) for variant in plan.variants]
     missing = [(variant, seed) for variant, seed in asked if (variant.name, seed) not in runs]
     wanted, machine = len(runs) + len(missing), fingerprint(plan.device)
+
+    def report() -> None:
+        for line in write_report(plan.flags.folder, _findings(plan, runs, wanted, machine)):
+            display.say(f"warning: {line}")
+
     if runs:
         display.say(f"{len(runs)} of {wanted} trainings are finished already")
-        write_report(plan.flags.folder, _findings(plan, runs, wanted, machine))
+        report()
     seconds: list[float] = []
     for number, (variant, seed) in enumerate(missing):
         left = _left(seconds, len(missing) - number)
@@ -63,8 +69,9 @@ def run(flags: Flags, command: str) -> None:
         runs[variant.name, seed] = train_variant(variant, plan.flags, seed, plan.run_folder(variant, seed))
         seconds.append(time.monotonic() - started)
         # After each training: what an interruption leaves is a report that says how far it is.
-        write_report(plan.flags.folder, _findings(plan, runs, wanted, machine))
+        report()
     display.say(f"report: {show_path(plan.flags.folder / 'report.html')}")
+    return 0
 
 
 def _plan(flags: Flags, command: str) -> Plan:

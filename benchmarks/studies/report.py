@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from fast_train.benchmarks.instrument.records import ReportError
 from fast_train.benchmarks.instrument.result import Format
 from fast_train.benchmarks.instrument.statistics import bootstrap
-from fast_train.benchmarks.present.page import Block, Document, Notice, document_files, write_files
+from fast_train.benchmarks.present.page import Block, Document, Notice, write_document, write_files
 from fast_train.benchmarks.present.picture import LINES, Picture, Theme
 from fast_train.benchmarks.present.tables import Table, machine_table, percent
 from fast_train.benchmarks.studies.base import (
@@ -82,10 +82,11 @@ def check_folder(folder: Path, study: Study) -> None:
         raise ConfigError(f"{folder} holds a report of study {record.get('study')}; give another --out")
 
 
-def write_report(folder: Path, findings: Findings) -> None:
-    """Write report.md, report.html, the pictures, and at last report.json."""
-    files = document_files(build_document(findings))
-    write_files(folder, {**files, _JSON: findings.to_json()})
+def write_report(folder: Path, findings: Findings) -> list[str]:
+    """Write report.json, report.md, the pictures and report.html; returns a line on each picture that can't be
+    drawn."""
+    write_files(folder, {_JSON: findings.to_json()})
+    return write_document(folder, build_document(findings))
 
 
 def build_document(findings: Findings) -> Document:
@@ -103,7 +104,7 @@ def build_document(findings: Findings) -> Document:
             )
         ],
     }
-    return Document.of(study.title, study.question, sections, _warnings(findings))
+    return Document(study.title, study.question, sections, _warnings(findings))
 
 
 def _warnings(findings: Findings) -> list[str]:

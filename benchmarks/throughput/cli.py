@@ -15,11 +15,13 @@ from fast_train.benchmarks.instrument.flags import (
     add_subject,
     check_counts,
     known_names,
+    measured_by,
     plain_parser,
+    run_program,
 )
 from fast_train.benchmarks.throughput.suites import SUITES
-from fast_train.common.command import Parser, run_command
-from fast_train.common.startup import quick_imports
+from fast_train.common.command import Parser
+from fast_train.common.files import user_path
 from fast_train.pipeline.config.settings import RunConfig
 from fast_train.pipeline.errors import ConfigError
 
@@ -43,7 +45,6 @@ exit status: 0 done, 1 a loss (--compare), a suite or a training that failed, or
 class Flags(Subject):
     """The command's flags; None for one that was not given."""
 
-    out: Path | None = None
     only: str | None = None
     skip: str | None = None
     target_accuracy: float | None = None
@@ -69,12 +70,15 @@ class Flags(Subject):
         super().check()
 
     def chosen_suites(self) -> list[str]:
-        """The suites to run, in their order; ValueError for unknown names, none left, or one that another one needs."""
+        """The suites to run, in their order; --quick takes those that take long only where --only names them.
+
+        ValueError for unknown names, none left, or one that another one needs."""
         only, left_out = (
             [] if text is None else known_names(flag, text, "suite", SUITES)
             for flag, text in (("--only", self.only), ("--skip", self.skip))
         )
-        wanted = [name for name in SUITES if (self.only is None or name in only) and name not in left_out]
+        asked = only or [name for name, suite in SUITES.items() if suite.quick or not self.quick]
+        wanted = [name for name in SUITES if name in asked and name not in left_out]
         if not wanted:
             raise ValueError("--only and --skip leave no suite; name one that is not skipped")
         for name in left_out:
@@ -89,19 +93,12 @@ class Flags(Subject):
 
     def check_used(self, chosen: Sequence[str]) -> None:
         """ConfigError for a flag of a suite that will not run."""
-        for suite in SUITES.values():
-            for name in suite.flags:
-                if getattr(self, name) is None:
-                    continue
+        for suite, name in ((suite, name) for suite, found in SUITES.items() for name in found.flags):
+            if suite not in chosen and getattr(self, name) is not None:
                 flag = f"--{name.replace('_', '-')}"
-                if suite.name not in chosen:
-                    raise ConfigError(
-                        f"{flag} means nothing without the suite {suite.name}; leave it out, or run the suite"
-                    )
-                if self.quick and not suite.quick:
-                    raise ConfigError(
-                        f"{flag} means nothing to --quick, which leaves out {suite.name}; leave one of them out"
-                    )
+                raise ConfigError(
+                    f"{flag} means nothing without the suite {suite}; leave it out, or run that suite too"
+                )
 
     def _check_dataset(self) -> None:
         """ValueError for a --prep-dataset that prep-data does not know, or a folder in which it finds no images."""
@@ -142,42 +139,27 @@ def build_parser() -> Parser:
     add("--warm-up", **COUNT, help="repeats before that (default: 1)")
     add("--workers", **COUNT, help="of loaders that have them (default: cores)")
     add = parser.add_argument_group("results").add_argument
-    add("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="compare two reports, do not measure")
+    add("--compare", nargs=2, type=user_path, metavar=("OLD", "NEW"), help="compare two reports, do not measure")
     add("--max-loss", **NUMBER, help="of --compare, a fraction (default: 0.1)")
-    add("--debug", action="store_true", help="show the trace of an error")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
-    with the command."""
-    given = sys.argv[1:] if arguments is None else arguments
-    flags = build_parser().parse(Flags, given)
-    return run_command(
-        PROGRAM,
-        lambda: _run(flags, given),
-        debug=flags.debug,
-        ends_process=arguments is None,
-        interrupted="no report was written",
-    )
+    """Run the command, see `run_program`."""
+    return run_program(build_parser(), Flags, _run, arguments, interrupted="no report was written")
 
 
-def _run(flags: Flags, given: list[str]) -> int:
+def _run(flags: Flags, command: list[str]) -> int:
     if flags.compare is not None:
-        # Only here, as below: --help needs no arrays.
+        # Only here: --help needs no arrays.
         from fast_train.benchmarks.throughput.compare import compare_reports
 
-        _check_alone(given)
+        _check_alone(command[1:])
         old, new = flags.compare
         return compare_reports(old, new, flags.max_loss)
     if flags.max_loss is not None:
         raise ConfigError("--max-loss means nothing without --compare; leave it out")
-    flags.check()
-    # After all that can be refused without torch, which takes seconds to import.
-    with quick_imports():
-        from fast_train.benchmarks.throughput.commands import measure
-
-    return measure(flags, [PROGRAM, *given])
+    return measured_by("throughput.commands")(flags, command)
 
 
 def _check_alone(given: list[str]) -> None:

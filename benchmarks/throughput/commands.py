@@ -10,13 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fast_train.benchmarks.instrument.bench import Bench, build_bench, conclude
+from fast_train.benchmarks.instrument.bench import Bench, build_bench, measure_and_report
 from fast_train.benchmarks.instrument.cost import batch_warnings
-from fast_train.benchmarks.present.folder import report_folder
 from fast_train.benchmarks.present.tables import device_of
-from fast_train.benchmarks.throughput.compare import REPORT
 from fast_train.benchmarks.throughput.report import write_report
-from fast_train.benchmarks.throughput.suites import SUITES, Suite, ThroughputSettings, settings_of
+from fast_train.benchmarks.throughput.suites import SUITES, ThroughputSettings, settings_of
 from fast_train.common.console import Display
 from fast_train.common.text import show_path
 from fast_train.pipeline.device import device_name
@@ -26,22 +24,13 @@ if TYPE_CHECKING:
 
 
 def measure(flags: Flags, command: Sequence[str]) -> int:
-    """Measure, write the report, say where it is. KeyboardInterrupt where a signal came before there was a figure."""
-    chosen = flags.chosen_suites()
-    display = Display()
+    """Measure, write the report, say where it is; see `measure_and_report`."""
     # Part of the baseline: four workers, whatever the cores.
     warnings.filterwarnings("ignore", message="This DataLoader will create")
-    scratch = tempfile.TemporaryDirectory(prefix="bench-throughput-")
-    with scratch:
-        bench = open_bench(flags, command, display, Path(scratch.name))
-        if any(SUITES[name].steps for name in chosen):
-            for recipe, fitted in ((bench.recipe, bench.config), (bench.baseline_recipe, bench.baseline)):
-                bench.result.warnings += batch_warnings(recipe, fitted)
-        with report_folder(flags.out, _default_folder(bench), REPORT) as folder:
-            display.say(f"{bench.config.model.arch} by recipe {bench.config.recipe}; {bench.runtime.describe()}")
-            display.say(f"report folder: {show_path(folder)}")
-            stop = _run_suites(bench, chosen)
-            return conclude(bench, stop, partial(_write, bench, folder), scratch)
+    with tempfile.TemporaryDirectory(prefix="bench-throughput-") as scratch:
+        bench = open_bench(flags, command, Display(), Path(scratch))
+        run, write = partial(_run_suites, bench, flags.chosen_suites()), partial(_write, bench)
+        return measure_and_report(bench, run, write, out=flags.out, default=_default_folder(bench))
 
 
 def open_bench(flags: Flags, command: Sequence[str], display: Display, scratch: Path) -> Bench[ThroughputSettings]:
@@ -54,39 +43,26 @@ def _default_folder(bench: Bench[ThroughputSettings]) -> Path:
     return Path("reports") / f"{bench.config.model.arch}-{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}"
 
 
-def _run_suites(bench: Bench[ThroughputSettings], chosen: Sequence[str]) -> KeyboardInterrupt | None:
-    """Run them in turn; the signal where one ended it. What an unfinished suite had measured is left out."""
+def _run_suites(bench: Bench[ThroughputSettings], chosen: Sequence[str]) -> None:
+    """Run them in turn. What a suite had measured that a signal ends is left out."""
+    if any(SUITES[name].steps for name in chosen):
+        for recipe, fitted in ((bench.recipe, bench.config), (bench.baseline_recipe, bench.baseline)):
+            bench.result.warnings += batch_warnings(recipe, fitted)
     for name in SUITES:
         if name not in chosen:
-            bench.skip(name, "the suite", "left out by --only or --skip")
-    waiting, done = list(chosen), len(bench.result.rows)
-    try:
-        while waiting:
-            _run_suite(bench, SUITES[waiting[0]])
-            del waiting[0]
-            done = len(bench.result.rows)
-    except KeyboardInterrupt as stop:
-        del bench.result.rows[done:]
-        bench.result.complete = False
-        for left in waiting:
-            bench.skip(left, "the suite", "interrupted before it was finished")
-        return stop
-    return None
+            bench.skip(name, "the suite", "left out by --only, --skip or --quick")
+    for number, name in enumerate(chosen):
+        done = len(bench.result.rows)
+        try:
+            bench.attempt(name, "the rest of the suite", partial(SUITES[name].run, bench))
+        except KeyboardInterrupt:
+            del bench.result.rows[done:]
+            for left in chosen[number:]:
+                bench.skip(left, "the suite", "interrupted before it was finished")
+            raise
 
 
-def _run_suite(bench: Bench[ThroughputSettings], suite: Suite) -> None:
-    if bench.settings.quick and not suite.quick:
-        bench.skip(suite.name, "the suite", "left out by --quick")
-    else:
-        bench.attempt(suite.name, "the rest of the suite", partial(suite.run, bench))
-
-
-def _write(bench: Bench[ThroughputSettings], folder: Path) -> None:
-    result = bench.result
-    write_report(folder, result)
-    for warning in result.warnings:
-        bench.display.say(f"warning: {warning}")
-    if not result.complete:
-        bench.display.say("interrupted: the report holds the suites that were finished, and says so")
+def _write(bench: Bench[ThroughputSettings], folder: Path) -> list[str]:
+    bench.result.warnings += write_report(folder, bench.result)
     where = show_path(folder / "report.html")
-    bench.display.say(f"{len(result.rows)} rows on {device_of(result.machine)}; report: {where}")
+    return [f"{len(bench.result.rows)} rows on {device_of(bench.result.machine)}; report: {where}"]

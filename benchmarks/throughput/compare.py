@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ REPORT = "report.json"
 FORMAT = Format(
     schema="fast-train.bench-throughput",
     version=1,
-    details={suite.name: suite.details for suite in SUITES.values()},
+    details={name: suite.details for name, suite in SUITES.items()},
     renamed={"notes' DataLoader": "baseline DataLoader", "the notes' step": "the baseline's step"},
 )
 _MAX_LOSS = 0.1
@@ -94,7 +94,7 @@ def read_result(path: Path) -> Result:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise ReportError(f"{show(path)} can't be read: {one_line(error)}") from error
+        raise ReportError(f"{one_line(error)}; give a {REPORT}, or the folder that holds one") from error
     try:
         return Result.from_json(text, FORMAT)
     except ValueError as error:
@@ -152,38 +152,36 @@ def _table(values: dict[str, Any], name: str) -> dict[str, Any]:
     return table if isinstance(table, dict) else {}
 
 
+def _differing(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """A note on the values that differ, or none."""
+    pairs = [f"{k} {old.get(k)} and {new.get(k)}" for k in dict.fromkeys([*old, *new]) if old.get(k) != new.get(k)]
+    return [f"{what}: {', '.join(pairs)}"] if pairs else []
+
+
 def _notes(before: Result, after: Result) -> list[str]:
-    notes = []
-    for what in ("cpu", "gpu", "usable_cores"):
-        one, other = (result.machine.get(what) for result in (before, after))
-        if isinstance(one, dict) and isinstance(other, dict):
-            one, other = one.get("name"), other.get("name")
-        if one != other:
-            notes.append(f"measured on different machines: {what} {one} and {other}")
-    notes += _software_notes(before, after)
-    notes += _data_notes(before, after)
-    notes += _settings_notes(before, after)
-    notes += _method_notes(before, after)
-    for name, result in (("old", before), ("new", after)):
-        if not result.complete:
-            notes.append(f"the {name} report was interrupted")
-    return notes
-
-
-def _software_notes(before: Result, after: Result) -> list[str]:
-    old, new = (
-        {"Python": result.machine.get("python"), **_table(result.machine, "packages")} for result in (before, after)
-    )
-    differing = [
-        f"{name} {old.get(name) or 'none'} and {new.get(name) or 'none'}"
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name)
+    both = before, after
+    # A report from before there was a setting does not tell what it would have been.
+    shared = before.settings.keys() & after.settings.keys() - _NOT_OF_ROWS
+    old, new = ({name: value for name, value in result.settings.items() if name in shared} for result in both)
+    return [
+        *_differing("measured on different machines", *map(_hardware, both)),
+        *_differing("measured with different software", *map(_software, both)),
+        *_data_notes(before, after),
+        *_settings_notes(before, after),
+        *_training_notes(before, after),
+        *_differing("measured in different ways", old, new),
+        *(f"the {name} report was interrupted" for name, r in zip(("old", "new"), both, strict=True) if not r.complete),
     ]
-    notes = [f"measured with different software: {', '.join(differing)}"] if differing else []
-    one, other = (result.machine.get("commit") for result in (before, after))
-    if one != other:
-        notes.append(f"the code is of different commits: {one or 'unknown'} and {other or 'unknown'}")
-    return notes
+
+
+def _hardware(result: Result) -> dict[str, Any]:
+    found = {what: result.machine.get(what) for what in ("cpu", "gpu", "usable_cores")}
+    return {what: value.get("name") if isinstance(value, dict) else value for what, value in found.items()}
+
+
+def _software(result: Result) -> dict[str, Any]:
+    packages = {name: version or "none" for name, version in _table(result.machine, "packages").items()}
+    return {"Python": result.machine.get("python"), **packages, "commit": result.machine.get("commit") or "unknown"}
 
 
 def _data_notes(before: Result, after: Result) -> list[str]:
@@ -201,19 +199,16 @@ def _data_notes(before: Result, after: Result) -> list[str]:
 
 
 def _settings_notes(before: Result, after: Result) -> list[str]:
-    notes = []
     one, other = (result.config.get("recipe") for result in (before, after))
-    if one != other:
-        notes.append(f"measured by different recipes: {one} and {other}")
     # Where the recipes differ, all other settings follow from their names.
     differing = [
-        f"{name} {old} and {new}"
+        (name, old, new)
         for name, old, new in _differences(before, after)
         if name in _SPEED or (one == other and not name.startswith("model.") and name not in _SAID)
     ]
-    if differing:
-        notes.append(f"measured with different settings: {', '.join(differing)}")
-    return [*notes, *_training_notes(before, after)]
+    old, new = {name: old for name, old, _ in differing}, {name: new for name, _, new in differing}
+    recipes = [] if one == other else [f"measured by different recipes: {one} and {other}"]
+    return [*recipes, *_differing("measured with different settings", old, new)]
 
 
 def _training_notes(before: Result, after: Result) -> list[str]:
@@ -221,27 +216,13 @@ def _training_notes(before: Result, after: Result) -> list[str]:
     if len(trainings) != 2:
         return []
     one, other = trainings
-    notes = []
-    for what, old, new in (
+    pairs = [
         ("target", one.target, other.target),
         ("epochs", one.epochs, other.epochs),
         # Some older reports don't name it.
         ("batch size", one.batch_size or other.batch_size, other.batch_size or one.batch_size),
-    ):
-        if old != new:
-            notes.append(f"trainings of different {what}: {old} and {new}")
-    return notes
-
-
-def _method_notes(before: Result, after: Result) -> list[str]:
-    old, new = before.settings, after.settings
-    differing = [
-        f"{name} {old[name]} and {new[name]}"
-        # A report from before there was a setting does not tell what it would have been.
-        for name in old
-        if name in new and name not in _NOT_OF_ROWS and old[name] != new[name]
     ]
-    return [f"measured in different ways: {', '.join(differing)}"] if differing else []
+    return [f"trainings of different {what}: {old} and {new}" for what, old, new in pairs if old != new]
 
 
 def describe(comparison: Comparison, max_loss: float) -> list[str]:

@@ -9,7 +9,7 @@ from fast_train.benchmarks.instrument import roofline as roofline_suite
 from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Result, Row
 from fast_train.benchmarks.instrument.statistics import CONFIDENCE
-from fast_train.benchmarks.present.page import Block, Document, Notice, document_files, write_files
+from fast_train.benchmarks.present.page import Block, Document, Notice, write_document, write_files
 from fast_train.benchmarks.present.tables import Table, device_of, interval, machine_table, number, percent
 from fast_train.benchmarks.throughput import plots
 from fast_train.benchmarks.throughput.compare import FORMAT, REPORT
@@ -28,11 +28,11 @@ Blocks = Sequence[Block | None]
 _MEDIAN = ("median", f"{CONFIDENCE:.0%} interval", "spread")
 
 
-def write_report(folder: Path, result: Result) -> list[Path]:
-    """Write report.json, report.md, report.html and the pictures. All of it is made before any of it is written, and
-    report.json comes last: where it stands, the rest is of the same run."""
-    files = document_files(build_document(result))
-    return write_files(folder, {**files, REPORT: result.to_json(FORMAT)})
+def write_report(folder: Path, result: Result) -> list[str]:
+    """Write report.json, which must not be lost with the rest, then report.md, the pictures and report.html; returns a
+    line on each picture that can't be drawn."""
+    write_files(folder, {REPORT: result.to_json(FORMAT)})
+    return write_document(folder, build_document(result))
 
 
 def build_document(result: Result) -> Document:
@@ -48,7 +48,7 @@ def build_document(result: Result) -> Document:
         "Machine and method": _machine(result),
     }
     title = f"Throughput of {result.config['model']['arch']} on {result.data['source']}"
-    return Document.of(title, headline(result), sections, result.warnings)
+    return Document(title, headline(result), sections, result.warnings)
 
 
 def headline(result: Result) -> str:

@@ -211,6 +211,12 @@ class ScheduleConfig:
         _require(self.patience >= 0, f"patience {self.patience} must be 0 epochs or more")
 
 
+def check_device(name: str) -> None:
+    """ConfigError for what names no kind of device, here or elsewhere."""
+    _require(re.fullmatch("auto|cpu|cuda(:[0-9]{1,3})?", name) is not None,
+             f"unknown device '{name}'; give cpu, cuda or cuda:N")  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """How long and how to run."""
@@ -271,6 +277,7 @@ class RunConfig:
         _require(self.keep >= 0, f"keep {self.keep} checkpoints; give 0 or more")
         check_seed(self.seed)
         _require(self.threads is None or 1 <= self.threads <= 1024, f"{self.threads} threads; give 1 to 1024")
+        check_device(self.device)
         check_choice("amp type", self, "amp")
         check_choice("compile mode", self, "compile_mode")
         check_choice("fusion", self, "fuse")

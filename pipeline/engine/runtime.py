@@ -15,7 +15,7 @@ import torch
 
 from fast_train.common.cores import usable_cores
 from fast_train.pipeline.config.architectures import Fusion
-from fast_train.pipeline.config.settings import RunConfig
+from fast_train.pipeline.config.settings import RunConfig, check_device
 from fast_train.pipeline.device import computes_bf16, device_name, gains_by, has_tf32
 from fast_train.pipeline.errors import ConfigError
 
@@ -137,15 +137,11 @@ def _check_triton_builds() -> None:
 
 def resolve_device(name: str) -> torch.device:
     """The device that a setting names; ConfigError for one that is not here."""
+    check_device(name)
     available = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if available else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device '{name}'; give cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device '{name}' is not supported; give cpu, cuda or cuda:N")
+    device = torch.device(name)
     if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
         raise ConfigError(f"no device '{name}' is visible here; give --device auto to use what there is")
     return device

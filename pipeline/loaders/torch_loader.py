@@ -40,6 +40,9 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     """Ctrl-C, a hang-up and a job's end reach the whole process group; the training finishes its step with the workers
     alive."""
     del worker
+    # A parent that is stopped in the middle of a hand-over makes the thread that serves it print a trace; errors of the
+    # loading itself take another way.
+    sys.excepthook = lambda *_: None
     for signum in (signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     if sys.platform == "linux":

@@ -17,7 +17,7 @@ from fast_train.benchmarks.instrument.result import Result
 from fast_train.benchmarks.throughput import cli, commands
 from fast_train.benchmarks.throughput.cli import Flags
 from fast_train.benchmarks.throughput.compare import FORMAT, read_result
-from fast_train.benchmarks.throughput.records import LoaderDetails, RungDetails
+from fast_train.benchmarks.throughput.records import EndToEndDetails, LoaderDetails, RungDetails
 from fast_train.benchmarks.throughput.suites import augmentation, preparation
 from fast_train.common.console import Display
 from fast_train.pipeline.loaders import LOADERS
@@ -64,7 +64,9 @@ def test_the_page_stands_alone(quick_report):
     assert "prefers-color-scheme: dark" in page
 
 
-def test_a_report_is_not_overwritten(quick_report, prepared_path, capsys):
+def test_a_report_is_not_overwritten(quick_report, prepared_path, capsys, monkeypatch):
+    # Found before torch is imported for the measuring.
+    monkeypatch.delattr(commands, "measure")
     before = (quick_report / "report.json").read_bytes()
     assert cli.main(["--data", str(prepared_path), "--out", str(quick_report), "--quick"]) == 2
     assert "holds a report already" in capsys.readouterr().err
@@ -90,7 +92,8 @@ def test_a_report_is_not_overwritten(quick_report, prepared_path, capsys):
         (["--only", "ladder", "--skip", "roofline"], "ladder compares with it; skip ladder too"),
         (["--only", "loaders", "--target-accuracy", "0.9"], "--target-accuracy means nothing without the suite"),
         (["--skip", "accuracy", "--runs", "2"], "--runs means nothing without the suite accuracy"),
-        (["--quick", "--epochs", "1"], "--epochs means nothing to --quick"),
+        (["--quick", "--epochs", "1"], "--epochs means nothing without the suite accuracy"),
+        (["--device", "gpu"], "unknown device 'gpu'; give cpu, cuda or cuda:N"),
         (["--only", "loaders", "--prep-dataset", "synthetic"], "--prep-dataset means nothing without the suite"),
         (["--max-loss", "0.1"], "--max-loss means nothing without --compare"),
         (["--compare", "a", "b"], "--compare does not go with --data"),
@@ -194,7 +197,7 @@ def test_a_preparation_that_takes_too_long_is_listed(prepared_path, tmp_path, mo
     flags = Flags(data=str(prepared_path), device="cpu")
     bench = commands.open_bench(flags, ["bench-throughput"], Display(), tmp_path)
     preparation.run(bench)
-    assert {s.reason for s in bench.result.skipped} == {"prep-data was not done after 1800 s"}
+    assert {s.reason for s in bench.result.skipped} == {"failed: prep-data was not done after 1800 s"}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -228,6 +231,20 @@ def test_a_signal_between_two_suites_keeps_the_first(prepared_path, tmp_path, mo
     monkeypatch.setattr(augmentation, "run", lambda bench: monkeypatch.setattr(bench_module, "clean_up", interrupt))
     assert _quick(prepared_path, tmp_path / "report", only="roofline,augmentation") == 130
     assert {row.suite for row in read_result(tmp_path / "report").rows} == {"roofline"}
+
+
+def test_a_suite_that_quick_leaves_out_is_measured_where_it_is_asked_for():
+    assert "preparation" not in Flags(quick=True).chosen_suites()
+    assert Flags(quick=True, only="preparation").chosen_suites() == ["preparation"]
+    Flags(quick=True, only="accuracy", epochs=1).check_used(["accuracy"])
+
+
+def test_a_quick_report_compares_with_loaders_that_it_measured(result):
+    fed = result.about(EndToEndDetails)
+    assert {row.details.entry for row in fed} >= {"resident", "torch", "baseline DataLoader"}
+    for row in fed:
+        if "baseline's" not in row.details.step:
+            assert row.details.loader_alone is not None, row.details.sentence
 
 
 def test_the_recipe_is_the_one_that_fast_train_takes(prepared_path, tmp_path, monkeypatch):

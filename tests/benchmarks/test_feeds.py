@@ -1,5 +1,8 @@
 """What is timed of a loader, and what is said of it beside a step."""
 
+import multiprocessing
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +20,7 @@ from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Result, Row
 from fast_train.benchmarks.peers import peer_entries
 from fast_train.benchmarks.peers.ffcv_readme import FfcvReadme
+from fast_train.benchmarks.peers.tuned_dataloader import TunedDataLoader
 from fast_train.benchmarks.throughput.records import EndToEndDetails
 from fast_train.benchmarks.throughput.report import headline
 from fast_train.benchmarks.throughput.suites import end_to_end, loaders
@@ -107,12 +111,16 @@ def _entries():
         yield pytest.param(entry, id=entry.name, marks=pytest.mark.slow if entry.name == FfcvReadme.name else ())
 
 
-@pytest.mark.parametrize("entry", _entries())
-def test_a_pass_of_any_length_has_that_many_batches(entry, prepared):
+def _open(entry, prepared):
     config = Config.from_dict({"data": {"path": str(prepared.root), "batch_size": 16}, "run": {"device": "cpu"}})
     runtime = SimpleNamespace(device=torch.device("cpu"), image_dtype=torch.float32)
     workers = 1 if entry.workers is None else entry.workers
-    feed = entry.open(FeedOptions(prepared=prepared, config=config, runtime=runtime, workers=workers))
+    return entry.open(FeedOptions(prepared=prepared, config=config, runtime=runtime, workers=workers))
+
+
+@pytest.mark.parametrize("entry", _entries())
+def test_a_pass_of_any_length_has_that_many_batches(entry, prepared):
+    feed = _open(entry, prepared)
     with_indices = isinstance(feed, LoaderFeed)
     try:
         for count in (1, 3, 4, 11):
@@ -121,6 +129,24 @@ def test_a_pass_of_any_length_has_that_many_batches(entry, prepared):
         assert feed.seconds(2) > 0
     finally:
         feed.close()
+
+
+def test_a_peer_whose_workers_are_stopped_is_waited_for_no_longer_than_that(prepared, monkeypatch):
+    monkeypatch.setattr("fast_train.benchmarks.instrument.feeds.LATEST_SECONDS", 0.5)
+    feed, others = _open(TunedDataLoader.entry(), prepared), set(multiprocessing.active_children())
+    batches = feed.batches(40)
+    next(batches)
+    started = set(multiprocessing.active_children()) - others
+    assert started
+    for worker in started:
+        # The job's end and Ctrl-C reach the whole group; workers are ended by who started them.
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGSTOP):
+            os.kill(worker.pid, signum)
+    with pytest.raises(RuntimeError, match="no batch came within"):
+        list(batches)
+    for worker in started:
+        os.kill(worker.pid, signal.SIGCONT)
+    feed.close()
 
 
 def _row(*repeats, suite="end-to-end", name="row"):

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from fast_train.benchmarks.lab import convolutions
-from fast_train.benchmarks.lab.convolutions import CUDNN, Layer, Work, check, layers, main, tiles
+from fast_train.benchmarks.lab import layers as lab_layers
+from fast_train.benchmarks.lab.convolutions import main
+from fast_train.benchmarks.lab.layers import CUDNN, Layer, Work, check, layers, tiles
 
 
 def test_the_layers_of_resnet18():
@@ -54,7 +55,7 @@ def test_a_layer_that_does_not_fit_costs_no_other_its_figures(capsys, monkeypatc
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
-    monkeypatch.setattr(convolutions, "measure", measure)
+    monkeypatch.setattr(lab_layers, "records_of", measure)
     assert main(["--arch", "resnet8"]) == 1
     *lines, last = capsys.readouterr().out.splitlines()
     assert "  not measured: CUDA out of memory. Tried to allocate" in lines
@@ -75,9 +76,9 @@ def test_ctrl_c_is_one_line(capsys, monkeypatch):
 def test_gpu_measures_each_way_to_compute_a_layer(monkeypatch, capsys):
     """One layer: each of its tiles takes seconds to compile."""
     layer, count = next(iter(layers("resnet8").items()))
-    monkeypatch.setattr(convolutions, "layers", lambda arch: {layer: count})
+    monkeypatch.setattr(lab_layers, "layers", lambda arch: {layer: count})
     assert main(["--arch", "resnet8", "--batch-size", "64"]) == 0
     records = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {tuple(r["layer"].values()) for r in records} == {layer}
-    assert {r["name"] for r in records if r["direction"] == "forward"} == set(convolutions.tiles(layer))
+    assert {r["name"] for r in records if r["direction"] == "forward"} == set(tiles(layer))
     assert all(r["images_per_second"] > 0 for r in records if r["name"] == CUDNN)

@@ -4,10 +4,11 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
+from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fast_train.benchmarks.present.page import Document, Notice, Section, document_files, write_files
+from fast_train.benchmarks.present.page import Document, Notice, write_document
 from fast_train.benchmarks.present.picture import DARK, LIGHT, Picture
 from fast_train.benchmarks.present.tables import Table, interval, number, percent
 
@@ -24,7 +25,7 @@ TABLE = Table(["loader", "images/s"], [["resident", "1,000"], ["`a|b` <c>", "20"
 DOCUMENT = Document(
     "Report & more",
     "It is `fast`.",
-    [Section("Loaders", ["Some text.", TABLE, PICTURE, Notice("warning", ["spread of 7 %", "a < b"])])],
+    {"Loaders": ["Some text.", TABLE, PICTURE, Notice("warning", ["spread of 7 %", "a < b"])], "Nothing": [None]},
 )
 
 
@@ -62,19 +63,27 @@ def test_the_same_picture_is_the_same_file():
     assert PICTURE.render(DARK, "svg") == PICTURE.render(DARK, "svg")
 
 
-def test_each_theme_and_format_is_drawn_once():
+def test_each_theme_and_format_is_drawn_once(tmp_path):
     drawn = []
 
     def draw(figure, theme):
         drawn.append(theme.name)
         _draw(figure, theme)
 
-    document_files(Document("Report", "", [Section("Lines", [replace(PICTURE, draw=draw)])]))
+    write_document(tmp_path, Document("Report", "", {"Lines": [replace(PICTURE, draw=draw)]}))
     assert sorted(drawn) == ["dark", "light", "light"]
 
 
-def test_html_is_one_file_that_loads_nothing():
-    page = document_files(DOCUMENT)["report.html"].decode()
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder of a report."""
+    folder = tmp_path_factory.mktemp("deep") / "report"
+    assert write_document(folder, DOCUMENT) == []
+    return folder
+
+
+def test_html_is_one_file_that_loads_nothing(written):
+    page = (written / "report.html").read_text()
     assert not re.search(r"""(?:src|srcset|href)\s*=\s*["'](?!data:|#)""", page)
     assert not re.search(r"https?://|url\(|@import|<script", page)
     assert "prefers-color-scheme: dark" in page
@@ -83,6 +92,7 @@ def test_html_is_one_file_that_loads_nothing():
     assert "&lt;rising&gt;" in page
     assert "<code>fast</code>" in page
     assert 'href="#loaders"' in page
+    assert "Nothing" not in page
     assert 'id="loaders"' in page
 
 
@@ -90,7 +100,7 @@ def test_markdown_and_html_have_the_same_cells():
     markdown = [re.split(r"(?<!\\)\|", line)[1:-1] for line in TABLE.to_markdown().splitlines() if "|" in line]
     assert [cell.strip() for cell in markdown[1]] == ["---", "---:"]
     assert [cell.strip() for cell in markdown[2]] == ["**resident**", "**1,000**"]
-    assert markdown[3][0].strip() == r"`a\|b` <c>"
+    assert markdown[3][0].strip() == r"`a\|b` \<c\>"
     rows = ET.fromstring(TABLE.to_html()).findall(".//tr")
     assert ["".join(cell.itertext()) for cell in rows[2]] == ["a|b <c>", "20"]
     assert rows[1].get("class") == "strong"
@@ -103,14 +113,54 @@ def test_a_row_of_the_wrong_length_is_refused():
         Notice("danger", [])
 
 
-def test_files_of_a_report(tmp_path):
-    paths = write_files(tmp_path / "deep" / "report", document_files(DOCUMENT))
-    assert {path.name for path in paths} == {"lines.png", "lines.svg", "report.md", "report.html"}
-    assert {path.name for path in (tmp_path / "deep" / "report").iterdir()} == {path.name for path in paths}
-    text = (tmp_path / "deep" / "report" / "report.md").read_text()
+def test_names_mean_nothing_to_markdown(tmp_path):
+    name = r"a|b <i>c</i> [x](http://y) *d* _e_ f_g # h \ ~~i~~ &lt; `j`" + "\n# k"
+    table = Table(["a_b", "- c"], [[name, "-"], ["# d", "1"]], caption=name, strong=[1])
+    texts = [name, "# one", "- two", "+ three", "> four"]
+    write_document(tmp_path, Document(name, name, {name: [*texts, table, Notice("note", texts)]}))
+    tokens = MarkdownIt("commonmark").enable("table").parse((tmp_path / "report.md").read_text())
+    lines = [token for token in tokens if token.type == "inline"]
+    said = ["".join(part.content for part in line.children) for line in lines]
+    plain = name.replace("`", "").replace("\n", " ")
+    assert said == [
+        *[plain] * 3, *[text.replace(name, plain) for text in texts], plain, "a_b", "- c", plain, "-", "# d", "1",
+        "Note" + "".join(text.replace(name, plain) for text in texts),
+    ]  # fmt: skip
+    kinds = {part.type for line in lines for part in line.children}
+    # Our own marks: code, a strong row, a caption, the lines of a note.
+    assert kinds <= {
+        "text",
+        "code_inline",
+        "strong_open",
+        "strong_close",
+        "em_open",
+        "em_close",
+        "hardbreak",
+        "text_special",
+    }
+    assert {token.tag for token in tokens if token.type == "heading_open"} == {"h1", "h2"}
+
+
+def test_files_of_a_report(written):
+    assert {path.name for path in written.iterdir()} == {"lines.png", "lines.svg", "report.md", "report.html"}
+    text = (written / "report.md").read_text()
     assert "![Lines](lines.png)" in text
     assert "> **Warning**" in text
-    ET.parse(tmp_path / "deep" / "report" / "lines.svg")
+    ET.parse(written / "lines.svg")
+
+
+def test_a_picture_that_can_not_be_drawn_costs_the_report_nothing_else(tmp_path):
+    def fail(figure, theme):
+        raise RuntimeError("no font\nfound")
+
+    bad = replace(PICTURE, name="bad", title="Worst", draw=fail)
+    document = replace(DOCUMENT, sections={**DOCUMENT.sections, "More": [bad]})
+    assert write_document(tmp_path, document) == ["the picture 'Worst' can't be drawn: no font found"]
+    assert {path.name for path in tmp_path.iterdir()} == {"lines.png", "lines.svg", "report.md", "report.html"}
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "no font found" in text
+        assert "bad.png" not in text
 
 
 @pytest.mark.parametrize(

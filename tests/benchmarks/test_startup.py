@@ -42,7 +42,7 @@ def test_it_imports_as_fast_train_does(config):
     assert int(frozen) > 100_000
 
 
-def test_what_needs_no_torch_imports_none(quick_report):
+def test_what_needs_no_torch_imports_none(quick_report, prepared_path):
     """Seconds of imports, where the answer takes milliseconds."""
     calls = [
         ("throughput", ["--help"]),
@@ -50,12 +50,16 @@ def test_what_needs_no_torch_imports_none(quick_report):
         ("throughput", ["--arch", "resnet19"]),
         ("throughput", ["--recipe", "nowhere"]),
         ("throughput", ["--data", "nowhere"]),
+        ("throughput", ["--device", "gpu"]),
+        ("throughput", ["--data", str(prepared_path), "--out", str(quick_report)]),
         ("throughput", ["--compare", str(quick_report), str(quick_report)]),
         ("studies", ["--help"]),
         ("studies", ["degradatoin"]),
         ("studies", ["degradation", "--archs", "resnet21"]),
         ("studies", ["degradation", "--data", "nowhere"]),
         ("lab", ["--help"]),
+        ("lab.convolutions", ["--help"]),
+        ("lab.convolutions", ["--batch-size", "0"]),
         ("lab", ["--only", "steps"]),
         ("lab", ["--arch", "resnet19"]),
     ]
@@ -63,7 +67,7 @@ def test_what_needs_no_torch_imports_none(quick_report):
 import importlib, sys
 for room, arguments in {calls!r}:
     try:
-        status = importlib.import_module(f"fast_train.benchmarks.{{room}}.cli").main(arguments)
+        status = importlib.import_module(f"fast_train.benchmarks.{{room}}" + ".cli" * ("." not in room)).main(arguments)
     except SystemExit as end:
         status = end.code
     print(status, *sorted({{"torch", "matplotlib"}} & set(sys.modules)), file=sys.stderr)

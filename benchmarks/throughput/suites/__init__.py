@@ -26,16 +26,14 @@ if TYPE_CHECKING:
     from fast_train.benchmarks.throughput.cli import Flags
 
 _SYNTHETIC = "synthetic"
-_HERE = "fast_train.benchmarks.throughput.suites"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """module: whose ``run`` measures it. details: what its rows may say. needs: a suite that it compares with. flags:
-    of the command, which only this suite heeds. quick: whether --quick measures it. steps: whether it measures
-    training steps, in batches that a CPU takes in."""
+    """module: whose ``run`` measures it, in this room or, with a dot, in another one. details: what its rows may say.
+    needs: a suite that it compares with. flags: of the command, which only this suite heeds. quick: whether --quick
+    measures it unasked. steps: whether it measures training steps, in batches that a CPU takes in."""
 
-    name: str
     module: str
     details: tuple[type[Details], ...] = ()
     needs: str | None = None
@@ -44,42 +42,21 @@ class Suite:
     steps: bool = False
 
     def run(self, bench: Bench[ThroughputSettings]) -> None:
-        importlib.import_module(self.module).run(bench)
+        place = "fast_train.benchmarks." + (self.module if "." in self.module else f"throughput.suites.{self.module}")
+        importlib.import_module(place).run(bench)
 
 
 SUITES: dict[str, Suite] = {
-    suite.name: suite
-    for suite in (
-        Suite(
-            name="roofline",
-            module="fast_train.benchmarks.instrument.roofline",
-            details=(CopyDetails, ProductDetails),
-        ),
-        Suite(
-            name="augmentation",
-            module=f"{_HERE}.augmentation",
-            details=(AugmentationDetails,),
-            needs="roofline",
-        ),
-        Suite(name="loaders", module=f"{_HERE}.loaders", details=(LoaderDetails,)),
-        Suite(name="ladder", module=f"{_HERE}.ladder", details=(RungDetails,), needs="roofline", steps=True),
-        Suite(name="end-to-end", module=f"{_HERE}.end_to_end", details=(EndToEndDetails, StepDetails), steps=True),
-        Suite(
-            name="accuracy",
-            module=f"{_HERE}.accuracy",
-            details=(AccuracyDetails,),
-            flags=("target_accuracy", "runs", "epochs"),
-            quick=False,
-        ),
-        Suite(name="startup", module=f"{_HERE}.startup", quick=False, steps=True),
-        Suite(
-            name="preparation",
-            module=f"{_HERE}.preparation",
-            details=(PreparationDetails,),
-            flags=("prep_dataset",),
-            quick=False,
-        ),
-    )
+    "roofline": Suite(module="instrument.roofline", details=(CopyDetails, ProductDetails)),
+    "augmentation": Suite(module="augmentation", details=(AugmentationDetails,), needs="roofline"),
+    "loaders": Suite(module="loaders", details=(LoaderDetails,)),
+    "ladder": Suite(module="ladder", details=(RungDetails,), needs="roofline", steps=True),
+    "end-to-end": Suite(module="end_to_end", details=(EndToEndDetails, StepDetails), steps=True),
+    "accuracy": Suite(
+        module="accuracy", details=(AccuracyDetails,), flags=("target_accuracy", "runs", "epochs"), quick=False
+    ),
+    "startup": Suite(module="startup", quick=False, steps=True),
+    "preparation": Suite(module="preparation", details=(PreparationDetails,), flags=("prep_dataset",), quick=False),
 }
 
 

@@ -23,7 +23,6 @@ from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.loaders import AnyBatch, SplitView
 
 SUITE = "end-to-end"
-_QUICK = ("resident", "torch", "baseline DataLoader")
 _MOST_EPOCHS = 20
 #: What bounds a rate.
 LOADER, STEP, EITHER, UNKNOWN = "loader", "step", "either", "not known"
@@ -56,7 +55,7 @@ def _group(bench: Bench[ThroughputSettings], step_name: str, config: Config, run
     with ExitStack() as stack:
         for entry in loaders.entries():
             name = f"{entry.name}, {step_name}"
-            if bench.settings.quick and entry.name not in _QUICK:
+            if bench.settings.quick and entry.name not in loaders.QUICK:
                 bench.skip(SUITE, name, "left out by --quick")
                 continue
             workers = loaders.workers_of(entry, bench.settings.workers)

@@ -15,6 +15,8 @@ from fast_train.common.cores import usable_cores
 
 SUITE = "loaders"
 RAW, AUGMENTED = "raw", "augmented"
+#: Those that --quick feeds a step with, and so measures in all that a step may take from them.
+QUICK = ("resident", "torch", "baseline DataLoader")
 #: Passes longer than this many epochs say nothing more.
 _MOST_EPOCHS = 50
 
@@ -26,10 +28,9 @@ def run(bench: Bench[ThroughputSettings]) -> None:
     """
     main, workers = bench.config.data.batch_size, bench.settings.workers
     baseline = bench.baseline.data.batch_size
-    kinds = (AUGMENTED,) if bench.settings.quick else (RAW, AUGMENTED)
-    _group(bench, f"loaders, batch {main:,}", main, workers, kinds)
+    _group(bench, f"loaders, batch {main:,}", main, workers, (RAW, AUGMENTED))
     if not bench.settings.scaling:
-        bench.skip(SUITE, "bytes; other batch sizes and worker counts", "left out by --quick")
+        bench.skip(SUITE, "other loaders' bytes; other batch sizes and worker counts", "left out by --quick")
         return
     for batch_size in sorted({*bench.settings.batch_sizes, baseline} - {main}):
         kinds = (RAW, AUGMENTED) if batch_size == baseline else (AUGMENTED,)
@@ -88,6 +89,8 @@ def _group(
                 continue
             own = workers_of(entry, workers)
             for kind in kinds:
+                if kind == RAW and bench.settings.quick and entry.name not in QUICK:
+                    continue
                 name = row_name(entry, kind, batch_size, workers)
                 options = FeedOptions(
                     prepared=bench.prepared, config=config, runtime=bench.runtime, workers=own, raw=kind == RAW

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fast_train.common.text import one_line
+# What a finished report has.
+_REPORTS = {"report.json", "step-lab.json"}
 
 
 @contextmanager
-def report_folder(out: Path | None, default: Path, report: str) -> Iterator[Path]:
+def report_folder(out: Path | None, default: Path) -> Iterator[Path]:
     """The folder for a report, there and writable: ``out``, or the first free one of ``default``, ``default-2`` ...
 
-    report: the file that a finished report has. Folders that were made for the block and that it leaves empty go
-    again. Raises ValueError where ``out`` holds anything already, is not a folder, or can't be written.
+    Folders that were made for the block and that it leaves empty go again. Raises ValueError where ``out`` holds
+    anything already, is not a folder, or can't be written.
     """
     folder = out or default
     made: list[Path] = []
@@ -25,13 +26,13 @@ def report_folder(out: Path | None, default: Path, report: str) -> Iterator[Path
             if out is None:
                 folder = _make_free(default, made)
             else:
-                _check_empty(out, report)
+                check_empty(out)
                 _make(out, made, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
             raise ValueError(
-                f"no report can be written to {folder}: {one_line(error)}; give another folder as --out"
+                f"no report can be written to {folder}: {error.strerror}; give another folder as --out"
             ) from error
         yield folder
     finally:
@@ -41,10 +42,11 @@ def report_folder(out: Path | None, default: Path, report: str) -> Iterator[Path
                 path.rmdir()
 
 
-def _check_empty(folder: Path, report: str) -> None:
+def check_empty(folder: Path) -> None:
+    """ValueError for a folder, that need not be there, in which something lies."""
     if folder.is_dir():
         names = sorted(os.listdir(folder))
-        if report in names:
+        if not _REPORTS.isdisjoint(names):
             raise ValueError(f"{folder} holds a report already; give another --out")
         if names:
             raise ValueError(f"{folder} is not empty: it holds {names[0]}; give a new or an empty folder as --out")
