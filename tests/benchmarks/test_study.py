@@ -268,7 +268,7 @@ def test_finished_trainings_of_data_that_were_replaced_are_refused(study, prepar
     assert prep_cli.main(["--dataset", f"folder:{tmp_path / 'images-1'}", "--out", str(tmp_path / "others")]) == 0
     capsys.readouterr()
     assert study("--variants", "resnet20-none", data=tmp_path / "others") == 2
-    assert f"--data {data}, this command says {tmp_path / 'others'}; give another --out" in one_line_error(capsys)
+    assert f"on other images than {tmp_path / 'others'}, which differ in " in one_line_error(capsys)
     # The same images, wherever they lie.
     assert prep_cli.main(["--dataset", f"folder:{tmp_path / 'images-0'}", "--out", str(tmp_path / "moved")]) == 0
     assert study("--variants", "resnet20-none", data=tmp_path / "moved") == 0
