@@ -43,6 +43,7 @@ class Flags:
     skip_bad: bool
     workers: int | None
     background: str | None
+    fit: str | None
     ffcv_mode: str
     dali_mode: str
     jpeg_quality: int
@@ -86,7 +87,14 @@ def build_parser() -> Parser:
     group.add_argument(
         "--background",
         metavar="COLOUR",
-        help="what shows behind transparent images: a name or R,G,B (default: grey, on which black and white show)",
+        help="what shows behind transparent images and beside padded ones: a name or R,G,B (default: grey, on which "
+        "black and white show)",
+    )
+    group.add_argument(
+        "--fit",
+        metavar="HOW",
+        help="how images of another shape are stored: crop (default: scaled to cover, cropped at the centre), pad "
+        "(scaled to lie within, on the background), or stretch",
     )
     group = parser.add_argument_group("formats")
     group.add_argument(

@@ -22,6 +22,8 @@ from fast_train.data_prep.bare import orientation_of, strip
 # Of Pillow's formats those that it decodes itself, without a program that it starts or a file that it finds inside.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "DIB", "ICO", "TGA")
 _MOST_FILE_BYTES = 1 << 30
+#: How an image of another shape is brought to the set's: `Reading`.
+FITS = ("crop", "pad", "stretch")
 # Four copies of the most pixels that are read take less, and so do the libraries.
 _MOST_WORKER_BYTES = 4 << 30
 _SIXTEEN_BIT = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
@@ -43,20 +45,24 @@ class BadImageError(ValueError):
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read what three times 8 bits can't hold. background: the red, green and blue (0 to 255) that show where an
-    image is transparent. bits: how many of 16 bits a grey image uses; 2**bits - 1 becomes 255."""
+    """How to read what the stored images can't hold. background: the red, green and blue (0 to 255) that show where an
+    image is transparent, and beside one that is padded. bits: how many of 16 bits a grey image uses; 2**bits - 1
+    becomes 255. fit: an image of another shape is scaled to cover the stored one and cropped at the centre (crop),
+    scaled to lie within it (pad), or scaled in each direction by itself (stretch)."""
 
     background: tuple[int, int, int] = (0, 0, 0)
     bits: int = 16
+    fit: str = "crop"
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Reading:
         """As a manifest or a checkpoint has it; ValueError for what is none. Older ones say nothing: the defaults."""
         background, bits = tuple(record.get("background", cls.background)), record.get("bits", cls.bits)
-        numbers = (*background, bits)
-        if len(numbers) != 4 or not all(isinstance(n, int) and 0 <= n <= 255 for n in numbers) or not 8 <= bits <= 16:
-            raise ValueError("the background and the bits that images were read with are not usable; train anew")
-        return cls((background[0], background[1], background[2]), bits)
+        numbers, fit = (*background, bits), record.get("fit", cls.fit)
+        levels = len(numbers) == 4 and all(isinstance(n, int) and 0 <= n <= 255 for n in numbers)
+        if not levels or not 8 <= bits <= 16 or fit not in FITS:
+            raise ValueError("the background, bits and fit that images were read with are not usable; train anew")
+        return cls((background[0], background[1], background[2]), bits, fit)
 
 
 class Header(NamedTuple):
@@ -96,20 +102,39 @@ def read_rgb(path: str, shape: tuple[int, int] | None = None, reading: Reading |
     """Decode an image file.
 
     EXIF orientation is applied; of an animation the first frame is taken; ``reading`` says what becomes of transparency
-    and of 16-bit greyscale (default: black, and all bits). An image of another ``shape`` (height, width) is scaled,
-    antialiased, to cover it and cropped at the centre. Raises BadImageError, for a truncated file too.
+    and of 16-bit greyscale (default: black, and all bits), and how an image of another ``shape`` (height, width) is
+    brought to it (default: cropped), antialiased. Raises BadImageError, for a truncated file too.
     """
+    reading = reading or Reading()
     with _open(path) as (image, orientation):
         if shape is not None:
             # A JPEG decodes to a fraction of its size in a fraction of the time; twice the target loses nothing.
             image.draft(None, (2 * shape[1], 2 * shape[0]))
         image.load()
         upright = image.transpose(_UPRIGHT[orientation]) if orientation != 1 else image
-        rgb, transparent = _to_rgb(upright, reading or Reading())
-    resized = shape is not None and rgb.size != (shape[1], shape[0])
-    if shape is not None and resized:
-        rgb = ImageOps.fit(rgb, (shape[1], shape[0]), method=Image.Resampling.LANCZOS)
-    return Picture(np.asarray(rgb), resized, transparent)
+        rgb, transparent = _to_rgb(upright, reading)
+    size = rgb.size if shape is None else (shape[1], shape[0])
+    if rgb.size == size:
+        return Picture(np.asarray(rgb), False, transparent)
+    return Picture(np.asarray(_fitted(rgb, size, reading)), True, transparent)
+
+
+def _fitted(rgb: Image.Image, size: tuple[int, int], reading: Reading) -> Image.Image:
+    """The image at another size (width, height)."""
+    if reading.fit == "crop":
+        return ImageOps.fit(rgb, size, method=Image.Resampling.LANCZOS)
+    if reading.fit == "stretch":
+        return rgb.resize(size, Image.Resampling.LANCZOS)
+    # As ImageOps.pad does it, which fails where a strip would be less than half a pixel thick.
+    width, height = size
+    if rgb.width * height > rgb.height * width:
+        height = max(round(rgb.height / rgb.width * width), 1)
+    else:
+        width = max(round(rgb.width / rgb.height * height), 1)
+    padded = Image.new("RGB", size, reading.background)
+    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    padded.paste(rgb.resize((width, height), Image.Resampling.LANCZOS), (left, top))
+    return padded
 
 
 def limit_worker() -> None:
@@ -222,13 +247,15 @@ class DecodeJob:
 
 @dataclass(frozen=True)
 class Decoded:
-    """images uint8 [n, H, W, 3] and labels int64 [n] of the files that are images; the others with their reasons.
+    """images uint8 [n, H, W, 3], labels int64 [n] and names of the files that are images; the others with their
+    reasons.
 
     one_colour: the names of images whose pixels are all the same.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    names: list[str]
     resized: int
     transparent: int
     one_colour: list[str]
@@ -239,6 +266,7 @@ def decode(job: DecodeJob) -> Decoded:
     """Decode the files of one job, in order; one that is not an image is left out and reported."""
     images = np.empty((len(job.paths), *job.shape, 3), dtype=np.uint8)
     labels: list[int] = []
+    names: list[str] = []
     bad: list[tuple[str, str]] = []
     one_colour: list[str] = []
     resized = transparent = 0
@@ -252,11 +280,13 @@ def decode(job: DecodeJob) -> Decoded:
                 continue
             images[len(labels)] = picture.pixels
             labels.append(label)
+            names.append(name)
             resized += picture.resized
             transparent += picture.transparent
             if (picture.pixels == picture.pixels[0, 0]).all():
                 one_colour.append(name)
-    return Decoded(images[: len(labels)], np.array(labels, dtype=np.int64), resized, transparent, one_colour, bad)
+    stored, classes = images[: len(labels)], np.array(labels, dtype=np.int64)
+    return Decoded(stored, classes, names, resized, transparent, one_colour, bad)
 
 
 def scan(paths: list[str]) -> list[Header | str]:

@@ -23,6 +23,7 @@ from fast_train.data_prep.formats.beton import open_beton
 from fast_train.data_prep.formats.jpeg import check_jpegs
 from fast_train.data_prep.formats.packed import PackedSplit, open_packed, read_header
 from fast_train.data_prep.formats.tfrecord import TFRecordSplit, open_tfrecords
+from fast_train.data_prep.names import decode_names
 from fast_train.data_prep.whole import check_once, open_regular, sha256_of
 
 __all__ = ["DownloadError", "FileEntry", "Manifest", "PreparedSet", "PreparedSetError"]
@@ -53,7 +54,8 @@ class Manifest:
     ``image_shape`` is (H, W, C); ``counts`` gives, per split, the number of images of each class; ``mean`` and ``std``
     are per channel, of the training split, in units of 1 = byte 255; ``source`` has ``kind`` (cifar10, cifar100,
     folder, synthetic) and what else identifies where the images came from. ``encodings`` says, per format, how its
-    files store the images: ``mode`` is ``raw`` where they hold the bytes as they came.
+    files store the images: ``mode`` is ``raw`` where they hold the bytes as they came. ``files`` hold images;
+    ``name_files`` say from which files those of a split came, where they came from files (`data_prep.names`).
     """
 
     format_version: int
@@ -65,6 +67,15 @@ class Manifest:
     files: tuple[FileEntry, ...]
     source: dict[str, Any]
     encodings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    name_files: tuple[FileEntry, ...] = ()
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(entry.format for entry in self.files))
+
+    @property
+    def all_files(self) -> tuple[FileEntry, ...]:
+        return self.files + self.name_files
 
     def encoding(self, format: str) -> Mapping[str, Any]:
         """How the files of a format store the images; sets made before there was a choice are raw."""
@@ -108,6 +119,7 @@ def _manifest_of(data: Any) -> Manifest:
     mean, std = (tuple(map(float, _items(data, name, float))) for name in ("mean", "std"))
     _require(len(mean) == len(std) == shape[2], "mean and std do not have one number per channel")
     _require(all(0 <= value <= 1 for value in mean + std), "mean and std are not numbers from 0 to 1")
+    name_files = _field({"name_files": [], **data}, "name_files", list)
     by_split = _field(data, "counts", dict)
     counts = {split: _items(by_split, split, int) for split in by_split}
     _require("train" in counts, "counts have no split 'train'")
@@ -131,6 +143,7 @@ def _manifest_of(data: Any) -> Manifest:
         files=_files_of(data, counts),
         source=source,
         encodings=encodings,
+        name_files=_files_of({"files": name_files}, counts) if name_files else (),
     )
 
 
@@ -214,7 +227,7 @@ class PreparedSet:
         """
         root = Path(root)
         prepared = cls(root, Manifest.from_json(_read_manifest(root), where=show(root / MANIFEST_NAME)))
-        for entry in prepared.manifest.files:
+        for entry in prepared.manifest.all_files:
             prepared._check_file(entry)
             if verify:
                 prepared.check_hash(entry)
@@ -287,6 +300,21 @@ class PreparedSet:
                 check_jpegs(path, shards.offsets[inside], shards.sizes[inside], self.manifest.image_shape)
         self._check_labels(paths[0], split, shards.labels)
         return shards
+
+    def names(self, split: str) -> list[str] | None:
+        """The files that a split's images came from, in the order of the images, as paths below the folder of images;
+        None where they came from none, and in sets of earlier versions. PreparedSetError if they are not whole."""
+        count = self.size(split)
+        entry = next((entry for entry in self.manifest.name_files if entry.split == split), None)
+        if entry is None:
+            return None
+        self.check_hash(entry, again=False)
+        path = self.root / entry.path
+        with _readable(path):
+            names = decode_names(path.read_bytes())
+        if len(names) != count:
+            raise PreparedSetError(f"{show(path)} names {len(names)} files for {count} images; {ANEW}")
+        return names
 
     def _shape(self, split: str) -> tuple[int, int, int, int]:
         return (self.size(split), *self.manifest.image_shape)

@@ -20,6 +20,7 @@ from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.formats import WRITERS, FormatOptions, Writer
 from fast_train.data_prep.formats.base import flush
 from fast_train.data_prep.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, PreparedSet
+from fast_train.data_prep.names import NAMES, encode_names
 from fast_train.data_prep.sources import Plan, PlanChangedError, Source, SourceOptions, build_source
 from fast_train.data_prep.sources.folder import ImageFolder
 from fast_train.data_prep.staging import Stage, check_free_disk, remove_leftovers, staging
@@ -99,14 +100,16 @@ _OPENERS: dict[str, Callable[[PreparedSet, str], object]] = {
 def verify(place: Path, display: Display) -> PreparedSet:
     """Open a set, compare the SHA-256 of every file and the labels; PreparedSetError names what is broken."""
     prepared = PreparedSet.open(place)
-    entries = prepared.manifest.files
+    entries = prepared.manifest.all_files
     with display.progress("checking", sum(entry.bytes for entry in entries), in_bytes=True) as advance:
         for entry in entries:
             prepared.check_hash(entry)
             advance(entry.bytes)
-    for split, name in dict.fromkeys((entry.split, entry.format) for entry in entries):
+    for split, name in dict.fromkeys((entry.split, entry.format) for entry in prepared.manifest.files):
         if name in _OPENERS:
             _OPENERS[name](prepared, split)
+    for split in prepared.splits:
+        prepared.names(split)
     display.say(f"{show(place)} is ok: {summary(prepared)}")
     return prepared
 
@@ -115,9 +118,9 @@ def summary(prepared: PreparedSet) -> str:
     manifest = prepared.manifest
     images = " and ".join(f"{prepared.size(split):,} {split}" for split in prepared.splits)
     height, width, channels = manifest.image_shape
-    size = format_bytes(sum(entry.bytes for entry in manifest.files))
+    size = format_bytes(sum(entry.bytes for entry in manifest.all_files))
     made_up = ", synthetic" if prepared.synthetic else ""
-    formats = ", ".join(dict.fromkeys(entry.format for entry in manifest.files))
+    formats = ", ".join(manifest.formats)
     return (
         f"{len(manifest.classes)} classes, {images} images of {width}x{height}x{channels}{made_up}; {formats}, {size}"
     )
@@ -160,7 +163,7 @@ def _is_there(place: Path, request: Request, source: Source) -> bool:
             what = "; ".join(differences)
             raise PreparedSetError(f"{show(place)} holds another set ({what}); give another --out, or --overwrite")
         return True
-    known = {MANIFEST_NAME, *(PurePosixPath(entry.path).parts[0] for entry in manifest.files)}
+    known = {MANIFEST_NAME, *(PurePosixPath(entry.path).parts[0] for entry in manifest.all_files)}
     for path in place.iterdir():
         if path.name not in known:
             raise PreparedSetError(f"--overwrite would delete {show(path)}, which is not part of the set; move it away")
@@ -172,6 +175,8 @@ def _whole_already(place: Path, display: Display) -> PreparedSet:
     prepared = PreparedSet.open(place)
     for split, name in dict.fromkeys((entry.split, entry.format) for entry in prepared.manifest.files):
         prepared.files(split, name)
+    for split in prepared.splits:
+        prepared.names(split)
     display.say(f"{show(place)} is whole already: {summary(prepared)}")
     return prepared
 
@@ -188,7 +193,7 @@ def _differences(manifest: Manifest, request: Request, source: Source) -> list[s
         for key, value in asked.items()
         if there.get(key) != value
     ]
-    missing = [name for name in request.formats if name not in {entry.format for entry in manifest.files}]
+    missing = [name for name in request.formats if name not in manifest.formats]
     others = [
         f"{name} files {_text_of_encoding(manifest.encoding(name))}, not {_text_of_encoding(wanted)}"
         for name in request.formats
@@ -236,6 +241,7 @@ def _make(stage: Stage, request: Request, source: Source, display: Display) -> b
         if not number:
             raise PreparedSetError(f"no image is left for training of class '{name}'; add images or remove the class")
     mean, std = histogram.mean_std()
+    entries = _entries(stage.new_set, files)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         classes=plan.classes,
@@ -243,9 +249,10 @@ def _make(stage: Stage, request: Request, source: Source, display: Display) -> b
         counts={split: tuple(numbers.tolist()) for split, numbers in counts.items()},
         mean=mean,
         std=std,
-        files=_entries(stage.new_set, files),
+        files=tuple(entry for entry in entries if entry.format != NAMES),
         source={**source.identity(), **outcome},
         encodings={name: WRITERS[name].encoding(request.encoding) for name in request.formats},
+        name_files=tuple(entry for entry in entries if entry.format == NAMES),
     )
     with open(stage.new_set / MANIFEST_NAME, "x", encoding="utf-8") as file:
         file.write(manifest.to_json())
@@ -262,7 +269,8 @@ def _write_split(
     histogram: ChannelHistogram | None,
     display: Display,
 ) -> tuple[NDArray[np.int64], list[tuple[str, str, str]]]:
-    """Read a split once into all formats. Images per class; the files as (name, split, format)."""
+    """Read a split once into all formats. Images per class; the files as (name, split, format or NAMES)."""
+    named = bytearray()
     counts = np.zeros(len(plan.classes), dtype=np.int64)
     writers: dict[str, Writer] = {}
     files = []
@@ -270,9 +278,10 @@ def _write_split(
         for name in request.formats:
             writers[name] = WRITERS[name](stage.new_set, split, plan.counts[split], plan.image_shape, request.encoding)
         with display.progress(split, plan.counts[split]) as advance:
-            for images, labels in source.read(split):
+            for chunk, labels, names in source.read(split):
                 # Contiguous, once for all writers: a source may yield a transposed view.
-                images = np.ascontiguousarray(images)
+                images = np.ascontiguousarray(chunk)
+                named += encode_names(names)
                 for writer in writers.values():
                     writer.write(images, labels)
                 if histogram is not None:
@@ -282,6 +291,11 @@ def _write_split(
         if counts.any():
             for name, writer in writers.items():
                 files += [(file, split, name) for file in writer.close()]
+        if named:
+            files.append((f"{split}.{NAMES}", split, NAMES))
+            with open(stage.new_set / files[-1][0], "xb") as file:
+                file.write(named)
+                flush(file)
     finally:
         for writer in writers.values():
             writer.abort()

@@ -22,6 +22,7 @@ from fast_train.pipeline.engine.runtime import resolve_runtime, running
 from fast_train.pipeline.flags import PROGRAM, Actions
 from fast_train.pipeline.loaders import LOADERS
 from fast_train.pipeline.paths import checkpoints, of_name
+from fast_train.pipeline.report.predictions import print_mistakes, write_predictions
 from fast_train.pipeline.report.progress import Terminal
 from fast_train.pipeline.report.summary import print_accuracy, print_evaluation, write_batch_picture, write_pictures
 from fast_train.pipeline.run import session
@@ -161,6 +162,8 @@ def _report(
     title = f"{config.model.arch}, recipe {config.recipe}: {result.accuracy:.2%} test accuracy"
     paths = write_pictures(folder, result, history, prepared, title=title)
     console.print("pictures: " + ", ".join(show_path(p) for p in paths), soft_wrap=True)
+    print_mistakes(console, result, prepared)
+    console.print(f"all predictions: {show_path(write_predictions(folder, result, prepared))}", soft_wrap=True)
 
 
 def _print_lines(console: Console, lines: Sequence[str]) -> None:

@@ -260,7 +260,7 @@ class Batches(Reader):
 
         read = read_archive if path.parent == self.folder else read_folder
         splits = read(path if path.parent == self.folder else path.parent, self._files)
-        return _digest(chunk for chunks in splits.values() for chunk in chunks)
+        return _digest((chunk.images, chunk.labels) for chunks in splits.values() for chunk in chunks)
 
 
 class Recipe(Reader):

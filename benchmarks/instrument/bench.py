@@ -248,7 +248,7 @@ def _describe(prepared: PreparedSet) -> dict[str, Any]:
         "image_shape": list(manifest.image_shape),
         "train_images": prepared.size("train"),
         "test_images": prepared.size("test") if "test" in prepared.splits else 0,
-        "formats": list(dict.fromkeys(entry.format for entry in manifest.files)),
+        "formats": list(manifest.formats),
         "files": {entry.path: entry.sha256 for entry in manifest.files},
     }
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,14 @@ from numpy.typing import NDArray
 from fast_train.common.console import Display
 from fast_train.data_prep.errors import PreparedSetError
 
-#: images uint8 [n, H, W, C], labels int64 [n]
-Chunk = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+class Chunk(NamedTuple):
+    """images: uint8 [n, H, W, C]. labels: int64 [n]. names: of the n files that the images came from, where each came
+    from one; a source gives them for all of its images or for none."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +30,8 @@ class SourceOptions:
 
     ``source``: an archive, a folder or an address. ``size``: side of the stored square, in pixels. ``test_fraction``,
     ``split_seed``: how to draw a test split where there is none. ``skip_bad``: leave out files that are not images.
-    ``workers``: processes that decode. ``background``: a colour's name, or ``R,G,B``, behind transparent images.
+    ``workers``: processes that decode. ``background``: a colour's name, or ``R,G,B``, behind transparent images and
+    beside padded ones. ``fit``: how images of other shapes are brought to the set's, of ``images.FITS``.
     """
 
     source: str | None = None
@@ -34,6 +41,7 @@ class SourceOptions:
     skip_bad: bool = False
     workers: int | None = None
     background: str | None = None
+    fit: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,7 +94,7 @@ def _parse(content: bytes, label: bytes) -> Chunk:
     labels = np.array(batch[label], dtype=np.int64)
     if labels.shape != images.shape[:1]:
         raise ValueError(f"{len(images):,} images and {len(labels):,} labels")
-    return images, labels
+    return Chunk(images, labels)
 
 
 class _Stub:

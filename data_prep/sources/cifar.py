@@ -43,17 +43,16 @@ class _Cifar(Source):
 
     def plan(self, scratch: Path) -> Plan:
         self._splits = self._read(scratch)
-        images, _ = self._splits["train"][0]
         return Plan(
             classes=self.files.classes,
-            image_shape=images.shape[1:],
-            counts={split: sum(len(labels) for _, labels in batches) for split, batches in self._splits.items()},
+            image_shape=self._splits["train"][0].images.shape[1:],
+            counts={split: sum(len(batch.labels) for batch in batches) for split, batches in self._splits.items()},
         )
 
     def read(self, split: str) -> Iterator[Chunk]:
-        for images, labels in self._splits[split]:
+        for images, labels, _ in self._splits[split]:
             for start in range(0, len(labels), _CHUNK):
-                yield images[start : start + _CHUNK], labels[start : start + _CHUNK]
+                yield Chunk(images[start : start + _CHUNK], labels[start : start + _CHUNK])
 
     def _read(self, scratch: Path) -> dict[str, list[Chunk]]:
         source = self.options.source

@@ -15,7 +15,7 @@ from fast_train.common.cores import usable_cores
 from fast_train.common.files import user_path
 from fast_train.common.text import show
 from fast_train.data_prep.errors import BadFilesError, PreparedSetError
-from fast_train.data_prep.images import DecodeJob, Header, Reading, decode, scan
+from fast_train.data_prep.images import FITS, DecodeJob, Header, Reading, decode, scan
 from fast_train.data_prep.processes import WorkerPool
 from fast_train.data_prep.sources.base import Chunk, Plan, PlanChangedError, Source
 from fast_train.data_prep.sources.listing import (
@@ -42,7 +42,7 @@ class ImageFolder(Source):
     """``folder:DIR``: DIR/train/CLASS/** and DIR/test/CLASS/** (or val), or DIR/CLASS/**, split here."""
 
     kind = "folder"
-    accepts = frozenset({"size", "test_fraction", "split_seed", "skip_bad", "workers", "background"})
+    accepts = frozenset({"size", "test_fraction", "split_seed", "skip_bad", "workers", "background", "fit"})
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -54,6 +54,9 @@ class ImageFolder(Source):
         self._seed = self.options.split_seed or 0
         colour = self.options.background
         self._background = _DEFAULT_BACKGROUND if colour is None else _colour(colour)
+        self._fit = Reading.fit if self.options.fit is None else self.options.fit
+        if self._fit not in FITS:
+            raise PreparedSetError(f"--fit {show(self._fit)} is not known; choose from {', '.join(FITS)}")
         self._listing: Listing | None = None
         self._pool: WorkerPool | None = None
         # What is known of the files that are images, as far as is known, and of the others.
@@ -87,6 +90,8 @@ class ImageFolder(Source):
             "split_seed": None if given else self._seed,
             "skip_bad": self.options.skip_bad,
             "background": self.options.background and ",".join(map(str, self._background)),
+            # Sets of earlier versions say nothing of it.
+            "fit": None if self._fit == Reading.fit else self._fit,
         }
 
     def plan(self, scratch: Path) -> Plan:
@@ -117,7 +122,7 @@ class ImageFolder(Source):
             self._transparent += decoded.transparent
             self._one_colour += decoded.one_colour
             if len(decoded.labels):
-                yield decoded.images, decoded.labels
+                yield Chunk(decoded.images, decoded.labels, decoded.names)
 
     def outcome(self) -> dict[str, Any]:
         if self._bad and not self.options.skip_bad:
@@ -193,7 +198,7 @@ class ImageFolder(Source):
     def _choose_reading(self) -> Reading:
         """One rule for all images of 16 bits: those of a camera often use 12 of them, and 8 bits would keep 4."""
         bits = max((header.grey_bits for header in self._headers.values()), default=0)
-        return Reading(self._background, max(bits, 8) if bits else 16)
+        return Reading(self._background, max(bits, 8) if bits else 16, self._fit)
 
     def _announce_plan(self) -> None:
         say, sizes = self.display.say, self._sizes()
@@ -207,6 +212,7 @@ class ImageFolder(Source):
             span = _by(low) if low == high else f"{_by(low)} to {_by(high)}"
             chosen = "" if self.options.size else " (--size N chooses another)"
             say(f"resizing {resized:,} of {len(self._headers):,} images, {span}, to {_by(self._shape)}{chosen}")
+            self._announce_fit(sizes)
         elif self.options.size is None and max(self._shape) > _LARGE_SIDE:
             say(f"all images are {_by(self._shape)} and stored as they are, which trains slowly; --size N stores NxN")
         grey = sum(header.grey_bits > 0 for header in self._headers.values())
@@ -219,6 +225,18 @@ class ImageFolder(Source):
                 f"{_images(len(colour))} of 16 bits a colour use {max(colour)} of them, of which the lower 8 are lost; "
                 "store them with 8 bits, scaled to 0 to 255"
             )
+
+    def _announce_fit(self, sizes: Counter[tuple[int, int]]) -> None:
+        height, width = self._shape
+        others = sum(count for (h, w), count in sizes.items() if h * width != w * height)
+        ground = ",".join(map(str, self._background))
+        how = {
+            "crop": "cropped at the centre (--fit pad or stretch keeps all of it)",
+            "pad": f"padded with {ground} (--background chooses another)",
+            "stretch": "stretched",
+        }
+        if others:
+            self.display.say(f"{_images(others)} of another shape, {how[self._fit]}")
 
     def _announce_content(self) -> None:
         say = self.display.say

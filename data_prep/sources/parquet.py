@@ -44,7 +44,7 @@ def _read(path: Path, hub: Hub, split: str) -> list[Chunk]:
         images = np.stack(list(pool.map(_decode, table["img"].combine_chunks().field("bytes").to_pylist())))
     labels = table[hub.label].to_numpy().astype(np.int64)
     order = hub.blocks if split == "train" else (0,)
-    chunks = list(zip(np.split(images, len(order)), np.split(labels, len(order)), strict=True))
+    chunks = list(map(Chunk, np.split(images, len(order)), np.split(labels, len(order))))
     return [chunks[block] for block in order]
 
 

@@ -91,4 +91,4 @@ class Synthetic(Source):
         patterns = _smooth(_Draws(_VERSION), _CLASSES)
         labels = np.arange(_CHUNK, dtype=np.int64) % _CLASSES
         for number in range(_COUNTS[split] // _CHUNK):
-            yield _render(patterns, labels, _Draws(_VERSION, list(_COUNTS).index(split), number)), labels
+            yield Chunk(_render(patterns, labels, _Draws(_VERSION, list(_COUNTS).index(split), number)), labels)

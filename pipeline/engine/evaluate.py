@@ -36,12 +36,14 @@ def check_tta(tta: TestTimeAugmentation, image_shape: tuple[int, int, int]) -> N
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: mean cross-entropy. confusion: int64 [K, K], rows the true class. predictions: int64 [N] and
-    confidences: float32 [N] (the predicted class's probability), both in the order of the split's file."""
+    """loss: mean cross-entropy. confusion: int64 [K, K], rows the true class. labels: int64 [N], the true
+    classes; predictions: int64 [N] and confidences: float32 [N] (the predicted class's probability), all in the order
+    of the split's file."""
 
     loss: float
     accuracy: float
     confusion: np.ndarray
+    labels: np.ndarray
     predictions: np.ndarray
     confidences: np.ndarray
 
@@ -95,6 +97,7 @@ def evaluate(
         loss=float(loss) / loader.count,
         accuracy=correct / loader.count,
         confusion=confusion.cpu().numpy(),
+        labels=labels.cpu().numpy(),
         predictions=predictions.cpu().numpy(),
         confidences=confidences.cpu().numpy(),
     )

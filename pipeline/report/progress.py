@@ -40,7 +40,7 @@ class Terminal(Listener):
             self._console.print(note, soft_wrap=True)
         self._console.print(
             f"{config.model.arch} by recipe {show(config.recipe)} on {prepared.size('train'):,} images of "
-            f"{prepared.manifest.source['kind']}{self._note}; loader {config.data.loader}, batch "
+            f"{show(prepared.source_name)}{self._note}; loader {config.data.loader}, batch "
             f"{config.data.batch_size}\n{runtime.describe()}\nrun folder: {show_path(start.folder)}",
             soft_wrap=True,
         )

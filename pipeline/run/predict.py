@@ -54,8 +54,9 @@ class TrainedModel:
     def predict(self, images: Sequence[Path | str] | NDArray[np.uint8] | Tensor) -> list[Prediction]:
         """Predict the class of each image.
 
-        images: paths of image files, which are scaled to cover the square that the network was trained on and cropped
-        at its centre; or bytes uint8 [N, H, W, C]. Raises ValueError for an image that can't be read or does not fit.
+        images: paths of image files, which are brought to the square that the network was trained on as those of its
+        prepared set were (`prep-data --fit`); or bytes uint8 [N, H, W, C]. Raises ValueError for an image that can't be
+        read or does not fit.
         """
         if isinstance(images, (str, Path)):
             raise ValueError(f"predict takes several images; give a list: [{str(images)!r}]")

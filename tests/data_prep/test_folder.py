@@ -4,7 +4,7 @@ import signal
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.data_prep.sources import folder as folder_module
@@ -106,6 +106,38 @@ def test_size_is_what_was_asked_for(make_folder, prepare):
     assert "resizing 6 of 6 images, 8x6, to 16x16" in out
 
 
+@pytest.mark.parametrize(
+    "fit, said",
+    [
+        ("crop", "6 images of another shape, cropped at the centre (--fit pad or stretch keeps all of it)"),
+        ("pad", "6 images of another shape, padded with 128,128,128 (--background chooses another)"),
+        ("stretch", "6 images of another shape, stretched"),
+    ],
+)
+def test_another_shape_is_fitted_as_asked(make_folder, prepare, prep, fit, said):
+    root = make_folder({"train/a": 3, "train/b": 2, "test/a": 1})
+    opened, out = prepare(root, "--size", 16, "--fit", fit)
+    assert said in out
+    stored, first = opened.packed("train").images[0], Image.open(root / "train" / "a" / "000.png")
+    fitted = {
+        "crop": ImageOps.fit(first, (16, 16), Image.Resampling.LANCZOS),
+        "pad": ImageOps.pad(first, (16, 16), Image.Resampling.LANCZOS, color=(128,) * 3),
+        "stretch": first.resize((16, 16), Image.Resampling.LANCZOS),
+    }
+    assert np.array_equal(stored, np.asarray(fitted[fit]))
+    assert opened.manifest.source["reading"]["fit"] == fit
+    # The same way is the same set, whether it is named or not; another way is another set.
+    same = ["--dataset", f"folder:{root}", "--out", opened.root, "--size", 16]
+    assert "whole already" in prep(*same, "--fit", fit).out
+    assert prep(*same).status == (0 if fit == "crop" else 2)
+    assert "fit" in prep(*same, "--fit", "pad" if fit == "crop" else "crop").err
+
+
+def test_an_unknown_fit_is_refused(make_folder, refused):
+    error = refused(make_folder({"a": 2, "b": 2}), "--fit", "squash")
+    assert "--fit squash is not known; choose from crop, pad, stretch" in error
+
+
 def test_modes_and_formats_mix(make_folder, prepare):
     root = make_folder({"train/a": 1, "train/b": 1, "test/a": 1})
     for number, (mode, ending) in enumerate(
@@ -147,6 +179,7 @@ def test_bad_files_are_skipped_on_request(make_folder, prepare):
     assert "skipped 3 files" in out
     assert all(name in out for name in names)
     assert opened.manifest.source["skipped"] == 3
+    assert opened.names("train") == [f"train/{file}.png" for file in ("a/000", "a/001", "a/002", "b/000", "b/001")]
     assert np.array_equal(opened.packed("train").images[0], _pixels(root / "train" / "a" / "000.png"))
 
 
@@ -159,7 +192,7 @@ def test_a_skipped_file_leaves_no_trace(make_folder, prepare, name, size):
     (root / name).write_bytes(whole[: len(whole) * 2 // 3])
     opened, out = prepare(root, "--skip-bad")
     assert f"skipped 1 file that can't be read as images: {name}" in out
-    for part in ("classes", "image_shape", "counts", "mean", "std", "files"):
+    for part in ("classes", "image_shape", "counts", "mean", "std", "files", "name_files"):
         assert getattr(opened.manifest, part) == getattr(without.manifest, part)
     assert opened.manifest.source["skipped"] == 1
     assert opened.manifest.source["resized"] == 0
@@ -250,6 +283,9 @@ def test_odd_names_are_no_obstacle(make_folder, prepare):
     opened, _ = prepare(root)
     assert opened.manifest.classes == ("-b", "ä [b]\u3000猫")
     assert opened.manifest.counts["train"] == (6, 2)
+    for split in opened.splits:
+        for name, stored in zip(opened.names(split), opened.packed(split).images, strict=True):
+            assert np.array_equal(_pixels(root / name), stored)
 
 
 def test_bad_files_with_odd_names_stay_on_a_line(make_folder, refused):

@@ -4,10 +4,10 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fast_train.data_prep.images import BadImageError, Header, Reading, read_header, read_rgb
 
@@ -74,6 +74,51 @@ def test_sixteen_bits_are_scaled_by_those_in_use(place, pixels, format, bits):
     header = read_header(str(place))
     assert (header.height, header.width, header.colour_bits) == (*pixels.shape, 0)
     assert header.grey_bits == int(pixels.max()).bit_length()
+
+
+@given(
+    pixels=_pixels((3,)),
+    shape=_SIDES,
+    fit=st.sampled_from(["crop", "pad", "stretch"]),
+    ground=st.tuples(*(st.integers(0, 255) for _ in "rgb")),
+)
+def test_another_shape_is_fitted_as_pillow_does_it(place, pixels, shape, fit, ground):
+    image, size = Image.fromarray(pixels), shape[::-1]
+    # Where a strip is left, Pillow pads nothing: the next test.
+    assume(
+        fit != "pad" or min(round(min(a / b for a, b in zip(size, image.size, strict=True)) * s) for s in image.size)
+    )
+    resampling = Image.Resampling.LANCZOS
+    expected = {
+        "crop": lambda: ImageOps.fit(image, size, resampling),
+        "pad": lambda: ImageOps.pad(image, size, resampling, color=ground),
+        "stretch": lambda: image.resize(size, resampling),
+    }[fit]()
+    image.save(place, format="PNG")
+    picture = read_rgb(str(place), shape, Reading(ground, fit=fit))
+    assert np.array_equal(picture.pixels, np.asarray(expected))
+    assert picture.resized == (pixels.shape[:2] != shape)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("sides", [(300, 1), (1, 300), (900, 4), (64, 64)])
+def test_what_is_padded_is_whole_in_the_middle(place, sides, format):
+    Image.new("RGB", sides, (250, 250, 250)).save(place, format=format)
+    stored = read_rgb(str(place), (8, 8), Reading((3, 2, 1), fit="pad")).pixels
+    rows, columns = np.where((stored == 250).all(axis=2))
+    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == tuple(1 if s < max(sides) else 8 for s in sides[::-1])
+    assert abs(rows.mean() - 3.5) <= 0.5
+    assert abs(columns.mean() - 3.5) <= 0.5
+    assert {tuple(pixel) for pixel in stored.reshape(-1, 3)} <= {(250, 250, 250), (3, 2, 1)}
+
+
+@pytest.mark.parametrize(
+    "record", [{"fit": "squash"}, {"fit": ["pad"]}, {"bits": 7}, {"background": [0, 0]}, {"background": [0, 0, 256]}]
+)
+def test_a_reading_that_no_program_wrote_is_refused(record):
+    assert Reading.from_dict({}) == Reading()
+    with pytest.raises(ValueError, match="not usable; train anew"):
+        Reading.from_dict(record)
 
 
 def test_sixteen_bits_a_colour_are_noticed(place):

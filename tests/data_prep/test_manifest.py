@@ -71,6 +71,25 @@ def test_no_set_is_named(tmp_path):
             PreparedSet.open(tmp_path / place)
 
 
+def test_names_are_those_of_the_images_or_an_error(prepared, prep):
+    assert PreparedSet.open(prepared).names("test") == [
+        f"test/{c}/{i:03}.png" for c in ("ant", "bee", "cow") for i in (0, 1)
+    ]
+    path = prepared / "test.names"
+    for content, said in (
+        (b"x" * path.stat().st_size, "its SHA-256 is wrong"),
+        (b"x", "1 bytes instead of"),
+        (b"a\0bcdef\0g", "names 2 files for 6 images"),
+    ):
+        path.write_bytes(content)
+        if "names" in said:
+            entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            _edit(prepared, lambda data, entry=entry: data["name_files"][1].update(entry))
+        with pytest.raises(PreparedSetError, match=rf"test\.names.* {said}.* --overwrite"):
+            PreparedSet.open(prepared).names("test")
+        assert said in prep("--out", prepared, "--verify").err
+
+
 @pytest.mark.parametrize("change", ["shorter", "longer", "absent"])
 def test_opening_notices_a_file_of_another_size(prepared, change):
     path = prepared / "test.safetensors"
@@ -162,9 +181,9 @@ def test_verifying_reads_every_byte_again(prepared, hashed, monkeypatch):
     monkeypatch.setattr(whole, "SETTLED_NS", -1)
     for _ in range(2):
         PreparedSet.open(prepared, verify=True)
-    assert hashed == ["train.safetensors", "test.safetensors"] * 2
+    assert hashed == ["train.safetensors", "test.safetensors", "train.names", "test.names"] * 2
     PreparedSet.open(prepared).packed("train")
-    assert len(hashed) == 4
+    assert len(hashed) == 8
 
 
 @pytest.mark.parametrize("name", ["train.safetensors", MANIFEST_NAME])

@@ -102,6 +102,21 @@ def test_a_set_whose_pixels_were_damaged_is_made_anew(prep, arguments):
     assert path.read_bytes() == good
 
 
+def test_a_set_of_an_earlier_version_is_found_whole(prep, arguments):
+    """One that does not say how images were fitted, nor from which files they came."""
+    prep(*arguments)
+    place = arguments[-1]
+    manifest = json.loads((place / MANIFEST_NAME).read_text())
+    del manifest["name_files"], manifest["source"]["fit"], manifest["source"]["reading"]["fit"]
+    (place / MANIFEST_NAME).write_text(json.dumps(manifest))
+    for split in ("train", "test"):
+        (place / f"{split}.names").unlink()
+    assert "whole already" in prep(*arguments).out
+    assert PreparedSet.open(place, verify=True).names("train") is None
+    assert prep(*arguments, "--overwrite").status == 0
+    assert len(PreparedSet.open(place).names("train")) == 8
+
+
 @pytest.mark.parametrize("extra", [[], ["--overwrite"]])
 def test_what_is_no_set_is_never_deleted(prep, arguments, extra):
     place = arguments[-1]
@@ -357,7 +372,10 @@ def test_one_reading_feeds_every_format(prep, arguments, monkeypatch):
         for split in ("train", "test")
         for ending in (".safetensors", ".beton", "-00000-of-00001.tfrecord", "-00000-of-00001.idx")
     }
-    assert "whole already" in prep(*arguments, "--formats", "dali").out
+    assert [entry.path for entry in opened.manifest.name_files] == ["train.names", "test.names"]
+    whole = prep(*arguments, "--formats", "dali").out
+    assert "whole already" in whole
+    assert "; packed, ffcv, dali, " in whole
     assert prep("--out", arguments[-1], "--verify").status == 0
 
 

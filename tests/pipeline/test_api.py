@@ -1,10 +1,15 @@
 """The public face: settings by name, resuming, predicting from files."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import fast_train
+from fast_train.data_prep.images import Reading, read_rgb
+from fast_train.pipeline.run.predict import TrainedModel
+from fast_train.pipeline.run.record import load
 
 SMALL = {"recipe": "cpu-quick", "arch": "resnet8", "device": "cpu", "amp": "off", "batch_size": 24, "lr": 0.05}
 
@@ -58,6 +63,18 @@ def test_predicting_files_and_bytes(run, image_folder, prepared, tmp_path):
         model.predict([paths[0], "nowhere.png"])
     with pytest.raises(ValueError, match="give a list"):
         model.predict(str(paths[0]))
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_files_of_other_shapes_are_predicted_as_the_set_was_made(run, image_folder, tmp_path, fit):
+    ramp = np.linspace(0, 255, 40 * 9 * 3).reshape(9, 40, 3).astype(np.uint8)
+    Image.fromarray(ramp).save(tmp_path / "wide.png")
+    saved = load(run.folder)
+    saved = dataclasses.replace(saved, state={**saved.state, "reading": {"background": [9, 9, 9], "fit": fit}})
+    stored = read_rgb(str(tmp_path / "wide.png"), (16, 16), Reading((9, 9, 9), fit=fit)).pixels
+    model = TrainedModel(saved, device="cpu")
+    (of_file,), (of_bytes,) = model.predict([tmp_path / "wide.png"]), model.predict(stored[None])
+    assert np.array_equal(of_file.probabilities, of_bytes.probabilities)
 
 
 @pytest.mark.parametrize(("given", "message"), [

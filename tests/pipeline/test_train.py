@@ -219,11 +219,12 @@ def test_it_learns(train):
     assert last["test_accuracy"] >= 0.8  # chance is 0.33
 
 
-def test_what_a_run_leaves(train):
+def test_what_a_run_leaves(train, capsys):
     assert train("--out", "run", pictures=True) == 0
+    assert "on 120 images of shapes; " in capsys.readouterr().out
     names = {path.name for path in (train.folder / "run").iterdir()}
     pictures = {"learning-curves.png", "confusion-matrix.png", "class-accuracy.png", "predictions.png"}
-    assert names == pictures | {"config.json", "metrics.jsonl", "tensorboard", "last.pt"}
+    assert names == pictures | {"config.json", "metrics.jsonl", "tensorboard", "last.pt", "predictions.csv"}
     saved = json.loads((train.folder / "run" / "config.json").read_text())
     assert saved["config"]["optimizer"]["lr"] == 0.1
     assert saved["config"]["model"]["num_classes"] == 3
@@ -361,6 +362,7 @@ def test_evaluate_gives_the_accuracy_of_the_run(train, capsys):
         assert cli.main(["--evaluate", given, "--device", "cpu"]) == 0
         assert f"test accuracy {last['test_accuracy']:.2%}" in capsys.readouterr().out
     assert (train.folder / "run" / "evaluation" / "confusion-matrix.png").exists()
+    assert len((train.folder / "run" / "evaluation" / "predictions.csv").read_text().splitlines()) == 34
     assert cli.main(["--evaluate", "run", "--tta", "--device", "cpu", "--out", "[bold]"]) == 0
     assert (train.folder / "[bold]" / "predictions.png").exists()
     assert "[bold]/predictions.png" in capsys.readouterr().out
