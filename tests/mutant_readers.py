@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import shutil
 import sys
@@ -27,6 +28,8 @@ class Reader(ABC):
     checked: ClassVar[bool] = True
     #: Whether that checksum can be made to fit.
     refits: ClassVar[bool] = False
+    #: An optional library that it reads with.
+    library: ClassVar[str | None] = None
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -98,7 +101,7 @@ class Packed(SetReader):
 class Beton(SetReader):
     """Read by FFCV. Its code, whose compilation takes seconds, is that of the first file."""
 
-    format = "ffcv"
+    format = library = "ffcv"
     modes = ("raw", "proportion")
     _loader: Any = None
 
@@ -129,7 +132,7 @@ class Beton(SetReader):
 class TFRecord(SetReader):
     """Read by DALI."""
 
-    format = "dali"
+    format, library = "dali", "nvidia.dali"
     modes = ("raw", "jpg")
 
     def batches(self, prepared: PreparedSet) -> Iterable[Sequence[Any]]:
@@ -343,6 +346,15 @@ READERS: dict[str, type[Reader]] = {
     "metrics": Metrics,
     "checkpoint": Checkpoint,
 }
+
+
+def lacks(name: str) -> str | None:
+    """The library that a reader needs and that is not installed."""
+    library = READERS[name].library
+    # Of a name within a package that is not there.
+    with contextlib.suppress(ModuleNotFoundError):
+        return None if library is None or importlib.util.find_spec(library) else library
+    return library
 
 
 @cache

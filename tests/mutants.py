@@ -32,7 +32,7 @@ import numpy as np
 
 # The folder of the tests is where a script finds its neighbours, not where `python -m tests.mutants` does.
 sys.path.insert(0, str(Path(__file__).parent))
-from mutant_readers import READERS, Reader
+from mutant_readers import READERS, Reader, lacks
 from mutators import Mutator
 
 _SECONDS = 60
@@ -182,6 +182,9 @@ def main() -> int:
     flags = parser.parse_args()
     found = 0
     for name in flags.reader or READERS:
+        if library := lacks(name):
+            print(f"{name:<10} not tried: {library} is not installed")
+            continue
         findings = run_mutants(name, range(flags.first, flags.first + flags.count))
         print(findings, flush=True)
         found += len(findings.found)
