@@ -341,12 +341,12 @@ def test_a_run_goes_on_in_another_type(train, capsys, before, then):
     """Of these float16 alone scales the loss, and has the scale in its checkpoint."""
     assert train("--out", "run", "--amp", before, "--stop-after", "1") == 0
     printed = capsys.readouterr().out
-    assert "note:" not in printed
+    assert "note: run." not in printed
     assert "in all" not in printed
     assert train("--out", "run", "--resume", "auto", "--amp", then) == 0
     printed = capsys.readouterr().out
     assert f"note: run.amp was {before} so far, is {then} from here on\n" in printed
-    assert printed.count("note:") == 1
+    assert printed.count("note: run.") == 1
     this_part, in_all = map(float, re.search(r"trained for ([\d.]+) s \(([\d.]+) s in all\);", printed).groups())
     state = load_checkpoint(train.folder / "run" / "last.pt")
     assert in_all >= this_part
