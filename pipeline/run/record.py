@@ -78,7 +78,7 @@ def read(folder: Path) -> RunRecord:
             folder=folder,
             config=Config.from_dict(record["config"]),
             environment=dict(record["environment"]),
-            data={**data, "classes": tuple(data["classes"]), "files": dict(data["files"])},
+            data={**data, "classes": list(data["classes"]), "files": dict(data["files"])},
             history=read_history(folder),
         )
     except FileNotFoundError as error:
