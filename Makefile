@@ -1,6 +1,7 @@
 # make train       environment, data, a first training, pictures of the result
 # make test        environment, the test suite but for what takes long
 # make test-long   what make test leaves out, and more drawn inputs
+# make torture     kills, damaged input and faults, an hour; writes docs/reliability.md
 # make loaders     the loaders ffcv and dali (and the tests' tools)
 # make lint        ruff and mypy
 # Variables: PYTHON (interpreter), TORCH (cpu or cuda), DATA, SOURCE, PREP_ARGS, ARGS (see scripts/)
@@ -8,7 +9,7 @@
 export PYTHON TORCH TORCH_INDEX DATA SOURCE PREP_ARGS ARGS
 VENV := .venv/bin
 
-.PHONY: train test test-long loaders lint format clean
+.PHONY: train test test-long torture loaders lint format clean
 
 train: .venv/.train
 	@scripts/train.sh
@@ -18,6 +19,9 @@ test: .venv/.test
 
 test-long: .venv/.test
 	HYPOTHESIS_PROFILE=thorough $(VENV)/python -m pytest -n 2 --dist loadfile -m "slow or fuzz"
+
+torture: .venv/.test
+	$(VENV)/python tests/torture.py
 
 loaders: .venv/.test
 
