@@ -321,7 +321,6 @@ class Metrics(RunRecord):
 
 
 class Checkpoint(RunReader):
-    checked = False
     file = "last.pt"
 
     def read(self, path: Path) -> str:

@@ -114,4 +114,8 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         return []
     # A process that was killed may have left a line without its end.
     whole, _, _ = text.rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
+    records = [json.loads(line) for line in whole.splitlines()]
+    for record in records:
+        if not isinstance(record, dict) or not all(type(record.get(name)) is int for name in ("epoch", "step")):
+            raise ValueError(f"a line of {METRICS} is no record of an epoch")
+    return records

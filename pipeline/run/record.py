@@ -83,7 +83,7 @@ def read(folder: Path) -> RunRecord:
         )
     except FileNotFoundError as error:
         raise ConfigError(f"{folder} holds no run; give the folder of one that fast-train wrote") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path} can't be read ({one_line(error)}); move {folder} away, or give another --out"
         ) from error
