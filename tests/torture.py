@@ -17,10 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
-HERE = Path(__file__).parent
-REPORT = HERE.parent / "docs" / "reliability.md"
-sys.path.insert(0, str(HERE.parent / "src"))
-sys.path.insert(0, str(HERE))
+# What lies here, and the package, wherever this is called from.
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from faults.cases import CASES
 from faults.harness import Verdict, make_inputs, run_fault
@@ -28,6 +27,7 @@ from mutants import READERS, Findings, run_all
 from torture_kills import Findings as Kills
 from torture_kills import run_kills
 
+REPORT = Path(__file__).parents[1] / "docs" / "reliability.md"
 _BEGIN = """# Reliability
 
 What this project does to itself to lose a run, to damage a set or to show other images than it should, and what came of
@@ -56,8 +56,8 @@ _MUTANTS = """
 ## Damaged input
 
 Each reader gets whole input that was damaged in a way that follows from a number: flipped bits, cut and doubled parts,
-zeros, extreme numbers where the format has numbers. Right is an error of one line, or the right data. A crash, a hang of
-a minute, a trace, 1 GiB of memory beyond what whole input takes, or other images without a word is a finding. Where a
+zeros, extreme numbers where the format has numbers. Right is an error of one line, or the right data. A crash, a hang
+of a minute, a trace, 1 GiB of memory beyond what whole input takes, or other images without a word is a finding. Where a
 checksum keeps a file, three in four get one that fits, so that the reader itself is tried.
 
 | reader | tried | refused in one line | read right | findings |
