@@ -57,8 +57,8 @@ _MUTANTS = """
 
 Each reader gets whole input that was damaged in a way that follows from a number: flipped bits, cut and doubled parts,
 zeros, extreme numbers where the format has numbers. Right is an error of one line, or the right data. A crash, a hang
-of a minute, a trace, 1 GiB of memory beyond what whole input takes, or other images without a word is a finding. Where a
-checksum keeps a file, three in four get one that fits, so that the reader itself is tried.
+of a minute, a trace, 1 GiB of memory beyond what whole input takes, or other images without a word is a finding. Where
+a checksum keeps a file, three in four get one that fits, so that the reader itself is tried.
 
 | reader | tried | refused in one line | read right | findings |
 | --- | ---: | ---: | ---: | ---: |
