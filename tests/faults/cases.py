@@ -246,12 +246,13 @@ OTHERS = (
     ),
     *(
         Case(
-            name=f"the set is {action} under a run of the loader {loader}",
-            command="fast-train", faults=(hooked(_STEPS, 2, f"{action}={path}"),), flags=f"--loader {loader}",
+            name=f"the set is {what} under a run of the loader {loader}",
+            command="fast-train", faults=(hooked(_STEPS, 2, action),), flags=f"--loader {loader}",
             status=(0, 2), again=None,
         )
-        for action, path in (
-            ("overwrite", "{data}/train.safetensors"), ("replace", "{data}:{root}/other"), ("delete", "{data}"),
+        for what, action in (
+            ("overwritten", "overwrite={data}/train.safetensors"), ("replaced", "replace={data}:{root}/other"),
+            ("deleted", "delete={data}"),
         )
         for loader in ("resident", "torch --workers 1")
     ),
@@ -265,13 +266,16 @@ OTHERS = (
     ),
     *(
         Case(
-            name=f"{what}: {command}", command=command, faults=(fault,), status=(0,), again=None,
+            name=f"{what}: {command}", command=command, faults=(fault,), status=(status,), says=says, again=None,
             quick=command == "prep-data",
         )
-        for what, fault in (
-            ("no HOME", without("HOME", "XDG_CACHE_HOME")), ("no temporary folder", no_temporary_folder),
+        for what, command, fault, status, says in (
+            *(("no HOME", command, without("HOME", "XDG_CACHE_HOME"), 0, "")
+              for command in ("prep-data", "fast-train", "bench-throughput")),
+            *(("no temporary folder", command, no_temporary_folder, 0, "") for command in ("prep-data", "fast-train")),
+            # It measures processes that write there.
+            ("no temporary folder", "bench-throughput", no_temporary_folder, 2, "No usable temporary directory"),
         )
-        for command in ("prep-data", "fast-train", "bench-throughput")
     ),
     Case(
         name="a notebook's MPLBACKEND: bench-throughput",

@@ -180,7 +180,7 @@ def read_only(*paths: str) -> Fault:
         for path in paths:
             at = path.format(root=run.root, data=run.data)
             if Path(at).is_dir() and not Path(at).is_symlink():
-                run.mounts += [f"mount --bind {at} {at}", f"mount -o remount,ro,bind {at}"]
+                run.mounts += [f"mount --rbind {at} {at}", f"mount -o remount,ro,bind {at}"]
 
     return fault
 

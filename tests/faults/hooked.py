@@ -37,11 +37,11 @@ def to_workers(_, name):
 
 
 def poison(arguments, _):
-    """A weight of the step that the call is of is no number any more."""
+    """The first weights of the step that the call is of are no numbers any more."""
     import torch
 
     with torch.no_grad():
-        next(arguments[0].model.parameters()).view(-1)[0] = torch.nan
+        next(arguments[0].model.parameters()).fill_(torch.nan)
 
 
 def fail(_, kind):
