@@ -21,6 +21,8 @@ _TRIAL_SECONDS = 0.4
 _LONG_STEP = 2.0
 # A number whose first step takes so many times as long as the fastest one's steps is given up.
 _HOPELESS = 2.0
+# Threads that were run for less than this part of the time share their cores with other programs: more would only wait.
+_RUN = 0.8
 # A rate below this part of the best, over so many seconds of steps, is a reason to measure again.
 _FALLEN, _WINDOW_SECONDS = 0.5, 10.0
 # Where fewer threads than allowed are fastest, the machine is busy, and may be idle after so many seconds of steps.
@@ -31,10 +33,11 @@ _PAUSE = 10.0
 
 class TunedStep:
     """A step on the CPU, called as the step itself. Its first calls try half of ``most`` threads, all of them and one;
-    the calls after them take the fastest, until the rate falls or, with fewer than ``most`` threads, for a while.
+    the calls after them take the fastest, until the rate falls or, with fewer than ``most`` threads, for a while. Where
+    half of them don't get their cores, more are not tried.
 
     Outside of the calls torch is set to the best number known. say: gets a line when a number was chosen. watches:
-    whether to measure again. clock: in seconds.
+    whether to measure again. clock, cpu_clock: seconds, and those of the process on all cores.
     """
 
     def __init__(
@@ -45,8 +48,12 @@ class TunedStep:
         say: Callable[[str], None],
         watches: bool = True,
         clock: Callable[[], float] = time.perf_counter,
+        cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
-        self._step, self._most, self._say, self._watches, self._clock = step, most, say, watches, clock
+        self._step, self._most, self._say, self._watches = step, most, say, watches
+        self._clock, self._cpu_clock = clock, cpu_clock
+        # Of the steps so far, on all cores.
+        self._cpu_seconds = 0.0
         #: The best number known.
         self.threads = most
         #: Whether it was measured.
@@ -58,8 +65,9 @@ class TunedStep:
     def __call__(self, batch: AnyBatch) -> None:
         self._images = len(batch.indices)
         torch.set_num_threads(self._next)
-        started = self._clock()
+        started, cpu_started = self._clock(), self._cpu_clock()
         self._step(batch)
+        self._cpu_seconds += self._cpu_clock() - cpu_started
         self._next = self._course.send(self._clock() - started)
         torch.set_num_threads(self.threads)
 
@@ -72,7 +80,8 @@ class TunedStep:
             self.settled = True
             if reason or not was_settled or self.threads != before:
                 rates = ", ".join(f"{count}: {self._rate(seconds)}" for count, seconds in sorted(found.items()))
-                self._say(f"{reason}steps take the fastest number of threads, {self.threads} ({rates})")
+                busy = "" if self._most in found else "; other programs keep the cores busy"
+                self._say(f"{reason}steps take the fastest number of threads, {self.threads} ({rates}{busy})")
             reason = yield from self._keep(found[self.threads], pause=_PAUSE * lost)
 
     def _rate(self, step_seconds: float) -> str:
@@ -81,14 +90,16 @@ class TunedStep:
     def _try_each(self) -> Generator[int, float, tuple[dict[int, float], float]]:
         """The seconds of a step by number of threads, and the seconds lost by steps that took longer than the best."""
         found: dict[int, float] = {}
-        spent, steps, best = 0.0, 0, math.inf
+        spent, steps, best, crowded = 0.0, 0, math.inf, False
         half = max(self._most // 2, 1)
         # Half of them first: it is never far from the best, which tells the hopeless ones after one step.
         for count in dict.fromkeys((half, self._most, 1)):
             slower_by_fewer = len(found) == 2 and found[half] > found[self._most]
-            if slower_by_fewer and half * found[half] > _LONG_STEP:
-                # One thread would be slower still, and a step of it is long.
+            # One thread would be slower still, and a step of it is long.
+            hopeless = slower_by_fewer and half * found[half] > _LONG_STEP
+            if hopeless or (crowded and count > half):
                 continue
+            spent_before, cpu_before = spent, self._cpu_seconds
             seconds = yield count
             spent, steps = spent + seconds, steps + 1
             if seconds < max(_TRIAL_SECONDS, min(_HOPELESS * best, _LONG_STEP)):
@@ -99,6 +110,7 @@ class TunedStep:
                 seconds = measured / (steps - first)
                 spent += measured
             found[count] = seconds
+            crowded |= self._cpu_seconds - cpu_before < _RUN * count * (spent - spent_before)
             best = min(found.values())
             self.threads = min(found, key=found.__getitem__)
         return found, spent - steps * best

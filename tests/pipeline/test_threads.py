@@ -27,15 +27,17 @@ def _no_threads_are_started(monkeypatch):
 
 
 class Machine:
-    """A step that takes ``seconds[threads]`` by a clock of its own."""
+    """A step that takes ``seconds[threads]`` by a clock of its own, and is run for ``share`` of it."""
 
     def __init__(self, most, **options):
-        self.seconds, self.now, self.lines, self.used = {}, 0.0, [], []
-        self.step = TunedStep(self._work, most=most, say=self.lines.append, clock=lambda: self.now, **options)
+        self.seconds, self.now, self.cpu, self.share, self.lines, self.used = {}, 0.0, 0.0, 1.0, [], []
+        clocks = {"clock": lambda: self.now, "cpu_clock": lambda: self.cpu}
+        self.step = TunedStep(self._work, most=most, say=self.lines.append, **clocks, **options)
 
     def _work(self, batch):
         self.used.append(torch.get_num_threads())
         self.now += self.seconds[self.used[-1]]
+        self.cpu += self.seconds[self.used[-1]] * self.used[-1] * self.share
 
     def run(self, seconds):
         """Steps for so long; the numbers of threads that they took."""
@@ -113,6 +115,19 @@ def test_a_busy_machine_that_becomes_idle_is_found_back():
     machine.run(120)
     assert machine.used[-1] == 2
     assert len(machine.lines) == 2
+
+
+def test_where_one_thread_does_not_get_its_core_more_are_not_tried():
+    """A step of them may take half a minute."""
+    machine = Machine(2)
+    machine.seconds, machine.share = {1: 0.15, 2: 25.0}, 0.67
+    assert set(machine.run(300)) == {1}
+    assert machine.lines == [
+        "steps take the fastest number of threads, 1 (1: 667 images/s; other programs keep the cores busy)"
+    ]
+    machine.seconds, machine.share = IDLE, 1.0
+    machine.run(60)
+    assert machine.used[-1] == 2
 
 
 def test_a_step_that_is_measured_itself_is_not_disturbed():
