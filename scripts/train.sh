@@ -20,6 +20,17 @@ if [ "$name" = / ]; then
     exit 2
 fi
 
+# Whether programs have kept three quarters of the cores busy over the last minute. LOAD_FILE is for the tests.
+cores_are_busy() {
+    awk -v cores="$(getconf _NPROCESSORS_ONLN)" '{ exit !($1 >= 0.75 * cores) }' "${LOAD_FILE:-/proc/loadavg}" 2>/dev/null
+}
+
+flags=${ARGS:-}
+if [ -z "$flags" ] && [ ! -e /dev/nvidiactl ] && cores_are_busy; then
+    echo "other programs keep the cores busy: training half as long, by recipe cpu-short (ARGS='--recipe cpu-quick' is the whole)"
+    flags='--recipe cpu-short'
+fi
+
 status=0
 # shellcheck disable=SC2086  # flags, to be split
 prep-data --dataset "$dataset" --out "data/$name" ${SOURCE:+--source "$SOURCE"} ${PREP_ARGS:-} || status=$?
@@ -31,4 +42,4 @@ elif [ "$status" != 0 ]; then
     exit "$status"
 fi
 # shellcheck disable=SC2086  # flags, to be split
-exec fast-train --data "data/$name" ${ARGS:-}
+exec fast-train --data "data/$name" $flags

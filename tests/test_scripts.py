@@ -27,7 +27,9 @@ def train(tmp_path):
                 f'case "$*" in *synthetic*) exit 0 ;; esac\nexit {status}\n'
             )
             path.chmod(0o755)
-        environment = {"PATH": "/usr/bin:/bin", **variables}
+        load = tmp_path / "load"
+        load.write_text(f"{variables.pop('load', 0)} 0 0 1/1 1")
+        environment = {"PATH": "/usr/bin:/bin", "LOAD_FILE": str(load), **variables}
         done = subprocess.run(
             ["bash", str(tmp_path / "scripts" / "train.sh")],
             env=environment, capture_output=True, text=True, check=False,
@@ -42,6 +44,13 @@ def test_cifar10_by_default(train):
     status, calls, _ = train()
     assert status == 0
     assert calls == ["prep-data --dataset cifar10 --out data/cifar10", "fast-train --data data/cifar10"]
+
+
+def test_on_busy_cores_it_trains_half_as_long(train):
+    _, calls, said = train(load=1000)
+    assert calls[1] == "fast-train --data data/cifar10 --recipe cpu-short"
+    assert "other programs keep the cores busy" in said
+    assert train(load=1000, ARGS="--epochs 2")[1][-1] == "fast-train --data data/cifar10 --epochs 2"
 
 
 def test_a_folder_a_source_and_more_flags(train, tmp_path):
