@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 from torchvision import transforms
 
 from fast_train.benchmarks.instrument.feeds import FeedOptions, Peer
+from fast_train.pipeline.loaders.torch_loader import check_sockets
 
 
 class ImageDataset(Dataset[tuple[Any, int]]):
@@ -37,7 +38,10 @@ class ImageDataset(Dataset[tuple[Any, int]]):
 def started(loader: DataLoader[tuple[Any, int]]) -> Iterator[Any]:
     """A pass, whose workers hear neither Ctrl-C nor a job's end, which reach the whole process group, and print nothing
     where this process is stopped in the middle of a hand-over. No signal comes while a process is half started; and
-    torch's handler, which raises a worker's end wherever this process is, goes again: whoever waits is told."""
+    torch's handler, which raises a worker's end wherever this process is, goes again: whoever waits is told. ValueError
+    where workers have no way to hand their batches over."""
+    if loader.num_workers:
+        check_sockets()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     of_children, of_errors = signal.getsignal(signal.SIGCHLD), sys.excepthook
     # The workers are forks: they have what is set here.
