@@ -6,10 +6,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
 
 # Of a signal that was lost where it came.
 _SECONDS_TO_REPEAT = 0.05
@@ -77,17 +80,40 @@ def termination_as_interrupt() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+class _BrokenOff(KeyboardInterrupt):
+    """A signal ends what `Interrupt.unless_stopped` does."""
+
+
 class Interrupt:
     """In the block, the first SIGINT, SIGTERM or SIGHUP sets ``signum``; a second one acts as it did before the block.
 
-    A hang-up is treated as in `termination_as_interrupt`. Outside of the main thread, the only one that gets signals,
-    nothing changes.
+    So what has to be whole comes to its end. What need not be, such as a wait, is done by `unless_stopped`. A hang-up
+    is treated as in `termination_as_interrupt`. Outside of the main thread, the only one that gets signals, nothing
+    changes.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self._previous: dict[int, Any] = {}
         self._open_terminals: list[int] = []
+        self._breaks_off = False
+
+    def unless_stopped(self, work: Callable[[], T]) -> T | None:
+        """Do ``work``, such as a wait, which the first signal ends at once. Returns what it returns, or None where a
+        signal has come, now or before."""
+        try:
+            try:
+                self._breaks_off = True
+                return work() if self.signum is None else None
+            finally:
+                self._breaks_off = False
+        except _BrokenOff:
+            return None
+
+    def until_stopped(self, items: Iterator[T]) -> Iterator[T]:
+        """``items``, none of which is None, up to the first signal, which also ends the wait for the next one."""
+        while (item := self.unless_stopped(partial(next, items, None))) is not None:
+            yield item
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
@@ -108,6 +134,8 @@ class Interrupt:
         if signum == signal.SIGHUP:
             self._previous[signum] = signal.signal(signum, signal.SIG_IGN)
             _hang_up(self._open_terminals)
+        if self._breaks_off:
+            raise _BrokenOff(signum)
 
     def _restore(self) -> None:
         for signum, handler in self._previous.items():

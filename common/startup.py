@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from fast_train.common.files import cache_folder
 
@@ -43,13 +45,22 @@ def _keep_compiled_code() -> None:
 
     torch's own place is the folder for temporary files, which a restart of the machine empties; it is settled once
     torch.compile's modules are imported, as torchvision does. A place that the user has chosen stays; where there is no
-    cache folder that is the user's alone, or it can't be written, torch's own serves.
+    cache folder that is the user's alone, or that serves, torch's own does.
     """
     try:
         folder = cache_folder() / "compiled"
         folder.mkdir(exist_ok=True)
     except OSError:
         return
-    if os.access(folder, os.W_OK):
+    if _serves(folder):
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
         os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+
+
+def _serves(folder: Path) -> bool:
+    """Whether a file can be written there, named in a compiler's command line as torch writes it, and run."""
+    try:
+        one_word = shlex.split(str(folder)) == [str(folder)]
+    except ValueError:
+        return False
+    return one_word and os.access(folder, os.W_OK) and not os.statvfs(folder).f_flag & os.ST_NOEXEC

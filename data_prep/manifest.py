@@ -255,12 +255,9 @@ class PreparedSet:
             raise PreparedSetError(f"{show(self.root)} has no split '{split}'; it has {there}")
         return sum(self.manifest.counts[split])
 
-    def files(self, split: str, format: str) -> tuple[Path, ...]:
-        """The files that hold a split in a format, the main one first.
-
-        They are whole: their SHA-256 is compared, once, until something touches them. Raises PreparedSetError for a
-        file that is broken, and names the formats there are where this one is not.
-        """
+    def entries(self, split: str, format: str) -> list[FileEntry]:
+        """The manifest's entries of a split in a format; PreparedSetError names the formats there are where this one is
+        not."""
         self.size(split)
         entries = [entry for entry in self.manifest.files if (entry.split, entry.format) == (split, format)]
         if not entries:
@@ -269,6 +266,15 @@ class PreparedSet:
                 f"{show(self.root)} has no '{format}' files of split '{split}', only {', '.join(there)}; "
                 f"prepare it with --formats {','.join([*there, format])} --overwrite"
             )
+        return entries
+
+    def files(self, split: str, format: str) -> tuple[Path, ...]:
+        """The files that hold a split in a format, the main one first.
+
+        They are whole: their SHA-256 is compared, once, until something touches them. Raises PreparedSetError for a
+        file that is broken, and as of `entries`.
+        """
+        entries = self.entries(split, format)
         for entry in entries:
             self.check_hash(entry, again=False)
         return tuple(self.root / entry.path for entry in entries)

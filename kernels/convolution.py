@@ -29,6 +29,9 @@ from fast_train.kernels.convolution_reference import (
 )
 from fast_train.kernels.tiling import tiles_of
 
+# Values of one image: the kernels' offsets have 32 bits and count from the image that a tile begins in.
+_LARGEST_IMAGE = 1 << 30
+
 # Triton is imported where it runs: not every build of torch brings it, and it takes a while.
 
 
@@ -113,6 +116,8 @@ def _check_convolution(x: Tensor, filters: Tensor, stride: int) -> None:
         raise ValueError(f"filters must be {x.dtype} on {x.device}, not {filters.dtype} on {filters.device}")
     if stride < 1:
         raise ValueError(f"stride must be 1 or more, not {stride}")
+    if max(channels, shape[0]) * height * width > _LARGEST_IMAGE:
+        raise ValueError(f"an image of x {tuple(x.shape)} or of its result has more than {_LARGEST_IMAGE:,} values")
     if count * -(-height // stride) * -(-width // stride) == 1:
         raise ValueError(
             f"x {tuple(x.shape)} leaves one value per channel at stride {stride}, which has no variance; it must "

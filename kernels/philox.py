@@ -48,10 +48,11 @@ def philox4x32(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tup
 def sample_words(seed: int, epoch: Tensor | int, indices: Tensor, stream: int, attempt: int = 0) -> tuple[Tensor, ...]:
     """Four words for each sample: the counter is (index, epoch, stream, attempt).
 
-    indices: int64 [N], values in [0, 2**32). epoch: int or int64 0-D tensor. Returns four int64 tensors [N].
+    indices: int64 [N]. epoch: int or int64 0-D tensor. Of both the lower 32 bits count, as in Triton's Philox. Returns
+    four int64 tensors [N].
     """
     zeros = torch.zeros_like(indices)
-    return philox4x32(seed, indices, zeros + epoch, zeros + stream, zeros + attempt)
+    return philox4x32(seed, indices & _MASK, zeros + epoch & _MASK, zeros + stream, zeros + attempt)
 
 
 def below(words: Tensor, bound: Tensor | int) -> Tensor:

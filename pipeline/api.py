@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from fast_train.common.console import Display, PlainConsole
+from fast_train.common.files import user_path
 from fast_train.data_prep.formats import FormatOptions
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.data_prep.prepare import Request
@@ -18,6 +20,8 @@ from fast_train.data_prep.prepare import prepare as prepare_set
 from fast_train.data_prep.sources import SourceOptions
 from fast_train.pipeline import models
 from fast_train.pipeline.config.architectures import Activation, Fusion, Shortcut, Stem
+from fast_train.pipeline.config.convert import build
+from fast_train.pipeline.config.processes import check_alone
 from fast_train.pipeline.config.recipe import check_overruled, merge
 from fast_train.pipeline.config.settings import SECTIONS, LoaderName, ModelConfig, settings
 from fast_train.pipeline.engine.evaluate import Evaluation
@@ -52,7 +56,7 @@ def prepare(
     """
     request = Request(
         dataset=dataset if isinstance(dataset, str) else f"folder:{dataset}",
-        out=None if out is None else Path(out),
+        out=None if out is None else _path(out),
         formats=tuple(formats),
         options=options or SourceOptions(),
         encoding=encoding or FormatOptions(),
@@ -63,7 +67,7 @@ def prepare(
 
 def open_set(path: PathLike, *, verify: bool = False) -> PreparedSet:
     """Open a prepared set; PreparedSetError, a ValueError, where it is not whole. verify: compare all SHA-256 sums."""
-    return PreparedSet.open(path, verify=verify)
+    return PreparedSet.open(_path(path), verify=verify)
 
 
 def make_loader(
@@ -85,7 +89,7 @@ def make_loader(
     """
     return build_loader(
         loader,
-        prepared if isinstance(prepared, PreparedSet) else PreparedSet.open(prepared),
+        prepared if isinstance(prepared, PreparedSet) else open_set(prepared),
         split,
         batch_size=batch_size,
         seed=seed,
@@ -112,21 +116,21 @@ def build_model(
     The arguments are the settings ``model.*`` and ``run.fuse`` of docs/recipes.md. A speednet needs
     `pipeline.models.initialise_from_data` before it is trained.
     """
-    config = ModelConfig(
-        arch=arch,
-        num_classes=num_classes,
-        image_size=image_size,
-        in_channels=in_channels,
-        stem=stem,
-        shortcut=shortcut,
-        activation=activation,
-        zero_init_residual=zero_init_residual,
-    )
-    return models.build_model(config, fuse=fuse)
+    given = {
+        "arch": arch,
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "in_channels": in_channels,
+        "stem": stem,
+        "shortcut": shortcut,
+        "activation": activation,
+        "zero_init_residual": zero_init_residual,
+    }
+    return models.build_model(build(ModelConfig, given, "model"), fuse=fuse)
 
 
 def train(
-    data: PathLike | None = None,
+    data: PreparedSet | PathLike | None = None,
     *,
     recipe: str | None = None,
     out: PathLike | None = None,
@@ -138,32 +142,33 @@ def train(
 ) -> session.Outcome:
     """Train, as `fast-train` does, and leave a run folder.
 
-    data: a prepared set; None for ``data/cifar10``, or that of the run that goes on. recipe: a name or a TOML file;
-    None for what suits the machine. out: the run's folder; None for ``runs/<set>-<architecture>-<recipe>``. resume:
-    ``auto`` to go on with the last such run, or a run's folder or checkpoint, whose settings take the recipe's place.
-    stop_after: save and return after this epoch. progress: show it on standard output. given: settings of
+    data: a prepared set, or its folder; None for ``data/cifar10``, or that of the run that goes on. recipe: a name or a
+    TOML file; None for what suits the machine. out: the run's folder; None for ``runs/<set>-<architecture>-<recipe>``.
+    resume: ``auto`` to go on with the last such run, or a run's folder or checkpoint, whose settings take the recipe's
+    place. stop_after: save and return after this epoch. progress: show it on standard output. given: settings of
     docs/recipes.md by their names (``epochs=8, arch="resnet20"``) or, where a name stands in two sections, by section
     (``optimizer={"name": "muon"}``).
 
     Raises ConfigError, a ValueError, for what can't be trained, and TrainingDiverged.
     """
+    check_alone()
     for name, value in (("recipe", recipe), ("out", out), ("resume", resume)):
-        if value == "":
-            raise ConfigError(f"{name} is empty; give it a value, or leave it out")
-    if stop_after is not None and stop_after < 1:
-        raise ConfigError(f"stop_after={stop_after} is no epoch; give 1 or more")
+        if value is not None and not (isinstance(value, (str, Path)) and str(value)):
+            raise ConfigError(f"{name} is {value!r}; give it a name or a path, or leave it out")
+    if stop_after is not None and not (isinstance(stop_after, int) and stop_after >= 1):
+        raise ConfigError(f"stop_after is {stop_after!r}, which is no epoch; give 1 or more")
     nested = _nested(given, data)
     if resume not in (None, "auto") and recipe is not None:
         raise ConfigError(f"resume={str(resume)!r} keeps that run's settings; leave out recipe={recipe!r}")
-    go_on = what_to_resume(resume)
-    plan = plan_training(nested, recipe=recipe, resume=go_on)
+    go_on = what_to_resume(resume if resume in (None, "auto") else _path(resume))
+    plan = plan_training(nested, recipe=None if recipe is None else str(_path(recipe)), resume=go_on)
     with ExitStack() as held:
         if progress:
             listeners = (held.enter_context(Terminal(PlainConsole())), *listeners)
         return session.train(
             plan.config,
             plan.prepared,
-            folder=None if out is None else Path(out),
+            folder=None if out is None else _path(out),
             resume=go_on,
             stop_after=stop_after,
             listeners=listeners,
@@ -171,7 +176,7 @@ def train(
         )
 
 
-def evaluate(run: PathLike, *, data: PathLike | None = None, **given: Any) -> Evaluation:
+def evaluate(run: PathLike, *, data: PreparedSet | PathLike | None = None, **given: Any) -> Evaluation:
     """Evaluate a run's folder or a checkpoint on the test split.
 
     data: another prepared set of the same classes. given: settings that an evaluation depends on (``tta="flip"``,
@@ -190,13 +195,17 @@ def load_model(run: PathLike, *, device: torch.device | str = "auto") -> Trained
 
 
 def _load(run: PathLike) -> Saved:
-    saved = load(Path(run))
+    saved = load(_path(run))
     for note in saved.notes:
         warnings.warn(note.removeprefix("note: "), stacklevel=3)
     return saved
 
 
-def _nested(given: Mapping[str, Any], data: PathLike | None) -> dict[str, dict[str, Any]]:
+def _path(given: PathLike) -> Path:
+    return user_path(os.fspath(given))
+
+
+def _nested(given: Mapping[str, Any], data: PreparedSet | PathLike | None) -> dict[str, dict[str, Any]]:
     """Settings nested by section, of those that are given flat or as a section. data: the prepared set."""
     places: dict[str, list[str]] = {}
     for setting in settings().values():
@@ -216,4 +225,6 @@ def _nested(given: Mapping[str, Any], data: PathLike | None) -> dict[str, dict[s
     if "path" in nested.get("data", {}):
         raise ConfigError("the prepared set is the argument data; leave out path")
     check_overruled(nested)
-    return nested if data is None else merge(nested, {"data": {"path": str(data)}})
+    if data is None:
+        return nested
+    return merge(nested, {"data": {"path": str(data.root if isinstance(data, PreparedSet) else _path(data))}})

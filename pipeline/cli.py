@@ -9,6 +9,8 @@ import sys
 
 from fast_train.common.command import run_command
 from fast_train.common.startup import quick_imports
+from fast_train.pipeline.config.convert import build
+from fast_train.pipeline.config.processes import check_alone, rank
 from fast_train.pipeline.config.recipe import Given, check_given
 from fast_train.pipeline.config.settings import DataConfig
 from fast_train.pipeline.errors import TrainingDiverged
@@ -19,6 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
     with the command."""
     given, actions = parse_flags(arguments)
+    if rank():
+        # The first of several processes speaks for all.
+        return 2
     return run_command(
         PROGRAM,
         lambda: _run(given, actions),
@@ -36,6 +41,7 @@ def _explain(error: Exception) -> Exception | None:
 
 
 def _run(given: Given, actions: Actions) -> int:
+    check_alone()
     given = check_flags(given, actions)
     check_paths(actions)
     if not (actions.list_loaders or actions.evaluate is not None or actions.resume not in (None, "auto")):
@@ -43,7 +49,8 @@ def _run(given: Given, actions: Actions) -> int:
         # NumPy, which reading a set needs, takes a tenth of a second to import.
         from fast_train.data_prep.manifest import PreparedSet
 
-        PreparedSet.open(config.data.path if config else given.get("data", {}).get("path", DataConfig.path))
+        data = config.data if config is not None else build(DataConfig, given.get("data", {}), "data")
+        PreparedSet.open(data.path).entries("train", data.format)
     with quick_imports():
         from fast_train.pipeline import commands
     return commands.run(given, actions)

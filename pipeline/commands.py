@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from fast_train.common.console import PlainConsole
-from fast_train.common.text import show_path
+from fast_train.common.text import one_line, show_path
 from fast_train.pipeline.config.recipe import Given
 from fast_train.pipeline.device import device_name
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader
@@ -160,10 +161,21 @@ def _report(
     config, prepared = plan.config, plan.prepared
     print_evaluation(console, result, prepared)
     title = f"{config.model.arch}, recipe {config.recipe}: {result.accuracy:.2%} test accuracy"
-    paths = write_pictures(folder, result, history, prepared, title=title)
-    console.print("pictures: " + ", ".join(show_path(p) for p in paths), soft_wrap=True)
+    with _costing_nothing("the pictures"):
+        paths = write_pictures(folder, result, history, prepared, title=title)
+        console.print("pictures: " + ", ".join(show_path(p) for p in paths), soft_wrap=True)
     print_mistakes(console, result, prepared)
-    console.print(f"all predictions: {show_path(write_predictions(folder, result, prepared))}", soft_wrap=True)
+    with _costing_nothing("the predictions"):
+        console.print(f"all predictions: {show_path(write_predictions(folder, result, prepared))}", soft_wrap=True)
+
+
+@contextmanager
+def _costing_nothing(what: str) -> Iterator[None]:
+    """Say in one line what goes wrong in the block, whatever it is: the result stands."""
+    try:
+        yield
+    except Exception as error:
+        print(f"{PROGRAM}: {what} can't be written: {one_line(error)}", file=sys.stderr)
 
 
 def _print_lines(console: Console, lines: Sequence[str]) -> None:

@@ -12,6 +12,14 @@ class ConfigError(ValueError):
     """A setting that cannot work: what is wrong, where, what to do."""
 
 
+class CompileError(ConfigError):
+    """torch.compile can't compile the step on this machine."""
+
+
+class LoadingError(ValueError):
+    """A loader gives no more batches: what it reads by failed, such as a process that was killed."""
+
+
 class TrainingDiverged(RuntimeError):
     """The loss, of training or of test images, or a weight is no finite number any more."""
 

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fast_train.common.command import Parser
-from fast_train.pipeline.config.convert import Setting, describe
+from fast_train.common.files import user_path
+from fast_train.pipeline.config.convert import Setting, describe, is_none
 from fast_train.pipeline.config.recipe import Given, check_overruled, merge, parse_value
 from fast_train.pipeline.config.settings import settings
 from fast_train.pipeline.errors import ConfigError
@@ -136,6 +138,8 @@ def build_parser() -> Parser:
 
 def _add(group: argparse._ArgumentGroup, flag: str, setting: Setting, dest: str, options: dict[str, Any]) -> None:
     options = {**_OF_TYPES.get(setting.plain, {}), **options}
+    if "type" in options and setting.kind != setting.plain:
+        options["type"] = _or_none(options["type"])
     if setting.choices:
         options["metavar"] = "|".join(setting.choices)
     if dest in _METAVARS:
@@ -151,12 +155,25 @@ def _add(group: argparse._ArgumentGroup, flag: str, setting: Setting, dest: str,
     )
 
 
+def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """``kind``, for a flag that can also leave open what a recipe sets."""
+
+    def parse(text: str) -> Any:
+        return None if is_none(text) else kind(text)
+
+    # argparse names it in its error.
+    parse.__name__ = kind.__name__
+    return parse
+
+
 def parse_flags(arguments: list[str] | None = None) -> tuple[Given, Actions]:
     """The settings that were given, nested by section, and the other flags."""
     nested: dict[str, dict[str, Any]] = {}
     actions: dict[str, Any] = {}
     for name, value in vars(build_parser().parse_args(arguments)).items():
         section, dot, key = name.partition(".")
+        if isinstance(value, str) and value.startswith("~"):
+            value = str(user_path(value))
         if dot:
             nested.setdefault(section, {})[key] = value
         else:

@@ -18,6 +18,14 @@ from typing import Any, TypeVar
 from fast_train.pipeline.errors import ConfigError, check_name
 
 T = TypeVar("T")
+_WORDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a list, such as [0.5, 0.75]",
+    type(None): "none",
+}
 # Two threads that parse at once can crash Python 3.11.
 _PARSING = threading.Lock()
 
@@ -92,8 +100,10 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    """Check a plain value against a field's type; whole numbers serve as floats, lists as tuples. Which names a Literal
-    allows, the dataclass itself checks."""
+    """Check a plain value against a field's type; whole numbers serve as floats, lists as tuples, and "none", for which
+    TOML has no word, leaves open what may be. Which names a Literal allows, the dataclass itself checks."""
+    if is_none(value) and type(None) in _options(hint):
+        return None
     for option in _options(hint):
         plain = _plain(option)
         if plain is tuple and isinstance(value, (list, tuple)):
@@ -104,8 +114,12 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
                 return float(value)
         if type(value) is plain:
             return value
-    names = " | ".join("None" if option is type(None) else _plain(option).__name__ for option in _options(hint))
-    raise ConfigError(f"{where} is {value!r}; it must be {names}")
+    raise ConfigError(f"{where} is {value!r}; it must be {' or '.join(_WORDS[_plain(o)] for o in _options(hint))}")
+
+
+def is_none(value: Any) -> bool:
+    """Whether a value stands for a setting that is left open."""
+    return value is None or (isinstance(value, str) and value.lower() == "none")
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import sys
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fast_train.common.text import one_line
-from fast_train.pipeline.config.convert import build
+from fast_train.pipeline.config.convert import build, is_none
 from fast_train.pipeline.config.settings import OF_THE_DATA, SECTIONS, Config
 from fast_train.pipeline.errors import ConfigError, check_name
 
@@ -43,18 +44,24 @@ def read_recipe(name: str) -> dict[str, Any]:
     if path.stat().st_size > _LONGEST:
         raise ConfigError(f"recipe {path} is longer than {_LONGEST // 1024} KiB; give a recipe")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # Some editors begin a file with a byte-order mark.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         # Beside errors of TOML and of the encoding, Python's own: numbers of 5,000 digits, lists in lists in lists.
         raise ConfigError(f"recipe {path} is no valid TOML: {one_line(error)}") from error
 
 
 def parse_value(text: str) -> Any:
-    """A setting's value as TOML writes it; other text stands for itself, so that names need no quotes."""
+    """A setting's value as TOML or Python writes it; other text stands for itself, so that names need no quotes."""
+    text = text.strip()
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return text.strip()
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +123,8 @@ def check_overruled(given: Given) -> None:
         section, _, name = place.partition(".")
         if name in given.get(section, {}):
             raise ConfigError(f"{place} is what the data say; leave it out")
-    if given.get("run", {}).keys() >= {"epochs", "steps"}:
+    run = given.get("run", {})
+    if not any(is_none(run.get(name)) for name in ("epochs", "steps")):
         raise ConfigError("run.epochs and run.steps both say how long to train; leave one of them out")
 
 

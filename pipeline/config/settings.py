@@ -105,6 +105,11 @@ class DataConfig:
     dali_augment: Literal["kernel", "native"] = "kernel"
     """Who augments what `dali` loads: our `kernel`, or DALI's graph (`native`)."""
 
+    @property
+    def format(self) -> str:
+        """The files that the loader reads, as `prep-data --formats` calls them."""
+        return self.loader if self.loader in ("ffcv", "dali") else "packed"
+
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, f"batch size {self.batch_size} is too small; give 1 or more")
         _require(self.workers is None or self.workers >= 0, f"{self.workers} workers; give 0 or more")
@@ -278,6 +283,7 @@ class RunConfig:
         check_seed(self.seed)
         _require(self.threads is None or 1 <= self.threads <= 1024, f"{self.threads} threads; give 1 to 1024")
         check_device(self.device)
+        _require(not self.graph or self.device != "cpu", "--graph needs a CUDA device; give --no-graph")
         check_choice("amp type", self, "amp")
         check_choice("compile mode", self, "compile_mode")
         check_choice("fusion", self, "fuse")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -13,14 +16,18 @@ from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.augmentation import Augmentation, Augmenter, NativeAugmenter, normalisation
 from fast_train.pipeline.engine.evaluate import evaluation_batch
 from fast_train.pipeline.engine.graph import CapturedStep, warm_up
+from fast_train.pipeline.engine.memory import memory_error
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.engine.step import TrainStep
+from fast_train.pipeline.errors import CompileError, ConfigError
 from fast_train.pipeline.loaders import AnyBatch, Loader, build_loader
 from fast_train.pipeline.loaders.native import NativeAugment
 from fast_train.pipeline.models import build_model, initialise_from_data, starts_from_data
 
 # Pixels of the images that a model starts from: the first 5,000 of CIFAR-10 (Jordan 2024, section 3.2).
 _START_PIXELS = 5000 * 32 * 32
+# Of a compiler's complaint, in letters.
+_LONGEST_REASON = 300
 
 
 def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool) -> Augmenter:
@@ -96,13 +103,50 @@ def build_step(
     )
 
 
+def check_batch(model: torch.nn.Module, config: Config, prepared: PreparedSet) -> None:
+    """ConfigError where batches are of one image, and so small a one that a BatchNorm of ``model`` gets a single value
+    per channel, which has no variance. The model stays as it is."""
+    if config.data.batch_size > 1:
+        return
+    height, width, channels = prepared.manifest.image_shape
+    try:
+        # Shapes alone, without numbers.
+        copy.deepcopy(model).to("meta").train()(torch.empty(1, channels, height, width, device="meta"))
+    except ValueError as error:
+        advice = "give a larger --batch-size" if prepared.size("train") > 1 else "train on more images"
+        raise ConfigError(
+            f"{config.model.arch} can't be trained on a batch of one image of {height}x{width} pixels: BatchNorm needs "
+            f"more than one value per channel; {advice}"
+        ) from error
+
+
 def ready_step(step: TrainStep, example: AnyBatch, runtime: Runtime) -> Callable[[AnyBatch], None]:
     """The step as the run calls it: captured, or compiled, or as it is. example: a batch as the loader feeds it.
 
-    Compilation and capture happen here; the state of the step is as before.
+    Compilation and capture happen here; the state of the step is as before. CompileError where it can't be compiled.
     """
-    if runtime.graph:
-        return CapturedStep(step, example)
-    if runtime.compile:
-        warm_up(step, example)
+    with _compile_errors() if runtime.compile else nullcontext():
+        if runtime.graph:
+            return CapturedStep(step, example)
+        if runtime.compile:
+            warm_up(step, example)
     return step
+
+
+@contextmanager
+def _compile_errors() -> Iterator[None]:
+    """CompileError, in one line, for what goes wrong when torch.compile compiles; out of memory it is no such error."""
+    # Here and not above: no other run needs it.
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        with warnings.catch_warnings():
+            # Of what a signal cuts short, the compiler prints where it was.
+            warnings.filterwarnings("ignore", message="Error detected in", category=UserWarning)
+            yield
+    except TorchDynamoException as error:
+        if memory_error(error) is not None:
+            raise
+        lines = str(error).splitlines()
+        reason = next((line for line in lines if "error: " in line), lines[0])
+        raise CompileError(f"torch.compile failed: {reason.strip()[:_LONGEST_REASON]}; add --no-compile") from error

@@ -28,14 +28,15 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """The step is compiled and captured. epochs, total_steps: of the whole run. done_steps, history: of the part before
-    this one, where the run goes on. seconds: of compilation and capture."""
+    """The step is ready, ``compiled`` or captured where it can be. epochs, total_steps: of the whole run. done_steps,
+    history: of the part before this one, where the run goes on. seconds: of compilation and capture."""
 
     epochs: int
     total_steps: int
     done_steps: int
     history: Sequence[Mapping[str, Any]]
     seconds: float
+    compiled: bool = False
 
 
 class Listener:

@@ -17,15 +17,10 @@ from fast_train.pipeline.errors import ConfigError
 
 _OUT_OF_MEMORY = "the GPU is out of memory; give a smaller --batch-size, or --loader torch"
 _OUT_OF_HOST_MEMORY = "the computer is out of memory; give a smaller --batch-size"
-_LOADING_KILLED = (
-    "a loading process was killed, likely for lack of memory; give fewer --workers, or --loader resident, ffcv or dali"
-)
 # Words of errors that torch raises as plain RuntimeErrors.
 _MEMORY_ERRORS = {
     _OUT_OF_MEMORY: r"CUDA error: out of memory|CU(DNN|BLAS)_STATUS_ALLOC_FAILED",
     _OUT_OF_HOST_MEMORY: r"DefaultCPUAllocator: (can't allocate|not enough) memory|std::bad_alloc",
-    # By the kernel, or where shared memory is full.
-    _LOADING_KILLED: r"DataLoader worker \(pid\D*\d+\) is killed by signal: (Killed|Bus error)",
 }
 # Torch itself, the weights, their gradients and momenta take about this besides, for networks of usual size.
 _BESIDES = 1 << 30
@@ -127,7 +122,6 @@ def memory_error(error: Exception) -> ConfigError | None:
             hint = _OUT_OF_HOST_MEMORY
         elif isinstance(cause, RuntimeError):
             hint = next((hint for hint, words in _MEMORY_ERRORS.items() if re.search(words, str(cause))), None)
-        # A worker's end is told by one error, its reason by the one that this came from.
         cause = cause.__cause__ or cause.__context__
     if hint is None:
         return None

@@ -55,6 +55,10 @@ class TrainStep:
             compiled = _compile_for_any_threads if device.type == "cpu" else _compile
             self._forward_loss = compiled(self._plain_forward_loss, compile_mode)
 
+    def leave_uncompiled(self) -> None:
+        """Run forward pass and loss as they are, where they can't be compiled."""
+        self._forward_loss = self._plain_forward_loss
+
     @property
     def evaluated_model(self) -> nn.Module:
         """The model that is worth evaluating: the averaged one where there is one."""

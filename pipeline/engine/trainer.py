@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,17 @@ import torch
 
 from fast_train.common.cores import usable_cores
 from fast_train.common.signals import Interrupt
+from fast_train.common.text import show_path
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.recipe import override
 from fast_train.pipeline.config.settings import Config
-from fast_train.pipeline.engine.build import build_augmenter, build_split_loader, build_step, ready_step
+from fast_train.pipeline.engine.build import (
+    build_augmenter,
+    build_split_loader,
+    build_step,
+    check_batch,
+    ready_step,
+)
 from fast_train.pipeline.engine.evaluate import Evaluation, evaluate
 from fast_train.pipeline.engine.identity import identity
 from fast_train.pipeline.engine.listener import Listener, Ready, note, warn
@@ -26,7 +34,7 @@ from fast_train.pipeline.engine.metrics import Glimpse, Totals
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.engine.saving import Checkpoints
 from fast_train.pipeline.engine.threads import TunedStep
-from fast_train.pipeline.errors import TrainingDiverged
+from fast_train.pipeline.errors import CompileError, LoadingError, TrainingDiverged
 from fast_train.pipeline.loaders import AnyBatch
 from fast_train.pipeline.optim.schedules import build_schedule
 
@@ -49,6 +57,7 @@ class Trainer:
         self.test_augmenter = build_augmenter(config, prepared, runtime, train=False)
         start = None if resumes else prepared
         self.step = build_step(config, self.augmenter, runtime, prepared=start)
+        check_batch(self.step.model, config, prepared)
         self._begin(config)
 
     def _begin(self, config: Config) -> None:
@@ -85,7 +94,7 @@ class Trainer:
     def prepare(self, listeners: Sequence[Listener] = ()) -> None:
         """Compile and capture the step, so that the first epoch is as fast as the others."""
         started = time.perf_counter()
-        self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
+        self._make_ready(listeners)
         if self.runtime.threads is None:
             self._run_step = TunedStep(self._run_step, most=usable_cores(), say=partial(note, listeners))
         ready = Ready(
@@ -94,9 +103,22 @@ class Trainer:
             done_steps=self.done_steps,
             history=self.history,
             seconds=time.perf_counter() - started,
+            compiled=self.runtime.compile or self.runtime.graph,
         )
         for listener in listeners:
             listener.on_ready(ready)
+
+    def _make_ready(self, listeners: Sequence[Listener]) -> None:
+        """Where the step can't be compiled, and that was not asked for, it runs as it is."""
+        try:
+            self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
+        except CompileError as error:
+            if self.config.run.compile:
+                raise
+            warn(listeners, f"{error}, as this run does by itself")
+            self.step.leave_uncompiled()
+            self.runtime = dataclasses.replace(self.runtime, compile=False)
+            self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
 
     def restart(self, seed: int) -> None:
         """Begin anew from another seed, as a new Trainer would: what is compiled stays, `prepare` only captures it."""
@@ -122,13 +144,15 @@ class Trainer:
         """
         evaluation = None
         checkpoints = Checkpoints(folder, self.config.run, self.done_steps, partial(warn, listeners))
-        with Interrupt() as interrupt:
+        with Interrupt() as interrupt, self._kept_where_loading_fails(folder, checkpoints):
             while not self.finished and (stop_after is None or len(self.history) < stop_after):
                 epoch = len(self.history)
                 record = self._train_epoch(epoch, listeners, interrupt, checkpoints)
                 if interrupt.signum is not None:
                     break
-                evaluation = self._evaluate_epoch(epoch)
+                evaluation = interrupt.unless_stopped(partial(self._evaluate_epoch, epoch))
+                if interrupt.signum is not None and evaluation is None:
+                    break
                 if evaluation:
                     record |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
                 # An epoch that the run's length in steps cut off is not over: a longer run goes on inside of it.
@@ -150,6 +174,18 @@ class Trainer:
             return None, interrupt.signum
         return evaluation, None
 
+    @contextmanager
+    def _kept_where_loading_fails(self, folder: Path, checkpoints: Checkpoints) -> Iterator[None]:
+        """Save what was trained in the block where it ends by LoadingError, which then says so."""
+        began = self.done_steps
+        try:
+            yield
+        except LoadingError as error:
+            if self.done_steps == began:
+                raise
+            checkpoints.save(self.state_dict(), final=True)
+            raise LoadingError(f"{error}; the run is saved, --resume {show_path(folder)} goes on") from error
+
     def _train_epoch(
         self, epoch: int, listeners: Sequence[Listener], interrupt: Interrupt, checkpoints: Checkpoints
     ) -> dict[str, Any]:
@@ -165,7 +201,7 @@ class Trainer:
         glimpse = Glimpse(self.step.metrics.sums)
         started = time.perf_counter()
         if self.done_steps < self.total_steps and interrupt.signum is None:
-            for batch in self.loader.feed():
+            for batch in interrupt.until_stopped(self.loader.feed()):
                 rate = self.schedule.rate(self.done_steps)
                 self.step.set_rate(rate, epochs=self.done_steps / len(self.loader))
                 self._run_step(batch)
@@ -258,7 +294,8 @@ class Trainer:
             "std": list(self.prepared.manifest.std),
             "reading": self.prepared.manifest.source.get("reading", {}),
             "step": self.step.state_dict(),
-            "loader": self.loader.state_dict(),
+            # A batch that a signal came with may be given out, and was not trained on.
+            "loader": {**self.loader.state_dict(), "step": self.done_steps - self.loader.epoch * len(self.loader)},
             "schedule": self.schedule.state_dict(),
             "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
             "done_steps": self.done_steps,

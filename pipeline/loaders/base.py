@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from numbers import Integral
 from types import TracebackType
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -20,12 +21,15 @@ from fast_train.common.text import one_line
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.kernels.order import epoch_order
 from fast_train.kernels.spec import check_seed
+from fast_train.pipeline.errors import LoadingError
 from fast_train.pipeline.loaders.batch import AnyBatch, Batch
 
 # What a position in the order depends on, and the user's name for it.
 _KEPT = {"seed": "seed", "batch_size": "batch size", "count": "split size"}
 # Processes or threads: many more than there are cores only take memory, and in the end the machine.
 _MOST_WORKERS = 1024
+# Of an error of a library, in letters: DALI adds its stack.
+_LONGEST_REASON = 300
 # What a pass goes through.
 T = TypeVar("T", bound=AnyBatch)
 
@@ -42,6 +46,10 @@ class LoaderOptions:
     workers: int | None
 
     def __post_init__(self) -> None:
+        for name in ("batch_size", "seed", "workers"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) and (value is not None or name != "workers"):
+                raise ValueError(f"{name} is {value!r}; give a whole number")
         check_seed(self.seed)
         if self.batch_size < 1:
             raise ValueError(f"batch size {self.batch_size} is out of range; give 1 or more")
@@ -57,8 +65,9 @@ class Loader(ABC):
     last batch may be smaller.
 
     Iterating starts at the epoch's first batch, or, once, where `load_state_dict` put it. A loader makes one pass at a
-    time: another pass, another epoch or closing ends the one before, and its iterator then raises ValueError. Building
-    one raises ValueError for a training split smaller than one batch.
+    time: another pass, another epoch or closing ends the one before, and its iterator then raises ValueError. It raises
+    LoadingError where no more batches can come. Building one raises ValueError for a training split smaller than one
+    batch.
     """
 
     #: The files it reads, as `prep-data --formats` calls them.
@@ -156,6 +165,10 @@ class Loader(ABC):
         if begun is not None:
             begun.close()
 
+    def failure(self, error: Exception) -> str:
+        """What to tell of an error that ended a pass: what failed and what to do."""
+        return f"loading failed ({one_line(error)[:_LONGEST_REASON]}); give another --loader, or --debug for all of it"
+
     def example(self) -> AnyBatch:
         """A batch of the type and the shapes that `feed` gives in training, to warm up with. The position stays."""
         indices = torch.arange(self.batch_size, device=self.device)
@@ -208,7 +221,12 @@ class _Pass(Iterator[T], Generic[T]):
                 f"this pass over split '{self._loader.split}' is over: its loader has been closed or has begun another "
                 "one since; for two at once build two loaders"
             )
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except (RuntimeError, OSError) as error:
+            if isinstance(error, torch.AcceleratorError):
+                raise
+            raise LoadingError(self._loader.failure(error)) from error
         # Before the batch is given out: a state saved while it is in use continues after it.
         self._loader._position += 1
         return batch

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from multiprocessing.connection import Listener
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from fast_train.common.text import one_line
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.loaders.base import Loader, LoaderOptions
 from fast_train.pipeline.loaders.batch import Batch
 
 DEFAULT_WORKERS = 4
+_REMEDY = "give fewer --workers, or --loader resident, ffcv or dali"
 
 
 class PackedDataset(Dataset[tuple[Tensor, int, int]]):
@@ -51,11 +57,38 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 
 
 @contextmanager
-def _more_workers_than_cores() -> Iterator[None]:
-    """Without torch's advice against them: they are what somebody asked for."""
+def _as_we_want_workers() -> Iterator[None]:
+    """Without torch's advice against more workers than cores: they are what somebody asked for. Without its handler of
+    SIGCHLD, which would raise a worker's end in the middle of a step: whoever waits for a batch is told of it."""
+    handler = signal.getsignal(signal.SIGCHLD)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
         yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)
+
+
+class _Packed:
+    """A worker's batch, packed for its way where an error reaches the parent: in the thread that sends it on, an error
+    is printed, and the parent waits for ever."""
+
+    def __init__(self, samples: list[tuple[Tensor, int, int]]) -> None:
+        self._data = bytes(ForkingPickler.dumps(default_collate(samples)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickle.loads, (self._data,)
+
+
+def check_sockets() -> None:
+    """ValueError where workers could not hand over their batches: they do so by sockets, which are files in the folder
+    for temporary ones."""
+    try:
+        Listener().close()
+    except OSError as error:
+        raise ValueError(
+            f"loading processes need sockets in the folder for temporary files: {one_line(error)}; set TMPDIR to "
+            "another folder, of a short name, or give --workers 0 or another --loader"
+        ) from error
 
 
 def _obey_the_parent() -> None:
@@ -76,15 +109,19 @@ class TorchLoader(Loader):
     def __init__(self, prepared: PreparedSet, split: str, options: LoaderOptions) -> None:
         super().__init__(prepared, split, options)
         workers = min(DEFAULT_WORKERS, self.spare_cores()) if self.workers is None else self.workers
+        if workers:
+            check_sockets()
+        self._workers: set[BaseProcess] = set()
         # Those of the epoch. The workers outlive it, so the list changes in place.
         self._indices: list[int] = []
-        with _more_workers_than_cores():
+        with _as_we_want_workers():
             self._loader: DataLoader[tuple[Tensor, int, int]] | None = DataLoader(
                 PackedDataset(prepared, split),
                 batch_size=self.batch_size,
                 sampler=self._indices,
                 num_workers=workers,
                 persistent_workers=workers > 0,
+                collate_fn=_Packed if workers else None,
                 pin_memory=self.device.type == "cuda",
                 worker_init_fn=_leave_signals_to_the_parent if workers else None,
                 # The workers' seeds, which nothing here depends on, would else come out of the process's generator.
@@ -95,12 +132,26 @@ class TorchLoader(Loader):
         if self._loader is None:
             raise self._closed()
         self._indices[:] = self.order()[start * self.batch_size :].tolist()
-        with _more_workers_than_cores():
+        others = set(multiprocessing.active_children())
+        with _as_we_want_workers():
             batches = iter(self._loader)
+        self._workers |= set(multiprocessing.active_children()) - others
         for images, labels, indices in batches:
             yield Batch(*(t.to(self.device, non_blocking=True) for t in (images, labels, indices)))
 
+    def failure(self, error: Exception) -> str:
+        signals = {-worker.exitcode for worker in self._workers if worker.exitcode}
+        if signals & {signal.SIGKILL, signal.SIGBUS}:
+            lack = "shared memory (/dev/shm)" if signal.SIGBUS in signals else "memory"
+            return f"a loading process was killed, likely for lack of {lack}; {_REMEDY}"
+        # A worker's error comes with its trace.
+        reason = str(error).splitlines()[-1] if "Traceback" in str(error) else one_line(error)
+        return f"a loading process failed: {reason}; {_REMEDY}"
+
     def close(self) -> None:
         super().close()
-        # Its workers end when nothing refers to it any more.
+        # Its workers end when nothing refers to it any more; but one that is stopped never does.
         self._loader = None
+        for worker in self._workers:
+            worker.kill()
+        self._workers = set()

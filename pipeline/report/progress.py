@@ -20,7 +20,7 @@ class Terminal(Listener):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._note, self._epochs, self._compiles = "", 0, False
+        self._note, self._epochs = "", 0
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._total = self._before = self._already = 0
@@ -35,7 +35,7 @@ class Terminal(Listener):
 
     def on_start(self, start: Start) -> None:
         config, prepared, runtime = start.config, start.prepared, start.runtime
-        self._note, self._compiles = data_note(prepared), runtime.compile or runtime.graph
+        self._note = data_note(prepared)
         for note in start.notes:
             self._console.print(note, soft_wrap=True)
         self._console.print(
@@ -49,7 +49,7 @@ class Terminal(Listener):
         self._epochs = ready.epochs
         if ready.done_steps:
             self._console.print(f"going on after step {ready.done_steps:,} of {ready.total_steps:,}")
-        if self._compiles:
+        if ready.compiled:
             self._console.print(f"compiled in {ready.seconds:.1f} s")
         if self._console.is_terminal:
             self._progress = Progress(

@@ -333,6 +333,13 @@ def test_bad_inputs(change):
         norm_relu_convolution(**{**arguments, **change})
 
 
+def test_an_image_beyond_32_bits_is_refused():
+    x = torch.empty(1, 64, 5000, 5000, device="meta")
+    vector, out = torch.empty(64, device="meta"), torch.empty(8, device="meta")
+    with pytest.raises(ValueError, match="has more than 1,073,741,824 values"):
+        norm_relu_convolution(Raw(x, vector, vector), vector, vector, torch.empty(8, 64, 3, 3, device="meta"), out, out)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("residual", "stride", "shared"), CASES)
 @pytest.mark.parametrize(("shape", "columns", "size"), [

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fast_train.kernels.philox import below, philox4x32
+from fast_train.kernels.philox import below, philox4x32, sample_words
 
 WORD = st.integers(0, 2**32 - 1)
 
@@ -31,6 +31,13 @@ def test_known_answers():
 @given(st.integers(0, 2**63 - 1), st.tuples(WORD, WORD, WORD, WORD))
 def test_equals_whole_number_arithmetic(seed, counter):
     assert _words(seed, counter) == _python_philox(seed, counter)
+
+
+def test_the_lower_32_bits_of_index_and_epoch_count():
+    """As in Triton, whose words have no others."""
+    indices = torch.tensor([5, 2**32 - 1])
+    words = sample_words(9, 3, indices, 1)
+    assert all(map(torch.equal, words, sample_words(9, 3 + 2**32, indices + 2**40, 1)))
 
 
 @given(WORD, st.integers(1, 4096))

@@ -1,6 +1,7 @@
 """The public face: settings by name, resuming, predicting from files."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -79,9 +80,11 @@ def test_files_of_other_shapes_are_predicted_as_the_set_was_made(run, image_fold
 
 @pytest.mark.parametrize(("given", "message"), [
     ({"epohcs": 3}, "did you mean 'epochs'"), ({"name": "muon"}, "optimizer and of schedule; say which"),
-    ({"epochs": "three"}, "it must be int"), ({"optimizer": 3}, "must be a table"),
-    ({"stop_after": 0}, "stop_after=0 is no epoch"), ({"num_classes": 5}, "what the data say"),
-    ({"out": ""}, "out is empty"),
+    ({"epochs": "three"}, "it must be a whole number"), ({"batch_size": "3"}, "'3'; it must be a whole number"),
+    ({"stop_after": "1"}, "stop_after is '1'"), ({"recipe": 3}, "recipe is 3; give it a name"),
+    ({"optimizer": 3}, "must be a table"),
+    ({"stop_after": 0}, "stop_after is 0, which is no epoch"), ({"num_classes": 5}, "what the data say"),
+    ({"out": ""}, "out is ''; give it a name or a path"),
     ({"epochs": 2, "steps": 5}, "both say how long"), ({"path": "elsewhere"}, "leave out path"),
     ({"resume": "nowhere"}, "no checkpoint at nowhere"), ({"resume": "x", "recipe": "fast"}, "leave out recipe"),
 ])  # fmt: skip
@@ -98,3 +101,20 @@ def test_pieces_refuse_names_that_they_do_not_know(prepared):
         fast_train.Augmenter(prepared.manifest, fast_train.AugmentSpec(), normalise="x", dtype=None, device=None)
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
         fast_train.make_loader(prepared, batch_size=8, device="gpu")
+    with pytest.raises(ValueError, match="batch_size is '8'; give a whole number"):
+        fast_train.make_loader(prepared, batch_size="8")
+    with pytest.raises(ValueError, match="num_classes is '3'; it must be a whole number"):
+        fast_train.build_model("resnet8", num_classes="3")
+
+
+def test_a_thread_trains_an_opened_set(prepared, tmp_path):
+    """Signals are the main thread's."""
+    outcomes = []
+
+    def work():
+        outcomes.append(fast_train.train(prepared, out=tmp_path / "run", steps=1, **SMALL))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert [outcome.finished for outcome in outcomes] == [True]

@@ -4,7 +4,14 @@ import json
 import pytest
 
 from fast_train.kernels.spec import AugmentSpec
-from fast_train.pipeline.config.recipe import merge, read_recipe, recipe_names, resolve
+from fast_train.pipeline.config.recipe import (
+    check_overruled,
+    merge,
+    parse_value,
+    read_recipe,
+    recipe_names,
+    resolve,
+)
 from fast_train.pipeline.config.settings import (
     Config,
     DataConfig,
@@ -90,12 +97,36 @@ def test_unknown_recipe(recipe, message):
         read_recipe(recipe)
 
 
+def test_a_recipe_may_begin_with_a_byte_order_mark_and_end_its_lines_as_windows_does(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbf[run]\r\nepochs = 7\r\n")
+    assert resolve(str(path), {}).run.epochs == 7
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    (".1", 0.1), ("1.", 1.0), ("+.5", 0.5), ("1e-4", 1e-4), ("True", True), ("true", True), ("[.5, .75]", [0.5, 0.75]),
+    ("None", None), ("none", "none"), ("resnet18", "resnet18"), ("'none'", "none"), ("a b", "a b"), ("~/x", "~/x"),
+])  # fmt: skip
+def test_values_are_spelt_as_toml_or_python_does(text, value):
+    assert (parse_value(text), type(parse_value(text))) == (value, type(value))
+
+
+def test_none_leaves_open_what_a_recipe_sets(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('[run]\nsteps = 5\ncompile = "none"\ntta = "none"\n[optimizer]\ngrad_clip = 1.0\n')
+    config = resolve(str(path), {"run": {"steps": "none"}, "optimizer": {"grad_clip": None}})
+    assert (config.run.steps, config.run.compile, config.optimizer.grad_clip) == (None, None, None)
+    assert config.run.tta == "none"
+    check_overruled({"run": {"epochs": 3, "steps": "none"}})
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("[run\n", "no valid TOML"),
     ("[run]\nepoch = 3\n", "did you mean 'epochs'"),
     ("[runs]\nepochs = 3\n", "did you mean 'run'"),
-    ('[run]\nepochs = "three"\n', r"run.epochs is 'three'; it must be int"),
-    ("[run]\ndeterministic = 1\n", "must be bool"),
+    ('[run]\nepochs = "three"\n', r"run.epochs is 'three'; it must be a whole number"),
+    ("[run]\ndeterministic = 1\n", "must be true or false"),
+    ("[model]\nshortcut = 3\n", "must be a text or none"),
     ("run = 3\n", "must be a table"),
     ("[augment]\npad = 12\n", "pad 12 is out of range"),
 ])  # fmt: skip

@@ -1,5 +1,6 @@
 """One suite over all loaders: each is one line in LOADERS and one more value of the fixture `name`."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,7 @@ import torch
 from fast_train.kernels.order import epoch_order
 from fast_train.kernels.spec import AugmentSpec
 from fast_train.pipeline.config.settings import LoaderName
+from fast_train.pipeline.errors import LoadingError
 from fast_train.pipeline.loaders import LOADERS, SplitView, build_loader
 from fast_train.pipeline.loaders.native import NativeAugment
 
@@ -342,6 +344,57 @@ def test_more_workers_than_cores_are_no_warning(prepared, recwarn):
     with _build("torch", prepared, workers=(os.cpu_count() or 1) + 1) as loader:
         next(iter(loader))
         assert not [warning for warning in recwarn if "DataLoader" in str(warning.message)]
+
+
+def test_a_killed_worker_is_told_where_its_batch_is_waited_for(prepared):
+    """And not in the middle of a step, which could then not be saved."""
+    with _build("torch", prepared, workers=1) as loader:
+        batches = iter(loader)
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        worker.join()
+        with pytest.raises(LoadingError, match="was killed, likely for lack of memory; give fewer --workers"):
+            list(batches)
+
+
+@pytest.mark.slow
+def test_a_stopped_worker_does_not_outlive_its_loader(prepared):
+    with _build("torch", prepared, workers=1) as loader:
+        next(iter(loader))
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGSTOP)
+    worker.join(60)
+    assert not worker.is_alive()
+
+
+def test_workers_without_a_place_for_sockets_are_refused(prepared, monkeypatch):
+    """Where TMPDIR has a long name: they would start, and their batches never come."""
+    folder = "/" + "t" * 120
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", folder)
+    with pytest.raises(ValueError, match="AF_UNIX path too long; set TMPDIR to another folder"):
+        _build("torch", prepared, workers=1)
+    _build("torch", prepared, workers=0).close()
+
+
+def _fail(*arguments, **options):
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+_READS = {
+    "torch": "multiprocessing.reduction.DupFd",
+    "ffcv": "fast_train.pipeline.loaders.ffcv_reader.Reading.run_pipeline",
+    "dali": "fast_train.data_prep.formats.tfrecord.TFRecordSplit.take",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in _READS if LOADERS[name].missing() is None])
+def test_what_a_library_fails_by_ends_the_pass_in_one_line(prepared, monkeypatch, name):
+    with _build(name, prepared, workers=1) as loader:
+        monkeypatch.setattr(_READS[name], _fail)
+        with pytest.raises(LoadingError, match="Too many open files") as told:
+            list(loader)
+    assert "\n" not in str(told.value)
 
 
 _KILLED_GROUP = """

@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -22,6 +24,8 @@ from fast_train.pipeline.engine.listener import Ready, Start
 from fast_train.pipeline.engine.runtime import resolve_runtime
 from fast_train.pipeline.engine.saving import Checkpoints
 from fast_train.pipeline.engine.trainer import Trainer
+from fast_train.pipeline.loaders.base import _Pass
+from fast_train.pipeline.loaders.resident import ResidentLoader
 from fast_train.pipeline.run.folder import FolderInUse, claimed
 from fast_train.pipeline.run.log import RunLog, read_history
 
@@ -332,6 +336,71 @@ def test_a_signal_while_the_end_is_saved_costs_nothing(train, tmp_path, monkeypa
     monkeypatch.setattr(Checkpoints, "save", interrupted)
     assert train("--out", "run", "--epochs", "1") == 0
     assert _steps(tmp_path / "run" / "last.pt") == 5
+
+
+def _views(monkeypatch, then):
+    """Have the loader call ``then`` in place of its third batch."""
+    views = ResidentLoader._views
+
+    def stopping(loader, start):
+        for number, view in enumerate(views(loader, start)):
+            if loader.train and number + start == 2:
+                then()
+            yield view
+
+    monkeypatch.setattr(ResidentLoader, "_views", stopping)
+
+
+def _wait_for_a_signal():
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    time.sleep(60)
+
+
+def _fail():
+    raise OSError(errno.EIO, "Input/output error", "train.safetensors")
+
+
+@pytest.mark.parametrize(("then", "status", "said"), [
+    (_wait_for_a_signal, 143, "stopped by a signal, saved; go on with: fast-train --resume run"),
+    (_fail, 2, "loading failed (train.safetensors: Input/output error); give another --loader"),
+])  # fmt: skip
+def test_a_loader_that_waits_or_fails_costs_no_trained_step(train, tmp_path, monkeypatch, capsys, then, status, said):
+    assert train("--out", "straight") == 0
+    with monkeypatch.context() as broken:
+        _views(broken, then)
+        assert train("--out", "run") == status
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
+    assert _steps(tmp_path / "run" / "last.pt") == 2
+    assert train("--out", "run", "--resume", "auto") == 0
+    saved, straight = (load_checkpoint(tmp_path / name / "last.pt")["step"]["model"] for name in ("run", "straight"))
+    assert all(torch.equal(saved[key], straight[key]) for key in straight)
+
+
+def test_a_batch_that_comes_with_the_signal_is_not_left_out(train, tmp_path, monkeypatch):
+    """The loader has given it out, and nobody trains on it."""
+    give = _Pass.__next__
+
+    def stopped(self):
+        batch = give(self)
+        if self._loader.train and self._loader._position == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return batch
+
+    monkeypatch.setattr(_Pass, "__next__", stopped)
+    assert train("--out", "run") == 143
+    state = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert state["loader"]["step"] == state["done_steps"] == 2
+
+
+def test_a_signal_ends_an_evaluation_and_the_run_evaluates_when_it_goes_on(train, tmp_path, monkeypatch):
+    with monkeypatch.context() as slow:
+        slow.setattr(Trainer, "evaluate", lambda trainer: _wait_for_a_signal())
+        assert train("--out", "run", "--epochs", "1") == 143
+    assert train("--out", "run", "--epochs", "1", "--resume", "auto") == 0
+    (record,) = load_checkpoint(tmp_path / "run" / "last.pt")["history"]
+    assert record["test_accuracy"] is not None
 
 
 class _Full:

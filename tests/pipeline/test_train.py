@@ -1,5 +1,6 @@
 """Whole runs through the command, on a small set of real files on the CPU."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,8 +12,9 @@ import torch
 
 from fast_train.data_prep import cli as prep_cli
 from fast_train.data_prep.manifest import PreparedSet
-from fast_train.pipeline import cli
+from fast_train.pipeline import cli, commands
 from fast_train.pipeline.config.recipe import override, resolve
+from fast_train.pipeline.engine import runtime
 from fast_train.pipeline.engine.checkpoint import load_checkpoint, save_checkpoint
 from fast_train.pipeline.engine.step import TrainStep
 from fast_train.pipeline.errors import ConfigError
@@ -53,6 +55,37 @@ def train(prepared_path, tmp_path, monkeypatch):
 
     call.folder = tmp_path
     return call
+
+
+def test_pictures_that_cannot_be_drawn_cost_nothing_else(train, monkeypatch, capsys):
+    def broken(*arguments, **options):
+        raise RuntimeError("no\nfonts")
+
+    monkeypatch.setattr(commands, "write_pictures", broken)
+    assert train("--out", "run", "--epochs", "1", pictures=True) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "fast-train: the pictures can't be written: no fonts\n"
+    assert "trained for" in printed.out
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_step_that_cannot_be_compiled(train, monkeypatch, capsys, asked):
+    """One line where that was asked for; where it is only the default, as on a GPU, the step runs as it is."""
+
+    def broken(graph, inputs):
+        raise OSError("headers.h: error: no such file")
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend=broken))
+    if not asked:
+        chosen = runtime.resolve_runtime
+        monkeypatch.setattr(runtime, "resolve_runtime", lambda run: dataclasses.replace(chosen(run), compile=True))
+    assert train("--out", "run", "--epochs", "1", *["--compile"][:asked]) == (2 if asked else 0)
+    printed = capsys.readouterr()
+    told = printed.err if asked else printed.out
+    assert "torch.compile failed: OSError: headers.h: error: no such file; add --no-compile" in told
+    assert printed.err.count("\n") == asked
+    assert ("as this run does by itself" in printed.out) == (not asked)
 
 
 def _flatten(value, place=""):
