@@ -14,6 +14,7 @@ from fast_train.data_prep import cli as prep_cli
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline import cli, commands
 from fast_train.pipeline.config.recipe import override, resolve
+from fast_train.pipeline.engine import runtime
 from fast_train.pipeline.engine.checkpoint import load_checkpoint, save_checkpoint
 from fast_train.pipeline.engine.step import TrainStep
 from fast_train.pipeline.errors import ConfigError
@@ -77,8 +78,8 @@ def test_a_step_that_cannot_be_compiled(train, monkeypatch, capsys, asked):
     compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend=broken))
     if not asked:
-        resolve = session.resolve_runtime
-        monkeypatch.setattr(session, "resolve_runtime", lambda run: dataclasses.replace(resolve(run), compile=True))
+        chosen = runtime.resolve_runtime
+        monkeypatch.setattr(runtime, "resolve_runtime", lambda run: dataclasses.replace(chosen(run), compile=True))
     assert train("--out", "run", "--epochs", "1", *["--compile"][:asked]) == (2 if asked else 0)
     printed = capsys.readouterr()
     told = printed.err if asked else printed.out
