@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 
 from fast_train.common.signals import discard, end_at_once_by_ctrl_c, exit_status, termination_as_interrupt
 from fast_train.common.text import one_line, printable
+from fast_train.common.version import VERSION
 
 Flags = TypeVar("Flags")
 _OUT_OF_MEMORY = "the computer is out of memory"
@@ -37,7 +38,12 @@ _WHAT_TO_DO = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose error is one line, like every other error of a command."""
+    """A parser whose error is one line, like every other error of a command, and that knows --version."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        version = f"%(prog)s, fast-train {VERSION}"
+        self.add_argument("--version", action="version", version=version, help="show the version and exit")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {one_line(message)}; {self.prog} --help lists the flags\n")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fast_train
 from fast_train.data_prep import cli as prep_cli
 
 _SMALL_DISK = 64 << 10
@@ -112,6 +113,13 @@ def test_a_wrong_flag_is_one_line(name, tmp_path):
     assert result.stderr.startswith(f"{command.program}: error: ")
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_it_knows_its_version(name, tmp_path):
+    line = [sys.executable, "-m", f"fast_train.{COMMANDS[name].module}", "--version"]
+    printed = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert printed == f"{COMMANDS[name].program}, fast-train {fast_train.__version__}\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

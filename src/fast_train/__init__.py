@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fast_train.common.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from fast_train.kernels.spec import AugmentSpec as AugmentSpec
     from fast_train.pipeline.api import build_model as build_model
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from fast_train.pipeline.engine.augmentation import Augmenter as Augmenter
     from fast_train.pipeline.engine.listener import Listener as Listener
 
-__version__ = "0.1.0"
 _HOMES = {
     "AugmentSpec": "kernels.spec",
     "Augmenter": "pipeline.engine.augmentation",

@@ -1,0 +1,3 @@
+"""The version of fast-train."""
+
+VERSION = "0.2.0"
