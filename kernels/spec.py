@@ -98,7 +98,10 @@ class CropSpec:
 def check_reflection(spec: AugmentSpec, height: int, width: int) -> None:
     """ValueError where images have fewer pixels than ``spec`` reflects."""
     if spec.pad_mode == "reflect" and spec.pad >= min(height, width):
-        raise ValueError(f"reflect padding of {spec.pad} needs images larger than {(height, width)}")
+        raise ValueError(
+            f"images of {height}x{width} pixels are too small for a border of {spec.pad} reflected ones; "
+            f"set augment.pad={min(height, width) - 1}, or augment.pad_mode=zero"
+        )
 
 
 def check_seed(seed: int) -> None:

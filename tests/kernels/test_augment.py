@@ -240,7 +240,7 @@ def test_bad_inputs(change):
     arguments = dict(images=_images(4, 8, 8, 3), indices=torch.arange(4), table=_table(3), spec=NO_AUGMENT, seed=0)
     arguments.update(change)
     images, indices, table = (arguments.pop(k) for k in ("images", "indices", "table"))
-    with pytest.raises(ValueError, match=r"must|needs|out of range|images for"):
+    with pytest.raises(ValueError, match=r"must|needs|out of range|images for|too small"):
         augment(images, indices, table, epoch=0, **arguments)
 
 

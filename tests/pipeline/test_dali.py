@@ -77,7 +77,7 @@ def test_reflecting_more_pixels_than_there_are_is_refused_before_the_run(
     assert prep_cli.main(arguments) == 0
     reflect = ["--set", "augment.pad=8", "--set", "augment.pad_mode=reflect"]
     assert cli.main(["--data", "tiny", "--out", "run", *flags, *reflect]) == 2
-    assert "reflect padding of 8 needs images larger than (8, 8)" in capsys.readouterr().err
+    assert "too small for a border of 8 reflected ones; set augment.pad=7" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
