@@ -26,6 +26,8 @@ from fast_train.pipeline.loaders.base import Loader, LoaderOptions
 from fast_train.pipeline.loaders.batch import Batch
 
 DEFAULT_WORKERS = 4
+# For a batch. A worker that is stopped, or whose disk does not answer, never fails by itself.
+_PATIENCE_SECONDS = 180
 _REMEDY = "give fewer --workers, or --loader resident, ffcv or dali"
 
 
@@ -123,6 +125,7 @@ class TorchLoader(Loader):
                 persistent_workers=workers > 0,
                 collate_fn=_Packed if workers else None,
                 pin_memory=self.device.type == "cuda",
+                timeout=_PATIENCE_SECONDS if workers else 0,
                 worker_init_fn=_leave_signals_to_the_parent if workers else None,
                 # The workers' seeds, which nothing here depends on, would else come out of the process's generator.
                 generator=torch.Generator(),
@@ -144,6 +147,9 @@ class TorchLoader(Loader):
         if signals & {signal.SIGKILL, signal.SIGBUS}:
             lack = "shared memory (/dev/shm)" if signal.SIGBUS in signals else "memory"
             return f"a loading process was killed, likely for lack of {lack}; {_REMEDY}"
+        if "timed out" in str(error):
+            silent = f"the loading processes have sent nothing for {_PATIENCE_SECONDS} s"
+            return f"{silent}; are they stopped? If not, {_REMEDY}"
         # A worker's error comes with its trace.
         reason = str(error).splitlines()[-1] if "Traceback" in str(error) else one_line(error)
         return f"a loading process failed: {reason}; {_REMEDY}"
