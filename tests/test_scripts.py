@@ -18,7 +18,7 @@ def train(tmp_path):
     commands = tmp_path / ".venv" / "bin"
     commands.mkdir(parents=True)
 
-    def call(download_status=0, **variables):
+    def call(download_status=0, busy=False, **variables):
         for name, status in (("prep-data", download_status), ("fast-train", 0)):
             path = commands / name
             # Only the first data set fails: the synthetic one needs no network.
@@ -27,9 +27,10 @@ def train(tmp_path):
                 f'case "$*" in *synthetic*) exit 0 ;; esac\nexit {status}\n'
             )
             path.chmod(0o755)
-        load = tmp_path / "load"
-        load.write_text(f"{variables.pop('load', 0)} 0 0 1/1 1")
-        environment = {"PATH": "/usr/bin:/bin", "LOAD_FILE": str(load), **variables}
+        # With nothing that is idle; where there is no such file, nobody knows.
+        stat = tmp_path / "stat"
+        stat.write_text("cpu  100 0 100 0 0 0 0 0 0 0\n") if busy else stat.unlink(missing_ok=True)
+        environment = {"PATH": "/usr/bin:/bin", "STAT_FILE": str(stat), "SAMPLE_SECONDS": "0.01", **variables}
         done = subprocess.run(
             ["bash", str(tmp_path / "scripts" / "train.sh")],
             env=environment, capture_output=True, text=True, check=False,
@@ -47,10 +48,10 @@ def test_cifar10_by_default(train):
 
 
 def test_on_busy_cores_it_trains_half_as_long(train):
-    _, calls, said = train(load=1000)
+    _, calls, said = train(busy=True)
     assert calls[1] == "fast-train --data data/cifar10 --recipe cpu-short"
     assert "other programs keep the cores busy" in said
-    assert train(load=1000, ARGS="--epochs 2")[1][-1] == "fast-train --data data/cifar10 --epochs 2"
+    assert train(busy=True, ARGS="--epochs 2")[1][-1] == "fast-train --data data/cifar10 --epochs 2"
 
 
 def test_a_folder_a_source_and_more_flags(train, tmp_path):
