@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 import fast_train
+from fast_train.pipeline.config.recipe import check_given
+from fast_train.pipeline.flags import build_parser, parse_flags
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "docs" / "library.md"
@@ -49,3 +52,17 @@ def test_the_table_of_settings_is_what_their_docstrings_say():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.DOCUMENT.read_text(encoding="utf-8") == module.document(), "run: python scripts/settings.py"
+
+
+def test_what_newcomers_are_told_to_type_is_understood():
+    """Whole commands and settings, and the names of flags, in the right columns of docs/coming-from.md."""
+    rows = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8").splitlines()
+    cells = [row.split(" | ")[-1] for row in rows if row.startswith("| ") and " | " in row]
+    typed = [code for cell in cells for code in re.findall(r"`([^`]+)`", cell)]
+    for code in typed:
+        if code.startswith(("fast-train", "--set")) and "FILE" not in code and not code.endswith("="):
+            given, actions = parse_flags(shlex.split(code.removeprefix("fast-train")))
+            check_given(actions.recipe, given)
+    flags = {flag for code in typed for flag in re.findall(r"(?<!\S)--[a-z-]+", code) if "bench" not in code}
+    known = re.findall(r"--[a-z-]+", build_parser().format_help())
+    assert flags - set(known) <= {"--dataset", "--formats", "--runs"}
