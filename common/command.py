@@ -32,6 +32,7 @@ _WHAT_TO_DO = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it, or name another place"),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, or name another place"),
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "something else is there; name another place"),
+    errno.EIO: "the disk fails; name another place",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.EMFILE: "allow more open files (ulimit -n)",
 }

@@ -25,6 +25,17 @@ _held: set[int] = set()
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """In the block, an OSError that names no file, as those of open files, names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Write ``path`` through the file that the block gets: it lies beside, is flushed to the disk, and is renamed into
     its place as the last act. If the block fails, ``path`` is as it was and nothing is left beside it; an OSError names
@@ -53,7 +64,8 @@ def sync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        sync(descriptor)
+        with naming(folder):
+            sync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -144,8 +156,8 @@ def cache_folder() -> Path:
     state = folder.stat()
     if hasattr(os, "getuid") and (state.st_uid != os.getuid() or state.st_mode & stat.S_IWOTH):
         raise OSError(f"{show(folder)} is not used: others can write into it; remove it, or set XDG_CACHE_HOME")
-    if state.st_mode & stat.S_IWGRP:
-        # Many systems let a user's own group write by default.
+    if state.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        # Many systems let a user's own group write by default, also into what is made in there.
         folder.chmod(0o700)
     return folder
 

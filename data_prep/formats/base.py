@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fast_train.common.cores import usable_cores
-from fast_train.common.files import sync
+from fast_train.common.files import naming, sync
 from fast_train.data_prep.errors import PreparedSetError
 
 FFCV_MODES = ("raw", "jpg", "proportion")
@@ -135,8 +135,9 @@ class Writer(ABC):
 
 def flush(file: IO[Any]) -> None:
     """Have what was written to a file on the disk."""
-    file.flush()
-    sync(file.fileno())
+    with naming(Path(file.name)):
+        file.flush()
+        sync(file.fileno())
 
 
 class JpegEncoder:

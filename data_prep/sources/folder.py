@@ -154,7 +154,7 @@ class ImageFolder(Source):
         good = [file for file in self.listing.files if file.name in self._headers]
         if self.listing.has_test_split:
             return good
-        return draw_test_split(good, test_fraction=self._test_fraction, seed=self._seed)
+        return draw_test_split(good, self.listing.again, test_fraction=self._test_fraction, seed=self._seed)
 
     def close(self) -> None:
         if self._pool is not None:

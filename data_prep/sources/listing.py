@@ -278,18 +278,23 @@ def files_in_two_places(files: list[ImageFile], again: dict[str, str]) -> list[t
     return [(first, name) for first, name in pairs if places[first] != places[name]]
 
 
-def draw_test_split(files: list[ImageFile], *, test_fraction: float, seed: int) -> list[ImageFile]:
+def draw_test_split(
+    files: list[ImageFile], again: dict[str, str], *, test_fraction: float, seed: int
+) -> list[ImageFile]:
     """Give each file a split: the same fraction of every class goes to the test split, drawn by ``seed``.
 
-    A class of two or more files has at least one in each. The draw depends on the seed and the paths alone: files are
-    taken in the order of SHA-256(seed, path).
+    A class of two or more files has at least one in each. All names of one file (see `Listing`) go where its first one
+    goes. The draw depends on the seed and the paths alone: files are taken in the order of SHA-256(seed, path).
     """
+    first: dict[str, str] = {}
     by_class: dict[str, list[ImageFile]] = {}
     for file in files:
-        by_class.setdefault(file.class_name, []).append(file)
+        if first.setdefault(again.get(file.name, file.name), file.name) == file.name:
+            by_class.setdefault(file.class_name, []).append(file)
     drawn: set[str] = set()
     for members in by_class.values():
         count = min(max(round(len(members) * test_fraction), 1), len(members) - 1)
         ranked = sorted(members, key=lambda f: hashlib.sha256(f"{seed}\0".encode() + os.fsencode(f.name)).digest())
         drawn.update(file.name for file in ranked[:count])
-    return [ImageFile(f.name, f.class_name, "test" if f.name in drawn else "train") for f in files]
+    tested = (first[again.get(file.name, file.name)] in drawn for file in files)
+    return [ImageFile(f.name, f.class_name, "test" if test else "train") for f, test in zip(files, tested, strict=True)]

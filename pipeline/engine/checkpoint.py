@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from fast_train.common.files import whole_file
+from fast_train.common.files import naming, whole_file
 from fast_train.common.text import show
 
 FORMAT_VERSION = 2
@@ -88,7 +88,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {show(path)}; give the path of a .pt file that fast-train wrote")
-    with open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
         summed = _compare_sum(file, path)
         file.seek(0)
         try:

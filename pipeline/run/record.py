@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -168,7 +167,7 @@ def _unusable(state: Mapping[str, Any], model: ModelConfig) -> str | None:
 
 
 def _is_level(value: object) -> bool:
-    return isinstance(value, (int, float)) and 0 <= value < math.inf
+    return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
 #: What a run goes on from: the last such run if there is one, a checkpoint, or nothing.

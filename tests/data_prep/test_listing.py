@@ -161,16 +161,19 @@ def test_a_file_in_two_splits_or_classes_is_told(make):
     ]
 
 
-def test_a_drawn_split_has_the_same_files_in_two_places_where_links_cross_it(make):
-    root = make({"a": 6, "b": 1})
+def test_a_file_is_drawn_once_whatever_links_lead_to_it(make):
+    root = make({"a": 6, "b": 2})
+    without = draw_test_split(list_folder(root).files, {}, test_fraction=0.5, seed=0)
     for i in range(6):
         os.link(root / "a" / f"{i:03}.png", root / "a" / f"again{i}.png")
+    (root / "b" / "of a.png").symlink_to(root / "a" / "000.png")
     listing = list_folder(root)
-    files = draw_test_split(listing.files, test_fraction=0.5, seed=0)
+    files = draw_test_split(listing.files, listing.again, test_fraction=0.5, seed=0)
     splits = {file.name: file.split for file in files}
-    crossing = [i for i in range(6) if splits[f"a/{i:03}.png"] != splits[f"a/again{i}.png"]]
-    assert crossing
-    assert files_in_two_places(files, listing.again) == [(f"a/{i:03}.png", f"a/again{i}.png") for i in crossing]
+    assert {name: splits[name] for name in splits if name not in listing.again} == {f.name: f.split for f in without}
+    assert all(splits[f"a/{i:03}.png"] == splits[f"a/again{i}.png"] for i in range(6))
+    # Two classes of one image remain.
+    assert files_in_two_places(files, listing.again) == [("a/000.png", "b/of a.png")]
 
 
 def test_folders_may_lie_deeper_than_calls_may(make):

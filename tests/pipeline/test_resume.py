@@ -194,6 +194,7 @@ def test_an_evaluation_on_other_images_normalises_as_the_training_did(image_fold
     (lambda state: state.update(classes=["a"]), "no usable classes"),
     (lambda state: state.update(history=[1]), "no usable history"),
     (lambda state: state.update(mean=[0.5, float("nan"), 0.5]), "no usable mean"),
+    (lambda state: state.update(mean=[0.5, 1e30, 0.5]), "no usable mean"),
     (lambda state: state.update(std=[0.5]), "no usable std"),
     (lambda state: state["step"]["model"].pop("fc.bias"), "does not fit this network"),
     (lambda state: state["step"]["model"].update({ESCAPE: torch.zeros(1)}), "does not fit this network"),
