@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
 import signal
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Listener
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,9 +28,11 @@ from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.loaders.base import Loader, LoaderOptions
 from fast_train.pipeline.loaders.batch import Batch
 
+T = TypeVar("T")
+
 DEFAULT_WORKERS = 4
 # For a batch. A worker that is stopped, or whose disk does not answer, never fails by itself.
-_PATIENCE_SECONDS = 180
+_PATIENCE_SECONDS = 120
 _REMEDY = "give fewer --workers, or --loader resident, ffcv or dali"
 
 
@@ -102,6 +107,36 @@ def _obey_the_parent() -> None:
     os._exit(0)
 
 
+class _Patience:
+    """In the block, what `wait_for` waits for may take `_PATIENCE_SECONDS`; then ``give_up`` is called, from another
+    thread. torch's own time-out does not cover the connection over which a batch's memory is handed on."""
+
+    def __init__(self, give_up: Callable[[], None]) -> None:
+        self._give_up, self._ended = give_up, threading.Event()
+        self._since: float | None = None
+
+    def __enter__(self) -> _Patience:
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(1.0):
+            since = self._since
+            if since is not None and time.monotonic() - since > _PATIENCE_SECONDS:
+                self._give_up()
+                return
+
+    def wait_for(self, work: Callable[[], T]) -> T:
+        self._since = time.monotonic()
+        try:
+            return work()
+        finally:
+            self._since = None
+
+
 class TorchLoader(Loader):
     """torch's DataLoader with persistent workers; pinned memory and asynchronous copies to a CUDA device."""
 
@@ -114,6 +149,7 @@ class TorchLoader(Loader):
         if workers:
             check_sockets()
         self._workers: set[BaseProcess] = set()
+        self._silent = False
         # Those of the epoch. The workers outlive it, so the list changes in place.
         self._indices: list[int] = []
         with _as_we_want_workers():
@@ -125,7 +161,6 @@ class TorchLoader(Loader):
                 persistent_workers=workers > 0,
                 collate_fn=_Packed if workers else None,
                 pin_memory=self.device.type == "cuda",
-                timeout=_PATIENCE_SECONDS if workers else 0,
                 worker_init_fn=_leave_signals_to_the_parent if workers else None,
                 # The workers' seeds, which nothing here depends on, would else come out of the process's generator.
                 generator=torch.Generator(),
@@ -139,17 +174,25 @@ class TorchLoader(Loader):
         with _as_we_want_workers():
             batches = iter(self._loader)
         self._workers |= set(multiprocessing.active_children()) - others
-        for images, labels, indices in batches:
-            yield Batch(*(t.to(self.device, non_blocking=True) for t in (images, labels, indices)))
+        with _Patience(self._give_up) as patience:
+            while (batch := patience.wait_for(partial(next, batches, None))) is not None:
+                yield Batch(*(t.to(self.device, non_blocking=True) for t in batch))
+
+    def _give_up(self) -> None:
+        self._silent = True
+        for worker in self._workers:
+            worker.kill()
 
     def failure(self, error: Exception) -> str:
+        if self._silent:
+            silent = f"the loading processes have sent nothing for {_PATIENCE_SECONDS} s"
+            return f"{silent}; are they stopped? If not, {_REMEDY}"
         signals = {-worker.exitcode for worker in self._workers if worker.exitcode}
         if signals & {signal.SIGKILL, signal.SIGBUS}:
             lack = "shared memory (/dev/shm)" if signal.SIGBUS in signals else "memory"
             return f"a loading process was killed, likely for lack of {lack}; {_REMEDY}"
-        if "timed out" in str(error):
-            silent = f"the loading processes have sent nothing for {_PATIENCE_SECONDS} s"
-            return f"{silent}; are they stopped? If not, {_REMEDY}"
+        if os.strerror(errno.ENOSPC) in str(error):
+            return f"shared memory (/dev/shm) has no room for the batches of the loading processes; {_REMEDY}"
         # A worker's error comes with its trace.
         reason = str(error).splitlines()[-1] if "Traceback" in str(error) else one_line(error)
         return f"a loading process failed: {reason}; {_REMEDY}"

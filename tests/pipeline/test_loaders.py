@@ -19,7 +19,7 @@ from fast_train.kernels.order import epoch_order
 from fast_train.kernels.spec import AugmentSpec
 from fast_train.pipeline.config.settings import LoaderName
 from fast_train.pipeline.errors import LoadingError
-from fast_train.pipeline.loaders import LOADERS, SplitView, build_loader
+from fast_train.pipeline.loaders import LOADERS, SplitView, build_loader, torch_loader
 from fast_train.pipeline.loaders.native import NativeAugment
 
 
@@ -344,6 +344,17 @@ def test_more_workers_than_cores_are_no_warning(prepared, recwarn):
     with _build("torch", prepared, workers=(os.cpu_count() or 1) + 1) as loader:
         next(iter(loader))
         assert not [warning for warning in recwarn if "DataLoader" in str(warning.message)]
+
+
+def test_a_stopped_worker_ends_the_wait(prepared, monkeypatch):
+    monkeypatch.setattr(torch_loader, "_PATIENCE_SECONDS", 1)
+    with (
+        _build("torch", prepared, workers=1, batch_size=4) as loader,
+        pytest.raises(LoadingError, match="sent nothing"),
+    ):
+        for _ in loader:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGSTOP)
 
 
 def test_a_killed_worker_is_told_where_its_batch_is_waited_for(prepared):
