@@ -348,13 +348,13 @@ def test_more_workers_than_cores_are_no_warning(prepared, recwarn):
 
 def test_a_stopped_worker_ends_the_wait(prepared, monkeypatch):
     monkeypatch.setattr(torch_loader, "_PATIENCE_SECONDS", 1)
-    with (
-        _build("torch", prepared, workers=1, batch_size=4) as loader,
-        pytest.raises(LoadingError, match="sent nothing"),
-    ):
-        for _ in loader:
-            for worker in multiprocessing.active_children():
-                os.kill(worker.pid, signal.SIGSTOP)
+    with _build("torch", prepared, workers=1, batch_size=4) as loader:
+        batches = iter(loader)
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGSTOP)
+        with pytest.raises(LoadingError, match="sent nothing for 1 s; are they stopped"):
+            list(batches)
 
 
 def test_a_killed_worker_is_told_where_its_batch_is_waited_for(prepared):
