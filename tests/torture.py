@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -169,7 +170,8 @@ def _faults(faults: list[Verdict]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    # Paths as they lie in the fault's own folder.
+    return re.sub(r"/\S*?/fault-\d+/", "", " ".join(text.split())).replace("|", "\\|")
 
 
 def _machine() -> str:

@@ -248,7 +248,7 @@ OTHERS = (
         Case(
             name=f"the set is {what} under a run of the loader {loader}",
             command="fast-train", faults=(hooked(_STEPS, 2, action),), flags=f"--loader {loader}",
-            status=(0, 2), again=None,
+            status=(0, 2), lines=2, again=None,
         )
         for what, action in (
             ("overwritten", "overwrite={data}/train.safetensors"), ("replaced", "replace={data}:{root}/other"),
