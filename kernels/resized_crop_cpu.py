@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fast_train.kernels.resample import PRECISION, Resampling
+from fast_train.kernels.resample import PRECISION, Resampling, taps
 from fast_train.kernels.resized_crop_reference import (
     GREY,
     Ragged,
@@ -32,6 +32,16 @@ from fast_train.kernels.spec import UNIT, CropSpec
 _HALF = 1 << (PRECISION - 1)
 # Numba knows no bfloat16: values are moved as whole numbers of their size.
 _AS_WHOLE = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+_taps = numba.njit(nogil=True)(taps)
+
+
+@numba.njit(nogil=True, cache=True)
+def _weights_of(length, size, weights, bases):  # type: ignore[no-untyped-def]
+    """Those from ``length`` pixels to ``size``: [size, taps]."""
+    count = _taps(length, size)
+    return weights[bases[length] : bases[length] + size * count].reshape((size, count))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -127,11 +137,11 @@ def _crop_images(  # type: ignore[no-untyped-def]
         lines = np.empty((tall, size, channels), dtype=np.uint8)
         total = np.empty(max(size, tall) * channels, dtype=np.int32)
         _transpose(image[top : top + tall, left : left + wide], False, turned)
-        factor = weights[bases[wide] :][: size * max((2 * wide + size - 1) // size, 2)].reshape((size, -1))
-        _resize(turned.reshape((wide, -1)), firsts[wide], factor, total, resized.reshape((size, -1)))
+        along = _weights_of(wide, size, weights, bases)
+        _resize(turned.reshape((wide, -1)), firsts[wide], along, total, resized.reshape((size, -1)))
         _transpose(resized, flips[i] != 0, lines)
-        factor = weights[bases[tall] :][: size * max((2 * tall + size - 1) // size, 2)].reshape((size, -1))
-        _resize(lines.reshape((tall, -1)), firsts[tall], factor, total, pixels)
+        along = _weights_of(tall, size, weights, bases)
+        _resize(lines.reshape((tall, -1)), firsts[tall], along, total, pixels)
 
         # Change colours, look the values up, erase.
         if colour:

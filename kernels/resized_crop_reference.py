@@ -51,15 +51,14 @@ def whole_root(value: Tensor) -> Tensor:
 
 def random_boxes(
     heights: Tensor, widths: Tensor, indices: Tensor, *,
-    area: tuple[int, int], roots: Tensor, seed: int, epoch: Tensor | int, stream: int, tries: int,
-) -> tuple[Box, Tensor]:  # fmt: skip
-    """The first of ``tries`` boxes that fits into its image, and whether one did.
+    area: tuple[int, int], roots: Tensor, seed: int, epoch: Tensor | int, stream: int,
+) -> Box:  # fmt: skip
+    """The first of `TRIES` boxes that fits into its image; of no height where none does.
 
     area: the least and the largest part of the image's, in units of 1 / UNIT. roots: of the ratio, [RATIOS, 2].
     """
-    found = torch.zeros_like(heights, dtype=torch.bool)
-    box = [torch.zeros_like(heights) for _ in range(4)]
-    for attempt in range(tries):
+    box = Box(*[torch.zeros_like(heights)] * 4)
+    for attempt in range(TRIES):
         r0, r1, r2, r3 = sample_words(seed, epoch, indices, stream, attempt)
         part = area[0] + below(r0, area[1] - area[0] + 1)
         # In units of 1 / UNIT: the side of a square of that area.
@@ -67,10 +66,13 @@ def random_boxes(
         root, inverse = roots[below(r1, RATIOS)].long().unbind(1)
         width, height = ((side * factor + (UNIT * UNIT // 2)) // (UNIT * UNIT) for factor in (root, inverse))
         fits = (width > 0) & (width <= widths) & (height > 0) & (height <= heights)
-        new = (below(r2, heights - height + 1), below(r3, widths - width + 1), height, width)
-        box = [torch.where(fits & ~found, value, old) for value, old in zip(new, box, strict=True)]
-        found |= fits
-    return Box(*box), found
+        new = Box(below(r2, heights - height + 1), below(r3, widths - width + 1), height, width)
+        box = _where(fits & (box.height == 0), new, box)
+    return box
+
+
+def _where(condition: Tensor, a: Box, b: Box) -> Box:
+    return Box(*(torch.where(condition, x, y) for x, y in zip(a, b, strict=True)))
 
 
 def crop_boxes(
@@ -82,16 +84,15 @@ def crop_boxes(
         side = ((torch.minimum(heights, widths) * in_units(spec.centre) + UNIT // 2) // UNIT).clamp_min(1)
         return _centred(heights, widths, side, side)
     area = (in_units(spec.scale[0]), in_units(spec.scale[1]))
-    drawn, found = random_boxes(
+    drawn = random_boxes(
         heights, widths, indices,
-        area=area, roots=table.ratios, seed=seed, epoch=epoch, stream=STREAM_CROP, tries=TRIES,
+        area=area, roots=table.ratios, seed=seed, epoch=epoch, stream=STREAM_CROP,
     )  # fmt: skip
     # Where none fits: the largest one in the centre whose ratio is allowed.
     low, high = (in_units(ratio) for ratio in spec.ratio)
     height = torch.minimum(heights, ((2 * widths * UNIT + low) // (2 * low)).clamp_min(1))
     width = torch.minimum(widths, ((2 * heights * high + UNIT) // (2 * UNIT)).clamp_min(1))
-    rest = _centred(heights, widths, height, width)
-    return Box(*(torch.where(found, a, b) for a, b in zip(drawn, rest, strict=True)))
+    return _where(drawn.height > 0, drawn, _centred(heights, widths, height, width))
 
 
 def _centred(heights: Tensor, widths: Tensor, height: Tensor, width: Tensor) -> Box:
@@ -117,13 +118,13 @@ def erased_boxes(indices: Tensor, table: Resampling, *, spec: CropSpec, seed: in
     if not spec.erase:
         return Box(*[torch.zeros_like(indices)] * 4)
     side = torch.full_like(indices, spec.size)
-    box, found = random_boxes(
+    box = random_boxes(
         side, side, indices,
-        area=ERASED_AREA, roots=table.erased, seed=seed, epoch=epoch, stream=STREAM_ERASE, tries=TRIES,
+        area=ERASED_AREA, roots=table.erased, seed=seed, epoch=epoch, stream=STREAM_ERASE,
     )  # fmt: skip
     # Whether: a word that no attempt has drawn.
     erases = below(sample_words(seed, epoch, indices, STREAM_ERASE, TRIES)[0], UNIT) < in_units(spec.erase)
-    return box._replace(height=torch.where(erases & found, box.height, 0))
+    return box._replace(height=torch.where(erases, box.height, 0))
 
 
 def resize_one_axis(pixels: Tensor, table: Resampling, size: int) -> Tensor:
@@ -150,7 +151,8 @@ def grey(pixels: Tensor) -> Tensor:
 def change_colours(pixels: Tensor, factors: Tensor) -> Tensor:
     """uint8 [H, W, 3] and the three factors to uint8 [H, W, 3]: brightness, contrast, saturation."""
     value = scale_from(0, pixels.long(), factors[0])
-    mean = (2 * grey(value).sum() + grey(value).numel()) // (2 * grey(value).numel())
+    greys = grey(value)
+    mean = (2 * greys.sum() + greys.numel()) // (2 * greys.numel())
     value = scale_from(mean, value, factors[1])
     return scale_from(grey(value)[..., None], value, factors[2]).byte()
 

@@ -185,6 +185,12 @@ def _finish(value, y, x, channel, mask, table_ptr, draws, out, SIZE: tl.constexp
 
 
 @triton.jit
+def _taps(length, SIZE: tl.constexpr):
+    """`kernels.resample.taps`."""
+    return tl.maximum((2 * length + SIZE - 1) // SIZE, 2)
+
+
+@triton.jit
 def crop_kernel(
     data_ptr, offsets_ptr, widths_ptr, indices_ptr, draws_ptr, weights_ptr, bases_ptr, firsts_ptr, table_ptr,
     out_ptr, greys_ptr,
@@ -213,7 +219,7 @@ def crop_kernel(
     source_x = tl.where(tl.load(draws + 4) == 1, SIZE - 1 - x, x)
 
     # Which pixels of the crop they read, and with which weights.
-    taps_x, taps_y = tl.maximum((2 * wide + SIZE - 1) // SIZE, 2), tl.maximum((2 * tall + SIZE - 1) // SIZE, 2)
+    taps_x, taps_y = _taps(wide, SIZE), _taps(tall, SIZE)
     weights_x = weights_ptr + tl.load(bases_ptr + wide) + source_x * taps_x
     weights_y = weights_ptr + tl.load(bases_ptr + tall) + y * taps_y
     first_x = tl.load(firsts_ptr + wide * SIZE + source_x, mask=inside, other=0)
