@@ -107,6 +107,9 @@ def _obey_the_parent() -> None:
     os._exit(0)
 
 
+def _do_nothing() -> None: ...
+
+
 class _Patience:
     """In the block, what `wait_for` waits for may take `_PATIENCE_SECONDS`; then ``give_up`` is called, from another
     thread. torch's own time-out does not cover the connection over which a batch's memory is handed on."""
@@ -121,6 +124,8 @@ class _Patience:
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
+        # The thread ends a little later, and must not hold what it would have called until then.
+        self._give_up = _do_nothing
 
     def _watch(self) -> None:
         while not self._ended.wait(1.0):
