@@ -10,7 +10,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -22,6 +22,7 @@ from fast_train.data_prep.errors import ANEW, DownloadError, PreparedSetError
 from fast_train.data_prep.formats.beton import open_beton
 from fast_train.data_prep.formats.jpeg import check_jpegs
 from fast_train.data_prep.formats.packed import PackedSplit, open_packed, read_header
+from fast_train.data_prep.formats.ragged import LONGEST_SIDE, EncodedSplit, open_ragged
 from fast_train.data_prep.formats.tfrecord import TFRecordSplit, open_tfrecords
 from fast_train.data_prep.names import decode_names
 from fast_train.data_prep.whole import check_once, open_regular, sha256_of
@@ -29,11 +30,13 @@ from fast_train.data_prep.whole import check_once, open_regular, sha256_of
 __all__ = ["DownloadError", "FileEntry", "Manifest", "PreparedSet", "PreparedSetError"]
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 1
+# Sets of images that keep their own shapes came with the second one; all others are still written as the first.
+FORMAT_VERSION, RAGGED_VERSION = 1, 2
 # Far beyond what people have; below these, nothing that follows from a manifest overflows or fills the memory.
 _LARGEST_MANIFEST = 16 << 20
 _LARGEST_SIDE, _LARGEST_IMAGE = 65535, 1 << 30
 _DEEPEST = 8
+_RAGGED, _RAGGED_CHANNELS = "ragged", 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +51,31 @@ class FileEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RaggedShapes:
+    """Of images that keep their own shapes, all of three channels: the largest height, width and number of pixels of
+    one, and ``side``, the median of their shorter sides."""
+
+    height: int
+    width: int
+    pixels: int
+    side: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a prepared set holds.
 
-    ``image_shape`` is (H, W, C); ``counts`` gives, per split, the number of images of each class; ``mean`` and ``std``
-    are per channel, of the training split, in units of 1 = byte 255; ``source`` has ``kind`` (cifar10, cifar100,
-    folder, synthetic) and what else identifies where the images came from. ``encodings`` says, per format, how its
-    files store the images: ``mode`` is ``raw`` where they hold the bytes as they came. ``files`` hold images;
-    ``name_files`` say from which files those of a split came, where they came from files (`data_prep.names`).
+    ``shape`` is (H, W, C), or says what there is to know of images that each have their own; ``counts`` gives, per
+    split, the number of images of each class; ``mean`` and ``std`` are per channel, of the training split, in units of
+    1 = byte 255; ``source`` has ``kind`` (cifar10, cifar100, folder, synthetic) and what else identifies where the
+    images came from. ``encodings`` says, per format, how its files store the images: ``mode`` is ``raw`` where they
+    hold the bytes as they came. ``files`` hold images; ``name_files`` say from which files those of a split came, where
+    they came from files (`data_prep.names`).
     """
 
     format_version: int
     classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]
+    shape: tuple[int, int, int] | RaggedShapes
     counts: dict[str, tuple[int, ...]]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -68,6 +83,22 @@ class Manifest:
     source: dict[str, Any]
     encodings: dict[str, dict[str, Any]] = field(default_factory=dict)
     name_files: tuple[FileEntry, ...] = ()
+
+    @property
+    def ragged(self) -> RaggedShapes | None:
+        """What there is to know of the shapes where each image has its own; None where all have one."""
+        return self.shape if isinstance(self.shape, RaggedShapes) else None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The images' one shape (H, W, C); PreparedSetError where each has its own."""
+        if isinstance(self.shape, RaggedShapes):
+            raise PreparedSetError("the images differ in shape, which can't be used here; prepare them with --size N")
+        return self.shape
+
+    @property
+    def channels(self) -> int:
+        return _RAGGED_CHANNELS if isinstance(self.shape, RaggedShapes) else self.shape[2]
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -82,7 +113,10 @@ class Manifest:
         return self.encodings.get(format, {"mode": "raw"})
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
+        plain = asdict(self)
+        shape = plain.pop("shape")
+        shapes = {"image_shape": list(shape)} if self.ragged is None else {"image_shape": _RAGGED, "ragged": shape}
+        return json.dumps({**plain, **shapes}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, *, where: str) -> Manifest:
@@ -105,19 +139,19 @@ def _manifest_of(data: Any) -> Manifest:
     """ValueError says what is wrong, without the place."""
     _require(isinstance(data, dict), "it is not a JSON object")
     version = _field(data, "format_version", int)
-    if version > FORMAT_VERSION:
+    if version > RAGGED_VERSION:
         raise _NewerVersionError(
-            f"has format version {version}, this program reads up to {FORMAT_VERSION}; upgrade fast-train"
+            f"has format version {version}, this program reads up to {RAGGED_VERSION}; upgrade fast-train"
         )
-    _require(version == FORMAT_VERSION, f"format_version is {version}")
+    ragged = data.get("image_shape") == _RAGGED
+    _require(version == (RAGGED_VERSION if ragged else FORMAT_VERSION), f"format_version is {version}")
     classes = _items(data, "classes", str)
     _require(len(classes) == len(set(classes)) > 0 and all(classes), "classes are not distinct names")
     _require_plain(*classes)
-    shape = _items(data, "image_shape", int)
-    _require(len(shape) == 3 and min(shape) > 0, "image_shape is not (height, width, channels)")
-    _require(max(shape) <= _LARGEST_SIDE and math.prod(shape) <= _LARGEST_IMAGE, "image_shape is out of range")
+    shape = _ragged_of(data) if ragged else _shape_of(data)
     mean, std = (tuple(map(float, _items(data, name, float))) for name in ("mean", "std"))
-    _require(len(mean) == len(std) == shape[2], "mean and std do not have one number per channel")
+    channels = _RAGGED_CHANNELS if isinstance(shape, RaggedShapes) else shape[2]
+    _require(len(mean) == len(std) == channels, "mean and std do not have one number per channel")
     _require(all(0 <= value <= 1 for value in mean + std), "mean and std are not numbers from 0 to 1")
     name_files = _field({"name_files": [], **data}, "name_files", list)
     by_split = _field(data, "counts", dict)
@@ -136,7 +170,7 @@ def _manifest_of(data: Any) -> Manifest:
     return Manifest(
         format_version=version,
         classes=classes,
-        image_shape=(shape[0], shape[1], shape[2]),
+        shape=shape,
         counts=counts,
         mean=mean,
         std=std,
@@ -145,6 +179,23 @@ def _manifest_of(data: Any) -> Manifest:
         encodings=encodings,
         name_files=_files_of({"files": name_files}, counts) if name_files else (),
     )
+
+
+def _shape_of(data: dict[str, Any]) -> tuple[int, int, int]:
+    shape = _items(data, "image_shape", int)
+    _require(len(shape) == 3 and min(shape) > 0, "image_shape is not (height, width, channels)")
+    _require(max(shape) <= _LARGEST_SIDE and math.prod(shape) <= _LARGEST_IMAGE, "image_shape is out of range")
+    return shape[0], shape[1], shape[2]
+
+
+def _ragged_of(data: dict[str, Any]) -> RaggedShapes:
+    shapes = _field(data, "ragged", dict)
+    numbers = {item.name: _field(shapes, item.name, int) for item in fields(RaggedShapes)}
+    ragged = RaggedShapes(**numbers)
+    longest = max(ragged.height, ragged.width)
+    in_range = 1 <= ragged.side <= longest <= LONGEST_SIDE and longest <= ragged.pixels
+    _require(in_range and ragged.pixels <= ragged.height * ragged.width, "ragged is out of range")
+    return ragged
 
 
 def _files_of(data: dict[str, Any], counts: dict[str, tuple[int, ...]]) -> tuple[FileEntry, ...]:
@@ -245,6 +296,11 @@ class PreparedSet:
         return self.root.resolve().name if kind == "folder" else kind
 
     @property
+    def evaluated_split(self) -> str:
+        """The split that training is judged by: ``validation`` where there is one, else ``test``."""
+        return "validation" if "validation" in self.manifest.counts else "test"
+
+    @property
     def splits(self) -> tuple[str, ...]:
         return tuple(self.manifest.counts)
 
@@ -285,6 +341,20 @@ class PreparedSet:
         packed = open_packed(path)
         self._check_labels(path, split, packed.labels)
         return packed
+
+    def encoded(self, split: str) -> EncodedSplit:
+        """The packed file of a split whose images keep their own shapes, opened; PreparedSetError if it is not
+        whole."""
+        path = self.files(split, "packed")[0]
+        encoded, shapes = open_ragged(path), self.manifest.ragged
+        if shapes is None or len(encoded.labels) != self.size(split):
+            raise PreparedSetError(f"{show(path)} does not hold the images that its manifest counts; {ANEW}")
+        pixels = encoded.heights.astype(np.int64) * encoded.widths
+        largest = (encoded.heights.max(), encoded.widths.max(), pixels.max())
+        if any(found > most for found, most in zip(largest, (shapes.height, shapes.width, shapes.pixels), strict=True)):
+            raise PreparedSetError(f"{show(path)} holds images larger than its manifest says; {ANEW}")
+        self._check_labels(path, split, encoded.labels)
+        return encoded
 
     def beton(self, split: str) -> Path:
         """The split's FFCV file, safe to be opened by FFCV; PreparedSetError if it is not whole."""
@@ -351,7 +421,7 @@ class PreparedSet:
                 size = os.fstat(file.fileno()).st_size
         if size != entry.bytes:
             raise PreparedSetError(f"{show(path)} is broken: {size} bytes instead of {entry.bytes}; {ANEW}")
-        if entry.format == "packed":
+        if entry.format == "packed" and self.manifest.ragged is None:
             expected = self._shape(entry.split)
             shape = read_header(path).shape
             if shape != expected:

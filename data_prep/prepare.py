@@ -245,7 +245,7 @@ def _make(stage: Stage, request: Request, source: Source, display: Display) -> b
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         classes=plan.classes,
-        image_shape=plan.image_shape,
+        shape=plan.image_shape,
         counts={split: tuple(numbers.tolist()) for split, numbers in counts.items()},
         mean=mean,
         std=std,

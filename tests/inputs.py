@@ -1,14 +1,17 @@
 """Small inputs of the formats that are read, made without the commands."""
 
 import hashlib
+import io
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from fast_train.data_prep.formats import WRITERS, FormatOptions
-from fast_train.data_prep.manifest import MANIFEST_NAME, FileEntry, Manifest
+from fast_train.data_prep.formats.ragged import Encoded, RaggedPackedWriter
+from fast_train.data_prep.manifest import MANIFEST_NAME, FileEntry, Manifest, RaggedShapes
 from fast_train.data_prep.sources.known import KnownFile
 
 CLASSES = ("ant", "bee", "cow")
@@ -31,7 +34,7 @@ def make_set(root: Path, format: str, mode: str) -> None:
     manifest = Manifest(
         format_version=1,
         classes=CLASSES,
-        image_shape=SHAPE,
+        shape=SHAPE,
         counts={split: tuple(np.bincount(labels_of(split)).tolist()) for split in COUNTS},
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
@@ -40,6 +43,46 @@ def make_set(root: Path, format: str, mode: str) -> None:
         encodings={format: WRITERS[format].encoding(options)},
     )
     (root / MANIFEST_NAME).write_text(manifest.to_json())
+
+
+def make_ragged_set(root: Path, *, counts: dict[str, int] | None = None, quality: int = 90) -> None:
+    """A packed set of smooth JPEG files, and every fifth a PNG file, of 20 to 60 pixels a side."""
+    root.mkdir(parents=True)
+    generator, entries, largest = np.random.default_rng(0), [], np.zeros(3, dtype=np.int64)
+    counts = counts or COUNTS
+    for split, count in counts.items():
+        writer = RaggedPackedWriter(root, split)
+        for number in range(count):
+            height, width = generator.integers(20, 61, 2)
+            pixels = np.asarray(smooth_image(generator, height, width))
+            kind, options = ("PNG", {}) if number % 5 == 4 else ("JPEG", {"quality": quality})
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, kind, **options)
+            writer.write([Encoded(file.getvalue(), int(height), int(width))], [number % len(CLASSES)])
+            largest = np.maximum(largest, (height, width, height * width))
+        for name in writer.close():
+            raw = (root / name).read_bytes()
+            digest = hashlib.sha256(raw).hexdigest()
+            entries.append(FileEntry(path=name, split=split, format="packed", bytes=len(raw), sha256=digest))
+    labels = {split: np.arange(count) % len(CLASSES) for split, count in counts.items()}
+    manifest = Manifest(
+        format_version=2,
+        classes=CLASSES,
+        shape=RaggedShapes(height=int(largest[0]), width=int(largest[1]), pixels=int(largest[2]), side=32),
+        counts={split: tuple(np.bincount(numbers, minlength=3).tolist()) for split, numbers in labels.items()},
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        files=tuple(entries),
+        source={"kind": "folder", "listing": "0" * 64, "skip_bad": False, "size": None},
+        encodings={"packed": {"mode": "encoded"}},
+    )
+    (root / MANIFEST_NAME).write_text(manifest.to_json())
+
+
+def smooth_image(generator: np.random.Generator, height: int, width: int) -> Image.Image:
+    """An image of a few soft spots, as a photograph is softer than noise."""
+    coarse = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((int(width), int(height)), Image.Resampling.BICUBIC)
 
 
 def pixels_of(split: str) -> np.ndarray:

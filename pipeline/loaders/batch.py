@@ -6,6 +6,8 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from fast_train.kernels.resized_crop import Ragged
+
 
 class Batch(NamedTuple):
     """N images: images uint8 [N, H, W, C]; labels int64 [N]; indices int64 [N], their numbers in the split.
@@ -48,5 +50,63 @@ class SplitView(NamedTuple):
         return self._replace(indices=self.indices.clone())
 
 
+class RaggedBatch(NamedTuple):
+    """N images of their own shapes. data: uint8, at least their pixels; offsets int64 [N], where in it the pixels
+    [H, W, 3] of each begin; heights, widths int32 [N]; labels int64 [N]; indices int64 [N].
+
+    On a CUDA device the training batches of a loader have ``data`` of one length.
+    """
+
+    data: Tensor
+    offsets: Tensor
+    heights: Tensor
+    widths: Tensor
+    labels: Tensor
+    indices: Tensor
+
+    def pixels(self) -> Ragged:
+        """What `kernels.resized_crop` takes."""
+        return Ragged(self.data, self.offsets, self.heights, self.widths)
+
+    def targets(self) -> Tensor:
+        """The labels of the batch, int64 [N]."""
+        return self.labels
+
+    def changing(self) -> tuple[str, ...]:
+        return self._fields
+
+    def clone(self) -> RaggedBatch:
+        return RaggedBatch(*(tensor.clone() for tensor in self))
+
+
+class RaggedView(NamedTuple):
+    """N images of a split whose pixels lie in memory whole: as `RaggedBatch`, but data, offsets, heights, widths and
+    labels are those of all M images, and indices int64 [N] say which. Whoever takes it gathers them.
+
+    ``data`` may be page-locked memory of the host, which a kernel on the device reads.
+    """
+
+    data: Tensor
+    offsets: Tensor
+    heights: Tensor
+    widths: Tensor
+    labels: Tensor
+    indices: Tensor
+
+    def pixels(self) -> Ragged:
+        """What `kernels.resized_crop` takes, to gather from."""
+        return Ragged(self.data, self.offsets, self.heights, self.widths)
+
+    def targets(self) -> Tensor:
+        return self.labels[self.indices]
+
+    def changing(self) -> tuple[str, ...]:
+        """The fields that are other tensors in each batch: the split stays."""
+        return ("indices",)
+
+    def clone(self) -> RaggedView:
+        return self._replace(indices=self.indices.clone())
+
+
 #: What a loader's `feed` yields, and the step takes. N is ``len(batch.indices)`` of each.
-AnyBatch: TypeAlias = Batch | SplitView
+AnyBatch: TypeAlias = Batch | SplitView | RaggedBatch | RaggedView

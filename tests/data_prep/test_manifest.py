@@ -306,8 +306,8 @@ def test_a_manifest_that_is_no_json_is_one_line(prepared, text):
 
 
 def test_a_newer_version_asks_for_an_upgrade(prepared):
-    _edit(prepared, lambda m: m.update(format_version=2, classes=None))
-    with pytest.raises(PreparedSetError, match="version 2, this program reads up to 1; upgrade"):
+    _edit(prepared, lambda m: m.update(format_version=3, classes=None))
+    with pytest.raises(PreparedSetError, match="version 3, this program reads up to 2; upgrade"):
         PreparedSet.open(prepared)
 
 
