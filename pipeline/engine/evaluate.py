@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import TestTimeAugmentation
 from fast_train.pipeline.engine.augmentation import Augmentation
+from fast_train.pipeline.engine.stopping import BrokenOff
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import Loader
+from fast_train.pipeline.ranks import current
 
 # Images at once of CIFAR's size. A batch of larger ones has no more pixels than these, and so takes no more memory.
 _BATCH, _PIXELS = 1000, 1000 * 32 * 32
@@ -61,19 +64,22 @@ def evaluate(
     *,
     amp: torch.dtype | None = None,
     tta: TestTimeAugmentation = "none",
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Evaluate ``model`` on a loader built with ``train=False``; the model's mode is put back afterwards.
+    """Evaluate ``model`` on a loader built with ``train=False``; the model's mode is put back afterwards. Several ranks
+    each evaluate their part, and all get the whole.
 
     tta: ``flip`` averages the logits of each image and of its mirror image. ``multicrop`` (Jordan 2024, arXiv
     2404.00498, section 3.5) averages six: image and mirror image weigh 1/4 each, and both of them moved by one pixel
     up and left, and down and right, 1/8 each; what comes in at the border is its reflection.
-    Raises ConfigError where the images are too small for that, and ValueError where the loader did not deliver each
-    image once.
+    stopped: asked after each batch whether to break off.
+    Raises ConfigError where the images are too small for that, ValueError where the loader did not deliver each image
+    once, and BrokenOff, on all ranks, where it was to break off on any.
     """
     check_tta(tta, loader.prepared.manifest.image_shape)
     classes, device = len(loader.prepared.manifest.classes), loader.device
-    loss = torch.zeros((), dtype=torch.float64, device=device)
     labels = torch.zeros(loader.count, dtype=torch.int64, device=device)
+    losses = torch.zeros(loader.count, device=device)
     predictions, confidences = torch.zeros_like(labels), torch.zeros(loader.count, device=device)
     delivered = [torch.empty_like(labels[:0])]
     was_training = model.training
@@ -82,19 +88,28 @@ def evaluate(
         for batch in loader.feed():
             truth = batch.targets()
             log_probabilities = _predict(model, augmenter(batch), amp, tta)
-            loss += F.nll_loss(log_probabilities, truth, reduction="sum")
+            losses[batch.indices] = F.nll_loss(log_probabilities, truth, reduction="none")
             confidence, prediction = log_probabilities.max(dim=1)
             labels[batch.indices], predictions[batch.indices] = truth, prediction
             confidences[batch.indices] = confidence.exp()
             # A copy: a loader may overwrite its batch.
             delivered.append(batch.indices.clone())
+            if stopped():
+                break
     finally:
         model.train(was_training)
-    _check_delivered(torch.cat(delivered), loader)
+    if current().highest(1 if stopped() else None):
+        raise BrokenOff
+    times = torch.bincount(torch.cat(delivered), minlength=loader.count)
+    # Each image is one rank's, and zero in all others: the sums are exact.
+    times, labels, predictions, confidences, losses = map(
+        current().sum, (times, labels, predictions, confidences, losses)
+    )
+    _check_delivered(times, loader)
     confusion = torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes)
     correct = int(confusion.diagonal().sum())
     return Evaluation(
-        loss=float(loss) / loader.count,
+        loss=float(losses.double().sum()) / loader.count,
         accuracy=correct / loader.count,
         confusion=confusion.cpu().numpy(),
         labels=labels.cpu().numpy(),
@@ -103,9 +118,8 @@ def evaluate(
     )
 
 
-def _check_delivered(indices: Tensor, loader: Loader) -> None:
-    """indices: int64 [N], of all images that came."""
-    times = torch.bincount(indices, minlength=loader.count)
+def _check_delivered(times: Tensor, loader: Loader) -> None:
+    """times: int64 [N], how often each image came."""
     missing, again = int((times == 0).sum()), int((times > 1).sum())
     if missing or again:
         raise ValueError(

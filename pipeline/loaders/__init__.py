@@ -36,6 +36,9 @@ def build_loader(
     train: bool = True,
     workers: int | None = None,
     native: NativeAugment | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+    shard: bool = False,
 ) -> Loader:
     """The loader ``name`` over a split; see `LoaderOptions`. native: what a `DaliLoader` is to augment by itself.
 
@@ -45,7 +48,10 @@ def build_loader(
     lacks = LOADERS[name].missing()
     if lacks is not None:
         raise ValueError(f"--loader {name} can't run here: {lacks}")
-    options = LoaderOptions(batch_size=batch_size, seed=seed, device=torch.device(device), train=train, workers=workers)
+    options = LoaderOptions(
+        batch_size=batch_size, seed=seed, device=torch.device(device), train=train, workers=workers, rank=rank,
+        ranks=ranks, shard=shard,
+    )  # fmt: skip
     if native is None:
         return LOADERS[name](prepared, split, options)
     if LOADERS[name] is not DaliLoader:
