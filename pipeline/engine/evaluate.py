@@ -39,10 +39,11 @@ def check_tta(tta: TestTimeAugmentation, image_shape: tuple[int, int, int]) -> N
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: mean cross-entropy. confusion: int64 [K, K], rows the true class. labels: int64 [N], the true
-    classes; predictions: int64 [N] and confidences: float32 [N] (the predicted class's probability), all in the order
-    of the split's file."""
+    """split: which was evaluated. loss: mean cross-entropy. confusion: int64 [K, K], rows the true class. labels: int64
+    [N], the true classes; predictions: int64 [N] and confidences: float32 [N] (the predicted class's probability), all
+    in the order of the split's file."""
 
+    split: str
     loss: float
     accuracy: float
     confusion: np.ndarray
@@ -77,45 +78,56 @@ def evaluate(
     once, and BrokenOff, on all ranks, where it was to break off on any.
     """
     check_tta(tta, loader.prepared.manifest.image_shape)
-    classes, device = len(loader.prepared.manifest.classes), loader.device
-    labels = torch.zeros(loader.count, dtype=torch.int64, device=device)
-    losses = torch.zeros(loader.count, device=device)
-    predictions, confidences = torch.zeros_like(labels), torch.zeros(loader.count, device=device)
-    delivered = [torch.empty_like(labels[:0])]
+    found = _Found(loader.count, loader.device)
     was_training = model.training
     model.eval()
     try:
         for batch in loader.feed():
-            truth = batch.targets()
-            log_probabilities = _predict(model, augmenter(batch), amp, tta)
-            losses[batch.indices] = F.nll_loss(log_probabilities, truth, reduction="none")
-            confidence, prediction = log_probabilities.max(dim=1)
-            labels[batch.indices], predictions[batch.indices] = truth, prediction
-            confidences[batch.indices] = confidence.exp()
-            # A copy: a loader may overwrite its batch.
-            delivered.append(batch.indices.clone())
+            found.put(batch.indices, batch.targets(), _predict(model, augmenter(batch), amp, tta))
             if stopped():
                 break
     finally:
         model.train(was_training)
     if current().highest(1 if stopped() else None):
         raise BrokenOff
-    times = torch.bincount(torch.cat(delivered), minlength=loader.count)
-    # Each image is one rank's, and zero in all others: the sums are exact.
-    times, labels, predictions, confidences, losses = map(
-        current().sum, (times, labels, predictions, confidences, losses)
-    )
-    _check_delivered(times, loader)
-    confusion = torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes)
-    correct = int(confusion.diagonal().sum())
-    return Evaluation(
-        loss=float(losses.double().sum()) / loader.count,
-        accuracy=correct / loader.count,
-        confusion=confusion.cpu().numpy(),
-        labels=labels.cpu().numpy(),
-        predictions=predictions.cpu().numpy(),
-        confidences=confidences.cpu().numpy(),
-    )
+    found.gather()
+    _check_delivered(found.times, loader)
+    return found.evaluation(loader.split, classes=len(loader.prepared.manifest.classes))
+
+
+class _Found:
+    """What is known of each image of a split, [N], and zero where nothing is: so the sum over ranks, of which each has
+    its own images, is exact. times: int64, how often each came."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.times, self.labels, self.predictions = torch.zeros(3, count, dtype=torch.int64, device=device)
+        self.confidences, self.losses = torch.zeros(2, count, device=device)
+
+    def put(self, indices: Tensor, labels: Tensor, log_probabilities: Tensor) -> None:
+        """indices, labels: int64 [B]. log_probabilities: float32 [B, K]."""
+        self.times.index_add_(0, indices, torch.ones_like(indices))
+        self.losses[indices] = F.nll_loss(log_probabilities, labels, reduction="none")
+        confidence, prediction = log_probabilities.max(dim=1)
+        self.labels[indices], self.predictions[indices] = labels, prediction
+        self.confidences[indices] = confidence.exp()
+
+    def gather(self) -> None:
+        """All of it, on every rank."""
+        for name, values in list(vars(self).items()):
+            setattr(self, name, current().sum(values))
+
+    def evaluation(self, split: str, *, classes: int) -> Evaluation:
+        pairs = torch.bincount(self.labels * classes + self.predictions, minlength=classes**2)
+        confusion, count = pairs.view(classes, classes), len(self.labels)
+        return Evaluation(
+            split=split,
+            loss=float(self.losses.double().sum()) / count,
+            accuracy=int(confusion.diagonal().sum()) / count,
+            confusion=confusion.cpu().numpy(),
+            labels=self.labels.cpu().numpy(),
+            predictions=self.predictions.cpu().numpy(),
+            confidences=self.confidences.cpu().numpy(),
+        )
 
 
 def _check_delivered(times: Tensor, loader: Loader) -> None:
