@@ -73,8 +73,11 @@ def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, 
     return CropAugmenter(manifest, evaluated, **common)
 
 
-def build_split_loader(config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool) -> Loader:
-    split = "train" if train else "test"
+def build_split_loader(
+    config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool, split: str | None = None
+) -> Loader:
+    """The loader of the training split, or, to evaluate, of ``split``: None for the one that training is judged by."""
+    split = "train" if train else split or prepared.evaluated_split
     native = None
     if train and config.data.dali_augment == "native":
         if config.crop.sizes:

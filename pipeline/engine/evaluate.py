@@ -33,10 +33,11 @@ def check_tta(tta: TestTimeAugmentation, height: int, width: int) -> None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: mean cross-entropy. confusion: int64 [K, K], rows the true class. labels: int64 [N], the true
-    classes; predictions: int64 [N] and confidences: float32 [N] (the predicted class's probability), all in the order
-    of the split's file."""
+    """split: which was evaluated. loss: mean cross-entropy. confusion: int64 [K, K], rows the true class. labels: int64
+    [N], the true classes; predictions: int64 [N] and confidences: float32 [N] (the predicted class's probability), all
+    in the order of the split's file."""
 
+    split: str
     loss: float
     accuracy: float
     confusion: np.ndarray
@@ -90,6 +91,7 @@ def evaluate(
     confusion = torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes)
     correct = int(confusion.diagonal().sum())
     return Evaluation(
+        split=loader.split,
         loss=float(loss) / loader.count,
         accuracy=correct / loader.count,
         confusion=confusion.cpu().numpy(),

@@ -19,6 +19,7 @@ from fast_train.common.text import is_plain, one_line, show, show_path
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import SECTIONS, Config, ModelConfig, differences
 from fast_train.pipeline.engine.checkpoint import CheckpointError, DamagedCheckpoint, load_run_state
+from fast_train.pipeline.engine.history import JUDGES
 from fast_train.pipeline.engine.identity import difference, identity
 from fast_train.pipeline.engine.memory import memory_error
 from fast_train.pipeline.engine.runtime import Runtime
@@ -159,7 +160,8 @@ def _unusable(state: Mapping[str, Any], model: ModelConfig) -> str | None:
         return "classes"
     for record in state["history"]:
         numbers = isinstance(record, dict) and all(v is None or isinstance(v, (int, float)) for v in record.values())
-        if not numbers or not record.keys() >= {"epoch", "step", "test_accuracy"}:
+        judged = any(f"{split}_accuracy" in record for split in JUDGES) if numbers else False
+        if not judged or not record.keys() >= {"epoch", "step"}:
             return "history"
     for name in ("mean", "std"):
         values = state.get(name, [0.0] * model.in_channels)
