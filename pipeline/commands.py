@@ -166,7 +166,7 @@ def _report(
     print_evaluation(console, result, prepared)
     title = f"{config.model.arch}, recipe {config.recipe}: {result.accuracy:.2%} {result.split} accuracy"
     with _costing_nothing("the pictures"):
-        paths = write_pictures(folder, result, history, prepared, title=title)
+        paths = write_pictures(folder, result, history, prepared, title=title, crop=config.evaluated_crop)
         console.print("pictures: " + ", ".join(show_path(p) for p in paths), soft_wrap=True)
     print_mistakes(console, result, prepared)
     with _costing_nothing("the predictions"):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fast_train.common.text import show
-from fast_train.kernels.spec import AugmentSpec, check_seed
+from fast_train.kernels.spec import AugmentSpec, CropChanges, CropSpec, check_seed, check_size
 from fast_train.pipeline.config.architectures import (
     ARCHITECTURES,
     SMALLEST_SPEEDNET_IMAGE,
@@ -124,6 +124,38 @@ class DataConfig:
         check_choice("augmentation of DALI", self, "dali_augment")
         dali = self.loader == "dali" or self.dali_augment == "kernel"
         _require(dali, f"--dali-augment native does not fit --loader {self.loader}; add --loader dali")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig(CropChanges):
+    """The crops that training sees. Images that keep their own shapes are always cropped, those of one shape where a
+    size is given; `augment` is for images that are not."""
+
+    scale: tuple[float, float] | None = (0.08, 1.0)
+    centre: float = 0.875
+    flip: bool = True
+    size: int | None = None
+    """Side of the crops in pixels; none for 224 where images have their own shapes, or the largest multiple of 32 that
+    is not above the median of their shorter sides, and for no crops where all have one shape."""
+    progressive: tuple[int, ...] = ()
+    """Sizes for equal parts of the run, one after the other, in place of `crop.size`: small crops train faster, and the
+    last size is the one that counts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        both = self.size is not None and self.progressive
+        _require(not both, "crop.size and crop.progressive both say how large the crops are; leave one of them out")
+        for size in self.sizes:
+            check_size(size)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sides of the crops in the order of training, in pixels; empty where images are not cropped."""
+        return self.progressive or (() if self.size is None else (self.size,))
+
+    def spec(self, size: int) -> CropSpec:
+        """What training does to an image."""
+        return CropSpec(size=size, **{item.name: getattr(self, item.name) for item in dataclasses.fields(CropChanges)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +308,9 @@ class RunConfig:
     tta: TestTimeAugmentation = "none"
     """Test-time augmentation: `flip` averages the predictions for each image and its mirror image, `multicrop` those
     for both and for both moved by a pixel either way along the diagonal."""
+    eval_size: int | None = None
+    """Side in pixels of the crops that are evaluated, the images' centres (`crop.centre`); none for that of training,
+    its last one."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"{self.epochs} epochs; give 1 or more")
@@ -301,6 +336,8 @@ class RunConfig:
         fits = self.fuse == "none" or self.channels_last
         _require(fits, f"--fuse {self.fuse} needs channels_last memory; give --channels-last")
         check_choice("test-time augmentation", self, "tta")
+        if self.eval_size is not None:
+            check_size(self.eval_size)
         target = self.target_accuracy
         _require(target is None or 0 < target <= 1, f"target accuracy {target} must be a fraction in (0, 1]")
 
@@ -326,6 +363,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentSpec = field(default_factory=AugmentSpec)
+    crop: CropConfig = field(default_factory=CropConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -333,8 +371,16 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers, for JSON and for checkpoints."""
         plain = dataclasses.asdict(self)
-        plain["schedule"]["milestones"] = list(self.schedule.milestones)
+        for section in SECTIONS:
+            plain[section] = {k: list(v) if isinstance(v, tuple) else v for k, v in plain[section].items()}
         return plain
+
+    @property
+    def evaluated_crop(self) -> CropSpec | None:
+        """What evaluation sees of an image: a square in its centre; None where images are not cropped."""
+        if not self.crop.sizes:
+            return None
+        return CropSpec(size=self.run.eval_size or self.crop.sizes[-1], centre=self.crop.centre)
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Config:
@@ -346,6 +392,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "data": DataConfig,
     "augment": AugmentSpec,
+    "crop": CropConfig,
     "optimizer": OptimizerConfig,
     "schedule": ScheduleConfig,
     "run": RunConfig,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ def identity(prepared: PreparedSet) -> dict[str, Any]:
     return {
         "source": manifest.source,
         "classes": list(manifest.classes),
-        "image_shape": list(manifest.image_shape),
+        "image_shape": dataclasses.asdict(manifest.ragged) if manifest.ragged else list(manifest.image_shape),
         "counts": {split: list(numbers) for split, numbers in manifest.counts.items()},
         "mean": list(manifest.mean),
         "std": list(manifest.std),

@@ -24,7 +24,8 @@ from fast_train.pipeline.engine.build import (
     build_split_loader,
     build_step,
     check_batch,
-    ready_step,
+    ready_steps,
+    trained_shapes,
 )
 from fast_train.pipeline.engine.evaluate import Evaluation, evaluate
 from fast_train.pipeline.engine.history import accuracy, stale
@@ -70,7 +71,8 @@ class Trainer:
         self.done_steps = 0
         self.train_seconds = 0.0
         self.history: list[dict[str, Any]] = []
-        self._run_step: Callable[[AnyBatch], None] = self.step
+        # By the size of the images, until `prepare` all the same one.
+        self._run_steps: dict[int, Callable[[AnyBatch], None]] = dict.fromkeys(self.augmenter.sizes, self.step)
         self.target_reached = False
 
     def __enter__(self) -> Trainer:
@@ -95,44 +97,52 @@ class Trainer:
     def check_memory(self) -> None:
         """ConfigError where a step is to run eagerly on the CPU and can't fit into the memory that is free."""
         if self.runtime.device.type == "cpu" and not self.runtime.compile:
-            height, width, channels = self.prepared.manifest.image_shape
-            check_memory(self.step.model, (channels, height, width), self.config.data.batch_size, self.runtime.amp)
+            largest = trained_shapes(self.config, self.prepared.manifest)[-1]
+            check_memory(self.step.model, largest, self.config.data.batch_size, self.runtime.amp)
 
     def prepare(self, listeners: Sequence[Listener] = ()) -> None:
         """Compile and capture the step, so that the first epoch is as fast as the others."""
         started = time.perf_counter()
         self._make_ready(listeners)
         if self.runtime.threads is None:
-            self._run_step = TunedStep(self._run_step, most=usable_cores(), say=partial(note, listeners))
+            for size, step in self._run_steps.items():
+                self._run_steps[size] = TunedStep(step, most=usable_cores(), say=partial(note, listeners))
         ready = Ready(
             epochs=self.epochs,
             total_steps=self.total_steps,
             done_steps=self.done_steps,
             history=self.history,
             seconds=time.perf_counter() - started,
-            compiled=self.runtime.compile or self.runtime.graph,
+            compiled=self.runtime.compile or self.runtime.graph or bool(self.config.crop.sizes),
         )
         for listener in listeners:
             listener.on_ready(ready)
 
     def _make_ready(self, listeners: Sequence[Listener]) -> None:
         """Where the step can't be compiled, and that was not asked for, it runs as it is."""
+        sizes = {self._size(epoch) for epoch in range(len(self.history), self.epochs)}
+        make_ready = partial(ready_steps, self.step, self.loader.example(), augmenter=self.augmenter, sizes=sizes)
         try:
-            self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
+            self._run_steps = make_ready(self.runtime)
         except CompileError as error:
             if self.config.run.compile:
                 raise
             warn(listeners, f"{error}, as this run does by itself")
             self.step.leave_uncompiled()
             self.runtime = dataclasses.replace(self.runtime, compile=False)
-            self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
+            self._run_steps = make_ready(self.runtime)
+
+    def _size(self, epoch: int) -> int:
+        """Of the images of an epoch: each size has an equal part of the run; the last ones, where it has few epochs."""
+        sizes = self.augmenter.sizes[-self.epochs :]
+        return sizes[epoch * len(sizes) // self.epochs]
 
     def restart(self, seed: int) -> None:
         """Begin anew from another seed, as a new Trainer would: what is compiled stays, `prepare` only captures it."""
         config = override(self.config, {"run": {"seed": seed}})
         plain = dataclasses.replace(self.runtime, compile=False, graph=False)
         # A captured step holds the split that it gathers from; there may be no room for two.
-        self._run_step = self.step
+        self._run_steps = {}
         self.loader.close()
         self.loader = build_split_loader(config, self.prepared, self.runtime, train=True)
         self.augmenter.seed = seed
@@ -205,6 +215,8 @@ class Trainer:
         if self.loader.epoch != epoch:
             self.loader.set_epoch(epoch)
         self.augmenter.set_epoch(epoch)
+        self.augmenter.set_size(self._size(epoch))
+        run_step = self._run_steps[self._size(epoch)]
         self.step.model.train()
         already = self.step.metrics.read().images
         left = (self.total_steps - self.done_steps) * self.config.data.batch_size
@@ -216,7 +228,7 @@ class Trainer:
             for batch in interrupt.until_stopped(self.loader.feed()):
                 rate = self.schedule.rate(self.done_steps)
                 self.step.set_rate(rate, epochs=self.done_steps / len(self.loader))
-                self._run_step(batch)
+                run_step(batch)
                 self.done_steps += 1
                 self.step.after(self.done_steps, self.total_steps)
                 seen = glimpse.take()
@@ -306,6 +318,7 @@ class Trainer:
             "mean": list(self.prepared.manifest.mean),
             "std": list(self.prepared.manifest.std),
             "reading": self.prepared.manifest.source.get("reading", {}),
+            "shorter_side": self.prepared.manifest.source.get("shorter_side"),
             "step": self.step.state_dict(),
             # A batch that a signal came with may be given out, and was not trained on.
             "loader": {**self.loader.state_dict(), "step": self.done_steps - self.loader.epoch * len(self.loader)},

@@ -27,6 +27,10 @@ class Batch(NamedTuple):
         """The labels of the batch, int64 [N]."""
         return self.labels
 
+    def images_at(self, rows: Tensor) -> list[Tensor]:
+        """Single images [H, W, C]. rows: int64 [n], from 0 to N - 1."""
+        return list(self.images[rows])
+
     def changing(self) -> tuple[str, ...]:
         """The fields that are other tensors in each batch."""
         return self._fields
@@ -74,6 +78,11 @@ class RaggedBatch(NamedTuple):
     def pixels(self) -> Ragged:
         """What `kernels.resized_crop` takes."""
         return Ragged(self.data, self.offsets, self.heights, self.widths)
+
+    def images_at(self, rows: Tensor) -> list[Tensor]:
+        """Single images uint8 [H, W, 3], views. rows: int64 [n], from 0 to N - 1."""
+        shapes = zip(*(column[rows].tolist() for column in (self.offsets, self.heights, self.widths)), strict=True)
+        return [self.data[at : at + 3 * height * width].view(height, width, 3) for at, height, width in shapes]
 
     def targets(self) -> Tensor:
         """The labels of the batch, int64 [N]."""

@@ -39,10 +39,11 @@ class Terminal(Listener):
         self._note = data_note(prepared)
         for note in start.notes:
             self._console.print(note, soft_wrap=True)
+        crops = f", crops of {' then '.join(map(str, config.crop.sizes))} pixels" if config.crop.sizes else ""
         self._console.print(
             f"{config.model.arch} by recipe {show(config.recipe)} on {prepared.size('train'):,} images of "
             f"{show(prepared.source_name)}{self._note}; loader {config.data.loader}, batch "
-            f"{config.data.batch_size}\n{runtime.describe()}\nrun folder: {show_path(start.folder)}",
+            f"{config.data.batch_size}{crops}\n{runtime.describe()}\nrun folder: {show_path(start.folder)}",
             soft_wrap=True,
         )
 

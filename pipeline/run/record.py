@@ -140,7 +140,9 @@ def _newest_whole(folder: Path) -> Saved | None:
 
 def _load_file(path: Path) -> Saved:
     state = load_run_state(path)
-    settings = all(isinstance(state["config"].get(section), dict) for section in SECTIONS)
+    # Checkpoints of earlier versions know no crops.
+    found = {"crop": {}, **state["config"]}
+    settings = all(isinstance(found.get(section), dict) for section in SECTIONS)
     odd = None if settings else "settings"
     if odd is None:
         config = Config.from_dict(state["config"])
@@ -186,7 +188,7 @@ def check_resumable(saved: Saved, config: Config, prepared: PreparedSet) -> None
     check_classes(saved, prepared)
     _check_images(saved, prepared, LOADERS[config.data.loader].format)
     for section, name, before, now in differences(saved.config, config):
-        if section in ("model", "augment", "optimizer", "schedule") or (section, name) in _KEPT:
+        if section in ("model", "augment", "crop", "optimizer", "schedule") or (section, name) in _KEPT:
             raise ConfigError(
                 f"{show(saved.path)} was trained with {section}.{name} = {before}, this command says {now}; leave that "
                 "setting out to go on, or start a new run"
@@ -226,15 +228,21 @@ def check_classes(saved: Saved, prepared: PreparedSet) -> None:
         )
 
 
-def check_shape(model: ModelConfig, prepared: PreparedSet, path: Path) -> None:
-    """ConfigError unless the checkpoint's model can take images of the prepared set; ValueError for too small ones."""
-    height, width, channels = prepared.manifest.image_shape
-    if channels != model.in_channels:
+def check_shape(saved: Saved, prepared: PreparedSet, shape: tuple[int, int, int]) -> None:
+    """ConfigError unless the checkpoint's model can take images of the prepared set, which come as ``shape``, (H, W,
+    C)."""
+    config, (height, width, channels) = saved.config, shape
+    if channels != config.model.in_channels:
         raise ConfigError(
-            f"{path} was trained on images of {model.in_channels} channels, those of {prepared.root} have {channels}; "
-            "give the right --data"
+            f"{saved.path} was trained on images of {config.model.in_channels} channels, those of {prepared.root} have "
+            f"{channels}; give the right --data"
         )
-    dataclasses.replace(model, image_size=min(height, width))
+    if prepared.manifest.ragged and not config.crop.sizes:
+        raise ConfigError(
+            f"{saved.path} was trained on images of one shape, and those of {prepared.root} keep their own; prepare "
+            f"them with --size {config.model.image_size}"
+        )
+    dataclasses.replace(config.model, image_size=min(height, width))
 
 
 @contextmanager
