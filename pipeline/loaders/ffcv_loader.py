@@ -36,7 +36,7 @@ class FfcvLoader(Loader):
     def __init__(self, prepared: PreparedSet, split: str, options: LoaderOptions) -> None:
         super().__init__(prepared, split, options)
         # Checked before FFCV sees it: FFCV trusts every number in the file.
-        path = prepared.beton(split)
+        path = prepared.beton(split).path
         # Here and not above: FFCV is optional.
         from fast_train.pipeline.loaders.ffcv_reader import Reader
 
