@@ -17,7 +17,7 @@ from fast_train.pipeline.loaders.resident import ResidentLoader
 
 class StandIn(Loader):
     def __new__(cls, prepared, split, options):
-        return super().__new__(cls if prepared.manifest.ragged else ResidentLoader)
+        return super().__new__(cls) if prepared.manifest.ragged else ResidentLoader(prepared, split, options)
 
     def __init__(self, prepared, split, options) -> None:
         super().__init__(prepared, split, options)

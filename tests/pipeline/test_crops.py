@@ -113,7 +113,7 @@ def test_crops_do_not_depend_on_the_number_of_threads(ragged_path):
 def test_a_checkpoint_from_inside_an_epoch_goes_on_to_the_same_bits(train, options):
     # Four steps an epoch; step 6 is inside the second one.
     assert train("--out", "straight", "--save-every", "1", "--keep", "99", *options) == 0
-    assert cli.main(["--resume", "straight/checkpoints/step-6.pt", "--out", "parts", "--brief"]) == 0
+    assert cli.main(["--resume", "straight/checkpoints/step-000006.pt", "--out", "parts", "--brief"]) == 0
     straight, parts = (load_checkpoint(Path(name, "last.pt")) for name in ("straight", "parts"))
     assert straight["done_steps"] == parts["done_steps"] == 12
     for part in ("model", "optimizer"):
@@ -271,7 +271,7 @@ def test_gpu_sizes_are_captured_and_a_run_goes_on_to_the_same_bits(ragged_path, 
     command = ["--data", str(ragged_path), "--recipe", "small.toml", "--progressive", "16,24,20", "--brief", *options]
     command += ["--amp", "--save-every", "1", "--keep", "99", "--deterministic"]
     assert cli.main([*command, "--out", "straight"]) == 0
-    assert cli.main(["--resume", "straight/checkpoints/step-6.pt", "--out", "parts", "--brief"]) == 0
+    assert cli.main(["--resume", "straight/checkpoints/step-000006.pt", "--out", "parts", "--brief"]) == 0
     straight, parts = (load_checkpoint(Path(name, "last.pt"))["step"]["model"] for name in ("straight", "parts"))
     for name, weights in straight.items():
         assert torch.equal(weights, parts[name]), name
