@@ -69,6 +69,7 @@ _FLAGS = {
         "--loader": "data.loader",
         "--batch-size": "data.batch_size",
         "--workers": "data.workers",
+        "--resident-memory": "data.resident_memory",
         "--dali-augment": "data.dali_augment",
         "--image-size": "crop.size",
         "--progressive": "crop.progressive",

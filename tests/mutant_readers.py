@@ -108,7 +108,7 @@ class Beton(SetReader):
     def batches(self, prepared: PreparedSet) -> Iterable[Sequence[Any]]:
         from fast_train.pipeline.loaders import build_loader
 
-        path = prepared.beton("train")
+        path = prepared.beton("train").path
         if self._loader is None:
             self._loader = build_loader("ffcv", prepared, "train", batch_size=5, train=False, workers=1)
         compiled = self._loader._reader
@@ -178,7 +178,7 @@ class ManifestJson(Reader):
             return _digest((packed.images, packed.labels) for packed in map(prepared.packed, COUNTS))
         if path.parent.name == "dali":
             return _digest((shards.take(np.arange(len(shards.labels))),) for shards in map(prepared.tfrecords, COUNTS))
-        return repr([prepared.beton(split).name for split in COUNTS])
+        return repr([prepared.beton(split).path.name for split in COUNTS])
 
 
 class Photograph(Reader):

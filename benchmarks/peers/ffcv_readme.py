@@ -28,7 +28,7 @@ class FfcvReadme(Peer):
         super().__init__(options)
         if importlib.util.find_spec("ffcv") is None:
             raise ValueError("ffcv is not installed; pip install 'fast-train[ffcv]'")
-        path = self.prepared.beton("train")
+        path = self.prepared.beton("train").path
         # FFCV sets torch's threads for the whole process, when it is imported and when it begins to read.
         self._threads = torch.get_num_threads()
         from ffcv.loader import Loader, OrderOption

@@ -29,6 +29,7 @@ from fast_train.pipeline.config.convert import Setting, build, check_choice, des
 from fast_train.pipeline.errors import ConfigError, check_name
 
 LoaderName = Literal["resident", "ffcv", "dali", "torch"]
+ResidentMemory = Literal["auto", "device", "host"]
 TestTimeAugmentation = Literal["none", "flip", "multicrop"]
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _INTERVAL = re.compile(r"\d{1,12}|\d{1,12}(\.\d{1,12})?[smh]", re.ASCII)
@@ -100,6 +101,10 @@ class DataConfig:
     """Images a step."""
     workers: int | None = None
     """Loading processes (`torch`) or threads (`ffcv`, `dali`); none for what suits the loader."""
+    resident_memory: ResidentMemory = "auto"
+    """Where `resident` keeps the pixels for a GPU: in its memory (`device`), in the computer's, page-locked, which the
+    GPU reads over the bus (`host`), or in the first of both that has room: `auto` fills at most half of what the GPU
+    has free."""
     normalise: Literal["set", "half"] = "set"
     """`set` by the training split's mean and standard deviation, `half` by 0.5 and 0.5."""
     dali_augment: Literal["kernel", "native"] = "kernel"
@@ -114,6 +119,7 @@ class DataConfig:
         _require(self.batch_size >= 1, f"batch size {self.batch_size} is too small; give 1 or more")
         _require(self.workers is None or self.workers >= 0, f"{self.workers} workers; give 0 or more")
         check_choice("loader", self, "loader")
+        check_choice("memory", self, "resident_memory")
         check_choice("normalisation", self, "normalise")
         check_choice("augmentation of DALI", self, "dali_augment")
         dali = self.loader == "dali" or self.dali_augment == "kernel"

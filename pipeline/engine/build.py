@@ -30,7 +30,7 @@ from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.engine.step import TrainStep
 from fast_train.pipeline.engine.stored import stored_pixels
 from fast_train.pipeline.errors import CompileError, ConfigError
-from fast_train.pipeline.loaders import AnyBatch, Loader, build_loader
+from fast_train.pipeline.loaders import AnyBatch, Loader, Progress, build_loader
 from fast_train.pipeline.loaders.native import NativeAugment
 from fast_train.pipeline.models import build_model, initialise_from_data, starts_from_data
 
@@ -74,9 +74,16 @@ def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, 
 
 
 def build_split_loader(
-    config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool, split: str | None = None
+    config: Config,
+    prepared: PreparedSet,
+    runtime: Runtime,
+    *,
+    train: bool,
+    split: str | None = None,
+    progress: Progress | None = None,
 ) -> Loader:
-    """The loader of the training split, or, to evaluate, of ``split``: None for the one that training is judged by."""
+    """The loader of the training split, or, to evaluate, of ``split``: None for the one that training is judged by.
+    progress: see `LoaderOptions`."""
     split = "train" if train else split or prepared.evaluated_split
     native = None
     if train and config.data.dali_augment == "native":
@@ -95,6 +102,8 @@ def build_split_loader(
         train=train,
         workers=config.data.workers,
         native=native,
+        resident_memory=config.data.resident_memory,
+        progress=progress,
     )
 
 

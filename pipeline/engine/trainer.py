@@ -30,7 +30,7 @@ from fast_train.pipeline.engine.build import (
 from fast_train.pipeline.engine.evaluate import Evaluation, evaluate
 from fast_train.pipeline.engine.history import accuracy, stale
 from fast_train.pipeline.engine.identity import identity
-from fast_train.pipeline.engine.listener import Listener, Ready, note, warn
+from fast_train.pipeline.engine.listener import Listener, Ready, loading, note, warn
 from fast_train.pipeline.engine.memory import check_memory
 from fast_train.pipeline.engine.metrics import Glimpse, Totals
 from fast_train.pipeline.engine.runtime import Runtime
@@ -51,10 +51,19 @@ class Trainer:
     resumes: `load_state_dict` will be called, so that nothing is initialised from the data.
     """
 
-    def __init__(self, config: Config, prepared: PreparedSet, runtime: Runtime, *, resumes: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        prepared: PreparedSet,
+        runtime: Runtime,
+        *,
+        resumes: bool = False,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
         self.prepared, self.runtime = prepared, runtime
-        self.loader = build_split_loader(config, prepared, runtime, train=True)
-        self.test_loader = build_split_loader(config, prepared, runtime, train=False)
+        progress = partial(loading, listeners)
+        self.loader = build_split_loader(config, prepared, runtime, train=True, progress=progress)
+        self.test_loader = build_split_loader(config, prepared, runtime, train=False, progress=progress)
         self.augmenter = build_augmenter(config, prepared, runtime, train=True)
         self.test_augmenter = build_augmenter(config, prepared, runtime, train=False)
         start = None if resumes else prepared

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from fast_train.common.console import Advance, Display
 from fast_train.common.text import show, show_path
 from fast_train.data_prep.manifest import data_note
 from fast_train.pipeline.engine.history import accuracy, judge
@@ -26,11 +28,14 @@ class Terminal(Listener):
         self._task: TaskID | None = None
         self._total = self._before = self._already = 0
         self._began = 0.0
+        self._loading, self._loaded = ExitStack(), 0
+        self._advance: Advance = lambda count: None
 
     def __enter__(self) -> Terminal:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._loading.close()
         if self._progress:
             self._progress.stop()
 
@@ -46,6 +51,15 @@ class Terminal(Listener):
             f"{config.data.batch_size}{crops}\n{runtime.describe()}\nrun folder: {show_path(start.folder)}",
             soft_wrap=True,
         )
+
+    def on_loading(self, label: str, done: int, total: int) -> None:
+        if not done:
+            self._loaded = 0
+            self._advance = self._loading.enter_context(Display(self._console).progress(label, total))
+        self._advance(done - self._loaded)
+        self._loaded = done
+        if done == total:
+            self._loading.close()
 
     def on_ready(self, ready: Ready) -> None:
         self._epochs = ready.epochs

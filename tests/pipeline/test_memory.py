@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from fast_train.common.memory import free_memory
 from fast_train.pipeline.config.settings import ModelConfig
 from fast_train.pipeline.engine import memory
-from fast_train.pipeline.engine.memory import check_memory, free_memory, saved_bytes_per_image
+from fast_train.pipeline.engine.memory import check_memory, saved_bytes_per_image
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import build_loader
 from fast_train.pipeline.loaders.resident import check_fits
