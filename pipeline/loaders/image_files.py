@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from io import FileIO
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,8 +41,7 @@ class ImageFiles:
 
     def __init__(self, prepared: PreparedSet, split: str) -> None:
         encoded = prepared.encoded(split)
-        assert isinstance(encoded.data, np.memmap)
-        self.path, self._at = Path(str(encoded.data.filename)), encoded.data.offset
+        self.path, self._at = prepared.files(split, "packed")[0], encoded.begin
         self._offsets = encoded.offsets
         self.shapes = Shapes(encoded.heights, encoded.widths, encoded.labels)
 
