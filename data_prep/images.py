@@ -150,15 +150,6 @@ def _fitted(rgb: Image.Image, size: tuple[int, int], reading: Reading) -> Image.
     return padded
 
 
-def scaled_down(pixels: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:
-    """An image uint8 [H, W, 3] whose shorter side has at most so many pixels, its ratio kept; antialiased."""
-    height, width = pixels.shape[:2]
-    if min(height, width) <= shorter_side:
-        return pixels
-    size = tuple(round(side * shorter_side / min(height, width)) for side in (width, height))
-    return np.asarray(Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.LANCZOS))
-
-
 def limit_worker() -> None:
     """For a process that decodes: Pillow starts no program and no thread, and no image takes more than 4 GiB."""
     from PIL import EpsImagePlugin
