@@ -132,7 +132,7 @@ class Augmenter(_Normaliser):
         return self._formatted(images)
 
 
-class NativeAugmenter(Augmenter):
+class NativeAugmenter(_Normaliser):
     """For a loader that augments by itself (see `pipeline.loaders.native`): what is left is the type and the format."""
 
     def __call__(self, batch: AnyBatch) -> Tensor:
@@ -240,7 +240,7 @@ def keep_compiled(device: torch.device) -> None:
 
 
 #: What makes a run's images.
-AnyAugmenter: TypeAlias = Augmenter | CropAugmenter
+AnyAugmenter: TypeAlias = Augmenter | CropAugmenter | NativeAugmenter
 
 
 def _of_one_shape(batch: AnyBatch) -> Batch | SplitView:
