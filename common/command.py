@@ -16,8 +16,10 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
+from fast_train.common.files import user_path
 from fast_train.common.signals import discard, end_at_once_by_ctrl_c, exit_status, termination_as_interrupt
 from fast_train.common.text import one_line, printable
 from fast_train.common.version import VERSION
@@ -60,6 +62,14 @@ class Parser(argparse.ArgumentParser):
     def parse(self, cls: type[Flags], arguments: list[str] | None) -> Flags:
         """The flags as a record: each has the name of a field of ``cls``. SystemExit after --help or an error."""
         return cls(**vars(self.parse_args(arguments)))
+
+
+def flag_path(text: str) -> Path:
+    """`user_path` as the type of a flag: argparse would replace the words of a ValueError by its own."""
+    try:
+        return user_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run_command(

@@ -346,11 +346,14 @@ def test_a_file_that_links_carry_over_a_split_is_told(make_folder, prepare):
     assert "1 file in two splits or classes by links, such as train/a/000.png, also test/a/again.png" in out
 
 
-@pytest.mark.parametrize("name", ["absent", "~nobody/x", "~"])
-def test_no_such_folder(refused, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("absent", "is not a folder"), ("~nobody/x", "is not a folder"), ("~", "there is no home folder")],
+)
+def test_no_such_folder(refused, tmp_path, monkeypatch, name, said):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "gone"))
-    assert "is not a folder" in refused(name)
+    assert said in refused(name)
 
 
 def test_a_folder_here_comes_before_a_home(make_folder, refused, tmp_path, monkeypatch):
