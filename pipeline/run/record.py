@@ -200,10 +200,8 @@ def _is_record(value: object) -> bool:
     if not isinstance(value, dict) or not value.keys() >= {"epoch", "step", "test_accuracy"}:
         return False
     numbers = all(v is None or (isinstance(v, (int, float)) and math.isfinite(v)) for v in value.values())
-    accuracy = value["test_accuracy"]
-    return (
-        numbers and all(map(_is_count, (value["epoch"], value["step"]))) and (accuracy is None or _is_level(accuracy))
-    )
+    counts = _is_count(value["epoch"]) and _is_count(value["step"])
+    return numbers and counts and (value["test_accuracy"] is None or _is_level(value["test_accuracy"]))
 
 
 def _is_count(value: object) -> bool:
