@@ -122,7 +122,11 @@ def _finish(outcome: session.Outcome, actions: Actions, console: Console) -> int
         console.print(over, soft_wrap=True)
         if not actions.brief and not _are_drawn(folder):
             # The command that trained it was stopped before they were drawn, or was to draw none.
-            evaluation = session.evaluate(outcome.config, outcome.prepared, load(folder))
+            evaluation = session.evaluate(
+                outcome.config,
+                outcome.prepared,
+                session.tested_checkpoint(folder, outcome.config, outcome.prepared),
+            )
             _report(console, folder, Plan(outcome.config, outcome.prepared), evaluation, history=outcome.history)
         return _target_status(outcome)
     if actions.brief:
@@ -160,7 +164,7 @@ def _report(
 ) -> None:
     config, prepared = plan.config, plan.prepared
     print_evaluation(console, result, prepared)
-    title = f"{config.model.arch}, recipe {config.recipe}: {result.accuracy:.2%} test accuracy"
+    title = f"{config.model.arch}, recipe {config.recipe}: {result.accuracy:.2%} {result.split} accuracy"
     with _costing_nothing("the pictures"):
         paths = write_pictures(folder, result, history, prepared, title=title)
         console.print("pictures: " + ", ".join(show_path(p) for p in paths), soft_wrap=True)

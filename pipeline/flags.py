@@ -78,6 +78,7 @@ _FLAGS = {
         "--grad-clip": "optimizer.grad_clip",
         "--seed": "run.seed",
         "--target-accuracy": "run.target_accuracy",
+        "--patience": "run.patience",
         "--tta": "run.tta",
     },
     "checkpoints": {"--save-every": "run.save_every", "--keep": "run.keep", "--keep-best": "run.keep_best"},

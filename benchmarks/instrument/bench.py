@@ -247,7 +247,7 @@ def _describe(prepared: PreparedSet) -> dict[str, Any]:
         "classes": len(manifest.classes),
         "image_shape": list(manifest.image_shape),
         "train_images": prepared.size("train"),
-        "test_images": prepared.size("test") if "test" in prepared.splits else 0,
+        "test_images": prepared.size(prepared.final_split),
         "formats": list(manifest.formats),
         "files": {entry.path: entry.sha256 for entry in manifest.files},
     }

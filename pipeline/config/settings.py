@@ -261,9 +261,12 @@ class RunConfig:
     keep: int = 0
     """Checkpoints to keep beside the last one, as `checkpoints/step-N.pt`: the newest so many of those saved."""
     keep_best: bool = False
-    """Keep the checkpoint of the best test accuracy as `best.pt`."""
+    """Keep the checkpoint of the best accuracy, on the validation split of a set that has one, else on the test split,
+    as `best.pt`. A test split beside a validation split is then looked at with its weights."""
     target_accuracy: float | None = None
-    """Stop when the test accuracy reaches this fraction."""
+    """Stop when that accuracy reaches this fraction."""
+    patience: int | None = None
+    """Stop when that accuracy has not risen for so many evaluations; keeps `best.pt` too. None to train to the end."""
     tta: TestTimeAugmentation = "none"
     """Test-time augmentation: `flip` averages the predictions for each image and its mirror image, `multicrop` those
     for both and for both moved by a pixel either way along the diagonal."""
@@ -280,6 +283,8 @@ class RunConfig:
                 f"save every '{show(str(self.save_every))}' is no number of steps or time; give 500, 90s, 10m or 2h",
             )
         _require(self.keep >= 0, f"keep {self.keep} checkpoints; give 0 or more")
+        patience = self.patience
+        _require(patience is None or patience >= 1, f"patience of {patience} evaluations; give 1 or more")
         check_seed(self.seed)
         _require(self.threads is None or 1 <= self.threads <= 1024, f"{self.threads} threads; give 1 to 1024")
         check_device(self.device)
@@ -292,6 +297,11 @@ class RunConfig:
         check_choice("test-time augmentation", self, "tta")
         target = self.target_accuracy
         _require(target is None or 0 < target <= 1, f"target accuracy {target} must be a fraction in (0, 1]")
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best checkpoint is kept beside the last one."""
+        return self.keep_best or self.patience is not None
 
     @property
     def save_interval(self) -> int | float | None:

@@ -44,8 +44,11 @@ def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, 
     )
 
 
-def build_split_loader(config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool) -> Loader:
-    split = "train" if train else "test"
+def build_split_loader(
+    config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool, split: str | None = None
+) -> Loader:
+    """The loader of the training split, or, to evaluate, of ``split``: None for the one that training is judged by."""
+    split = "train" if train else split or prepared.evaluated_split
     native = None
     if train and config.data.dali_augment == "native":
         mean, std = normalisation(prepared.manifest.mean, prepared.manifest.std, config.data.normalise)

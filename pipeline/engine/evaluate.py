@@ -36,10 +36,11 @@ def check_tta(tta: TestTimeAugmentation, image_shape: tuple[int, int, int]) -> N
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: mean cross-entropy. confusion: int64 [K, K], rows the true class. labels: int64 [N], the true
-    classes; predictions: int64 [N] and confidences: float32 [N] (the predicted class's probability), all in the order
-    of the split's file."""
+    """split: which was evaluated. loss: mean cross-entropy. confusion: int64 [K, K], rows the true class. labels: int64
+    [N], the true classes; predictions: int64 [N] and confidences: float32 [N] (the predicted class's probability), all
+    in the order of the split's file."""
 
+    split: str
     loss: float
     accuracy: float
     confusion: np.ndarray
@@ -94,6 +95,7 @@ def evaluate(
     confusion = torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes)
     correct = int(confusion.diagonal().sum())
     return Evaluation(
+        split=loader.split,
         loss=float(loss) / loader.count,
         accuracy=correct / loader.count,
         confusion=confusion.cpu().numpy(),

@@ -27,6 +27,7 @@ from fast_train.pipeline.engine.build import (
     ready_step,
 )
 from fast_train.pipeline.engine.evaluate import Evaluation, evaluate
+from fast_train.pipeline.engine.history import accuracy, stale
 from fast_train.pipeline.engine.identity import identity
 from fast_train.pipeline.engine.listener import Listener, Ready, note, warn
 from fast_train.pipeline.engine.memory import check_memory
@@ -35,7 +36,7 @@ from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.engine.saving import Checkpoints
 from fast_train.pipeline.engine.threads import TunedStep
 from fast_train.pipeline.errors import CompileError, LoadingError, TrainingDiverged
-from fast_train.pipeline.loaders import AnyBatch
+from fast_train.pipeline.loaders import AnyBatch, Loader
 from fast_train.pipeline.optim.schedules import build_schedule
 
 _REMEDY = "begin anew with a lower --lr or with --grad-clip 1; the last good checkpoint, if any, is kept"
@@ -83,7 +84,13 @@ class Trainer:
     def finished(self) -> bool:
         """Whether the last epoch, with its evaluation, is behind us."""
         complete = len(self.history) >= self.epochs and self.done_steps >= self.total_steps
-        return complete or self.target_reached
+        return complete or self.target_reached or self.out_of_patience
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the accuracy has not risen for as many evaluations as the configuration waits."""
+        patience = self.config.run.patience
+        return patience is not None and stale(self.history) >= patience
 
     def check_memory(self) -> None:
         """ConfigError where a step is to run eagerly on the CPU and can't fit into the memory that is free."""
@@ -154,7 +161,10 @@ class Trainer:
                 if interrupt.signum is not None and evaluation is None:
                     break
                 if evaluation:
-                    record |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
+                    record |= {
+                        f"{evaluation.split}_loss": evaluation.loss,
+                        f"{evaluation.split}_accuracy": evaluation.accuracy,
+                    }
                 # An epoch that the run's length in steps cut off is not over: a longer run goes on inside of it.
                 if self.done_steps % len(self.loader) == 0:
                     self.schedule.epoch_end(record["train_loss"])
@@ -162,7 +172,9 @@ class Trainer:
                 self.history.append(record)
                 for listener in listeners:
                     listener.on_epoch_end(record)
-                if self.config.run.keep_best and self._is_best():
+                if self.out_of_patience:
+                    note(listeners, f"no better accuracy for {self.config.run.patience} evaluations: the run ends here")
+                if self.config.run.keeps_best and evaluation and stale(self.history) == 0:
                     checkpoints.save_best(self.state_dict())
                 if self.finished or epoch + 1 == stop_after:
                     break
@@ -229,8 +241,8 @@ class Trainer:
             "lr": self.schedule.rate(max(self.done_steps - 1, 0)),
             "train_loss": sums.loss / max(sums.images, 1),
             "train_accuracy": sums.correct / max(sums.images, 1),
-            "test_loss": None,
-            "test_accuracy": None,
+            f"{self.test_loader.split}_loss": None,
+            f"{self.test_loader.split}_accuracy": None,
             "images_per_second": trained / seconds if trained else None,
             "seconds": seconds,
             "train_seconds": self.train_seconds,
@@ -255,20 +267,26 @@ class Trainer:
         self._check_weights()
         result = self.evaluate()
         if not math.isfinite(result.loss):
-            raise TrainingDiverged(f"the loss of the test images became {result.loss} in epoch {epoch + 1}; {_REMEDY}")
+            images = f"the {result.split} images"
+            raise TrainingDiverged(f"the loss of {images} became {result.loss} in epoch {epoch + 1}; {_REMEDY}")
         target = self.config.run.target_accuracy
         self.target_reached = target is not None and result.accuracy >= target
         return result
 
     def evaluate(self) -> Evaluation:
-        """Evaluate the present weights (the averaged ones where there are any) on the test split."""
+        """Evaluate the present weights (the averaged ones where there are any) on the split that judges them."""
+        return self._evaluate(self.test_loader)
+
+    def _evaluate(self, loader: Loader) -> Evaluation:
         return evaluate(
-            self.step.evaluated_model,
-            self.test_loader,
-            self.test_augmenter,
-            amp=self.runtime.amp,
-            tta=self.config.run.tta,
+            self.step.evaluated_model, loader, self.test_augmenter, amp=self.runtime.amp, tta=self.config.run.tta
         )
+
+    def final_test(self, state: Mapping[str, Any]) -> Evaluation:
+        """Evaluate on the test split of a set that is judged by its validation split: a checkpoint's weights."""
+        self.step.load_state_dict(state["step"])
+        with build_split_loader(self.config, self.prepared, self.runtime, train=False, split="test") as loader:
+            return self._evaluate(loader)
 
     def _save_inside(self, epoch: int, started: float, checkpoints: Checkpoints) -> float:
         """Save between two steps of an epoch that began at ``started``; the seconds that it took."""
@@ -276,11 +294,6 @@ class Trainer:
         began = time.perf_counter()
         checkpoints.save({**self.state_dict(), "train_seconds": self.train_seconds + began - started})
         return time.perf_counter() - began
-
-    def _is_best(self) -> bool:
-        """Whether the last epoch's test accuracy is above those of all before it."""
-        *before, last = (record["test_accuracy"] for record in self.history)
-        return last is not None and all(accuracy is None or accuracy < last for accuracy in before)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the continuation needs; TrainingDiverged where a weight is no finite number."""
@@ -313,8 +326,8 @@ class Trainer:
         self.done_steps, self.train_seconds = state["done_steps"], state["train_seconds"]
         self.history = state["history"]
         # A target is judged anew: the resumed run may have been given another one.
-        target, accuracy = self.config.run.target_accuracy, self.history[-1]["test_accuracy"] if self.history else None
-        self.target_reached = target is not None and accuracy is not None and accuracy >= target
+        target, last = self.config.run.target_accuracy, accuracy(self.history[-1]) if self.history else None
+        self.target_reached = target is not None and last is not None and last >= target
         # A run of so many steps that ended inside an epoch and is now made longer: that epoch is not over.
         inside = self.done_steps % len(self.loader) and len(self.history) > self.loader.epoch
         if inside and self.done_steps < self.total_steps:

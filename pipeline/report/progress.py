@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from fast_train.common.text import show, show_path
 from fast_train.data_prep.manifest import data_note
+from fast_train.pipeline.engine.history import accuracy, judge
 from fast_train.pipeline.engine.listener import Listener, Ready, Start
 from fast_train.pipeline.engine.metrics import Totals
 
@@ -88,8 +89,8 @@ class Terminal(Listener):
         self._console.print(line, soft_wrap=True)
 
     def on_epoch_end(self, record: Mapping[str, Any]) -> None:
-        tested = record["test_accuracy"]
-        test = f"test {record['test_loss']:.3f} {tested:.2%}  " if tested is not None else ""
+        split, judged = judge(record), accuracy(record)
+        test = f"{split} {record[f'{split}_loss']:.3f} {judged:.2%}  " if judged is not None else ""
         speed = record["images_per_second"]
         rate = f"{speed:,.0f} images/s  " if speed is not None else ""
         self._console.print(

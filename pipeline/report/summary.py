@@ -40,10 +40,10 @@ def write_pictures(
     paths.append(plots.confusion_matrix(matrix, classes, folder / "confusion-matrix.png", title=title))
     paths.append(plots.per_class_accuracy(matrix, classes, folder / "class-accuracy.png", title=title))
 
-    count = prepared.size("test")
+    count = prepared.size(evaluation.split)
     # Spread over the split: its file is in the order of the classes where it comes from class folders.
     chosen = np.linspace(0, count - 1, min(GRID_IMAGES, count)).astype(np.int64)
-    images, labels = _test_images(prepared, chosen)
+    images, labels = _images(prepared, evaluation.split, chosen)
     paths.append(
         plots.prediction_grid(
             images,
@@ -59,18 +59,20 @@ def write_pictures(
     return paths
 
 
-def _test_images(prepared: PreparedSet, chosen: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images uint8 [n, H, W, C] and labels [n] of the test split, whatever format it is prepared in. chosen: their
-    numbers, rising."""
-    formats = [entry.format for entry in prepared.manifest.files if entry.split == "test"]
+def _images(
+    prepared: PreparedSet, split: str, chosen: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images uint8 [n, H, W, C] and labels [n] of a split, whatever format it is prepared in. chosen: their numbers,
+    rising."""
+    formats = [entry.format for entry in prepared.manifest.files if entry.split == split]
     # A packed file gives single images; any other is read through, by a loader.
     readers = [name for name, loader in LOADERS.items() if loader.format in formats and loader.missing() is None]
     if "packed" in formats or not readers:
-        packed = prepared.packed("test")
+        packed = prepared.packed(split)
         return packed.images[chosen], packed.labels[chosen]
-    batch_size = evaluation_batch(prepared, "test")
+    batch_size = evaluation_batch(prepared, split)
     images, labels = [], []
-    with build_loader(readers[0], prepared, "test", batch_size=batch_size, train=False) as loader:
+    with build_loader(readers[0], prepared, split, batch_size=batch_size, train=False) as loader:
         for batch in loader:
             wanted = torch.isin(batch.indices, torch.from_numpy(chosen))
             images.append(batch.images[wanted].numpy())
@@ -103,7 +105,7 @@ def print_evaluation(console: Console, evaluation: Evaluation, prepared: Prepare
         title = f"the {_MOST_ROWS} worst of {len(classes)} classes"
     table = Table(title=title, title_justify="left")
     table.add_column("class")
-    table.add_column("test images", justify="right")
+    table.add_column(f"{evaluation.split} images", justify="right")
     table.add_column("accuracy", justify="right")
     for k in order:
         images = int(evaluation.confusion[k].sum())
@@ -116,7 +118,7 @@ def print_evaluation(console: Console, evaluation: Evaluation, prepared: Prepare
 def print_accuracy(console: Console, evaluation: Evaluation, prepared: PreparedSet) -> None:
     images = int(evaluation.confusion.sum())
     console.print(
-        f"test accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.3f}, on {images:,} images"
+        f"{evaluation.split} accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.3f}, on {images:,} images"
         f"{data_note(prepared)}",
         soft_wrap=True,
     )

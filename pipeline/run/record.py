@@ -21,6 +21,7 @@ from fast_train.data_prep.images import Reading
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import SECTIONS, Config, ModelConfig, differences
 from fast_train.pipeline.engine.checkpoint import CheckpointError, DamagedCheckpoint, load_run_state
+from fast_train.pipeline.engine.history import JUDGES
 from fast_train.pipeline.engine.identity import difference, identity
 from fast_train.pipeline.engine.memory import memory_error
 from fast_train.pipeline.engine.runtime import Runtime
@@ -197,11 +198,12 @@ def _unusable_progress(state: Mapping[str, Any]) -> str | None:
 
 def _is_record(value: object) -> bool:
     """Whether it is what is recorded of an epoch."""
-    if not isinstance(value, dict) or not value.keys() >= {"epoch", "step", "test_accuracy"}:
+    if not isinstance(value, dict) or not value.keys() >= {"epoch", "step"}:
         return False
     numbers = all(v is None or (isinstance(v, (int, float)) and math.isfinite(v)) for v in value.values())
-    counts = _is_count(value["epoch"]) and _is_count(value["step"])
-    return numbers and counts and (value["test_accuracy"] is None or _is_level(value["test_accuracy"]))
+    judged = [value[name] for name in (f"{split}_accuracy" for split in JUDGES) if name in value]
+    accuracies = judged and all(v is None or _is_level(v) for v in judged)
+    return numbers and bool(accuracies) and _is_count(value["epoch"]) and _is_count(value["step"])
 
 
 def _is_count(value: object) -> bool:

@@ -113,7 +113,7 @@ def test_images_of_one_pixel_cannot_be_moved_by_one():
     [(32, 10_000, 1000), (16, 10_000, 1000), (32, 60, 60), (64, 10_000, 250), (224, 10_000, 20), (2000, 60, 1)],
 )
 def test_a_batch_of_large_images_takes_no_more_memory(prepared, size, images, expected):
-    manifest = dataclasses.replace(prepared.manifest, image_shape=(size, size, 3), counts={"test": (images, 0, 0)})
+    manifest = dataclasses.replace(prepared.manifest, shape=(size, size, 3), counts={"test": (images, 0, 0)})
     assert evaluation_batch(dataclasses.replace(prepared, manifest=manifest), "test") == expected
 
 
