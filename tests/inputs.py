@@ -46,7 +46,8 @@ def make_set(root: Path, format: str, mode: str) -> None:
 def make_ragged_set(
     root: Path, *, counts: dict[str, int] | None = None, quality: int = 90, formats: Sequence[str] = ("packed",)
 ) -> None:
-    """A prepared set of smooth JPEG files, and every fifth a PNG file, of 20 to 60 pixels a side."""
+    """A prepared set of smooth images of 20 to 60 pixels a side: JPEG files, some of them grey or progressive, and
+    every fifth a PNG file."""
     root.mkdir(parents=True)
     generator, entries, largest = np.random.default_rng(0), [], np.zeros(3, dtype=np.int64)
     counts = counts or COUNTS
@@ -75,9 +76,9 @@ def make_ragged_set(
 
 def _image_file(generator: np.random.Generator, number: int, quality: int) -> Encoded:
     height, width = map(int, generator.integers(20, 61, 2))
-    kind, options = ("PNG", {}) if number % 5 == 4 else ("JPEG", {"quality": quality})
+    kind, options = ("PNG", {}) if number % 5 == 4 else ("JPEG", {"quality": quality, "progressive": number % 10 == 8})
     file = io.BytesIO()
-    smooth_image(generator, height, width).save(file, kind, **options)
+    smooth_image(generator, height, width).convert("L" if number % 10 == 3 else "RGB").save(file, kind, **options)
     return Encoded(file.getvalue(), height, width)
 
 
