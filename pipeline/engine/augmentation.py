@@ -68,8 +68,8 @@ class _Normaliser:
         normalise: Literal["set", "half"],
         dtype: torch.dtype,
         device: torch.device,
-        seed: int,
-        channels_last: bool,
+        seed: int = 0,
+        channels_last: bool = True,
     ) -> None:
         self.sizes, self.size = tuple(sizes), sizes[-1]
         self.seed, self._channels_last = seed, channels_last

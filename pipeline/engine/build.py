@@ -64,9 +64,9 @@ def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, 
         "seed": config.run.seed,
         "channels_last": config.run.channels_last,
     }
-    evaluated, sizes = config.evaluated_crop, config.crop.sizes
     if train and config.data.dali_augment == "native":
-        return NativeAugmenter(manifest, sizes or manifest.image_shape[:1], **common)
+        return NativeAugmenter(manifest, (config.model.image_size,), **common)
+    evaluated, sizes = config.evaluated_crop, config.crop.sizes
     if evaluated is None:
         return Augmenter(manifest, config.augment if train else NO_AUGMENT, **common)
     if train:
@@ -86,7 +86,6 @@ def build_split_loader(
     """The loader of the training split, or, to evaluate, of ``split``: None for the one that training is judged by.
     progress: see `LoaderOptions`."""
     split = "train" if train else split or prepared.evaluated_split
-    native = train and config.data.dali_augment == "native"
     evaluated = evaluated_shape(config, prepared.manifest)[:2]
     return build_loader(
         config.data.loader,
@@ -97,24 +96,24 @@ def build_split_loader(
         device=runtime.device,
         train=train,
         workers=config.data.workers,
-        native=_native(config, prepared.manifest, runtime) if native else None,
+        native=_native(config, prepared, runtime) if train else None,
         resident_memory=config.data.resident_memory,
         progress=progress,
     )
 
 
-def _native(config: Config, manifest: Manifest, runtime: Runtime) -> NativeAugment | NativeCrop:
-    """What DALI's graph is to do; ConfigError for what it can't."""
-    mean, std = normalisation(manifest.mean, manifest.std, config.data.normalise)
+def _native(config: Config, prepared: PreparedSet, runtime: Runtime) -> NativeAugment | NativeCrop | None:
+    """What the loader is to augment by itself."""
+    if config.data.dali_augment == "kernel":
+        return None
+    mean, std = normalisation(prepared.manifest.mean, prepared.manifest.std, config.data.normalise)
     common: dict[str, Any] = {"mean": mean, "std": std, "dtype": runtime.image_dtype, "seed": config.run.seed}
     sizes = config.crop.sizes
     if not sizes:
         return NativeAugment(spec=config.augment, **common)
-    if manifest.ragged is None:
-        raise ConfigError("--dali-augment native crops no images of one shape to --image-size; leave one of them out")
     if len(sizes) > 1:
         raise ConfigError(
-            "--dali-augment native makes crops of one size; give an --image-size instead of --progressive"
+            f"--dali-augment native makes crops of one size; add --image-size {sizes[-1]}, or leave it out"
         )
     return NativeCrop(spec=config.crop.spec(sizes[0]), **common)
 
