@@ -2,15 +2,17 @@
 
 import hashlib
 import io
+import itertools
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fast_train.data_prep.formats import WRITERS, FormatOptions
-from fast_train.data_prep.formats.ragged import Encoded, RaggedPackedWriter
+from fast_train.data_prep.formats import RAGGED_WRITERS, WRITERS, FormatOptions
+from fast_train.data_prep.formats.base import Encoded
 from fast_train.data_prep.manifest import MANIFEST_NAME, FileEntry, Manifest, RaggedShapes
 from fast_train.data_prep.sources.known import KnownFile
 
@@ -45,38 +47,46 @@ def make_set(root: Path, format: str, mode: str) -> None:
     (root / MANIFEST_NAME).write_text(manifest.to_json())
 
 
-def make_ragged_set(root: Path, *, counts: dict[str, int] | None = None, quality: int = 90) -> None:
-    """A packed set of smooth JPEG files, and every fifth a PNG file, of 20 to 60 pixels a side."""
+def make_ragged_set(
+    root: Path, *, counts: dict[str, int] | None = None, quality: int = 90, formats: Sequence[str] = ("packed",)
+) -> None:
+    """A set of smooth JPEG files, and every fifth a PNG file, of 20 to 60 pixels a side."""
     root.mkdir(parents=True)
-    generator, entries, largest = np.random.default_rng(0), [], np.zeros(3, dtype=np.int64)
-    counts = counts or COUNTS
-    for split, count in counts.items():
-        writer = RaggedPackedWriter(root, split)
-        for number in range(count):
-            height, width = generator.integers(20, 61, 2)
-            pixels = np.asarray(smooth_image(generator, height, width))
-            kind, options = ("PNG", {}) if number % 5 == 4 else ("JPEG", {"quality": quality})
-            file = io.BytesIO()
-            Image.fromarray(pixels).save(file, kind, **options)
-            writer.write([Encoded(file.getvalue(), int(height), int(width))], [number % len(CLASSES)])
-            largest = np.maximum(largest, (height, width, height * width))
+    generator, entries = np.random.default_rng(0), []
+    images = {
+        split: [encoded_image(generator, "PNG" if number % 5 == 4 else "JPEG", quality) for number in range(count)]
+        for split, count in (counts or COUNTS).items()
+    }
+    labels = {split: np.arange(len(files)) % len(CLASSES) for split, files in images.items()}
+    pixels = max(image.height * image.width for files in images.values() for image in files)
+    for split, format in itertools.product(images, formats):
+        writer = RAGGED_WRITERS[format](root, split, len(images[split]), pixels)
+        writer.write(images[split], labels[split])
         for name in writer.close():
             raw = (root / name).read_bytes()
             digest = hashlib.sha256(raw).hexdigest()
-            entries.append(FileEntry(path=name, split=split, format="packed", bytes=len(raw), sha256=digest))
-    labels = {split: np.arange(count) % len(CLASSES) for split, count in counts.items()}
+            entries.append(FileEntry(path=name, split=split, format=format, bytes=len(raw), sha256=digest))
+    height, width = (max(image[place] for files in images.values() for image in files) for place in (1, 2))
     manifest = Manifest(
         format_version=2,
         classes=CLASSES,
-        shape=RaggedShapes(height=int(largest[0]), width=int(largest[1]), pixels=int(largest[2]), side=32),
+        shape=RaggedShapes(height=height, width=width, pixels=pixels, side=32),
         counts={split: tuple(np.bincount(numbers, minlength=3).tolist()) for split, numbers in labels.items()},
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
         files=tuple(entries),
         source={"kind": "folder", "listing": "0" * 64, "skip_bad": False, "size": None},
-        encodings={"packed": {"mode": "encoded"}},
+        encodings={format: FormatOptions().ragged_encoding() for format in formats},
     )
     (root / MANIFEST_NAME).write_text(manifest.to_json())
+
+
+def encoded_image(generator: np.random.Generator, kind: str, quality: int = 90) -> Encoded:
+    """A smooth image of 20 to 60 pixels a side as a file."""
+    height, width = (int(side) for side in generator.integers(20, 61, 2))
+    file = io.BytesIO()
+    smooth_image(generator, height, width).save(file, kind, **({"quality": quality} if kind == "JPEG" else {}))
+    return Encoded(file.getvalue(), height, width)
 
 
 def smooth_image(generator: np.random.Generator, height: int, width: int) -> Image.Image:
