@@ -313,6 +313,11 @@ class PreparedSet:
         return "validation" if "validation" in self.manifest.counts else "test"
 
     @property
+    def final_split(self) -> str:
+        """The split of a training's last figure: ``test`` where there is one, else ``validation``."""
+        return "test" if "test" in self.manifest.counts else "validation"
+
+    @property
     def splits(self) -> tuple[str, ...]:
         return tuple(self.manifest.counts)
 

@@ -177,7 +177,7 @@ def train(
 
 
 def evaluate(run: PathLike, *, data: PreparedSet | PathLike | None = None, **given: Any) -> Evaluation:
-    """Evaluate a run's folder or a checkpoint on the test split.
+    """Evaluate a run's folder or a checkpoint on the test split, or the validation split of a set without one.
 
     data: another prepared set of the same classes. given: settings that an evaluation depends on (``tta="flip"``,
     ``device="cpu"``, ``amp="off"``, ``loader="torch"`` ...). Raises ConfigError for what does not fit.

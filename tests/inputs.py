@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import itertools
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,10 +28,7 @@ def make_set(root: Path, format: str, mode: str) -> None:
     for split, count in COUNTS.items():
         writer = WRITERS[format](root, split, count, SHAPE, options)
         writer.write(pixels_of(split), labels_of(split))
-        for name in writer.close():
-            raw = (root / name).read_bytes()
-            digest = hashlib.sha256(raw).hexdigest()
-            entries.append(FileEntry(path=name, split=split, format=format, bytes=len(raw), sha256=digest))
+        entries += [_entry(root, name, split, format) for name in writer.close()]
     manifest = Manifest(
         format_version=1,
         classes=CLASSES,
@@ -50,43 +46,47 @@ def make_set(root: Path, format: str, mode: str) -> None:
 def make_ragged_set(
     root: Path, *, counts: dict[str, int] | None = None, quality: int = 90, formats: Sequence[str] = ("packed",)
 ) -> None:
-    """A set of smooth JPEG files, and every fifth a PNG file, of 20 to 60 pixels a side."""
+    """A prepared set of smooth images of 20 to 60 pixels a side: JPEG files, some of them grey or progressive, and
+    every fifth a PNG file."""
     root.mkdir(parents=True)
-    generator, entries = np.random.default_rng(0), []
-    images = {
-        split: [encoded_image(generator, "PNG" if number % 5 == 4 else "JPEG", quality) for number in range(count)]
-        for split, count in (counts or COUNTS).items()
-    }
-    labels = {split: np.arange(len(files)) % len(CLASSES) for split, files in images.items()}
-    pixels = max(image.height * image.width for files in images.values() for image in files)
-    for split, format in itertools.product(images, formats):
-        writer = RAGGED_WRITERS[format](root, split, len(images[split]), pixels)
-        writer.write(images[split], labels[split])
-        for name in writer.close():
-            raw = (root / name).read_bytes()
-            digest = hashlib.sha256(raw).hexdigest()
-            entries.append(FileEntry(path=name, split=split, format=format, bytes=len(raw), sha256=digest))
-    height, width = (max(image[place] for files in images.values() for image in files) for place in (1, 2))
+    generator, entries, largest = np.random.default_rng(0), [], np.zeros(3, dtype=np.int64)
+    counts = counts or COUNTS
+    for split, count in counts.items():
+        files = [encoded_image(generator, number, quality) for number in range(count)]
+        for _, height, width in files:
+            largest = np.maximum(largest, (height, width, height * width))
+        for format in formats:
+            writer = RAGGED_WRITERS[format](root, split, count, 60 * 60)
+            writer.write(files, np.arange(count) % len(CLASSES))
+            entries += [_entry(root, name, split, format) for name in writer.close()]
+    labels = {split: np.arange(count) % len(CLASSES) for split, count in counts.items()}
     manifest = Manifest(
         format_version=2,
         classes=CLASSES,
-        shape=RaggedShapes(height=height, width=width, pixels=pixels, side=32),
+        shape=RaggedShapes(height=int(largest[0]), width=int(largest[1]), pixels=int(largest[2]), side=32),
         counts={split: tuple(np.bincount(numbers, minlength=3).tolist()) for split, numbers in labels.items()},
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
         files=tuple(entries),
         source={"kind": "folder", "listing": "0" * 64, "skip_bad": False, "size": None},
-        encodings={format: FormatOptions().ragged_encoding() for format in formats},
+        encodings=dict.fromkeys(formats, FormatOptions().ragged_encoding()),
     )
     (root / MANIFEST_NAME).write_text(manifest.to_json())
 
 
-def encoded_image(generator: np.random.Generator, kind: str, quality: int = 90) -> Encoded:
-    """A smooth image of 20 to 60 pixels a side as a file."""
-    height, width = (int(side) for side in generator.integers(20, 61, 2))
+def encoded_image(generator: np.random.Generator, number: int, quality: int = 90) -> Encoded:
+    """The image of this number in a set that keeps shapes."""
+    height, width = map(int, generator.integers(20, 61, 2))
+    kind, options = ("PNG", {}) if number % 5 == 4 else ("JPEG", {"quality": quality, "progressive": number % 10 == 8})
     file = io.BytesIO()
-    smooth_image(generator, height, width).save(file, kind, **({"quality": quality} if kind == "JPEG" else {}))
+    smooth_image(generator, height, width).convert("L" if number % 10 == 3 else "RGB").save(file, kind, **options)
     return Encoded(file.getvalue(), height, width)
+
+
+def _entry(root: Path, name: str, split: str, format: str) -> FileEntry:
+    raw = (root / name).read_bytes()
+    digest = hashlib.sha256(raw).hexdigest()
+    return FileEntry(path=name, split=split, format=format, bytes=len(raw), sha256=digest)
 
 
 def smooth_image(generator: np.random.Generator, height: int, width: int) -> Image.Image:

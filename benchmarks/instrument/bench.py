@@ -191,9 +191,9 @@ def build_bench(
     """Everything that suites need. settings: how to measure, by the configuration and whether it runs on a GPU.
     ConfigError or PreparedSetError for what can't be measured."""
     given = subject.settings()
-    config = resolve(subject.recipe or default_recipe(given), given)
-    baseline = resolve(BASELINE, {**given, "model": {"arch": config.model.arch}})
     prepared = PreparedSet.open(Path(subject.data))
+    config = resolve(subject.recipe or default_recipe(given, prepared), given)
+    baseline = resolve(BASELINE, {**given, "model": {"arch": config.model.arch}})
     config, baseline = (fit_to_data(c, prepared) for c in (config, baseline))
     # A step is measured alone on the resident split, whatever loader the recipe names.
     config, baseline = (
@@ -247,7 +247,7 @@ def _describe(prepared: PreparedSet) -> dict[str, Any]:
         "classes": len(manifest.classes),
         "image_shape": list(manifest.image_shape),
         "train_images": prepared.size("train"),
-        "test_images": prepared.size("test") if "test" in prepared.splits else 0,
+        "test_images": prepared.size(prepared.final_split),
         "formats": list(manifest.formats),
         "files": {entry.path: entry.sha256 for entry in manifest.files},
     }

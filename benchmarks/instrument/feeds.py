@@ -23,7 +23,7 @@ from torch import Tensor
 from fast_train.benchmarks.instrument.timing import Rate, synchronise
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import Config, LoaderName
-from fast_train.pipeline.engine.augmentation import Augmenter
+from fast_train.pipeline.engine.augmentation import AnyAugmenter
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.loaders import AnyBatch, Batch, Loader, SplitView
@@ -128,7 +128,7 @@ def timely(batches: Iterator[T]) -> Iterator[T]:
 class LoaderFeed(Feed):
     """One of the library's loaders. raw: each batch's own bytes, even of a loader that feeds views of the split."""
 
-    def __init__(self, loader: Loader, augmenter: Augmenter, *, raw: bool) -> None:
+    def __init__(self, loader: Loader, augmenter: AnyAugmenter, *, raw: bool) -> None:
         self.loader, self.augmenter, self._raw = loader, augmenter, raw
         self.batch_size, self.device = loader.batch_size, loader.device
         self.workers, self.per_epoch = loader.workers or 0, len(loader)
@@ -163,6 +163,7 @@ class Delivered:
         pass
 
     def __call__(self, batch: AnyBatch) -> Tensor:
+        assert isinstance(batch, Batch), "a peer delivers images"
         return batch.images
 
 

@@ -16,6 +16,7 @@ from fast_train.common.console import PlainConsole
 from fast_train.common.text import one_line
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import OF_THE_DATA, Config, differences
+from fast_train.pipeline.engine.history import accuracy
 from fast_train.pipeline.engine.memory import memory_error
 from fast_train.pipeline.errors import ConfigError, TrainingDiverged
 from fast_train.pipeline.models import build_model
@@ -125,7 +126,7 @@ def _run(variant: Variant, seed: int, record: RunRecord, status: str) -> Run:
             "epoch": epoch["epoch"],
             "step": epoch["step"],
             "train_error": 1 - epoch["train_accuracy"],
-            "test_error": None if epoch["test_accuracy"] is None else 1 - epoch["test_accuracy"],
+            "test_error": None if (judged := accuracy(epoch)) is None else 1 - judged,
         }
         for epoch in record.history
     )

@@ -35,7 +35,6 @@ from fast_train.data_prep.sources.listing import (
 _DEFAULT_TEST_FRACTION = 0.2
 #: Images of one size with no longer side are stored as pixels; others, and those of several sizes, as files.
 _LARGEST_PIXELS_SIDE = 128
-_DEFAULT_SHORTER_SIDE = 256
 #: Neither black nor white drawings vanish on it.
 _DEFAULT_BACKGROUND = (128, 128, 128)
 _SCAN_FILES = 500
@@ -60,7 +59,7 @@ class ImageFolder(Source):
         colour = self.options.background
         self._background = _DEFAULT_BACKGROUND if colour is None else _colour(colour)
         self._fit = _choice("--fit", self.options.fit, FITS)
-        side = _DEFAULT_SHORTER_SIDE if self.options.shorter_side is None else self.options.shorter_side
+        side = Keeping.shorter_side if self.options.shorter_side is None else self.options.shorter_side
         if not 1 <= side <= LONGEST_SIDE:
             raise PreparedSetError(f"--shorter-side {side} is out of range; give 1 to {LONGEST_SIDE}")
         store = _choice("--store", self.options.store, STORES)
@@ -114,7 +113,7 @@ class ImageFolder(Source):
             # Sets of earlier versions say nothing of these.
             "fit": None if self._fit == FITS[0] else self._fit,
             "val_fraction": fractions.get("validation"),
-            "shorter_side": None if self._keeping.shorter_side == _DEFAULT_SHORTER_SIDE else self._keeping.shorter_side,
+            "shorter_side": None if self._keeping.shorter_side == Keeping.shorter_side else self._keeping.shorter_side,
             "store": None if self._keeping.store == STORES[0] else self._keeping.store,
             "splits": None if "validation" not in self.listing.splits else ",".join(self.listing.splits),
         }

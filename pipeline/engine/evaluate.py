@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import TestTimeAugmentation
 from fast_train.pipeline.engine.augmentation import Augmentation
 from fast_train.pipeline.errors import ConfigError
@@ -19,15 +18,13 @@ from fast_train.pipeline.loaders import Loader
 _BATCH, _PIXELS = 1000, 1000 * 32 * 32
 
 
-def evaluation_batch(prepared: PreparedSet, split: str) -> int:
-    """How many images to evaluate at once, at least 1."""
-    height, width, _ = prepared.manifest.image_shape
-    return max(min(_BATCH, _PIXELS // (height * width), prepared.size(split)), 1)
+def evaluation_batch(count: int, height: int, width: int) -> int:
+    """How many of a split's ``count`` images to evaluate at once, at least 1."""
+    return max(min(_BATCH, _PIXELS // (height * width), count), 1)
 
 
-def check_tta(tta: TestTimeAugmentation, image_shape: tuple[int, int, int]) -> None:
-    """Raise ConfigError where images of a shape (H, W, C) are too small for a kind of test-time augmentation."""
-    height, width, _ = image_shape
+def check_tta(tta: TestTimeAugmentation, height: int, width: int) -> None:
+    """Raise ConfigError where images are too small for a kind of test-time augmentation."""
     if tta == "multicrop" and min(height, width) < 2:
         raise ConfigError(
             f"--tta multicrop moves images by a pixel, for which {height} x {width} pixels are too few; give --tta flip"
@@ -36,10 +33,11 @@ def check_tta(tta: TestTimeAugmentation, image_shape: tuple[int, int, int]) -> N
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: mean cross-entropy. confusion: int64 [K, K], rows the true class. labels: int64 [N], the true
-    classes; predictions: int64 [N] and confidences: float32 [N] (the predicted class's probability), all in the order
-    of the split's file."""
+    """split: which was evaluated. loss: mean cross-entropy. confusion: int64 [K, K], rows the true class. labels: int64
+    [N], the true classes; predictions: int64 [N] and confidences: float32 [N] (the predicted class's probability), all
+    in the order of the split's file."""
 
+    split: str
     loss: float
     accuracy: float
     confusion: np.ndarray
@@ -70,7 +68,6 @@ def evaluate(
     Raises ConfigError where the images are too small for that, and ValueError where the loader did not deliver each
     image once.
     """
-    check_tta(tta, loader.prepared.manifest.image_shape)
     classes, device = len(loader.prepared.manifest.classes), loader.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
     labels = torch.zeros(loader.count, dtype=torch.int64, device=device)
@@ -94,6 +91,7 @@ def evaluate(
     confusion = torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes)
     correct = int(confusion.diagonal().sum())
     return Evaluation(
+        split=loader.split,
         loss=float(loss) / loader.count,
         accuracy=correct / loader.count,
         confusion=confusion.cpu().numpy(),
@@ -116,6 +114,7 @@ def _check_delivered(indices: Tensor, loader: Loader) -> None:
 
 def _predict(model: nn.Module, images: Tensor, amp: torch.dtype | None, tta: TestTimeAugmentation) -> Tensor:
     """images: [N, C, H, W]. Log-probabilities, float32 [N, K]."""
+    check_tta(tta, *images.shape[2:])
     views = [(1.0, images)]
     if tta == "multicrop":
         padded = F.pad(images, (1, 1, 1, 1), mode="reflect")

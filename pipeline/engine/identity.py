@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
-from fast_train.data_prep.manifest import PreparedSet, RaggedShapes
+from fast_train.data_prep.manifest import PreparedSet
 
 # What is the same in every format. The mean and the deviation are exact: images that differ have others.
 _FACTS = {
@@ -22,11 +22,10 @@ def identity(prepared: PreparedSet) -> dict[str, Any]:
     """What a run's record and its checkpoints say of the set, in plain values. files: SHA-256 by path. pixels: of each
     split, that of its pixels and labels, which no format changes."""
     manifest = prepared.manifest
-    shape = manifest.shape
     return {
         "source": manifest.source,
         "classes": list(manifest.classes),
-        "image_shape": asdict(shape) if isinstance(shape, RaggedShapes) else list(shape),
+        "image_shape": dataclasses.asdict(manifest.ragged) if manifest.ragged else list(manifest.image_shape),
         "counts": {split: list(numbers) for split, numbers in manifest.counts.items()},
         "mean": list(manifest.mean),
         "std": list(manifest.std),

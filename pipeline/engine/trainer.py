@@ -16,7 +16,8 @@ import torch
 from fast_train.common.cores import usable_cores
 from fast_train.common.signals import Interrupt
 from fast_train.common.text import show_path
-from fast_train.data_prep.manifest import PreparedSet
+from fast_train.data_prep.keep import Keeping
+from fast_train.data_prep.manifest import Manifest, PreparedSet
 from fast_train.pipeline.config.recipe import override
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.build import (
@@ -24,18 +25,20 @@ from fast_train.pipeline.engine.build import (
     build_split_loader,
     build_step,
     check_batch,
-    ready_step,
+    ready_steps,
+    trained_shapes,
 )
 from fast_train.pipeline.engine.evaluate import Evaluation, evaluate
+from fast_train.pipeline.engine.history import accuracy, stale
 from fast_train.pipeline.engine.identity import identity
-from fast_train.pipeline.engine.listener import Listener, Ready, note, warn
+from fast_train.pipeline.engine.listener import Listener, Ready, loading, note, warn
 from fast_train.pipeline.engine.memory import check_memory
 from fast_train.pipeline.engine.metrics import Glimpse, Totals
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.engine.saving import Checkpoints
 from fast_train.pipeline.engine.threads import TunedStep
 from fast_train.pipeline.errors import CompileError, LoadingError, TrainingDiverged
-from fast_train.pipeline.loaders import AnyBatch
+from fast_train.pipeline.loaders import AnyBatch, Loader
 from fast_train.pipeline.optim.schedules import build_schedule
 
 _REMEDY = "begin anew with a lower --lr or with --grad-clip 1; the last good checkpoint, if any, is kept"
@@ -49,10 +52,19 @@ class Trainer:
     resumes: `load_state_dict` will be called, so that nothing is initialised from the data.
     """
 
-    def __init__(self, config: Config, prepared: PreparedSet, runtime: Runtime, *, resumes: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        prepared: PreparedSet,
+        runtime: Runtime,
+        *,
+        resumes: bool = False,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
         self.prepared, self.runtime = prepared, runtime
-        self.loader = build_split_loader(config, prepared, runtime, train=True)
-        self.test_loader = build_split_loader(config, prepared, runtime, train=False)
+        progress = partial(loading, listeners)
+        self.loader = build_split_loader(config, prepared, runtime, train=True, progress=progress)
+        self.test_loader = build_split_loader(config, prepared, runtime, train=False, progress=progress)
         self.augmenter = build_augmenter(config, prepared, runtime, train=True)
         self.test_augmenter = build_augmenter(config, prepared, runtime, train=False)
         start = None if resumes else prepared
@@ -69,7 +81,8 @@ class Trainer:
         self.done_steps = 0
         self.train_seconds = 0.0
         self.history: list[dict[str, Any]] = []
-        self._run_step: Callable[[AnyBatch], None] = self.step
+        # By the size of the images, until `prepare` all the same one.
+        self._run_steps: dict[int, Callable[[AnyBatch], None]] = dict.fromkeys(self.augmenter.sizes, self.step)
         self.target_reached = False
 
     def __enter__(self) -> Trainer:
@@ -83,49 +96,63 @@ class Trainer:
     def finished(self) -> bool:
         """Whether the last epoch, with its evaluation, is behind us."""
         complete = len(self.history) >= self.epochs and self.done_steps >= self.total_steps
-        return complete or self.target_reached
+        return complete or self.target_reached or self.out_of_patience
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the accuracy has not risen for as many evaluations as the configuration waits."""
+        patience = self.config.run.patience
+        return patience is not None and stale(self.history) >= patience
 
     def check_memory(self) -> None:
         """ConfigError where a step is to run eagerly on the CPU and can't fit into the memory that is free."""
         if self.runtime.device.type == "cpu" and not self.runtime.compile:
-            height, width, channels = self.prepared.manifest.image_shape
-            check_memory(self.step.model, (channels, height, width), self.config.data.batch_size, self.runtime.amp)
+            largest = trained_shapes(self.config, self.prepared.manifest)[-1]
+            check_memory(self.step.model, largest, self.config.data.batch_size, self.runtime.amp)
 
     def prepare(self, listeners: Sequence[Listener] = ()) -> None:
         """Compile and capture the step, so that the first epoch is as fast as the others."""
         started = time.perf_counter()
         self._make_ready(listeners)
         if self.runtime.threads is None:
-            self._run_step = TunedStep(self._run_step, most=usable_cores(), say=partial(note, listeners))
+            for size, step in self._run_steps.items():
+                self._run_steps[size] = TunedStep(step, most=usable_cores(), say=partial(note, listeners))
         ready = Ready(
             epochs=self.epochs,
             total_steps=self.total_steps,
             done_steps=self.done_steps,
             history=self.history,
             seconds=time.perf_counter() - started,
-            compiled=self.runtime.compile or self.runtime.graph,
+            compiled=self.runtime.compile or self.runtime.graph or bool(self.config.crop.sizes),
         )
         for listener in listeners:
             listener.on_ready(ready)
 
     def _make_ready(self, listeners: Sequence[Listener]) -> None:
         """Where the step can't be compiled, and that was not asked for, it runs as it is."""
+        sizes = {self._size(epoch) for epoch in range(len(self.history), self.epochs)}
+        make_ready = partial(ready_steps, self.step, self.loader.example(), augmenter=self.augmenter, sizes=sizes)
         try:
-            self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
+            self._run_steps = make_ready(self.runtime)
         except CompileError as error:
             if self.config.run.compile:
                 raise
             warn(listeners, f"{error}, as this run does by itself")
             self.step.leave_uncompiled()
             self.runtime = dataclasses.replace(self.runtime, compile=False)
-            self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
+            self._run_steps = make_ready(self.runtime)
+
+    def _size(self, epoch: int) -> int:
+        """Of the images of an epoch: each size has an equal part of the run; the last ones, where it has few epochs."""
+        sizes = self.augmenter.sizes[-self.epochs :]
+        return sizes[epoch * len(sizes) // self.epochs]
 
     def restart(self, seed: int) -> None:
         """Begin anew from another seed, as a new Trainer would: what is compiled stays, `prepare` only captures it."""
         config = override(self.config, {"run": {"seed": seed}})
         plain = dataclasses.replace(self.runtime, compile=False, graph=False)
         # A captured step holds the split that it gathers from; there may be no room for two.
-        self._run_step = self.step
+        self._run_steps = {}
         self.loader.close()
         self.loader = build_split_loader(config, self.prepared, self.runtime, train=True)
         self.augmenter.seed = seed
@@ -154,7 +181,10 @@ class Trainer:
                 if interrupt.signum is not None and evaluation is None:
                     break
                 if evaluation:
-                    record |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
+                    record |= {
+                        f"{evaluation.split}_loss": evaluation.loss,
+                        f"{evaluation.split}_accuracy": evaluation.accuracy,
+                    }
                 # An epoch that the run's length in steps cut off is not over: a longer run goes on inside of it.
                 if self.done_steps % len(self.loader) == 0:
                     self.schedule.epoch_end(record["train_loss"])
@@ -162,7 +192,9 @@ class Trainer:
                 self.history.append(record)
                 for listener in listeners:
                     listener.on_epoch_end(record)
-                if self.config.run.keep_best and self._is_best():
+                if self.out_of_patience:
+                    note(listeners, f"no better accuracy for {self.config.run.patience} evaluations: the run ends here")
+                if self.config.run.keeps_best and evaluation and stale(self.history) == 0:
                     checkpoints.save_best(self.state_dict())
                 if self.finished or epoch + 1 == stop_after:
                     break
@@ -193,6 +225,8 @@ class Trainer:
         if self.loader.epoch != epoch:
             self.loader.set_epoch(epoch)
         self.augmenter.set_epoch(epoch)
+        self.augmenter.set_size(self._size(epoch))
+        run_step = self._run_steps[self._size(epoch)]
         self.step.model.train()
         already = self.step.metrics.read().images
         left = (self.total_steps - self.done_steps) * self.config.data.batch_size
@@ -204,7 +238,7 @@ class Trainer:
             for batch in interrupt.until_stopped(self.loader.feed()):
                 rate = self.schedule.rate(self.done_steps)
                 self.step.set_rate(rate, epochs=self.done_steps / len(self.loader))
-                self._run_step(batch)
+                run_step(batch)
                 self.done_steps += 1
                 self.step.after(self.done_steps, self.total_steps)
                 seen = glimpse.take()
@@ -229,8 +263,8 @@ class Trainer:
             "lr": self.schedule.rate(max(self.done_steps - 1, 0)),
             "train_loss": sums.loss / max(sums.images, 1),
             "train_accuracy": sums.correct / max(sums.images, 1),
-            "test_loss": None,
-            "test_accuracy": None,
+            f"{self.test_loader.split}_loss": None,
+            f"{self.test_loader.split}_accuracy": None,
             "images_per_second": trained / seconds if trained else None,
             "seconds": seconds,
             "train_seconds": self.train_seconds,
@@ -255,20 +289,26 @@ class Trainer:
         self._check_weights()
         result = self.evaluate()
         if not math.isfinite(result.loss):
-            raise TrainingDiverged(f"the loss of the test images became {result.loss} in epoch {epoch + 1}; {_REMEDY}")
+            images = f"the {result.split} images"
+            raise TrainingDiverged(f"the loss of {images} became {result.loss} in epoch {epoch + 1}; {_REMEDY}")
         target = self.config.run.target_accuracy
         self.target_reached = target is not None and result.accuracy >= target
         return result
 
     def evaluate(self) -> Evaluation:
-        """Evaluate the present weights (the averaged ones where there are any) on the test split."""
+        """Evaluate the present weights (the averaged ones where there are any) on the split that judges them."""
+        return self._evaluate(self.test_loader)
+
+    def _evaluate(self, loader: Loader) -> Evaluation:
         return evaluate(
-            self.step.evaluated_model,
-            self.test_loader,
-            self.test_augmenter,
-            amp=self.runtime.amp,
-            tta=self.config.run.tta,
+            self.step.evaluated_model, loader, self.test_augmenter, amp=self.runtime.amp, tta=self.config.run.tta
         )
+
+    def final_test(self, state: Mapping[str, Any]) -> Evaluation:
+        """Evaluate on the test split of a set that is judged by its validation split: a checkpoint's weights."""
+        self.step.load_state_dict(state["step"])
+        with build_split_loader(self.config, self.prepared, self.runtime, train=False, split="test") as loader:
+            return self._evaluate(loader)
 
     def _save_inside(self, epoch: int, started: float, checkpoints: Checkpoints) -> float:
         """Save between two steps of an epoch that began at ``started``; the seconds that it took."""
@@ -276,11 +316,6 @@ class Trainer:
         began = time.perf_counter()
         checkpoints.save({**self.state_dict(), "train_seconds": self.train_seconds + began - started})
         return time.perf_counter() - began
-
-    def _is_best(self) -> bool:
-        """Whether the last epoch's test accuracy is above those of all before it."""
-        *before, last = (record["test_accuracy"] for record in self.history)
-        return last is not None and all(accuracy is None or accuracy < last for accuracy in before)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the continuation needs; TrainingDiverged where a weight is no finite number."""
@@ -293,6 +328,7 @@ class Trainer:
             "mean": list(self.prepared.manifest.mean),
             "std": list(self.prepared.manifest.std),
             "reading": self.prepared.manifest.source.get("reading", {}),
+            "keeping": dataclasses.asdict(_keeping(self.prepared.manifest)),
             "step": self.step.state_dict(),
             # A batch that a signal came with may be given out, and was not trained on.
             "loader": {**self.loader.state_dict(), "step": self.done_steps - self.loader.epoch * len(self.loader)},
@@ -313,9 +349,14 @@ class Trainer:
         self.done_steps, self.train_seconds = state["done_steps"], state["train_seconds"]
         self.history = state["history"]
         # A target is judged anew: the resumed run may have been given another one.
-        target, accuracy = self.config.run.target_accuracy, self.history[-1]["test_accuracy"] if self.history else None
-        self.target_reached = target is not None and accuracy is not None and accuracy >= target
+        target, last = self.config.run.target_accuracy, accuracy(self.history[-1]) if self.history else None
+        self.target_reached = target is not None and last is not None and last >= target
         # A run of so many steps that ended inside an epoch and is now made longer: that epoch is not over.
         inside = self.done_steps % len(self.loader) and len(self.history) > self.loader.epoch
         if inside and self.done_steps < self.total_steps:
             self.history.pop()
+
+
+def _keeping(manifest: Manifest) -> Keeping:
+    """How images were scaled and stored, where they keep their own shapes."""
+    return Keeping.from_dict({**manifest.source, **manifest.encoding(manifest.formats[0])})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.config.settings import ResidentMemory
 from fast_train.pipeline.errors import check_name
-from fast_train.pipeline.loaders.base import Loader, LoaderOptions
-from fast_train.pipeline.loaders.batch import AnyBatch, Batch, SplitView
+from fast_train.pipeline.loaders.base import Loader, LoaderOptions, Progress
+from fast_train.pipeline.loaders.batch import AnyBatch, Batch, OwnBatch, RaggedBatch, RaggedView, SplitView
 from fast_train.pipeline.loaders.dali_loader import DaliLoader
 from fast_train.pipeline.loaders.ffcv_loader import FfcvLoader
 from fast_train.pipeline.loaders.native import NativeAugment
@@ -22,7 +23,18 @@ LOADERS: dict[str, type[Loader]] = {
     "torch": TorchLoader,
 }
 
-__all__ = ["LOADERS", "AnyBatch", "Batch", "Loader", "SplitView", "build_loader"]
+__all__ = [
+    "LOADERS",
+    "AnyBatch",
+    "Batch",
+    "Loader",
+    "OwnBatch",
+    "Progress",
+    "RaggedBatch",
+    "RaggedView",
+    "SplitView",
+    "build_loader",
+]
 
 
 def build_loader(
@@ -36,6 +48,8 @@ def build_loader(
     train: bool = True,
     workers: int | None = None,
     native: NativeAugment | None = None,
+    resident_memory: ResidentMemory = "auto",
+    progress: Progress | None = None,
 ) -> Loader:
     """The loader ``name`` over a split; see `LoaderOptions`. native: what a `DaliLoader` is to augment by itself.
 
@@ -45,7 +59,15 @@ def build_loader(
     lacks = LOADERS[name].missing()
     if lacks is not None:
         raise ValueError(f"--loader {name} can't run here: {lacks}")
-    options = LoaderOptions(batch_size=batch_size, seed=seed, device=torch.device(device), train=train, workers=workers)
+    options = LoaderOptions(
+        batch_size=batch_size,
+        seed=seed,
+        device=torch.device(device),
+        train=train,
+        workers=workers,
+        resident_memory=resident_memory,
+        progress=progress,
+    )
     if native is None:
         return LOADERS[name](prepared, split, options)
     if LOADERS[name] is not DaliLoader:

@@ -7,7 +7,7 @@ import inspect
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from numbers import Integral
 from types import TracebackType
@@ -21,8 +21,9 @@ from fast_train.common.text import one_line
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.kernels.order import epoch_order
 from fast_train.kernels.spec import check_seed
+from fast_train.pipeline.config.settings import ResidentMemory
 from fast_train.pipeline.errors import LoadingError
-from fast_train.pipeline.loaders.batch import AnyBatch, Batch
+from fast_train.pipeline.loaders.batch import CHANNELS, AnyBatch, Batch, OwnBatch, RaggedBatch
 
 # What a position in the order depends on, and the user's name for it.
 _KEPT = {"seed": "seed", "batch_size": "batch size", "count": "split size"}
@@ -30,6 +31,8 @@ _KEPT = {"seed": "seed", "batch_size": "batch size", "count": "split size"}
 _MOST_WORKERS = 1024
 # Of an error of a library, in letters: DALI adds its stack.
 _LONGEST_REASON = 300
+#: Shows how far something is, from a label and a total: called with how much more is done.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 # What a pass goes through.
 T = TypeVar("T", bound=AnyBatch)
 
@@ -37,13 +40,16 @@ T = TypeVar("T", bound=AnyBatch)
 @dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
     """What all loaders are built with. train, device: see `Loader`. seed: of the order. workers: loading processes or
-    threads, None for what suits the loader. Raises ValueError for what is out of range."""
+    threads, None for what suits the loader. resident_memory: see `ResidentLoader`. progress: shows what takes long
+    before the first batch. Raises ValueError for what is out of range."""
 
     batch_size: int
     seed: int
     device: torch.device
     train: bool
     workers: int | None
+    resident_memory: ResidentMemory = "auto"
+    progress: Progress | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "seed", "workers"):
@@ -81,6 +87,9 @@ class Loader(ABC):
         self.prepared, self.split, self.seed, self.train = prepared, split, options.seed, options.train
         self.batch_size, self.workers, self.device = options.batch_size, options.workers, options.device
         self.count = prepared.size(split)
+        ragged = prepared.manifest.ragged
+        #: Bytes of the largest image where each has its own shape, else 0.
+        self.largest = CHANNELS * ragged.pixels if ragged is not None else 0
         self.epoch = 0
         self._position = 0
         self._resume_at = 0
@@ -137,7 +146,12 @@ class Loader(ABC):
         self.set_epoch(state["epoch"])
         self._position = self._resume_at = state["step"]
 
-    def __iter__(self) -> Iterator[Batch]:
+    @property
+    def data_length(self) -> int | None:
+        """Of the ``data`` of a `RaggedBatch`; None for as much as its images need."""
+        return self.batch_size * self.largest if self.train and self.device.type == "cuda" else None
+
+    def __iter__(self) -> Iterator[OwnBatch]:
         return self._begin_pass(self._copies if self.lends_buffers else self._batches)
 
     def feed(self) -> Iterator[AnyBatch]:
@@ -145,7 +159,7 @@ class Loader(ABC):
         (see `lends_buffers`)."""
         return self._begin_pass(self._batches)
 
-    def _copies(self, start: int) -> Generator[Batch]:
+    def _copies(self, start: int) -> Generator[OwnBatch]:
         with closing(self._batches(start)) as batches:
             for batch in batches:
                 yield batch.clone()
@@ -171,7 +185,16 @@ class Loader(ABC):
 
     def example(self) -> AnyBatch:
         """A batch of the type and the shapes that `feed` gives in training, to warm up with. The position stays."""
+        return self.blank()
+
+    def blank(self) -> OwnBatch:
+        """A whole batch of black images, the first ones of the file; of as many bytes as any batch needs."""
         indices = torch.arange(self.batch_size, device=self.device)
+        ragged = self.prepared.manifest.ragged
+        if ragged is not None:
+            data = torch.zeros(self.batch_size * self.largest, dtype=torch.uint8, device=self.device)
+            sides = torch.full_like(indices, ragged.side, dtype=torch.int32)
+            return RaggedBatch(data, indices * self.largest, sides, sides, torch.zeros_like(indices), indices)
         shape = (self.batch_size, *self.prepared.manifest.image_shape)
         images = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         return Batch(images, torch.zeros_like(indices), indices)
@@ -205,7 +228,7 @@ class Loader(ABC):
             yield order[first : first + self.batch_size]
 
     @abstractmethod
-    def _batches(self, start: int) -> Generator[Batch]:
+    def _batches(self, start: int) -> Generator[OwnBatch]:
         """The epoch's batches from number ``start`` on; what it holds, it releases when it is closed."""
 
 

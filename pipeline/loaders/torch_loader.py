@@ -1,4 +1,4 @@
-"""The baseline: torch.utils.data.DataLoader over the packed file, one image a call, in worker processes."""
+"""The baseline: torch.utils.data.DataLoader over the packed file, in worker processes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fast_train.common.text import one_line
+from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.loaders.base import Loader, LoaderOptions
-from fast_train.pipeline.loaders.batch import Batch
+from fast_train.pipeline.loaders.batch import Batch, OwnBatch
+from fast_train.pipeline.loaders.image_files import ImageFiles
 
 T = TypeVar("T")
 
@@ -47,6 +49,37 @@ class PackedDataset(Dataset[tuple[Tensor, int, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         return torch.tensor(self._packed.images[index]), int(self._packed.labels[index]), index
+
+
+class FileDataset(Dataset[Any]):
+    """Images of a split that keep their own shapes, decoded a batch at a time."""
+
+    def __init__(self, files: ImageFiles) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files.shapes.labels)
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor | PreparedSetError]:
+        """What the DataLoader asks for: the pixels of a batch, one image after the other, uint8 [total], and int64 [N],
+        their numbers; or instead of both what can't be decoded, since torch would raise it with its trace."""
+        files = self._files
+        files.expect(indices)
+        sizes = files.shapes.sizes[indices].tolist()
+        data = torch.empty(sum(sizes), dtype=torch.uint8)
+        at = 0
+        try:
+            for index, size in zip(indices, sizes, strict=True):
+                files.decode(index, index + 1, data[at : at + size].numpy())
+                at += size
+        except PreparedSetError as error:
+            return [error]
+        return [data, torch.tensor(indices)]
+
+
+def _as_it_is(batch: T) -> T:
+    """Of a dataset that gives whole batches."""
+    return batch
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -79,11 +112,15 @@ class _Packed:
     """A worker's batch, packed for its way where an error reaches the parent: in the thread that sends it on, an error
     is printed, and the parent waits for ever."""
 
-    def __init__(self, samples: list[tuple[Tensor, int, int]]) -> None:
-        self._data = bytes(ForkingPickler.dumps(default_collate(samples)))
+    def __init__(self, batch: Any) -> None:
+        self._data = bytes(ForkingPickler.dumps(batch))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return pickle.loads, (self._data,)
+
+
+def _packed(collate: Callable[[Any], Any], samples: Any) -> _Packed:
+    return _Packed(collate(samples))
 
 
 def check_sockets() -> None:
@@ -157,21 +194,23 @@ class TorchLoader(Loader):
         self._silent = False
         # Those of the epoch. The workers outlive it, so the list changes in place.
         self._indices: list[int] = []
+        self._files = ImageFiles(prepared, split) if self.largest else None
+        collate: Callable[[Any], Any] = _as_it_is if self._files else default_collate
         with _as_we_want_workers():
-            self._loader: DataLoader[tuple[Tensor, int, int]] | None = DataLoader(
-                PackedDataset(prepared, split),
+            self._loader: DataLoader[Any] | None = DataLoader(
+                FileDataset(self._files) if self._files else PackedDataset(prepared, split),
                 batch_size=self.batch_size,
                 sampler=self._indices,
                 num_workers=workers,
                 persistent_workers=workers > 0,
-                collate_fn=_Packed if workers else None,
+                collate_fn=partial(_packed, collate) if workers else collate,
                 pin_memory=self.device.type == "cuda",
                 worker_init_fn=_leave_signals_to_the_parent if workers else None,
                 # The workers' seeds, which nothing here depends on, would else come out of the process's generator.
                 generator=torch.Generator(),
             )
 
-    def _batches(self, start: int) -> Generator[Batch]:
+    def _batches(self, start: int) -> Generator[OwnBatch]:
         if self._loader is None:
             raise self._closed()
         self._indices[:] = self.order()[start * self.batch_size :].tolist()
@@ -181,7 +220,15 @@ class TorchLoader(Loader):
         self._workers |= set(multiprocessing.active_children()) - others
         with _Patience(self._give_up) as patience:
             while (batch := patience.wait_for(partial(next, batches, None))) is not None:
-                yield Batch(*(t.to(self.device, non_blocking=True) for t in batch))
+                yield self._sent(batch)
+
+    def _sent(self, batch: list[Any]) -> OwnBatch:
+        """What a dataset gave, on the device."""
+        if isinstance(batch[0], PreparedSetError):
+            raise batch[0]
+        if self._files is None:
+            return Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
+        return self._files.shapes.batch(*batch).to(self.device, self.data_length)
 
     def _give_up(self) -> None:
         self._silent = True

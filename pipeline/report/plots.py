@@ -47,7 +47,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]], path: Path | str, *, t
     """Loss and accuracy side by side, the learning rate below.
 
     history: one record an epoch, with ``epoch`` (from 1, rising), ``train_loss`` and ``train_accuracy``, and where
-    there was an evaluation ``test_loss`` and ``test_accuracy``; ``lr`` if known. Accuracies are fractions.
+    there was an evaluation the loss and accuracy of the split that judges (`pipeline.engine.history`); ``lr`` if known.
+    Accuracies are fractions.
     """
     _require(len(history) > 0, "no epochs in the history; nothing to draw")
     epochs = _column(history, "epoch")
@@ -59,7 +60,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], path: Path | str, *, t
     loss, accuracy = figure.add_subplot(rows[0, 0]), figure.add_subplot(rows[0, 1])
     _lines(loss, epochs, history, "loss")
     _lines(accuracy, epochs, history, "accuracy")
-    _mark_best(accuracy, epochs, _column(history, "test_accuracy"))
+    _mark_best(accuracy, epochs, history)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in (loss, accuracy):
         _style_epochs(axes, epochs)
@@ -91,7 +92,7 @@ def _draw_rate(axes: Axes, epochs: np.ndarray, rates: np.ndarray) -> None:
 
 
 def _lines(axes: Axes, epochs: np.ndarray, history: Sequence[Mapping[str, Any]], what: str) -> None:
-    for split, colour, style, marker in (("train", BLUE, "-", "o"), ("test", ORANGE, "--", "s")):
+    for split, colour, style, marker in (("train", BLUE, "-", "o"), (_judge(history), ORANGE, "--", "s")):
         values = _column(history, f"{split}_{what}")
         # Epochs without a value are left out, so that the line joins its neighbours.
         there = np.isfinite(values)
@@ -101,10 +102,17 @@ def _lines(axes: Axes, epochs: np.ndarray, history: Sequence[Mapping[str, Any]],
     axes.set_ylabel(what)
 
 
-def _mark_best(axes: Axes, epochs: np.ndarray, accuracies: np.ndarray) -> None:
+def _judge(history: Sequence[Mapping[str, Any]]) -> str:
+    """The split other than the training's that the records speak of."""
+    return "validation" if any("validation_accuracy" in record for record in history) else "test"
+
+
+def _mark_best(axes: Axes, epochs: np.ndarray, history: Sequence[Mapping[str, Any]]) -> None:
+    split = _judge(history)
+    accuracies = _column(history, f"{split}_accuracy")
     if np.isfinite(accuracies).any():
         best = int(np.nanargmax(accuracies))
-        label = f"best test: {accuracies[best]:.2%} (epoch {epochs[best]:g})"
+        label = f"best {split}: {accuracies[best]:.2%} (epoch {epochs[best]:g})"
         axes.plot(epochs[best], accuracies[best], "*", markersize=14, color=RED, mec="white", zorder=5, label=label)
 
 

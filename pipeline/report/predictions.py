@@ -1,4 +1,4 @@
-"""What a network made of each test image, by its file's name."""
+"""What a network made of each image that it was evaluated on, by its file's name."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 
 
 def write_predictions(folder: Path, evaluation: Evaluation, prepared: PreparedSet) -> Path:
-    """One line a test image, in the set's order: index, file below the folder of images (empty where the set doesn't
+    """One line an image, in the set's order: index, file below the folder of images (empty where the set doesn't
     know), true and predicted class, and the prediction's probability.
 
     No text begins as a formula does: such a path is written as ``./path``, such a class with a ``'`` in front. Bytes of
     a name that are not text are escaped.
     """
     classes = [f"'{name}" if name.startswith(_FORMULA) else name for name in prepared.manifest.classes]
-    names = prepared.names("test") or [""] * len(evaluation.labels)
+    names = prepared.names(evaluation.split) or [""] * len(evaluation.labels)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["index", "file", "true", "predicted", "confidence"])
@@ -46,9 +46,9 @@ def print_mistakes(console: Console, evaluation: Evaluation, prepared: PreparedS
     wrong = np.flatnonzero(evaluation.labels != evaluation.predictions)
     if not len(wrong):
         return
-    names, classes = prepared.names("test"), prepared.manifest.classes
+    names, classes = prepared.names(evaluation.split), prepared.manifest.classes
     console.print("most confident mistakes:", soft_wrap=True)
     for i in wrong[np.argsort(-evaluation.confidences[wrong], kind="stable")][:_MISTAKES]:
-        image = show(names[i]) if names else f"test image {i:,}"
+        image = show(names[i]) if names else f"{evaluation.split} image {i:,}"
         taken = f"{classes[evaluation.labels[i]]} taken for {classes[evaluation.predictions[i]]}"
         console.print(f"  {image}: {taken}, {evaluation.confidences[i]:.1%}", soft_wrap=True)

@@ -14,14 +14,15 @@ from torch.utils.tensorboard import SummaryWriter
 from fast_train.common.files import whole_file
 from fast_train.common.text import one_line, show_path
 from fast_train.data_prep.manifest import data_note
+from fast_train.pipeline.engine.history import JUDGES
 from fast_train.pipeline.engine.listener import Listener, Ready, Start
 from fast_train.pipeline.paths import METRICS
 
 _CURVES = {
     "loss/train": "train_loss",
-    "loss/test": "test_loss",
+    **{f"loss/{split}": f"{split}_loss" for split in JUDGES},
     "accuracy/train": "train_accuracy",
-    "accuracy/test": "test_accuracy",
+    **{f"accuracy/{split}": f"{split}_accuracy" for split in JUDGES},
     "learning_rate": "lr",
     "images_per_second": "images_per_second",
 }

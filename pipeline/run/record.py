@@ -19,6 +19,7 @@ from fast_train.common.text import is_plain, one_line, show, show_path
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import SECTIONS, Config, ModelConfig, differences
 from fast_train.pipeline.engine.checkpoint import CheckpointError, DamagedCheckpoint, load_run_state
+from fast_train.pipeline.engine.history import JUDGES
 from fast_train.pipeline.engine.identity import difference, identity
 from fast_train.pipeline.engine.memory import memory_error
 from fast_train.pipeline.engine.runtime import Runtime
@@ -139,7 +140,9 @@ def _newest_whole(folder: Path) -> Saved | None:
 
 def _load_file(path: Path) -> Saved:
     state = load_run_state(path)
-    settings = all(isinstance(state["config"].get(section), dict) for section in SECTIONS)
+    # Checkpoints of earlier versions know no crops.
+    found = {"crop": {}, **state["config"]}
+    settings = all(isinstance(found.get(section), dict) for section in SECTIONS)
     odd = None if settings else "settings"
     if odd is None:
         config = Config.from_dict(state["config"])
@@ -157,7 +160,8 @@ def _unusable(state: Mapping[str, Any], model: ModelConfig) -> str | None:
         return "classes"
     for record in state["history"]:
         numbers = isinstance(record, dict) and all(v is None or isinstance(v, (int, float)) for v in record.values())
-        if not numbers or not record.keys() >= {"epoch", "step", "test_accuracy"}:
+        judged = any(f"{split}_accuracy" in record for split in JUDGES) if numbers else False
+        if not judged or not record.keys() >= {"epoch", "step"}:
             return "history"
     for name in ("mean", "std"):
         values = state.get(name, [0.0] * model.in_channels)
@@ -184,7 +188,7 @@ def check_resumable(saved: Saved, config: Config, prepared: PreparedSet) -> None
     check_classes(saved, prepared)
     _check_images(saved, prepared, LOADERS[config.data.loader].format)
     for section, name, before, now in differences(saved.config, config):
-        if section in ("model", "augment", "optimizer", "schedule") or (section, name) in _KEPT:
+        if section in ("model", "augment", "crop", "optimizer", "schedule") or (section, name) in _KEPT:
             raise ConfigError(
                 f"{show(saved.path)} was trained with {section}.{name} = {before}, this command says {now}; leave that "
                 "setting out to go on, or start a new run"
@@ -224,15 +228,21 @@ def check_classes(saved: Saved, prepared: PreparedSet) -> None:
         )
 
 
-def check_shape(model: ModelConfig, prepared: PreparedSet, path: Path) -> None:
-    """ConfigError unless the checkpoint's model can take images of the prepared set; ValueError for too small ones."""
-    height, width, channels = prepared.manifest.image_shape
-    if channels != model.in_channels:
+def check_shape(saved: Saved, prepared: PreparedSet, shape: tuple[int, int, int]) -> None:
+    """ConfigError unless the checkpoint's model can take images of the prepared set, which come as ``shape``, (H, W,
+    C)."""
+    config, (height, width, channels) = saved.config, shape
+    if channels != config.model.in_channels:
         raise ConfigError(
-            f"{path} was trained on images of {model.in_channels} channels, those of {prepared.root} have {channels}; "
-            "give the right --data"
+            f"{saved.path} was trained on images of {config.model.in_channels} channels, those of {prepared.root} have "
+            f"{channels}; give the right --data"
         )
-    dataclasses.replace(model, image_size=min(height, width))
+    if prepared.manifest.ragged and not config.crop.sizes:
+        raise ConfigError(
+            f"{saved.path} was trained on images of one shape, and those of {prepared.root} keep their own; prepare "
+            f"them with --size {config.model.image_size}"
+        )
+    dataclasses.replace(config.model, image_size=min(height, width))
 
 
 @contextmanager

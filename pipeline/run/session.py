@@ -18,10 +18,11 @@ from fast_train.pipeline.config.settings import Config, differences
 from fast_train.pipeline.engine.build import build_augmenter, build_network, build_split_loader
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.evaluate import evaluate as evaluate_split
+from fast_train.pipeline.engine.history import accuracies
 from fast_train.pipeline.engine.listener import Listener, Start, warn
 from fast_train.pipeline.engine.runtime import fix_threads, running
 from fast_train.pipeline.engine.trainer import Trainer
-from fast_train.pipeline.paths import checkpoints
+from fast_train.pipeline.paths import BEST, checkpoints
 from fast_train.pipeline.run.folder import claim_folder, default_folder
 from fast_train.pipeline.run.log import RunLog
 from fast_train.pipeline.run.plan import as_it_began
@@ -32,8 +33,9 @@ from fast_train.pipeline.run.record import Resume, Saved, as_trained, check_resu
 class Outcome:
     """How a training ended, and where it is.
 
-    evaluation: of the last weights on the test split; None where a signal ended the training, or nothing was left to
-    do. history: a record an epoch, as metrics.jsonl holds them. interrupted: the signal's number. steps: those that
+    evaluation: of the last weights on the test split, or on the validation split of a set without one; of the best ones
+    where they are kept and the two splits differ; None where a signal ended the training, or nothing was left to do.
+    history: a record an epoch, as metrics.jsonl holds them. interrupted: the signal's number. steps: those that
     were trained now. train_seconds: of training alone, in all and before this call. seconds: of this call, with
     compilation, evaluation and saving.
     """
@@ -53,11 +55,10 @@ class Outcome:
 
     @property
     def accuracy(self) -> float | None:
-        """The last test accuracy, a fraction; None where nothing was evaluated yet."""
+        """The last accuracy, a fraction; None where nothing was evaluated yet."""
         if self.evaluation is not None:
             return self.evaluation.accuracy
-        tested = [record["test_accuracy"] for record in self.history if record["test_accuracy"] is not None]
-        return tested[-1] if tested else None
+        return next(reversed(accuracies(self.history)), None)
 
 
 def train(
@@ -142,7 +143,7 @@ class Session:
             )
             for listener in listeners:
                 listener.on_start(start)
-            trainer = self._ready_trainer(config, saved)
+            trainer = self._ready_trainer(config, saved, listeners)
             before, steps_before = trainer.train_seconds, trainer.done_steps
             evaluation, interrupted = None, None
             if not trainer.finished:
@@ -151,6 +152,9 @@ class Session:
                 evaluation, interrupted = trainer.fit(folder, listeners, stop_after=stop_after)
                 if interrupted is None and evaluation is None:
                     evaluation = trainer.evaluate()
+                if trainer.finished and evaluation and evaluation.split != self._prepared.final_split:
+                    tested = tested_checkpoint(folder, config, self._prepared)
+                    evaluation = trainer.final_test(tested.state)
         return Outcome(
             folder=folder,
             config=config,
@@ -166,12 +170,12 @@ class Session:
             seconds=time.perf_counter() - started,
         )
 
-    def _ready_trainer(self, config: Config, saved: Saved | None) -> Trainer:
+    def _ready_trainer(self, config: Config, saved: Saved | None, listeners: Sequence[Listener]) -> Trainer:
         """A trainer that has trained nothing, or stands where ``saved`` does."""
         if self._trainer is not None:
             self._trainer.restart(config.run.seed)
             return self._trainer
-        trainer = Trainer(config, self._prepared, self._runtime, resumes=saved is not None)
+        trainer = Trainer(config, self._prepared, self._runtime, resumes=saved is not None, listeners=listeners)
         self._trainer = self._held.enter_context(trainer)
         trainer.check_memory()
         if saved is not None:
@@ -180,12 +184,21 @@ class Session:
         return trainer
 
 
+def tested_checkpoint(folder: Path, config: Config, prepared: PreparedSet) -> Saved:
+    """Of a training that is over, the checkpoint whose weights its last figure is of: the best one where it is kept and
+    was chosen by another split than the one that it is tested on."""
+    best = folder / BEST
+    chosen = config.run.keeps_best and prepared.final_split != prepared.evaluated_split
+    return load(best if chosen and best.is_file() else folder)
+
+
 def evaluate(config: Config, prepared: PreparedSet, saved: Saved) -> Evaluation:
-    """Evaluate a checkpoint on the test split; both from `plan_evaluation`. ConfigError where it does not fit."""
+    """Evaluate a checkpoint on the test split, or the validation split of a set without one; both from
+    `plan_evaluation`. ConfigError where it does not fit."""
     with running(config.run) as runtime:
         model = build_network(config, runtime)
         with fitting(saved.path):
             model.load_state_dict(saved.weights)
         augmenter = build_augmenter(config, prepared, runtime, train=False)
-        with build_split_loader(config, prepared, runtime, train=False) as loader:
+        with build_split_loader(config, prepared, runtime, train=False, split=prepared.final_split) as loader:
             return evaluate_split(model, loader, augmenter, amp=runtime.amp, tta=config.run.tta)

@@ -326,14 +326,17 @@ def test_the_kernels_compile_for_an_h100_without_one(tmp_path):
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     said = subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     records = json.loads(said.splitlines()[-1])
-    assert len({record["kernel"] for record in records}) == 8
+    # What reads no rows of activations: sums, and crops, whose bytes lie where a box says.
+    crops = {"draw_kernel", "crop_kernel", "finish_kernel"}
+    narrow = {"statistics_kernel", "join_sums_kernel", *crops}
+    assert len({record["kernel"] for record in records}) == 8 + len(crops)
     for record in records:
         multiplies = record["kernel"] in ("convolution_kernel", "data_gradient_kernel")
         assert (record["group_products"] > 0) == multiplies
         # A convolution may spill a little at its end, after thousands of loads.
         assert record["spilled_bytes"] <= (256 if multiplies else 0)
         assert record["programs_a_processor"] >= (1 if multiplies else 4)
-        assert record["wide_loads"] > 0 or record["kernel"] in ("statistics_kernel", "join_sums_kernel")
+        assert record["wide_loads"] > 0 or record["kernel"] in narrow
 
 
 def test_the_kernels_are_not_compiled_where_triton_interprets_them(monkeypatch, capsys):

@@ -331,7 +331,7 @@ def test_the_number_of_workers_changes_nothing(prepare):
 @pytest.mark.parametrize("format", FORMATS)
 def test_fewer_images_than_announced_and_one_too_many(tmp_path, format):
     generator = np.random.default_rng(0)
-    images = [encoded_image(generator, kind) for kind in ("JPEG", "PNG")]
+    images = [encoded_image(generator, number) for number in (0, 4)]
     pixels = max(image.height * image.width for image in images)
     content = sum(len(image.data) for image in images)
     writer = RAGGED_WRITERS[format](tmp_path, "train", 5, pixels)

@@ -347,10 +347,10 @@ def test_more_workers_than_cores_are_no_warning(prepared, recwarn):
 
 
 def test_a_stopped_worker_ends_the_wait(prepared, monkeypatch):
-    monkeypatch.setattr(torch_loader, "_PATIENCE_SECONDS", 1)
     with _build("torch", prepared, workers=1, batch_size=4) as loader:
         batches = iter(loader)
         next(batches)
+        monkeypatch.setattr(torch_loader, "_PATIENCE_SECONDS", 1)
         (worker,) = multiprocessing.active_children()
         os.kill(worker.pid, signal.SIGSTOP)
         with pytest.raises(LoadingError, match="sent nothing for 1 s; are they stopped"):

@@ -29,6 +29,7 @@ _PICTURES = ["class-accuracy.png", "confusion-matrix.png", "predictions.png"]
 @pytest.fixture
 def evaluation():
     return Evaluation(
+        split="test",
         loss=1.0,
         accuracy=1.0,
         confusion=np.eye(3, dtype=np.int64) * 11,
@@ -115,7 +116,9 @@ def test_a_table_holds_any_name_and_no_formula(tmp_path):
         tmp_path / "images", out=tmp_path / "set", options=SourceOptions(test_fraction=0.5, workers=1)
     )
     labels = made.packed("test").labels
-    result = Evaluation(1.0, 0.5, np.array([[2, 0], [2, 0]]), labels, np.zeros_like(labels), np.ones(4, np.float32))
+    result = Evaluation(
+        "test", 1.0, 0.5, np.array([[2, 0], [2, 0]]), labels, np.zeros_like(labels), np.ones(4, np.float32)
+    )
     with open(write_predictions(tmp_path, result, made), newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     names = [name.replace("\udcff", r"\udcff") for name in made.names("test")]

@@ -15,6 +15,7 @@ from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.throughput.records import AccuracyDetails, Diverged, EpochEnd, Training
 from fast_train.benchmarks.throughput.suites import ThroughputSettings
+from fast_train.pipeline.engine.history import accuracy
 from fast_train.pipeline.engine.listener import Listener, Ready
 from fast_train.pipeline.errors import TrainingDiverged
 from fast_train.pipeline.run.session import Session
@@ -134,7 +135,7 @@ def _train(bench: Bench[ThroughputSettings], session: Session, seed: int) -> Tra
         raise KeyboardInterrupt(outcome.interrupted)
     assert outcome.accuracy is not None, "the last epoch is always evaluated"
     epochs = (
-        EpochEnd(epoch=record["epoch"], seconds=seconds, accuracy=record["test_accuracy"])
+        EpochEnd(epoch=record["epoch"], seconds=seconds, accuracy=accuracy(record))
         for record, seconds in zip(outcome.history, clock.seconds, strict=True)
     )
     return Training(

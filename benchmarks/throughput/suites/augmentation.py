@@ -15,7 +15,7 @@ from fast_train.benchmarks.instrument.roofline import copy_bandwidth
 from fast_train.benchmarks.instrument.timing import captured
 from fast_train.benchmarks.throughput.records import AugmentationDetails
 from fast_train.pipeline.engine.build import build_augmenter
-from fast_train.pipeline.loaders import AnyBatch, build_loader
+from fast_train.pipeline.loaders import SplitView, build_loader
 
 SUITE = "augmentation"
 BATCHES = (512, 1024, 2048, 4096, 8192, 16384)
@@ -40,6 +40,7 @@ def measure(bench: Bench[Settings], sizes: Sequence[int], *, every: int = 1) -> 
         return
     with build_loader("resident", bench.prepared, "train", batch_size=1, device=bench.device) as loader:
         whole = loader.example()
+        assert isinstance(whole, SplitView), "the images have one shape"
         cases = [_case(bench, whole, batch) for batch in batches]
         rows = bench.measure(SUITE, "augmentation", cases)
     copy = copy_bandwidth(bench.result)
@@ -53,7 +54,7 @@ def _name(batch: int) -> str:
     return f"batch {batch:,}"
 
 
-def _case(bench: Bench[Settings], whole: AnyBatch, batch: int) -> Measured[AugmentationDetails]:
+def _case(bench: Bench[Settings], whole: SplitView, batch: int) -> Measured[AugmentationDetails]:
     augmenter = build_augmenter(bench.config, bench.prepared, bench.runtime, train=True)
     pixels = whole.images[0].numel()
     image_bytes = pixels * (1 + augmenter.table.element_size())

@@ -20,7 +20,7 @@ from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.augmentation import Augmentation
 from fast_train.pipeline.engine.build import build_step, ready_step
 from fast_train.pipeline.engine.runtime import Runtime
-from fast_train.pipeline.loaders import AnyBatch, SplitView
+from fast_train.pipeline.loaders import AnyBatch, Batch, SplitView
 
 SUITE = "end-to-end"
 _MOST_EPOCHS = 20
@@ -89,6 +89,7 @@ class _Steps:
 
     def of(self, feed: Feed) -> Step:
         example = feed.example()
+        assert isinstance(example, Batch | SplitView), "the images have one shape"
         views = isinstance(example, SplitView)
         key = ("view", example.images.data_ptr()) if views else (feed.delivers, example.images.dtype)
         if key not in self._built:
@@ -114,6 +115,7 @@ class _Steps:
 def _what(feed: Feed, batch: AnyBatch) -> str:
     if isinstance(batch, SplitView):
         return "the resident split"
+    assert isinstance(batch, Batch), "the images have one shape"
     if not batch.images.is_floating_point():
         return "bytes"
     by = "by the loader" if isinstance(feed, LoaderFeed) else "elsewhere"
