@@ -233,18 +233,6 @@ def test_all_formats_hold_the_same_files(prepare):
                 assert bytes(raw[begin : begin + size]) == data
 
 
-def test_ffcv_reads_ragged_files(prepare):
-    pytest.importorskip("ffcv")
-    from ffcv.reader import Reader
-
-    prepared, _ = prepare("--formats", "packed,ffcv", "--shorter-side", 50)
-    beton = prepared.beton("train")
-    reader = Reader(str(beton.path))
-    assert reader.num_samples == 13
-    assert np.array_equal(reader.metadata["f0"]["height"], beton.heights)
-    assert np.array_equal(reader.metadata["f1"], beton.labels)
-
-
 def test_another_request_is_told_apart(prepare, prep, photographs):
     prepared, _ = prepare("--shorter-side", 50)
     same = ["--dataset", f"folder:{photographs}", "--out", prepared.root]
