@@ -33,6 +33,8 @@ from fast_train.pipeline.errors import CompileError, ConfigError
 from fast_train.pipeline.loaders import AnyBatch, Loader, Progress, build_loader
 from fast_train.pipeline.loaders.native import NativeAugment, NativeCrop
 from fast_train.pipeline.models import build_model, initialise_from_data, starts_from_data
+from fast_train.pipeline.models.synced import synchronised
+from fast_train.pipeline.ranks import current
 
 # Pixels of the images that a model starts from: the first 5,000 of CIFAR-10 (Jordan 2024, section 3.2).
 _START_PIXELS = 5000 * 32 * 32
@@ -99,6 +101,9 @@ def build_split_loader(
         native=_native(config, prepared, runtime) if train else None,
         resident_memory=config.data.resident_memory,
         progress=progress,
+        rank=current().rank,
+        ranks=current().size,
+        shard=config.data.shard_resident,
     )
 
 
@@ -129,6 +134,8 @@ def build_network(config: Config, runtime: Runtime, prepared: PreparedSet | None
     if prepared is not None and starts_from_data(model):
         initialise_from_data(model, _first_images(config, prepared))
     model = model.to(runtime.device)
+    if config.run.sync_batchnorm:
+        model = synchronised(model)
     return model.to(memory_format=torch.channels_last) if config.run.channels_last else model
 
 
@@ -161,9 +168,10 @@ def build_step(
 
 
 def check_batch(model: torch.nn.Module, config: Config, prepared: PreparedSet) -> None:
-    """ConfigError where batches are of one image, and so small a one that a BatchNorm of ``model`` gets a single value
-    per channel, which has no variance. The model stays as it is."""
-    if config.data.batch_size > 1:
+    """ConfigError where batches, or a rank's parts of them, are of one image, and so small a one that a BatchNorm of
+    ``model`` gets a single value per channel, which has no variance. The model stays as it is."""
+    ranks = current().size
+    if config.data.batch_size // ranks > 1 or (config.run.sync_batchnorm and ranks > 1):
         return
     channels, height, width = trained_shapes(config, prepared.manifest)[0]
     try:
