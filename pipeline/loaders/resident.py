@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from fast_train.pipeline.loaders.batch import Batch, SplitView
 
 class ResidentLoader(Loader):
     """CIFAR-10's training split takes 154 MB; larger sets need as much device memory as they have bytes."""
+
+    holds_all: ClassVar[bool] = True
 
     def __init__(self, prepared: PreparedSet, split: str, options: LoaderOptions) -> None:
         super().__init__(prepared, split, options)
