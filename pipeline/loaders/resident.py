@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ class ResidentLoader(Loader):
     With ``shard`` each rank holds its part of the training split, the same in every epoch, and draws its part of a
     batch from that: another order than on one rank, and as random within each part.
     """
+
+    holds_all: ClassVar[bool] = True
 
     def __init__(self, prepared: PreparedSet, split: str, options: LoaderOptions) -> None:
         super().__init__(prepared, split, options)
