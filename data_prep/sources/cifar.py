@@ -194,7 +194,8 @@ def _usual_places(kind: str) -> Iterator[Path]:
     yield from _with_folders(Path("data"), kind)
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
     for text in (os.environ.get("TORCH_HOME") or os.path.join(caches, "torch"), caches):
-        yield from _with_folders(user_path(text), kind)
+        with suppress(ValueError):
+            yield from _with_folders(user_path(text), kind)
 
 
 def _with_folders(place: Path, kind: str) -> Iterator[Path]:

@@ -28,7 +28,7 @@ from fast_train.data_prep.sources.listing import (
     ImageFile,
     Listing,
     draw_split,
-    files_in_two_places,
+    linked_files,
     list_folder,
 )
 
@@ -321,9 +321,11 @@ class ImageFolder(Source):
 
     def _announce_plan(self) -> None:
         say, sizes = self.display.say, self._sizes()
-        if shared := files_in_two_places(self._files, self.listing.again):
-            first, other = shared[0]
-            say(f"{_files(len(shared))} in two splits or classes by links, such as {show(first)}, also {show(other)}")
+        # Some give images a greater weight that way; others have had their doubles replaced by links.
+        for within, what in ((False, "in two splits or classes by links"), (True, "counted again in a class by links")):
+            if shared := linked_files(self._files, self.listing.again, in_one_class=within):
+                first, other = shared[0]
+                say(f"{_files(len(shared))} {what}, such as {show(first)}, also {show(other)}")
         if isinstance(self._shape, RaggedShapes):
             self._announce_shapes(sizes)
         elif resized := len(self._headers) - sizes[self._shape]:

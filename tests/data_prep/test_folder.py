@@ -380,13 +380,28 @@ def test_a_file_that_links_carry_over_a_split_is_told(make_folder, prepare):
     (root / "test" / "a" / "again.png").symlink_to(root / "train" / "a" / "000.png")
     _, out = prepare(root)
     assert "1 file in two splits or classes by links, such as train/a/000.png, also test/a/again.png" in out
+    assert "in a class" not in out
 
 
-@pytest.mark.parametrize("name", ["absent", "~nobody/x", "~"])
-def test_no_such_folder(refused, tmp_path, monkeypatch, name):
+def test_each_name_of_a_file_in_a_class_counts_and_is_told(make_folder, prepare):
+    """As in other programs that read such folders."""
+    root = make_folder({"train/a": 2, "train/b": 2, "test/a": 1})
+    os.link(root / "train" / "a" / "000.png", root / "train" / "a" / "hard.png")
+    (root / "train" / "a" / "soft.png").symlink_to("000.png")
+    prepared, out = prepare(root)
+    assert prepared.manifest.counts["train"] == (4, 2)
+    assert "2 files counted again in a class by links, such as train/a/000.png, also train/a/hard.png" in out
+    assert "two splits" not in out
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("absent", "is not a folder"), ("~nobody/x", "is not a folder"), ("~", "there is no home folder")],
+)
+def test_no_such_folder(refused, tmp_path, monkeypatch, name, said):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "gone"))
-    assert "is not a folder" in refused(name)
+    assert said in refused(name)
 
 
 def test_a_folder_here_comes_before_a_home(make_folder, refused, tmp_path, monkeypatch):

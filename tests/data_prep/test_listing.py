@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from fast_train.data_prep.errors import PreparedSetError
-from fast_train.data_prep.sources.listing import draw_split, files_in_two_places, list_folder
+from fast_train.data_prep.sources.listing import draw_split, linked_files, list_folder
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 
@@ -157,7 +157,7 @@ def test_a_file_in_two_splits_or_classes_is_told(make):
     os.link(root / "train" / "b" / "000.png", root / "train" / "a" / "zz.png")
     (root / "train" / "a" / "same.png").symlink_to("000.png")
     listing = list_folder(root)
-    assert files_in_two_places(listing.files, listing.again) == [
+    assert linked_files(listing.files, listing.again) == [
         ("train/a/zz.png", "train/b/000.png"),
         ("train/a/000.png", "test/a/link.png"),
     ]
@@ -175,7 +175,7 @@ def test_a_file_is_drawn_once_whatever_links_lead_to_it(make):
     assert {name: splits[name] for name in splits if name not in listing.again} == {f.name: f.split for f in without}
     assert all(splits[f"a/{i:03}.png"] == splits[f"a/again{i}.png"] for i in range(6))
     # Two classes of one image remain.
-    assert files_in_two_places(files, listing.again) == [("a/000.png", "b/of a.png")]
+    assert linked_files(files, listing.again) == [("a/000.png", "b/of a.png")]
 
 
 def test_folders_may_lie_deeper_than_calls_may(make):

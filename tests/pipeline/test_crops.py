@@ -23,7 +23,7 @@ from fast_train.pipeline.config.recipe import override, resolve
 from fast_train.pipeline.engine.augmentation import CropAugmenter
 from fast_train.pipeline.engine.checkpoint import load_checkpoint, save_checkpoint
 from fast_train.pipeline.engine.stored import stored_pixels
-from fast_train.pipeline.loaders import build_loader
+from fast_train.pipeline.loaders import LOADERS, build_loader
 from fast_train.pipeline.loaders.batch import Batch, SplitView
 from fast_train.pipeline.run.plan import plan_training
 
@@ -200,7 +200,6 @@ def test_squares_are_cropped_where_a_size_is_given(prepared_path, tmp_path, monk
         (["--progressive", "16,x"], "argument --progressive: invalid sizes value: '16,x'"),
         (["--set", "crop.scale=[0.5]"], r"crop scale .* is no range of parts of an area; give two numbers"),
         (["--set", "augment.pad=2"], "augment.pad is for images that are not cropped; leave it out, or set crop.*"),
-        (["--loader", "dali", "--dali-augment", "native"], "--loader dali|'dali' files|--dali-augment native"),
         (["--set", "model.arch=speednet8", "--progressive", "8,24"], "speednet8 needs images of 9 pixels or more"),
     ],
 )  # fmt: skip
@@ -253,6 +252,20 @@ def test_one_size_takes_the_place_of_a_recipes_several_and_the_other_way_round()
     assert config.crop.sizes == (96,)
     assert resolve("photos", {"crop": {"progressive": [64, 96]}}).crop.sizes == (64, 96)
     assert override(config, {"crop": {"size": None, "progressive": (32, 64)}}).crop.sizes == (32, 64)
+
+
+@pytest.mark.skipif(LOADERS["dali"].missing() is not None, reason=str(LOADERS["dali"].missing()))
+def test_crops_by_dali_train_to_nearly_the_same(train, tmp_path, capsys):
+    make_ragged_set(Path("set"), counts={"train": 36, "test": 14}, formats=("packed", "dali"))
+    native = ["--data", "set", "--loader", "dali", "--dali-augment", "native"]
+    for name, options in (("kernel", ["--data", "set"]), ("native", native)):
+        assert train("--out", name, "--image-size", "24", *options) == 0
+    kernel, native_state = (load_checkpoint(Path(name, "last.pt"))["history"] for name in ("kernel", "native"))
+    for ours, theirs in zip(kernel, native_state, strict=True):
+        assert theirs["train_loss"] == pytest.approx(ours["train_loss"], abs=0.02)
+    capsys.readouterr()
+    assert train("--out", "several", "--progressive", "16,24", *native) == 2
+    assert "makes crops of one size; add --image-size 24, or" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
