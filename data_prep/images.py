@@ -73,10 +73,10 @@ class Header(NamedTuple):
 
     height: int
     width: int
+    grey_bits: int
+    colour_bits: int
     jpeg: bool
     size: int
-    grey_bits: int = 0
-    colour_bits: int = 0
 
 
 class Picture(NamedTuple):
@@ -91,7 +91,7 @@ def read_header(path: str) -> Header:
     """Size and depth of an image. Raises BadImageError."""
     with open_image(path, pixels=False) as (image, orientation):
         tiles = getattr(image, "tile", None)
-        header = Header(*_shown(image, orientation), image.format == "JPEG", os.path.getsize(path))
+        header = Header(*_shown(image, orientation), 0, 0, image.format == "JPEG", os.path.getsize(path))
         if image.mode not in _SIXTEEN_BIT and not (tiles and ";16" in str(tiles[0][3])):
             return header
     # Its pixels tell how many of 16 bits it uses.

@@ -52,7 +52,7 @@ def make_ragged_set(
     generator, entries, largest = np.random.default_rng(0), [], np.zeros(3, dtype=np.int64)
     counts = counts or COUNTS
     for split, count in counts.items():
-        files = [_image_file(generator, number, quality) for number in range(count)]
+        files = [encoded_image(generator, number, quality) for number in range(count)]
         for _, height, width in files:
             largest = np.maximum(largest, (height, width, height * width))
         for format in formats:
@@ -74,7 +74,8 @@ def make_ragged_set(
     (root / MANIFEST_NAME).write_text(manifest.to_json())
 
 
-def _image_file(generator: np.random.Generator, number: int, quality: int) -> Encoded:
+def encoded_image(generator: np.random.Generator, number: int, quality: int = 90) -> Encoded:
+    """The image of this number in a set that keeps shapes."""
     height, width = map(int, generator.integers(20, 61, 2))
     kind, options = ("PNG", {}) if number % 5 == 4 else ("JPEG", {"quality": quality, "progressive": number % 10 == 8})
     file = io.BytesIO()

@@ -40,6 +40,11 @@ class _Cifar(Source):
 
     _splits: dict[str, list[Chunk]]
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if self.options.val_fraction is None and self.options.split_seed is not None:
+            raise PreparedSetError("--split-seed means nothing without --val-fraction; leave it out")
+
     def identity(self) -> dict[str, Any]:
         # Where it came from makes no difference: the sums say that it is the same.
         fraction = self.options.val_fraction

@@ -237,7 +237,7 @@ class ImageFolder(Source):
         split: the set must be what it is without."""
         lost = [name for name, _ in self._bad if self._headers.pop(name, None)]
         rest = [file for file in self._files if file.name in self._headers]
-        if lost and (self._choose_shape() != self._shape or self._good_files() != rest):
+        if lost and (not rest or self._choose_shape() != self._shape or self._good_files() != rest):
             self.display.say(f"once more without {_files(len(lost))} that can't be decoded, such as {show(lost[0])}")
             raise PlanChangedError
 

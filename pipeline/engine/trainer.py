@@ -166,8 +166,9 @@ class Trainer:
         """Train to the end, to the target accuracy, to a signal, or to the end of epoch ``stop_after`` (1-based).
         Returns the last evaluation, or None and the number of the signal that ended it.
 
-        folder: of the checkpoints. Raises TrainingDiverged when a loss or a weight is no finite number; the last
-        checkpoint is then left as it was. Raises OSError where the last one can't be written.
+        folder: of the checkpoints. Raises TrainingDiverged when a loss or a weight is no finite number, and
+        PreparedSetError where the set's files were written to; the last checkpoint is then left as it was. Raises
+        OSError where the last one can't be written.
         """
         evaluation = None
         checkpoints = Checkpoints(folder, self.config.run, self.done_steps, partial(warn, listeners))
@@ -318,8 +319,11 @@ class Trainer:
         return time.perf_counter() - began
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the continuation needs; TrainingDiverged where a weight is no finite number."""
+        """All that the continuation needs; TrainingDiverged where a weight is no finite number, PreparedSetError where
+        the images were not the set's."""
         self._check_weights()
+        for loader in (self.loader, self.test_loader):
+            loader.check_unchanged()
         cuda = torch.cuda.get_rng_state(self.runtime.device) if self.runtime.device.type == "cuda" else None
         return {
             "config": self.config.to_dict(),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from numbers import Integral
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,7 +19,8 @@ import torch
 from torch import Tensor
 
 from fast_train.common.cores import usable_cores
-from fast_train.common.text import one_line
+from fast_train.common.text import one_line, show_path
+from fast_train.data_prep.errors import ANEW, PreparedSetError
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.kernels.order import epoch_order
 from fast_train.kernels.spec import check_seed
@@ -80,6 +83,8 @@ class Loader(ABC):
     format: ClassVar[str] = "packed"
     #: The module behind it, if that imports a library which is optional, and what to say where it can't be imported.
     optional: ClassVar[tuple[str, str] | None] = None
+    #: True: it reads no file any more once it is built.
+    holds_all: ClassVar[bool] = False
     #: True: a batch from `feed` lies in memory that is overwritten soon or scarce; iterating gives copies.
     lends_buffers: ClassVar[bool] = False
 
@@ -99,6 +104,8 @@ class Loader(ABC):
                 f"split '{split}' of {prepared.root} holds {self.count} images, fewer than one batch of "
                 f"{self.batch_size}; give a smaller batch size"
             )
+        entries = [] if self.holds_all else prepared.entries(split, self.format)
+        self._states = {entry: _state(prepared.root / entry.path) for entry in entries}
 
     @classmethod
     def missing(cls) -> str | None:
@@ -179,6 +186,24 @@ class Loader(ABC):
         if begun is not None:
             begun.close()
 
+    def check_unchanged(self) -> None:
+        """PreparedSetError where another program has written into a file that it reads, so that images came which are
+        not the set's. Of a file that is deleted, or has another one in its place, it still reads the old one."""
+        for entry, before in self._states.items():
+            path = self.prepared.root / entry.path
+            now = _state(path)
+            if now[:2] != before[:2] or now == before:
+                continue
+            try:
+                # What was touched, or linked by a backup, has the same bytes.
+                self.prepared.check_hash(entry)
+            except PreparedSetError as error:
+                raise PreparedSetError(
+                    f"{show_path(path)} was written to while it was trained on; steps since the last checkpoint are "
+                    f"dropped; {ANEW}"
+                ) from error
+            self._states[entry] = now
+
     def failure(self, error: Exception) -> str:
         """What to tell of an error that ended a pass: what failed and what to do."""
         return f"loading failed ({one_line(error)[:_LONGEST_REASON]}); give another --loader, or --debug for all of it"
@@ -230,6 +255,15 @@ class Loader(ABC):
     @abstractmethod
     def _batches(self, start: int) -> Generator[OwnBatch]:
         """The epoch's batches from number ``start`` on; what it holds, it releases when it is closed."""
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Which file lies there, in two numbers, and those that a write to it changes; none where there is no file."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return ()
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 class _Pass(Iterator[T], Generic[T]):

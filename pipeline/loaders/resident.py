@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ class ResidentLoader(Loader):
     ``resident_memory``: where the pixels lie for a CUDA device: ``device`` in its memory; ``host`` in the computer's,
     page-locked, where its kernels read them over the bus; ``auto`` for what has room, see `pipeline.loaders.room`.
     """
+
+    holds_all: ClassVar[bool] = True
 
     def __init__(self, prepared: PreparedSet, split: str, options: LoaderOptions) -> None:
         super().__init__(prepared, split, options)

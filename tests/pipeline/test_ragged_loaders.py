@@ -2,12 +2,14 @@
 
 import io
 import multiprocessing
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fast_train.data_prep.errors import ANEW, PreparedSetError
 from fast_train.data_prep.formats.decode import decode_rgb
@@ -182,6 +184,36 @@ def test_a_file_whose_scan_ends_early_is_what_pillow_makes_of_it(name, tmp_path)
     prepared = _broken_set(tmp_path / "set", lambda file: file[: len(file) - 60] + b"\xff\xd9")
     with _build(name, prepared, batch_size=4) as loader:
         assert len(_check(loader, prepared)) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resident", "torch"])
+def test_memory_stays_flat_over_an_epoch_of_100_000_images(name, tmp_path, monkeypatch):
+    """Neither pages of the file nor anything else add up, in this process or in its worker. -s shows the figures."""
+    generator, files = np.random.default_rng(0), []
+    for _ in range(100):
+        file = io.BytesIO()
+        Image.fromarray(generator.integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(file, "JPEG")
+        files.append(inputs.Encoded(file.getvalue(), 60, 60))
+    monkeypatch.setattr(inputs, "_image_file", lambda generator, number, quality: files[number % len(files)])
+    inputs.make_ragged_set(tmp_path / "set", counts={"train": 100_000, "test": 1})
+    prepared, before, held = PreparedSet.open(tmp_path / "set"), _resident_bytes(), []
+    with _build(name, prepared, workers=1, batch_size=250) as loader:
+        for number, _ in enumerate(loader.feed()):
+            if number % 50 == 25:
+                held.append(_resident_bytes() - before)
+    stored = (tmp_path / "set" / "train.safetensors").stat().st_size
+    print(f"\n{name}: {stored / 1e6:,.0f} MB of files, more memory by", *(f"{size / 1e6:,.0f}" for size in held), "MB")
+    assert max(held) - held[0] < 16 << 20
+
+
+def _resident_bytes():
+    """Of this process and its children."""
+    pages = 0
+    for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        with open(f"/proc/{process}/statm") as file:
+            pages += int(file.read().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.gpu
