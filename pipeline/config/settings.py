@@ -17,6 +17,7 @@ from fast_train.common.text import show
 from fast_train.kernels.spec import AugmentSpec, CropChanges, CropSpec, check_seed, check_size
 from fast_train.pipeline.config.architectures import (
     ARCHITECTURES,
+    LARGEST_CIFAR_STEM,
     SMALLEST_SPEEDNET_IMAGE,
     SPEEDNETS,
     Activation,
@@ -77,6 +78,13 @@ class ModelConfig:
             setting = "shortcut" if self.shortcut else "zero_init_residual"
             twin = self.arch.replace("plain-", "resnet")
             raise ConfigError(f"{self.arch} has no shortcuts; leave out model.{setting}, or take {twin}")
+
+    @property
+    def first_layers(self) -> Literal["cifar", "imagenet"]:
+        """What `stem` stands for; a speednet begins at full size too."""
+        if self.stem != "auto":
+            return self.stem
+        return "cifar" if self.image_size <= LARGEST_CIFAR_STEM or self.arch in SPEEDNETS else "imagenet"
 
     def _check_speednet(self) -> None:
         for name in ("stem", "shortcut", "activation", "zero_init_residual"):

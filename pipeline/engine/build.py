@@ -88,12 +88,15 @@ def build_split_loader(
     """The loader of the training split, or, to evaluate, of ``split``: None for the one that training is judged by.
     progress: see `LoaderOptions`."""
     split = "train" if train else split or prepared.evaluated_split
-    evaluated = evaluated_shape(config, prepared.manifest)[:2]
+    height, width, _ = evaluated_shape(config, prepared.manifest)
+    # The first layer of ImageNet's stem, the largest one, is half as high and wide as the image.
+    halved = 2 if config.model.first_layers == "imagenet" else 1
+    at_once = evaluation_batch(prepared.size(split), height // halved, width // halved)
     return build_loader(
         config.data.loader,
         prepared,
         split,
-        batch_size=config.data.batch_size if train else evaluation_batch(prepared.size(split), *evaluated),
+        batch_size=config.data.batch_size if train else at_once,
         seed=config.run.seed,
         device=runtime.device,
         train=train,

@@ -22,8 +22,9 @@ _BATCH, _PIXELS = 1000, 1000 * 32 * 32
 
 
 def evaluation_batch(count: int, height: int, width: int) -> int:
-    """How many of a split's ``count`` images to evaluate at once, at least 1."""
-    return max(min(_BATCH, _PIXELS // (height * width), count), 1)
+    """How many of a split's ``count`` images to evaluate at once, at least 1. height, width: of what the network makes
+    of an image first."""
+    return max(min(_BATCH, _PIXELS // max(height * width, 1), count), 1)
 
 
 def check_tta(tta: TestTimeAugmentation, height: int, width: int) -> None:
