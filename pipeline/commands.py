@@ -100,10 +100,9 @@ class _Advice(Listener):
 def _train(given: Given, actions: Actions, console: Console) -> int:
     with joined() as ranks:
         outcome = _train_together(given, actions, console)
-    if not ranks.first:
-        return 0 if outcome.interrupted is None else 128 + outcome.interrupted
-    # The process group is no more: what is left is for one.
-    return _finish(outcome, actions, console)
+    # The process group is no more: what is left is for one. The others are done, however that ends: torchrun would end
+    # the first one for a status of theirs.
+    return _finish(outcome, actions, console) if ranks.first else 0
 
 
 def _train_together(given: Given, actions: Actions, console: Console) -> session.Outcome:

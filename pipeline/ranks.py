@@ -277,6 +277,9 @@ class _Group:
             dist.distributed_c10d._abort_process_group()
         self._over.set()
         told = record["by"] != self._place.rank
+        if told:
+            # torchrun ends all ranks as soon as one of them ends.
+            time.sleep(_FIRST_SECONDS)
         if lost and not (isinstance(error, RankLost) and error.told):
             raise RankLost(record["reason"], told=told) from error
         if told and not lost:
