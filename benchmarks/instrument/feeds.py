@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import ClassVar, Literal, NoReturn, TypeVar, get_args
 
 import torch
@@ -169,13 +170,14 @@ class Delivered:
 
 @dataclass(frozen=True, kw_only=True)
 class FeedOptions:
-    """What a feed is opened with. config: of the step that it feeds. runtime: of ``config``. raw: bytes alone, which
-    nobody augments."""
+    """What a feed is opened with. config: of the step that it feeds. runtime: of ``config``. scratch: where the set's
+    files may be written in others' formats. raw: bytes alone, which nobody augments."""
 
     prepared: PreparedSet
     config: Config
     runtime: Runtime
     workers: int
+    scratch: Path
     raw: bool = False
 
 
@@ -216,8 +218,9 @@ def _open(loader: LoaderName, options: FeedOptions, *, augment: Literal["kernel"
 class Peer(Feed):
     """A recipe that is not ours. It delivers augmented images; ``raw``: the bytes it reads, where it can.
 
-    dtype: of the images that it delivers. ValueError where its library is missing, where the set lacks its format,
-    or where it has no way to give bytes.
+    dtype: of the images that it delivers. size: their side in pixels, where images keep their own shapes; crop: the
+    range of areas and that of ratios of the crops that it makes of these. ValueError where its library is missing,
+    where the set lacks its format, or where it has no way to give bytes.
     """
 
     name: ClassVar[str]
@@ -236,6 +239,9 @@ class Peer(Feed):
             raise ValueError(f"{images} training images are fewer than one batch of {self.batch_size}")
         self.per_epoch = images // self.batch_size
         self.ahead = batches_ahead(self.workers, self.per_epoch)
+        crop = options.config.crop
+        self.size = crop.sizes[-1] if crop.sizes else 0
+        self.crop = crop.scale or (1.0, 1.0), crop.ratio
 
     @classmethod
     def entry(cls) -> Entry:
@@ -245,8 +251,9 @@ class Peer(Feed):
 
     def example(self) -> Batch:
         """Black images of the shape and type that come."""
-        height, width, channels = self.prepared.manifest.image_shape
-        shape = (channels, height, width) if self.augment else (height, width, channels)
+        whole = (self.size, self.size, 3) if self.size else self.prepared.manifest.image_shape
+        height, width, channels = whole
+        shape = (channels, height, width) if self.augment else whole
         dtype = self.dtype if self.augment else torch.uint8
         images = torch.zeros(self.batch_size, *shape, dtype=dtype, device=self.device)
         indices = torch.arange(self.batch_size, device=self.device)
