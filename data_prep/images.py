@@ -73,10 +73,10 @@ class Header(NamedTuple):
 
     height: int
     width: int
+    grey_bits: int
+    colour_bits: int
     jpeg: bool
     size: int
-    grey_bits: int = 0
-    colour_bits: int = 0
 
 
 class Picture(NamedTuple):
@@ -91,7 +91,7 @@ def read_header(path: str) -> Header:
     """Size and depth of an image. Raises BadImageError."""
     with open_image(path, pixels=False) as (image, orientation):
         tiles = getattr(image, "tile", None)
-        header = Header(*_shown(image, orientation), image.format == "JPEG", os.path.getsize(path))
+        header = Header(*_shown(image, orientation), 0, 0, image.format == "JPEG", os.path.getsize(path))
         if image.mode not in _SIXTEEN_BIT and not (tiles and ";16" in str(tiles[0][3])):
             return header
     # Its pixels tell how many of 16 bits it uses.
@@ -148,15 +148,6 @@ def _fitted(rgb: Image.Image, size: tuple[int, int], reading: Reading) -> Image.
     left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
     padded.paste(rgb.resize((width, height), Image.Resampling.LANCZOS), (left, top))
     return padded
-
-
-def scaled_down(pixels: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:
-    """An image uint8 [H, W, 3] whose shorter side has at most so many pixels, its ratio kept; antialiased."""
-    height, width = pixels.shape[:2]
-    if min(height, width) <= shorter_side:
-        return pixels
-    size = tuple(round(side * shorter_side / min(height, width)) for side in (width, height))
-    return np.asarray(Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.LANCZOS))
 
 
 def limit_worker() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +43,20 @@ class Keeping:
     """How images keep their shapes. shorter_side: in pixels, of what is scaled down. store: one of `STORES`. quality:
     of JPEG files that are encoded."""
 
-    shorter_side: int
-    store: str
-    quality: int
+    shorter_side: int = 256
+    store: str = STORES[0]
+    quality: int = 95
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Keeping:
+        """As a checkpoint has it, or a manifest's source with its encoding; what is not there has its default.
+        ValueError for what is none."""
+        known = {name: record.get(name) for name in ("shorter_side", "store", "quality")}
+        keeping = cls(**{name: value for name, value in known.items() if value is not None})
+        numbers = isinstance(keeping.shorter_side, int) and isinstance(keeping.quality, int)
+        if not numbers or not 1 <= keeping.shorter_side <= LONGEST_SIDE or keeping.store not in STORES:
+            raise ValueError("how images were scaled and stored for the training is not usable; train anew")
+        return keeping
 
     def stored_shape(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the stored image: never larger, with the other side rounded."""
@@ -122,6 +135,13 @@ def keep(job: KeepJob) -> Kept:
             if is_one_colour(pixels):
                 kept.one_colour.append(name)
     return kept
+
+
+def kept_pixels(path: str, keeping: Keeping, reading: Reading) -> NDArray[np.uint8]:
+    """The pixels uint8 [H, W, 3] of what is stored of an image file. Raises BadImageError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _keep_one(path, keeping, reading)[1]
 
 
 @dataclass(frozen=True)

@@ -183,10 +183,14 @@ def parse_flags(arguments: list[str] | None = None) -> tuple[Given, Actions]:
     """The settings that were given, nested by section, and the other flags."""
     nested: dict[str, dict[str, Any]] = {}
     actions: dict[str, Any] = {}
-    for name, value in vars(build_parser().parse_args(arguments)).items():
+    parser = build_parser()
+    for name, value in vars(parser.parse_args(arguments)).items():
         section, dot, key = name.partition(".")
         if isinstance(value, str) and value.startswith("~"):
-            value = str(user_path(value))
+            try:
+                value = str(user_path(value))
+            except ValueError as error:
+                parser.error(str(error))
         if dot:
             nested.setdefault(section, {})[key] = value
         else:

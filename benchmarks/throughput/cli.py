@@ -20,8 +20,7 @@ from fast_train.benchmarks.instrument.flags import (
     run_program,
 )
 from fast_train.benchmarks.throughput.suites import SUITES
-from fast_train.common.command import Parser
-from fast_train.common.files import user_path
+from fast_train.common.command import Parser, flag_path
 from fast_train.pipeline.config.settings import RunConfig
 from fast_train.pipeline.errors import ConfigError
 
@@ -139,7 +138,7 @@ def build_parser() -> Parser:
     add("--warm-up", **COUNT, help="repeats before that (default: 1)")
     add("--workers", **COUNT, help="of loaders that have them (default: cores)")
     add = parser.add_argument_group("results").add_argument
-    add("--compare", nargs=2, type=user_path, metavar=("OLD", "NEW"), help="compare two reports, do not measure")
+    add("--compare", nargs=2, type=flag_path, metavar=("OLD", "NEW"), help="compare two reports, do not measure")
     add("--max-loss", **NUMBER, help="of --compare, a fraction (default: 0.1)")
     return parser
 

@@ -7,7 +7,7 @@ size a header says. So a file is held to its size, and to what all decoders make
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -69,13 +69,8 @@ def check_jpegs(path: Path, begins: Ints, sizes: Ints, image_shape: Sequence[int
         heights, widths = (np.full(len(begins), side) for side in (height, width))
         return _are_jpegs(data, begins, begins + sizes, heights, widths, rule)
 
-    _check(
-        path,
-        f"JPEG {height}x{width}x{channels}",
-        (begins, sizes),
-        right,
-        f"JPEG files are not all of {width}x{height}x{channels}",
-    )
+    what = f"JPEG files are not all of {width}x{height}x{channels}"
+    _check(path, f"JPEG {height}x{width}x{channels}", (begins, sizes), right, what)
 
 
 def check_images(
@@ -103,13 +98,8 @@ def check_images(
                 return False
         return True
 
-    _check(
-        path,
-        f"images, png {png}",
-        (begins, sizes, heights, widths),
-        right,
-        "images are not all files of their heights and widths",
-    )
+    what = "image files are not all of their heights and widths"
+    _check(path, f"images, png {png}", (begins, sizes, heights, widths), right, what)
 
 
 def is_plain_jpeg(content: bytes, height: int, width: int) -> bool:
@@ -118,16 +108,19 @@ def is_plain_jpeg(content: bytes, height: int, width: int) -> bool:
     return _are_plain_jpegs(np.frombuffer(content, np.uint8), begins, ends, heights, widths)
 
 
-def _check(path: Path, claim: str, numbers: Sequence[NDArray[Any]], right: Any, what: str) -> None:
+def _check(
+    path: Path, claim: str, numbers: Sequence[NDArray[Any]], right: Callable[[NDArray[np.uint8]], bool], what: str
+) -> None:
+    """PreparedSetError, which says what is wrong, unless the bytes of the file are right: looked at once.
+
+    claim, numbers: all that the answer depends on."""
     if not len(numbers[0]):
         return
     places = hashlib.sha256(b"".join(column.tobytes() for column in numbers)).hexdigest()
 
     def check(file: BinaryIO) -> None:
         if not right(np.memmap(file, dtype=np.uint8, mode="r")):
-            raise PreparedSetError(
-                f"{show(path)} is not a whole file of this set: its images are not all {what}; {ANEW}"
-            )
+            raise PreparedSetError(f"{show(path)} is not a whole file of this set: its {what}; {ANEW}")
 
     check_once(path, f"{claim} at {places}", check)
 

@@ -100,6 +100,9 @@ class Source(ABC):
             if value is not None and value is not False and name not in self.accepts:
                 flag = "--" + name.replace("_", "-")
                 raise PreparedSetError(f"{flag} means nothing to --dataset {self.kind}; leave it out")
+        for flag, fraction in (("--test-fraction", options.test_fraction), ("--val-fraction", options.val_fraction)):
+            if fraction is not None and not 0 < fraction < 1:
+                raise PreparedSetError(f"{flag} {fraction:g} is not between 0 and 1")
 
     @property
     def default_name(self) -> str:

@@ -40,6 +40,11 @@ class _Cifar(Source):
 
     _splits: dict[str, list[Chunk]]
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if self.options.val_fraction is None and self.options.split_seed is not None:
+            raise PreparedSetError("--split-seed means nothing without --val-fraction; leave it out")
+
     def identity(self) -> dict[str, Any]:
         # Where it came from makes no difference: the sums say that it is the same.
         fraction = self.options.val_fraction
@@ -189,7 +194,8 @@ def _usual_places(kind: str) -> Iterator[Path]:
     yield from _with_folders(Path("data"), kind)
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
     for text in (os.environ.get("TORCH_HOME") or os.path.join(caches, "torch"), caches):
-        yield from _with_folders(user_path(text), kind)
+        with suppress(ValueError):
+            yield from _with_folders(user_path(text), kind)
 
 
 def _with_folders(place: Path, kind: str) -> Iterator[Path]:

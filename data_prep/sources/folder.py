@@ -28,14 +28,13 @@ from fast_train.data_prep.sources.listing import (
     ImageFile,
     Listing,
     draw_split,
-    files_in_two_places,
+    linked_files,
     list_folder,
 )
 
 _DEFAULT_TEST_FRACTION = 0.2
 #: Images of one size with no longer side are stored as pixels; others, and those of several sizes, as files.
 _LARGEST_PIXELS_SIDE = 128
-_DEFAULT_SHORTER_SIDE = 256
 #: Neither black nor white drawings vanish on it.
 _DEFAULT_BACKGROUND = (128, 128, 128)
 _SCAN_FILES = 500
@@ -60,7 +59,7 @@ class ImageFolder(Source):
         colour = self.options.background
         self._background = _DEFAULT_BACKGROUND if colour is None else _colour(colour)
         self._fit = _choice("--fit", self.options.fit, FITS)
-        side = _DEFAULT_SHORTER_SIDE if self.options.shorter_side is None else self.options.shorter_side
+        side = Keeping.shorter_side if self.options.shorter_side is None else self.options.shorter_side
         if not 1 <= side <= LONGEST_SIDE:
             raise PreparedSetError(f"--shorter-side {side} is out of range; give 1 to {LONGEST_SIDE}")
         store = _choice("--store", self.options.store, STORES)
@@ -114,7 +113,7 @@ class ImageFolder(Source):
             # Sets of earlier versions say nothing of these.
             "fit": None if self._fit == FITS[0] else self._fit,
             "val_fraction": fractions.get("validation"),
-            "shorter_side": None if self._keeping.shorter_side == _DEFAULT_SHORTER_SIDE else self._keeping.shorter_side,
+            "shorter_side": None if self._keeping.shorter_side == Keeping.shorter_side else self._keeping.shorter_side,
             "store": None if self._keeping.store == STORES[0] else self._keeping.store,
             "splits": None if "validation" not in self.listing.splits else ",".join(self.listing.splits),
         }
@@ -238,7 +237,7 @@ class ImageFolder(Source):
         split: the set must be what it is without."""
         lost = [name for name, _ in self._bad if self._headers.pop(name, None)]
         rest = [file for file in self._files if file.name in self._headers]
-        if lost and (self._choose_shape() != self._shape or self._good_files() != rest):
+        if lost and (not rest or self._choose_shape() != self._shape or self._good_files() != rest):
             self.display.say(f"once more without {_files(len(lost))} that can't be decoded, such as {show(lost[0])}")
             raise PlanChangedError
 
@@ -322,9 +321,11 @@ class ImageFolder(Source):
 
     def _announce_plan(self) -> None:
         say, sizes = self.display.say, self._sizes()
-        if shared := files_in_two_places(self._files, self.listing.again):
-            first, other = shared[0]
-            say(f"{_files(len(shared))} in two splits or classes by links, such as {show(first)}, also {show(other)}")
+        # Some give images a greater weight that way; others have had their doubles replaced by links.
+        for within, what in ((False, "in two splits or classes by links"), (True, "counted again in a class by links")):
+            if shared := linked_files(self._files, self.listing.again, in_one_class=within):
+                first, other = shared[0]
+                say(f"{_files(len(shared))} {what}, such as {show(first)}, also {show(other)}")
         if isinstance(self._shape, RaggedShapes):
             self._announce_shapes(sizes)
         elif resized := len(self._headers) - sizes[self._shape]:

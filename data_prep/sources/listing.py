@@ -270,12 +270,12 @@ def _look_at_files(listing: Listing) -> None:
     listing.digest = digest.hexdigest()
 
 
-def files_in_two_places(files: list[ImageFile], again: dict[str, str]) -> list[tuple[str, str]]:
-    """Names of one file (see `Listing`) that lie in different splits or classes."""
+def linked_files(files: list[ImageFile], again: dict[str, str], *, in_one_class: bool = False) -> list[tuple[str, str]]:
+    """Two names of one file (see `Listing`) that lie in different splits or classes, or in the same ones."""
     names = {*again, *again.values()}
     places = {file.name: (file.split, file.class_name) for file in files if file.name in names}
     pairs = [(first, name) for name, first in again.items() if first in places and name in places]
-    return [(first, name) for first, name in pairs if places[first] != places[name]]
+    return [(first, name) for first, name in pairs if (places[first] == places[name]) == in_one_class]
 
 
 def draw_split(

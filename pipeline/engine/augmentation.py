@@ -68,8 +68,8 @@ class _Normaliser:
         normalise: Literal["set", "half"],
         dtype: torch.dtype,
         device: torch.device,
-        seed: int,
-        channels_last: bool,
+        seed: int = 0,
+        channels_last: bool = True,
     ) -> None:
         self.sizes, self.size = tuple(sizes), sizes[-1]
         self.seed, self._channels_last = seed, channels_last
@@ -132,7 +132,7 @@ class Augmenter(_Normaliser):
         return self._formatted(images)
 
 
-class NativeAugmenter(Augmenter):
+class NativeAugmenter(_Normaliser):
     """For a loader that augments by itself (see `pipeline.loaders.native`): what is left is the type and the format."""
 
     def __call__(self, batch: AnyBatch) -> Tensor:
@@ -240,7 +240,7 @@ def keep_compiled(device: torch.device) -> None:
 
 
 #: What makes a run's images.
-AnyAugmenter: TypeAlias = Augmenter | CropAugmenter
+AnyAugmenter: TypeAlias = Augmenter | CropAugmenter | NativeAugmenter
 
 
 def _of_one_shape(batch: AnyBatch) -> Batch | SplitView:

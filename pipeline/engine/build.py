@@ -31,7 +31,7 @@ from fast_train.pipeline.engine.step import TrainStep
 from fast_train.pipeline.engine.stored import stored_pixels
 from fast_train.pipeline.errors import CompileError, ConfigError
 from fast_train.pipeline.loaders import AnyBatch, Loader, Progress, build_loader
-from fast_train.pipeline.loaders.native import NativeAugment
+from fast_train.pipeline.loaders.native import NativeAugment, NativeCrop
 from fast_train.pipeline.models import build_model, initialise_from_data, starts_from_data
 
 # Pixels of the images that a model starts from: the first 5,000 of CIFAR-10 (Jordan 2024, section 3.2).
@@ -64,10 +64,11 @@ def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, 
         "seed": config.run.seed,
         "channels_last": config.run.channels_last,
     }
+    if train and config.data.dali_augment == "native":
+        return NativeAugmenter(manifest, (config.model.image_size,), **common)
     evaluated, sizes = config.evaluated_crop, config.crop.sizes
     if evaluated is None:
-        kind = NativeAugmenter if train and config.data.dali_augment == "native" else Augmenter
-        return kind(manifest, config.augment if train else NO_AUGMENT, **common)
+        return Augmenter(manifest, config.augment if train else NO_AUGMENT, **common)
     if train:
         return CropAugmenter(manifest, config.crop.spec(sizes[-1]), sizes=sizes, **common)
     return CropAugmenter(manifest, evaluated, **common)
@@ -85,12 +86,6 @@ def build_split_loader(
     """The loader of the training split, or, to evaluate, of ``split``: None for the one that training is judged by.
     progress: see `LoaderOptions`."""
     split = "train" if train else split or prepared.evaluated_split
-    native = None
-    if train and config.data.dali_augment == "native":
-        if config.crop.sizes:
-            raise ConfigError("--dali-augment native makes no crops of --image-size; leave one of them out")
-        mean, std = normalisation(prepared.manifest.mean, prepared.manifest.std, config.data.normalise)
-        native = NativeAugment(spec=config.augment, mean=mean, std=std, dtype=runtime.image_dtype, seed=config.run.seed)
     evaluated = evaluated_shape(config, prepared.manifest)[:2]
     return build_loader(
         config.data.loader,
@@ -101,10 +96,26 @@ def build_split_loader(
         device=runtime.device,
         train=train,
         workers=config.data.workers,
-        native=native,
+        native=_native(config, prepared, runtime) if train else None,
         resident_memory=config.data.resident_memory,
         progress=progress,
     )
+
+
+def _native(config: Config, prepared: PreparedSet, runtime: Runtime) -> NativeAugment | NativeCrop | None:
+    """What the loader is to augment by itself."""
+    if config.data.dali_augment == "kernel":
+        return None
+    mean, std = normalisation(prepared.manifest.mean, prepared.manifest.std, config.data.normalise)
+    common: dict[str, Any] = {"mean": mean, "std": std, "dtype": runtime.image_dtype, "seed": config.run.seed}
+    sizes = config.crop.sizes
+    if not sizes:
+        return NativeAugment(spec=config.augment, **common)
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"--dali-augment native makes crops of one size; add --image-size {sizes[-1]}, or leave it out"
+        )
+    return NativeCrop(spec=config.crop.spec(sizes[0]), **common)
 
 
 def build_network(config: Config, runtime: Runtime, prepared: PreparedSet | None = None) -> torch.nn.Module:

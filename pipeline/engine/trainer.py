@@ -16,7 +16,8 @@ import torch
 from fast_train.common.cores import usable_cores
 from fast_train.common.signals import Interrupt
 from fast_train.common.text import show_path
-from fast_train.data_prep.manifest import PreparedSet
+from fast_train.data_prep.keep import Keeping
+from fast_train.data_prep.manifest import Manifest, PreparedSet
 from fast_train.pipeline.config.recipe import override
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.build import (
@@ -327,7 +328,7 @@ class Trainer:
             "mean": list(self.prepared.manifest.mean),
             "std": list(self.prepared.manifest.std),
             "reading": self.prepared.manifest.source.get("reading", {}),
-            "shorter_side": self.prepared.manifest.source.get("shorter_side"),
+            "keeping": dataclasses.asdict(_keeping(self.prepared.manifest)),
             "step": self.step.state_dict(),
             # A batch that a signal came with may be given out, and was not trained on.
             "loader": {**self.loader.state_dict(), "step": self.done_steps - self.loader.epoch * len(self.loader)},
@@ -354,3 +355,8 @@ class Trainer:
         inside = self.done_steps % len(self.loader) and len(self.history) > self.loader.epoch
         if inside and self.done_steps < self.total_steps:
             self.history.pop()
+
+
+def _keeping(manifest: Manifest) -> Keeping:
+    """How images were scaled and stored, where they keep their own shapes."""
+    return Keeping.from_dict({**manifest.source, **manifest.encoding(manifest.formats[0])})

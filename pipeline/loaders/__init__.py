@@ -11,7 +11,7 @@ from fast_train.pipeline.loaders.base import Loader, LoaderOptions, Progress
 from fast_train.pipeline.loaders.batch import AnyBatch, Batch, OwnBatch, RaggedBatch, RaggedView, SplitView
 from fast_train.pipeline.loaders.dali_loader import DaliLoader
 from fast_train.pipeline.loaders.ffcv_loader import FfcvLoader
-from fast_train.pipeline.loaders.native import NativeAugment
+from fast_train.pipeline.loaders.native import NativeAugment, NativeCrop
 from fast_train.pipeline.loaders.resident import ResidentLoader
 from fast_train.pipeline.loaders.torch_loader import TorchLoader
 
@@ -47,7 +47,7 @@ def build_loader(
     device: torch.device | str = "cpu",
     train: bool = True,
     workers: int | None = None,
-    native: NativeAugment | None = None,
+    native: NativeAugment | NativeCrop | None = None,
     resident_memory: ResidentMemory = "auto",
     progress: Progress | None = None,
 ) -> Loader:

@@ -50,7 +50,10 @@ class DaliLoader(Loader):
         self._encoded = bool(self.largest) or prepared.manifest.encoding("dali")["mode"] != "raw"
         self._native = native
         if native is not None and isinstance(native, NativeCrop) != bool(self.largest):
-            raise ValueError("DALI crops and resizes images that keep their own shapes, and moves those of one shape")
+            raise ValueError(
+                "DALI's graph resizes crops of images that keep their own shapes, and no others; leave out "
+                "--dali-augment native, or the size of the crops"
+            )
         if isinstance(native, NativeAugment):
             check_reflection(native.spec, *prepared.manifest.image_shape[:2])
         self._by_image = self._encoded or native is not None

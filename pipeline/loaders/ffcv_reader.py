@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fast_train.pipeline.loaders.turbojpeg import FATAL, FLAGS, RGB, functions
+
 # Importing FFCV leaves the whole process one thread of torch's.
 _threads = torch.get_num_threads()
 # FFCV keeps the names of two image modes in a dictionary of Numba's, for which Numba compiles code for seconds at each
@@ -67,21 +69,8 @@ class Order(TraversalOrder):
         return self.indices
 
 
-def _turbojpeg(name: str, result: Any, *arguments: Any) -> Any:
-    """A function of the libjpeg-turbo that FFCV is linked with, for compiled code."""
-    function = getattr(ctypes.CDLL(libffcv.lib._name), name)
-    function.restype, function.argtypes = result, arguments
-    return function
-
-
-# https://libjpeg-turbo.org/Documentation: the TurboJPEG API, version 2.0. Addresses are whole numbers to Numba.
-_begin = _turbojpeg("tjInitDecompress", ctypes.c_size_t)
-_decompress = _turbojpeg(
-    "tjDecompress2", ctypes.c_int, *[ctypes.c_size_t] * 4, *[ctypes.c_int] * 5
-)  # handle, file, its size, pixels, width, bytes of a line, height, format, flags
-_error_code = _turbojpeg("tjGetErrorCode", ctypes.c_int, ctypes.c_size_t)
-_end = _turbojpeg("tjDestroy", ctypes.c_int, ctypes.c_size_t)
-_RGB, _FATAL = 0, 1
+# Of the library that FFCV is linked with. By names of their own: compiled code knows no tuple of functions.
+_begin, _decompress, _error_code, _end = functions(ctypes.CDLL(libffcv.lib._name))
 
 
 def _decode_jpeg(file: int, size: int, pixels: int, height: int, width: int) -> bool:
@@ -93,9 +82,8 @@ def _decode_jpeg(file: int, size: int, pixels: int, height: int, width: int) -> 
     errors, which leave the pixels of another image.
     """
     handle = _begin()
-    failed = _decompress(handle, file, size, pixels, width, 0, height, _RGB, 0)
-    # Of what is odd in a file but can be decoded there is only a warning.
-    fatal = failed != 0 and _error_code(handle) == _FATAL
+    failed = _decompress(handle, file, size, pixels, width, 0, height, RGB, FLAGS)
+    fatal = failed != 0 and _error_code(handle) == FATAL
     _end(handle)
     return not fatal
 

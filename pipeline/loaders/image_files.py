@@ -6,18 +6,17 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from io import FileIO
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
-from fast_train.common.text import one_line, show
+from fast_train.common.text import show
 from fast_train.data_prep.errors import ANEW, PreparedSetError
 from fast_train.data_prep.formats.decode import decode_rgb
 from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.loaders import turbojpeg
 from fast_train.pipeline.loaders.batch import CHANNELS, RaggedBatch, begins
 
 _JPEG = b"\xff\xd8"
@@ -42,8 +41,7 @@ class ImageFiles:
 
     def __init__(self, prepared: PreparedSet, split: str) -> None:
         encoded = prepared.encoded(split)
-        assert isinstance(encoded.data, np.memmap)
-        self.path, self._at = Path(str(encoded.data.filename)), encoded.data.offset
+        self.path, self._at = prepared.files(split, "packed")[0], encoded.begin
         self._offsets = encoded.offsets
         self.shapes = Shapes(encoded.heights, encoded.widths, encoded.labels)
 
@@ -65,36 +63,33 @@ class ImageFiles:
         Raises PreparedSetError where one can't be decoded.
         """
         start, stop = self._offsets[[first, end]].tolist()
-        files = np.empty(stop - start, dtype=np.uint8)
-        at, room = 0, files.data
-        while at < len(files):
-            count = os.preadv(self._file.fileno(), [room[at:]], self._at + start + at)
-            if not count:
-                raise PreparedSetError(f"{show(self.path)} ends within its images; {ANEW}")
-            at += count
+        files = self._read(start, stop - start)
         at = 0
         for index in range(first, end):
             file = files[self._offsets[index] - start : self._offsets[index + 1] - start]
             size = int(self.shapes.sizes[index])
-            into[at : at + size] = self._pixels(file, index).reshape(-1)
+            self._decode(file, into[at : at + size], index)
             at += size
 
-    def _pixels(self, file: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-        """uint8 [H, W, 3] of the bytes of a file."""
+    def _read(self, start: int, size: int) -> NDArray[np.uint8]:
+        """Bytes of the data."""
+        files = np.empty(size, dtype=np.uint8)
+        at = 0
+        while at < size:
+            count = os.preadv(self._file.fileno(), [files[at:].data], self._at + start + at)
+            if not count:
+                raise PreparedSetError(f"{show(self.path)} ends within its images; {ANEW}")
+            at += count
+        return files
+
+    def _decode(self, file: NDArray[np.uint8], into: NDArray[np.uint8], index: int) -> None:
+        """Write the pixels of one file into uint8 [H * W * 3]."""
         height, width = int(self.shapes.heights[index]), int(self.shapes.widths[index])
+        library = turbojpeg.installed()
+        if library is not None and file[:2].tobytes() == _JPEG and turbojpeg.decode(library, file, into, height, width):
+            return
         try:
-            if file[:2].tobytes() != _JPEG:
-                return decode_rgb(file, height, width)
-            # By the same library as Pillow's, to the same pixels, in two thirds of the time.
-            planes = decode_jpeg(torch.from_numpy(file), mode=ImageReadMode.RGB)
-            pixels: NDArray[np.uint8] = planes.permute(1, 2, 0).numpy()
-            if pixels.shape != (height, width, CHANNELS):
-                raise PreparedSetError(f"holds an image that is not {width}x{height}; {ANEW}")
+            # What the library could not decode, too: it does not say why.
+            into[:] = decode_rgb(file, height, width).reshape(-1)
         except PreparedSetError as error:
             raise PreparedSetError(f"{show(self.path)} {error}") from error
-        except RuntimeError as error:
-            reason = one_line(error).rpartition(", ")[2]
-            raise PreparedSetError(
-                f"{show(self.path)} holds an image that can't be decoded: {reason[:100]}; {ANEW}"
-            ) from error
-        return pixels

@@ -22,7 +22,7 @@ class Room:
     def __init__(self, size: int, what: str, device: torch.device, memory: ResidentMemory) -> None:
         """Raises ValueError where ``size`` bytes are not free. what: is to lie there."""
         self.host: Tensor | None = None
-        if device.type == "cuda" and _choose(size, what, device, memory) == "device":
+        if device.type == "cuda" and choose(size, what, device, memory) == "device":
             self.data = torch.empty(size, dtype=torch.uint8, device=device)
             return
         if device.type != "cuda":
@@ -36,8 +36,8 @@ class Room:
         target[at : at + len(pixels)].copy_(pixels, non_blocking=True)
 
 
-def _choose(size: int, what: str, device: torch.device, memory: ResidentMemory) -> ResidentMemory:
-    """``device`` or ``host``."""
+def choose(size: int, what: str, device: torch.device, memory: ResidentMemory) -> ResidentMemory:
+    """``device`` or ``host``: where ``size`` bytes go. ValueError where there is no room; what: is to lie there."""
     on_device, on_host = free_on_device(device, size), free_memory()
     fits_host = on_host is None or size <= on_host
     if memory != "host" and size <= on_device and (memory == "device" or size <= _SHARE * on_device or not fits_host):

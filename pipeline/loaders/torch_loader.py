@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Listener
@@ -35,6 +35,8 @@ T = TypeVar("T")
 DEFAULT_WORKERS = 4
 # For a batch. A worker that is stopped, or whose disk does not answer, never fails by itself.
 _PATIENCE_SECONDS = 120
+# For workers to end by themselves when the loader is closed.
+_LEAVE_SECONDS = 1.0
 _REMEDY = "give fewer --workers, or --loader resident, ffcv or dali"
 
 
@@ -147,6 +149,11 @@ def _obey_the_parent() -> None:
 def _do_nothing() -> None: ...
 
 
+def _kill(workers: Iterable[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
+
+
 class _Patience:
     """In the block, what `wait_for` waits for may take `_PATIENCE_SECONDS`; then ``give_up`` is called, from another
     thread. torch's own time-out does not cover the connection over which a batch's memory is handed on."""
@@ -232,8 +239,7 @@ class TorchLoader(Loader):
 
     def _give_up(self) -> None:
         self._silent = True
-        for worker in self._workers:
-            worker.kill()
+        _kill(self._workers)
 
     def failure(self, error: Exception) -> str:
         if self._silent:
@@ -251,8 +257,11 @@ class TorchLoader(Loader):
 
     def close(self) -> None:
         super().close()
-        # Its workers end when nothing refers to it any more; but one that is stopped never does.
+        workers, self._workers = self._workers, set()
+        # They end when nothing refers to the DataLoader any more; torch then waits seconds for each that is stopped.
+        late = threading.Timer(_LEAVE_SECONDS, _kill, [workers])
+        if workers:
+            late.start()
         self._loader = None
-        for worker in self._workers:
-            worker.kill()
-        self._workers = set()
+        late.cancel()
+        _kill(workers)

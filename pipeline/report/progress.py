@@ -65,7 +65,7 @@ class Terminal(Listener):
         self._epochs = ready.epochs
         if ready.done_steps:
             self._console.print(f"going on after step {ready.done_steps:,} of {ready.total_steps:,}")
-        if ready.compiled:
+        if ready.compiled and round(ready.seconds, 1):
             self._console.print(f"compiled in {ready.seconds:.1f} s")
         if self._console.is_terminal:
             self._progress = Progress(

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fast_train.common.text import show
-from fast_train.data_prep.images import BadImageError, Reading, read_rgb, scaled_down
+from fast_train.data_prep.images import BadImageError, Reading, read_rgb
+from fast_train.data_prep.keep import Keeping, kept_pixels
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import NO_AUGMENT
 from fast_train.pipeline.config.settings import RunConfig
@@ -48,7 +49,7 @@ class TrainedModel:
             mean, std = normalisation(saved.state["mean"], saved.state["std"], saved.config.data.normalise)
         self.module.eval()
         self._reading = Reading.from_dict(saved.state.get("reading", {}))
-        self._shorter_side = saved.state.get("shorter_side")
+        self._keeping = Keeping.from_dict(saved.state.get("keeping", {}))
         self._table = normalisation_table(mean, std, self._runtime.image_dtype, self._runtime.device)
 
     @torch.no_grad()
@@ -98,12 +99,13 @@ class TrainedModel:
 
     def _read(self, path: Path | str) -> NDArray[np.uint8]:
         """uint8 [H, W, 3]"""
-        size, crops = self.config.model.image_size, self.config.evaluated_crop is not None
+        size = self.config.model.image_size
         try:
-            pixels = read_rgb(str(path), None if crops else (size, size), self._reading).pixels
+            if self.config.evaluated_crop is not None:
+                return kept_pixels(str(path), self._keeping, self._reading)
+            return read_rgb(str(path), (size, size), self._reading).pixels
         except BadImageError as error:
             raise ValueError(f"{show(str(path))} can't be predicted: {error}") from error
-        return scaled_down(pixels, self._shorter_side) if crops and self._shorter_side else pixels
 
     def _probabilities(self, inputs: Tensor) -> Tensor:
         """float32 [n, K]"""

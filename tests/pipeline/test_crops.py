@@ -11,7 +11,6 @@ import pytest
 import torch
 from inputs import make_ragged_set
 from PIL import Image
-from ragged_stand_in import StandIn
 
 import fast_train
 from fast_train.data_prep.manifest import PreparedSet
@@ -22,7 +21,7 @@ from fast_train.kernels.spec import CropSpec
 from fast_train.pipeline import cli
 from fast_train.pipeline.config.recipe import override, resolve
 from fast_train.pipeline.engine.augmentation import CropAugmenter
-from fast_train.pipeline.engine.checkpoint import load_checkpoint
+from fast_train.pipeline.engine.checkpoint import load_checkpoint, save_checkpoint
 from fast_train.pipeline.engine.stored import stored_pixels
 from fast_train.pipeline.loaders import LOADERS, build_loader
 from fast_train.pipeline.loaders.batch import Batch, SplitView
@@ -43,11 +42,6 @@ def ragged_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("sets") / "ragged"
     make_ragged_set(path, counts={"train": 36, "test": 14})
     return path
-
-
-@pytest.fixture(autouse=True)
-def deliver(monkeypatch):
-    monkeypatch.setitem(LOADERS, "resident", StandIn)
 
 
 @pytest.fixture
@@ -113,7 +107,7 @@ def test_crops_do_not_depend_on_the_number_of_threads(ragged_path):
 def test_a_checkpoint_from_inside_an_epoch_goes_on_to_the_same_bits(train, options):
     # Four steps an epoch; step 6 is inside the second one.
     assert train("--out", "straight", "--save-every", "1", "--keep", "99", *options) == 0
-    assert cli.main(["--resume", "straight/checkpoints/step-6.pt", "--out", "parts", "--brief"]) == 0
+    assert cli.main(["--resume", "straight/checkpoints/step-000006.pt", "--out", "parts", "--brief"]) == 0
     straight, parts = (load_checkpoint(Path(name, "last.pt")) for name in ("straight", "parts"))
     assert straight["done_steps"] == parts["done_steps"] == 12
     for part in ("model", "optimizer"):
@@ -162,15 +156,15 @@ def test_predictions_are_those_of_the_evaluation(train, ragged_path, tmp_path):
     assert not np.allclose(larger.confidences, evaluation.confidences, atol=1e-3)
 
 
-def test_large_files_are_scaled_down_as_the_sets_were(train, tmp_path):
+def test_a_large_file_is_predicted_as_what_a_set_keeps_of_it(train):
     assert train("--out", "run", "--image-size", "24", "--epochs", "1") == 0
-    model = fast_train.load_model("run", device="cpu")
-    model._shorter_side = 40
+    state = load_checkpoint(Path("run/last.pt"))
+    save_checkpoint(Path("run/last.pt"), {**state, "keeping": {"shorter_side": 40, "store": "jpeg", "quality": 80}})
     pixels = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("large.png")
-    Image.fromarray(pixels).resize((50, 40), Image.Resampling.LANCZOS).save("small.png")
-    large, small = model.predict(["large.png", "small.png"])
-    assert np.array_equal(large.probabilities, small.probabilities)
+    Image.fromarray(pixels).resize((50, 40), Image.Resampling.LANCZOS).save("kept.jpg", quality=80, subsampling=0)
+    large, kept = fast_train.load_model("run", device="cpu").predict(["large.png", "kept.jpg"])
+    assert np.array_equal(large.probabilities, kept.probabilities)
 
 
 def test_show_batch_shows_crops(train, ragged_path, monkeypatch, capsys):
@@ -206,7 +200,6 @@ def test_squares_are_cropped_where_a_size_is_given(prepared_path, tmp_path, monk
         (["--progressive", "16,x"], "argument --progressive: invalid sizes value: '16,x'"),
         (["--set", "crop.scale=[0.5]"], r"crop scale .* is no range of parts of an area; give two numbers"),
         (["--set", "augment.pad=2"], "augment.pad is for images that are not cropped; leave it out, or set crop.*"),
-        (["--loader", "dali", "--dali-augment", "native"], "--loader dali|'dali' files|--dali-augment native"),
         (["--set", "model.arch=speednet8", "--progressive", "8,24"], "speednet8 needs images of 9 pixels or more"),
     ],
 )  # fmt: skip
@@ -239,8 +232,6 @@ def test_a_network_of_squares_does_not_take_images_of_any_shape(
     state = load_checkpoint(Path("run/last.pt"))
     # As an earlier version wrote it.
     del state["config"]["crop"]
-    from fast_train.pipeline.engine.checkpoint import save_checkpoint
-
     save_checkpoint(Path("run/last.pt"), {**state, "classes": ["ant", "bee", "cow"]})
     assert cli.main(["--evaluate", "run", "--data", str(ragged_path), "--device", "cpu", "--brief"]) == 2
     assert "trained on images of one shape, and those of" in capsys.readouterr().err
@@ -263,6 +254,20 @@ def test_one_size_takes_the_place_of_a_recipes_several_and_the_other_way_round()
     assert override(config, {"crop": {"size": None, "progressive": (32, 64)}}).crop.sizes == (32, 64)
 
 
+@pytest.mark.skipif(LOADERS["dali"].missing() is not None, reason=str(LOADERS["dali"].missing()))
+def test_crops_by_dali_train_to_nearly_the_same(train, tmp_path, capsys):
+    make_ragged_set(Path("set"), counts={"train": 36, "test": 14}, formats=("packed", "dali"))
+    native = ["--data", "set", "--loader", "dali", "--dali-augment", "native"]
+    for name, options in (("kernel", ["--data", "set"]), ("native", native)):
+        assert train("--out", name, "--image-size", "24", *options) == 0
+    kernel, native_state = (load_checkpoint(Path(name, "last.pt"))["history"] for name in ("kernel", "native"))
+    for ours, theirs in zip(kernel, native_state, strict=True):
+        assert theirs["train_loss"] == pytest.approx(ours["train_loss"], abs=0.02)
+    capsys.readouterr()
+    assert train("--out", "several", "--progressive", "16,24", *native) == 2
+    assert "makes crops of one size; add --image-size 24, or" in capsys.readouterr().err
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [[], ["--no-compile"], ["--no-graph"]], ids=["all", "graph", "compiled"])
 def test_gpu_sizes_are_captured_and_a_run_goes_on_to_the_same_bits(ragged_path, tmp_path, monkeypatch, options):
@@ -271,7 +276,7 @@ def test_gpu_sizes_are_captured_and_a_run_goes_on_to_the_same_bits(ragged_path, 
     command = ["--data", str(ragged_path), "--recipe", "small.toml", "--progressive", "16,24,20", "--brief", *options]
     command += ["--amp", "--save-every", "1", "--keep", "99", "--deterministic"]
     assert cli.main([*command, "--out", "straight"]) == 0
-    assert cli.main(["--resume", "straight/checkpoints/step-6.pt", "--out", "parts", "--brief"]) == 0
+    assert cli.main(["--resume", "straight/checkpoints/step-000006.pt", "--out", "parts", "--brief"]) == 0
     straight, parts = (load_checkpoint(Path(name, "last.pt"))["step"]["model"] for name in ("straight", "parts"))
     for name, weights in straight.items():
         assert torch.equal(weights, parts[name]), name
