@@ -27,12 +27,17 @@ from fast_train.pipeline.config.settings import Config, LoaderName
 from fast_train.pipeline.engine.augmentation import AnyAugmenter
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader
 from fast_train.pipeline.engine.runtime import Runtime
-from fast_train.pipeline.loaders import AnyBatch, Batch, Loader, SplitView
+from fast_train.pipeline.loaders import AnyBatch, Batch, Loader, RaggedView, SplitView
 
+#: What decodes image files, as the suite `decode` calls it; `OURS` is that of the loaders `resident` and `torch`.
+PILLOW, OURS, TORCHVISION, FFCV, DALI = "Pillow", "resident", "torchvision.io", "ffcv", "dali"
 # Times what a loader holds ahead: of longer epochs the end costs a few percent at most.
 _LONG_EPOCH = 6
 # For one batch. FFCV has Numba compile before the first one, which takes a minute on two busy cores.
 LATEST_SECONDS = 180.0
+
+# The resident loader decodes once, before the first batch.
+_DECODERS: dict[LoaderName, str | None] = {"resident": None, "torch": OURS, "ffcv": FFCV, "dali": DALI}
 
 T = TypeVar("T")
 
@@ -126,6 +131,11 @@ def timely(batches: Iterator[T]) -> Iterator[T]:
         signal.signal(signal.SIGALRM, previous)
 
 
+def is_view(batch: AnyBatch) -> bool:
+    """Whether its images are still to be gathered, out of a whole split."""
+    return isinstance(batch, SplitView | RaggedView)
+
+
 class LoaderFeed(Feed):
     """One of the library's loaders. raw: each batch's own bytes, even of a loader that feeds views of the split."""
 
@@ -134,7 +144,7 @@ class LoaderFeed(Feed):
         self.batch_size, self.device = loader.batch_size, loader.device
         self.workers, self.per_epoch = loader.workers or 0, len(loader)
         # A loader that gives views of the split has only indices to make.
-        self.ahead = 1 if isinstance(loader.example(), SplitView) else batches_ahead(self.workers, self.per_epoch)
+        self.ahead = 1 if is_view(loader.example()) else batches_ahead(self.workers, self.per_epoch)
         self._epoch = 0
 
     def batches(self, count: int) -> Iterator[AnyBatch]:
@@ -185,23 +195,26 @@ class FeedOptions:
 class Entry:
     """A line of the comparison: who loads, and how a feed of it is made. augmentation: what is done to each image;
     None for the recipe's, by our kernel. source: of a recipe that is not ours. workers: their number where the recipe
-    fixes it; 0 where there are none."""
+    fixes it; 0 where there are none. decoder: that of image files, as the suite `decode` calls it; None where nothing
+    is decoded."""
 
     name: str
     open: Callable[[FeedOptions], Feed]
     augmentation: str | None = None
     source: str = "this project"
     workers: int | None = None
+    decoder: str | None = None
 
 
 def library_entries() -> list[Entry]:
     """Every loader in the registry, and the ways in which one can be configured to augment by itself."""
     plain = [
-        Entry(name=name, open=partial(_open, name), workers=0 if name == "resident" else None)
+        Entry(name=name, open=partial(_open, name), workers=0 if name == "resident" else None, decoder=_DECODERS[name])
         for name in get_args(LoaderName)
     ]
     native = partial(_open, "dali", augment="native")
-    return [*plain, Entry(name="dali, native", open=native, augmentation="the same, by DALI's operators")]
+    augmentation = "the same, by DALI's operators"
+    return [*plain, Entry(name="dali, native", open=native, augmentation=augmentation, decoder=_DECODERS["dali"])]
 
 
 def _open(loader: LoaderName, options: FeedOptions, *, augment: Literal["kernel", "native"] = "kernel") -> LoaderFeed:
@@ -227,6 +240,8 @@ class Peer(Feed):
     source: ClassVar[str]
     #: What it does to each image.
     augmentation: ClassVar[str]
+    #: What decodes image files in it, see `Entry`.
+    decoder: ClassVar[str | None] = None
     #: Loading processes or threads, where the recipe fixes their number.
     fixed_workers: ClassVar[int | None] = None
 
@@ -246,7 +261,12 @@ class Peer(Feed):
     @classmethod
     def entry(cls) -> Entry:
         return Entry(
-            name=cls.name, open=cls, augmentation=cls.augmentation, source=cls.source, workers=cls.fixed_workers
+            name=cls.name,
+            open=cls,
+            augmentation=cls.augmentation,
+            source=cls.source,
+            workers=cls.fixed_workers,
+            decoder=cls.decoder,
         )
 
     def example(self) -> Batch:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fast_train.benchmarks.instrument.feeds import FeedOptions
+from fast_train.benchmarks.instrument.feeds import DALI, FeedOptions
 from fast_train.benchmarks.peers.dali_stock import DaliPeer
 from fast_train.benchmarks.peers.written import class_folders
 
@@ -26,6 +26,7 @@ class DaliResnet50(DaliPeer):
     name = "DALI's ResNet-50 pipeline"
     source = "NVIDIA/DALI, docs/examples/use_cases/pytorch/resnet50/main.py"
     augmentation = "RandomResizedCrop, flip by DALI"
+    decoder = DALI
     _folders: Path
 
     def check(self, options: FeedOptions) -> None:

@@ -15,7 +15,7 @@ from torchvision.datasets import DatasetFolder
 from torchvision.io import ImageReadMode, decode_image, read_file
 from torchvision.transforms import v2
 
-from fast_train.benchmarks.instrument.feeds import FeedOptions
+from fast_train.benchmarks.instrument.feeds import TORCHVISION, FeedOptions
 from fast_train.benchmarks.peers.dataloader import DataLoaderPeer
 from fast_train.benchmarks.peers.written import SUFFIXES, class_folders
 
@@ -26,6 +26,7 @@ class DecodeJpegPeer(DataLoaderPeer):
     name = "torchvision.io"
     source = "torchvision's guides to decode_image and transforms v2, PyTorch's performance tuning guide"
     augmentation = "RandomResizedCrop, flip by transforms v2"
+    decoder = TORCHVISION
     prefetch = 4
     persistent = True
 

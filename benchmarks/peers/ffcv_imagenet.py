@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fast_train.benchmarks.instrument.feeds import FeedOptions
+from fast_train.benchmarks.instrument.feeds import FFCV, FeedOptions
 from fast_train.benchmarks.peers.ffcv_readme import FfcvPeer
 
 
@@ -22,6 +22,7 @@ class FfcvImagenet(FfcvPeer):
     name = "FFCV's ImageNet pipeline"
     source = "libffcv/ffcv-imagenet, train_imagenet.py"
     augmentation = "RandomResizedCrop, flip by FFCV"
+    decoder = FFCV
 
     def __init__(self, options: FeedOptions) -> None:
         if options.runtime.device.type == "cuda" and importlib.util.find_spec("cupy") is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torchvision.datasets import ImageFolder
 
-from fast_train.benchmarks.instrument.feeds import FeedOptions
+from fast_train.benchmarks.instrument.feeds import PILLOW, FeedOptions
 from fast_train.benchmarks.peers.dataloader import DataLoaderPeer, pil_transforms
 from fast_train.benchmarks.peers.written import class_folders
 
@@ -20,6 +20,7 @@ class ImageFolderPeer(DataLoaderPeer):
     name = "ImageFolder"
     source = "pytorch/examples, imagenet/main.py"
     augmentation = "RandomResizedCrop, flip on PIL images"
+    decoder = PILLOW
 
     def dataset(self, options: FeedOptions) -> ImageFolder:
         return ImageFolder(str(class_folders(options) / "train"), pil_transforms(self))

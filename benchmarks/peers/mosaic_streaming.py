@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fast_train.benchmarks.instrument.feeds import FeedOptions, Peer
+from fast_train.benchmarks.instrument.feeds import PILLOW, FeedOptions, Peer
 from fast_train.benchmarks.peers.dataloader import pil_transforms, started
 from fast_train.benchmarks.peers.written import stored_files, written
 
@@ -29,6 +29,7 @@ class StreamingPeer(Peer):
     name = "mosaicml-streaming"
     source = "mosaicml/streaming, docs/source/getting_started/quick_start.md, streaming/vision"
     augmentation = "RandomResizedCrop, flip on PIL images"
+    decoder = PILLOW
 
     def __init__(self, options: FeedOptions) -> None:
         super().__init__(options)

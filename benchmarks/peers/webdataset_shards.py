@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fast_train.benchmarks.instrument.feeds import FeedOptions, Peer
+from fast_train.benchmarks.instrument.feeds import PILLOW, FeedOptions, Peer
 from fast_train.benchmarks.peers.dataloader import pil_transforms, started
 from fast_train.benchmarks.peers.written import stored_files, written
 
@@ -29,6 +29,7 @@ class WebdatasetPeer(Peer):
     name = "webdataset"
     source = "webdataset/webdataset, examples/train-resnet50-wds.ipynb"
     augmentation = "RandomResizedCrop, flip on PIL images"
+    decoder = PILLOW
 
     def __init__(self, options: FeedOptions) -> None:
         super().__init__(options)
