@@ -16,10 +16,18 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
+from fast_train.common.files import user_path
 from fast_train.common.processes import world
-from fast_train.common.signals import discard, end_at_once_by_ctrl_c, exit_status, termination_as_interrupt
+from fast_train.common.signals import (
+    discard,
+    end_at_once_by_ctrl_c,
+    exit_status,
+    raise_by_ctrl_c,
+    termination_as_interrupt,
+)
 from fast_train.common.text import one_line, printable
 from fast_train.common.version import VERSION
 
@@ -63,6 +71,14 @@ class Parser(argparse.ArgumentParser):
         return cls(**vars(self.parse_args(arguments)))
 
 
+def flag_path(text: str) -> Path:
+    """`user_path` as the type of a flag: argparse would replace the words of a ValueError by its own."""
+    try:
+        return user_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def run_command(
     program: str,
     work: Callable[[], int],
@@ -88,6 +104,8 @@ def run_command(
     statuses = {**(statuses or {}), ValueError: 2, OSError: 2, MemoryError: 2}
     with steady_output():
         try:
+            if ends_process:
+                raise_by_ctrl_c()
             if not on_ranks and not _is_alone(program):
                 return 2
             with termination_as_interrupt(), _quiet_threads(debug=debug):

@@ -163,10 +163,14 @@ def cache_folder() -> Path:
 
 
 def user_path(text: str) -> Path:
-    """The path that a user means: ``~`` or ``~name`` at its front is a home, if there is one and nothing of that very
-    name lies here."""
+    """The path that a user means: ``~`` or ``~name`` at its front is a home, unless something of that very name lies
+    here, or nobody of that name has a home. ValueError: ``~`` is meant, and there is no home."""
     name, _, rest = text.partition(os.sep)
     home = os.path.expanduser(name)
-    if home == name or os.path.lexists(name) or not os.path.isdir(home):
+    if os.path.lexists(name):
         return Path(text)
-    return Path(home, rest.lstrip(os.sep))
+    if home != name and os.path.isdir(home):
+        return Path(home, rest.lstrip(os.sep))
+    if name == "~":
+        raise ValueError(f"there is no home folder, so {show(text)} is nowhere; set HOME, or give the path without ~")
+    return Path(text)

@@ -36,6 +36,12 @@ def end_at_once_by_ctrl_c() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def raise_by_ctrl_c() -> None:
+    """Ctrl-C raises KeyboardInterrupt again, after `end_at_once_by_ctrl_c`."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
     """In the block SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does; `exit_status` tells them apart.

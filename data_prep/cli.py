@@ -19,7 +19,7 @@ _EPILOG = """\
 examples:
   prep-data                                       CIFAR-10, downloaded, into data/cifar10
   prep-data --source cifar-10-python.tar.gz       the same from a file that is here
-  prep-data --dataset folder:photos --size 64     your images: photos/CLASS/*.jpg, or photos/train and photos/test
+  prep-data --dataset folder:photos               your images: photos/CLASS/*.jpg, or photos/train and photos/test
   prep-data --out data/cifar10 --verify           is it still what was written?
 
 exit status: 0 done, 2 bad input, 3 the data could not be downloaded, 129/130/143 stopped by a signal
@@ -38,6 +38,9 @@ class Flags:
     debug: bool
     source: str | None
     size: int | None
+    shorter_side: int | None
+    store: str | None
+    val_fraction: float | None
     test_fraction: float | None
     split_seed: int | None
     skip_bad: bool
@@ -46,7 +49,7 @@ class Flags:
     fit: str | None
     ffcv_mode: str
     dali_mode: str
-    jpeg_quality: int
+    jpeg_quality: int | None
     jpeg_share: float
 
 
@@ -71,44 +74,67 @@ def build_parser() -> Parser:
         metavar="PLACE",
         help="a local archive, a folder of its batches or parquet files, a mirror's http(s) address, or hub",
     )
-    group = parser.add_argument_group("folder:DIR")
-    group.add_argument(
-        "--size", type=int, metavar="N", help="store NxN pixels (default: as they are; 64 if they differ)"
+    _add_folder_flags(parser)
+    _add_format_flags(parser)
+    return parser
+
+
+def _add_folder_flags(parser: Parser) -> None:
+    add = parser.add_argument_group("folder:DIR").add_argument
+    add("--size", type=int, metavar="N", help="store squares of NxN pixels (default: images keep their shapes)")
+    add(
+        "--shorter-side",
+        type=int,
+        metavar="N",
+        help="scale what is larger down to N pixels on the shorter side (default: 256), never up; JPEG files that need "
+        "not be scaled are stored byte for byte",
     )
-    group.add_argument(
+    add("--store", metavar="KIND", help="what other files than JPEG become: png (default), without loss, or jpeg")
+    add(
         "--test-fraction",
         type=float,
         metavar="F",
         help="fraction kept for testing if DIR has no test/ or val/ (default: 0.2)",
     )
-    group.add_argument("--split-seed", type=int, metavar="N", help="seed of the draw for that (default: 0)")
-    group.add_argument("--skip-bad", action="store_true", help="leave out files that are not readable images")
-    group.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: one per core)")
-    group.add_argument(
+    add(
+        "--val-fraction",
+        type=float,
+        metavar="F",
+        help="fraction of the training images kept for validation if DIR has no val/; of CIFAR too (default: none)",
+    )
+    add("--split-seed", type=int, metavar="N", help="seed of these two draws (default: 0)")
+    add("--skip-bad", action="store_true", help="leave out files that are not readable images")
+    add("--workers", type=int, metavar="N", help="processes that decode (default: one per core)")
+    add(
         "--background",
         metavar="COLOUR",
         help="what shows behind transparent images and beside padded ones: a name or R,G,B (default: grey, on which "
         "black and white show)",
     )
-    group.add_argument(
+    add(
         "--fit",
         metavar="HOW",
-        help="how images of another shape are stored: crop (default: scaled to cover, cropped at the centre), pad "
-        "(scaled to lie within, on the background), or stretch",
+        help="with --size, how images of another shape are stored: crop (default: scaled to cover, cropped at the "
+        "centre), pad (scaled to lie within, on the background), or stretch",
     )
-    group = parser.add_argument_group("formats")
-    group.add_argument(
+
+
+def _add_format_flags(parser: Parser) -> None:
+    add = parser.add_argument_group("formats").add_argument
+    add(
         "--ffcv-mode",
         default="raw",
         metavar="MODE",
         help="raw (default), jpg, or proportion: --jpeg-share of the images as JPEG",
     )
-    group.add_argument("--dali-mode", default="raw", metavar="MODE", help="raw (default) or jpg (for large images)")
-    group.add_argument("--jpeg-quality", type=int, default=90, metavar="N", help="1 to 100 (default: 90)")
-    group.add_argument(
-        "--jpeg-share", type=float, default=0.5, metavar="F", help="fraction for --ffcv-mode proportion (default: 0.5)"
+    add("--dali-mode", default="raw", metavar="MODE", help="raw (default) or jpg (for large images)")
+    add(
+        "--jpeg-quality",
+        type=int,
+        metavar="N",
+        help="of what is encoded, 1 to 100 (default: 90, of images that keep their shapes 95)",
     )
-    return parser
+    add("--jpeg-share", type=float, default=0.5, metavar="F", help="fraction for --ffcv-mode proportion (default: 0.5)")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import stat
@@ -67,12 +68,15 @@ class Reading:
 
 class Header(NamedTuple):
     """What there is to know of an image before it is read. height, width: as it is shown. grey_bits, colour_bits: of an
-    image of 16 bits a channel, how many of them it uses; 0 for any other."""
+    image of 16 bits a channel, how many of them it uses; 0 for any other. jpeg: whether the file is one; size: its
+    bytes."""
 
     height: int
     width: int
-    grey_bits: int = 0
-    colour_bits: int = 0
+    grey_bits: int
+    colour_bits: int
+    jpeg: bool
+    size: int
 
 
 class Picture(NamedTuple):
@@ -85,17 +89,18 @@ class Picture(NamedTuple):
 
 def read_header(path: str) -> Header:
     """Size and depth of an image. Raises BadImageError."""
-    with _open(path, pixels=False) as (image, orientation):
+    with open_image(path, pixels=False) as (image, orientation):
         tiles = getattr(image, "tile", None)
+        header = Header(*_shown(image, orientation), 0, 0, image.format == "JPEG", os.path.getsize(path))
         if image.mode not in _SIXTEEN_BIT and not (tiles and ";16" in str(tiles[0][3])):
-            return Header(*_shown(image, orientation))
+            return header
     # Its pixels tell how many of 16 bits it uses.
-    with _open(path) as (image, orientation):
+    with open_image(path) as (image, _):
         if image.mode in _SIXTEEN_BIT:
-            return Header(*_shown(image, orientation), grey_bits=int(np.asarray(image).max()).bit_length())
+            return header._replace(grey_bits=int(np.asarray(image).max()).bit_length())
         # Of colours Pillow gives the upper 8 bits.
         most = int(np.asarray(image.convert("RGB")).max())
-        return Header(*_shown(image, orientation), colour_bits=8 + most.bit_length())
+        return header._replace(colour_bits=8 + most.bit_length())
 
 
 def read_rgb(path: str, shape: tuple[int, int] | None = None, reading: Reading | None = None) -> Picture:
@@ -106,17 +111,25 @@ def read_rgb(path: str, shape: tuple[int, int] | None = None, reading: Reading |
     brought to it (default: cropped), antialiased. Raises BadImageError, for a truncated file too.
     """
     reading = reading or Reading()
-    with _open(path) as (image, orientation):
-        if shape is not None:
-            # A JPEG decodes to a fraction of its size in a fraction of the time; twice the target loses nothing.
-            image.draft(None, (2 * shape[1], 2 * shape[0]))
-        image.load()
-        upright = image.transpose(_UPRIGHT[orientation]) if orientation != 1 else image
-        rgb, transparent = _to_rgb(upright, reading)
+    with open_image(path) as (image, orientation):
+        rgb, transparent = read_upright(image, orientation, shape, reading)
     size = rgb.size if shape is None else (shape[1], shape[0])
     if rgb.size == size:
         return Picture(np.asarray(rgb), False, transparent)
     return Picture(np.asarray(_fitted(rgb, size, reading)), True, transparent)
+
+
+def read_upright(
+    image: Image.Image, orientation: int, shape: tuple[int, int] | None, reading: Reading
+) -> tuple[Image.Image, bool]:
+    """The pixels of an open image in mode RGB, upright, and whether the background shows. They may have a smaller size
+    than the image, of twice the ``shape`` (height, width) or more."""
+    if shape is not None:
+        # A JPEG decodes to a fraction of its size in a fraction of the time; twice the target loses nothing.
+        image.draft(None, (2 * shape[1], 2 * shape[0]))
+    image.load()
+    upright = image.transpose(_UPRIGHT[orientation]) if orientation != 1 else image
+    return _to_rgb(upright, reading)
 
 
 def _fitted(rgb: Image.Image, size: tuple[int, int], reading: Reading) -> Image.Image:
@@ -154,7 +167,7 @@ def limit_worker() -> None:
 
 
 @contextmanager
-def _open(path: str, *, pixels: bool = True) -> Iterator[tuple[Image.Image, int]]:
+def open_image(path: str, *, pixels: bool = True) -> Iterator[tuple[Image.Image, int]]:
     """The image in a file, its pixels not read yet, and its orientation; whatever goes wrong with it in the block is a
     BadImageError."""
     try:
@@ -250,7 +263,7 @@ class Decoded:
     """images uint8 [n, H, W, 3], labels int64 [n] and names of the files that are images; the others with their
     reasons.
 
-    one_colour: the names of images whose pixels are all the same.
+    one_colour: the names of images whose pixels are all the same. files: `file_digest` of each image.
     """
 
     images: NDArray[np.uint8]
@@ -260,6 +273,7 @@ class Decoded:
     transparent: int
     one_colour: list[str]
     bad: list[tuple[str, str]]
+    files: list[int]
 
 
 def decode(job: DecodeJob) -> Decoded:
@@ -269,24 +283,43 @@ def decode(job: DecodeJob) -> Decoded:
     names: list[str] = []
     bad: list[tuple[str, str]] = []
     one_colour: list[str] = []
+    files: list[int] = []
     resized = transparent = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for path, name, label in zip(job.paths, job.names, job.labels, strict=True):
             try:
-                picture = read_rgb(path, job.shape, job.reading)
+                picture, digest = read_rgb(path, job.shape, job.reading), file_digest(path)
             except BadImageError as error:
                 bad.append((name, str(error)))
                 continue
             images[len(labels)] = picture.pixels
             labels.append(label)
             names.append(name)
+            files.append(digest)
             resized += picture.resized
             transparent += picture.transparent
-            if (picture.pixels == picture.pixels[0, 0]).all():
+            if is_one_colour(picture.pixels):
                 one_colour.append(name)
     stored, classes = images[: len(labels)], np.array(labels, dtype=np.int64)
-    return Decoded(stored, classes, names, resized, transparent, one_colour, bad)
+    return Decoded(stored, classes, names, resized, transparent, one_colour, bad, files)
+
+
+def is_one_colour(pixels: NDArray[np.uint8]) -> bool:
+    # Few images need a look at more than the first row.
+    return bool((pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all())
+
+
+def file_digest(path: str) -> int:
+    """64 bits that tell files of other content apart. Raises BadImageError."""
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise BadImageError(_reason(error)) from error
+    return int.from_bytes(digest.digest(), "little")
 
 
 def scan(paths: list[str]) -> list[Header | str]:

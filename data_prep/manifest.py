@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from fast_train.common.text import is_plain, one_line, show, show_path
 from fast_train.data_prep.errors import ANEW, DownloadError, PreparedSetError
-from fast_train.data_prep.formats.beton import open_beton
-from fast_train.data_prep.formats.jpeg import check_jpegs
+from fast_train.data_prep.formats.beton import BetonSplit, open_beton, open_ragged_beton
+from fast_train.data_prep.formats.headers import check_images, check_jpegs
 from fast_train.data_prep.formats.packed import PackedSplit, open_packed, read_header
 from fast_train.data_prep.formats.ragged import LONGEST_SIDE, EncodedSplit, open_ragged
-from fast_train.data_prep.formats.tfrecord import TFRecordSplit, open_tfrecords
+from fast_train.data_prep.formats.tfrecord import TFRecordSplit, open_ragged_tfrecords, open_tfrecords
 from fast_train.data_prep.names import decode_names
 from fast_train.data_prep.whole import check_once, open_regular, sha256_of
 
@@ -69,8 +69,10 @@ class Manifest:
     split, the number of images of each class; ``mean`` and ``std`` are per channel, of the training split, in units of
     1 = byte 255; ``source`` has ``kind`` (cifar10, cifar100, folder, synthetic) and what else identifies where the
     images came from. ``encodings`` says, per format, how its files store the images: ``mode`` is ``raw`` where they
-    hold the bytes as they came. ``files`` hold images; ``name_files`` say from which files those of a split came, where
-    they came from files (`data_prep.names`).
+    hold the bytes as they came, ``encoded`` where they hold JPEG and PNG files. ``files`` hold images; ``name_files``
+    say from which files those of a split came, where they came from files (`data_prep.names`). ``pixels`` gives, per
+    split, a SHA-256 of its pixels and labels, whatever the format (`data_prep.stats.PixelHash`); sets of earlier
+    versions have none.
     """
 
     format_version: int
@@ -83,6 +85,7 @@ class Manifest:
     source: dict[str, Any]
     encodings: dict[str, dict[str, Any]] = field(default_factory=dict)
     name_files: tuple[FileEntry, ...] = ()
+    pixels: dict[str, str] = field(default_factory=dict)
 
     @property
     def ragged(self) -> RaggedShapes | None:
@@ -157,6 +160,7 @@ def _manifest_of(data: Any) -> Manifest:
     by_split = _field(data, "counts", dict)
     counts = {split: _items(by_split, split, int) for split in by_split}
     _require("train" in counts, "counts have no split 'train'")
+    _require(not counts.keys().isdisjoint(("validation", "test")), "counts have neither 'validation' nor 'test'")
     for split, numbers in counts.items():
         _require(len(numbers) == len(classes) and min(numbers) >= 0, f"counts of '{split}' do not fit the classes")
         _require(any(numbers), f"counts of '{split}' are all 0")
@@ -167,6 +171,9 @@ def _manifest_of(data: Any) -> Manifest:
     for name in encodings:
         _field(_field(encodings, name, dict), "mode", str)
     _require(_is_shallow(encodings, _DEEPEST), "encodings are nested too deep")
+    pixels = _field({"pixels": {}, **data}, "pixels", dict)
+    hashed = pixels.keys() <= counts.keys() and all(_is_sha256(_field(pixels, split, str)) for split in pixels)
+    _require(hashed, "pixels are not the SHA-256 of its splits")
     return Manifest(
         format_version=version,
         classes=classes,
@@ -178,6 +185,7 @@ def _manifest_of(data: Any) -> Manifest:
         source=source,
         encodings=encodings,
         name_files=_files_of({"files": name_files}, counts) if name_files else (),
+        pixels=pixels,
     )
 
 
@@ -214,7 +222,7 @@ def _files_of(data: dict[str, Any], counts: dict[str, tuple[int, ...]]) -> tuple
         _require_plain(entry.path, entry.format)
         _require(entry.split in counts, f"file '{entry.path}' belongs to the unknown split '{entry.split}'")
         _require(entry.bytes > 0, f"file '{entry.path}' has {entry.bytes} bytes")
-        _require(re.fullmatch("[0-9a-f]{64}", entry.sha256), f"file '{entry.path}' has no SHA-256")
+        _require(_is_sha256(entry.sha256), f"file '{entry.path}' has no SHA-256")
         entries.append(entry)
     _require(entries, "it names no files")
     _require(len({entry.path for entry in entries}) == len(entries), "it names a file twice")
@@ -225,6 +233,10 @@ def _files_of(data: dict[str, Any], counts: dict[str, tuple[int, ...]]) -> tuple
         _require(sum(counts[split]) <= size, f"'{format}' files of {size} bytes can't hold the images of '{split}'")
     _require({split for split, _ in held} == counts.keys(), "a split has no files")
     return tuple(entries)
+
+
+def _is_sha256(text: str) -> bool:
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def _require(condition: object, what: str) -> None:
@@ -342,8 +354,10 @@ class PreparedSet:
 
     def packed(self, split: str) -> PackedSplit:
         """The split's packed file, opened; PreparedSetError if it is not whole."""
-        path = self.files(split, "packed")[0]
+        expected, path = self._shape(split), self.files(split, "packed")[0]
         packed = open_packed(path)
+        if packed.images.shape != expected:
+            raise _of_another_shape(path, packed.images.shape, expected)
         self._check_labels(path, split, packed.labels)
         return packed
 
@@ -351,34 +365,51 @@ class PreparedSet:
         """The packed file of a split whose images keep their own shapes, opened; PreparedSetError if it is not
         whole."""
         path = self.files(split, "packed")[0]
-        encoded, shapes = open_ragged(path), self.manifest.ragged
-        if shapes is None or len(encoded.labels) != self.size(split):
+        if self.manifest.ragged is None:
+            raise PreparedSetError(f"{show(self.root)} holds images of one shape, not JPEG and PNG files")
+        encoded = open_ragged(path)
+        if len(encoded.labels) != self.size(split):
             raise PreparedSetError(f"{show(path)} does not hold the images that its manifest counts; {ANEW}")
-        pixels = encoded.heights.astype(np.int64) * encoded.widths
-        largest = (encoded.heights.max(), encoded.widths.max(), pixels.max())
-        if any(found > most for found, most in zip(largest, (shapes.height, shapes.width, shapes.pixels), strict=True)):
-            raise PreparedSetError(f"{show(path)} holds images larger than its manifest says; {ANEW}")
+        self._check_sides(path, encoded.heights, encoded.widths)
+        begins, sizes = encoded.offsets[:-1] + encoded.begin, np.diff(encoded.offsets)
+        with _readable(path):
+            check_images(path, begins, sizes, encoded.heights, encoded.widths)
         self._check_labels(path, split, encoded.labels)
         return encoded
 
-    def beton(self, split: str) -> Path:
+    def beton(self, split: str) -> BetonSplit:
         """The split's FFCV file, safe to be opened by FFCV; PreparedSetError if it is not whole."""
-        path = self.files(split, "ffcv")[0]
-        beton = open_beton(path, self._shape(split))
-        with _readable(path):
-            check_jpegs(path, beton.jpeg_begins, beton.jpeg_sizes, self.manifest.image_shape)
+        path, shapes = self.files(split, "ffcv")[0], self.manifest.ragged
+        if shapes is None:
+            beton = open_beton(path, self._shape(split))
+            with _readable(path):
+                check_jpegs(path, beton.jpeg_begins, beton.jpeg_sizes, self.manifest.image_shape)
+        else:
+            beton = open_ragged_beton(path, self.size(split), shapes.pixels)
+            self._check_sides(path, beton.heights, beton.widths)
+            sides = beton.heights[beton.is_jpeg], beton.widths[beton.is_jpeg]
+            with _readable(path):
+                check_images(path, beton.jpeg_begins, beton.jpeg_sizes, *sides, png=False)
         self._check_labels(path, split, beton.labels)
-        return path
+        return beton
 
     def tfrecords(self, split: str) -> TFRecordSplit:
         """The split's TFRecord shards, opened; PreparedSetError if one is not whole."""
-        paths = self.files(split, "dali")
+        paths, shapes = self.files(split, "dali"), self.manifest.ragged
         raw = self.manifest.encoding("dali")["mode"] == "raw"
-        shards = open_tfrecords(paths, self._shape(split), raw=raw)
-        for number, path in enumerate(() if raw else paths[: len(shards.shards)]):
+        if shapes is None:
+            shards = open_tfrecords(paths, self._shape(split), raw=raw)
+        else:
+            shards = open_ragged_tfrecords(paths, self.size(split), shapes.pixels)
+            self._check_sides(paths[0], shards.heights, shards.widths)
+        for number, path in enumerate(() if raw and shapes is None else paths[: len(shards.shards)]):
             inside = shards.shard_of == number
+            places = shards.offsets[inside], shards.sizes[inside]
             with _readable(path):
-                check_jpegs(path, shards.offsets[inside], shards.sizes[inside], self.manifest.image_shape)
+                if shapes is None:
+                    check_jpegs(path, *places, self.manifest.image_shape)
+                else:
+                    check_images(path, *places, shards.heights[inside], shards.widths[inside])
         self._check_labels(paths[0], split, shards.labels)
         return shards
 
@@ -399,6 +430,14 @@ class PreparedSet:
 
     def _shape(self, split: str) -> tuple[int, int, int, int]:
         return (self.size(split), *self.manifest.image_shape)
+
+    def _check_sides(self, path: Path, heights: NDArray[np.int32], widths: NDArray[np.int32]) -> None:
+        """PreparedSetError where an image is larger than the manifest says. heights, widths: int32 [N]."""
+        shapes = self.manifest.ragged
+        assert shapes is not None
+        pixels = heights.astype(np.int64) * widths
+        if heights.max() > shapes.height or widths.max() > shapes.width or pixels.max() > shapes.pixels:
+            raise PreparedSetError(f"{show(path)} holds images larger than its manifest says; {ANEW}")
 
     def _check_labels(self, path: Path, split: str, labels: NDArray[np.int64]) -> None:
         classes = len(self.manifest.classes)
@@ -430,9 +469,11 @@ class PreparedSet:
             expected = self._shape(entry.split)
             shape = read_header(path).shape
             if shape != expected:
-                raise PreparedSetError(
-                    f"{show(path)} holds images of shape {shape}, its manifest says {expected}; {ANEW}"
-                )
+                raise _of_another_shape(path, shape, expected)
+
+
+def _of_another_shape(path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> PreparedSetError:
+    return PreparedSetError(f"{show(path)} holds images of shape {shape}, its manifest says {expected}; {ANEW}")
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -11,20 +12,35 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fast_train.common.console import Display
 from fast_train.common.cores import usable_cores
 from fast_train.common.text import format_bytes, show
 from fast_train.data_prep.errors import PreparedSetError
-from fast_train.data_prep.formats import WRITERS, FormatOptions, Writer
+from fast_train.data_prep.formats import RAGGED_WRITERS, WRITERS, FormatOptions, SplitWriter
 from fast_train.data_prep.formats.base import flush
-from fast_train.data_prep.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, PreparedSet
+from fast_train.data_prep.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    RAGGED_VERSION,
+    FileEntry,
+    Manifest,
+    PreparedSet,
+    RaggedShapes,
+)
 from fast_train.data_prep.names import NAMES, encode_names
-from fast_train.data_prep.sources import Plan, PlanChangedError, Source, SourceOptions, build_source
+from fast_train.data_prep.sources import (
+    Chunk,
+    EncodedChunk,
+    Plan,
+    PlanChangedError,
+    Source,
+    SourceOptions,
+    build_source,
+)
 from fast_train.data_prep.sources.folder import ImageFolder
 from fast_train.data_prep.staging import Stage, check_free_disk, remove_leftovers, staging
-from fast_train.data_prep.stats import ChannelHistogram
+from fast_train.data_prep.stats import ChannelHistogram, PixelHash, pixel_digest
 from fast_train.data_prep.whole import sha256_of
 
 _CLASSES_SHOWN = 20
@@ -51,9 +67,22 @@ class Request:
             value = getattr(self.options, name)
             if value is not None and value < 1:
                 raise PreparedSetError(f"--{name} {value} is not 1 or more")
-        unused = self.encoding.unused(self.formats)
+        # Of a folder's images it shows only later whether they keep their shapes.
+        if not self.dataset.startswith(f"{ImageFolder.kind}:") or self.options.size is not None:
+            self.check_encoding(ragged=False)
+
+    def check_encoding(self, *, ragged: bool) -> None:
+        """PreparedSetError for a flag that makes no difference. ragged: whether the images keep their own shapes."""
+        unused = self.encoding.unused(self.formats, ragged=ragged)
         if unused:
-            raise PreparedSetError(f"{unused[0]} means nothing to --formats {','.join(self.formats)}; leave it out")
+            what = "images that keep their shapes" if ragged else f"--formats {','.join(self.formats)}"
+            raise PreparedSetError(f"{unused[0]} means nothing to {what}; leave it out")
+
+    def encodings(self, *, ragged: bool) -> dict[str, dict[str, Any]]:
+        """What the manifest says of how the files of each format store the images."""
+        if ragged:
+            return {name: self.encoding.ragged_encoding() for name in self.formats}
+        return {name: WRITERS[name].encoding(self.encoding) for name in self.formats}
 
 
 def prepare(request: Request, display: Display) -> PreparedSet:
@@ -61,7 +90,7 @@ def prepare(request: Request, display: Display) -> PreparedSet:
 
     Raises PreparedSetError for whatever can't be done; nothing that looks like a set is left behind then.
     """
-    source = build_source(request.dataset, request.options, display)
+    source = build_source(request.dataset, request.options, display, request.encoding)
     with closing(source):
         place = _place(request, source)
         real = Path(os.path.realpath(place))
@@ -90,8 +119,12 @@ def default_place(source: Source) -> Path:
     return Path("data") / source.default_name
 
 
+def _open_packed(prepared: PreparedSet, split: str) -> object:
+    return prepared.packed(split) if prepared.manifest.ragged is None else prepared.encoded(split)
+
+
 _OPENERS: dict[str, Callable[[PreparedSet, str], object]] = {
-    "packed": PreparedSet.packed,
+    "packed": _open_packed,
     "ffcv": PreparedSet.beton,
     "dali": PreparedSet.tfrecords,
 }
@@ -115,15 +148,17 @@ def verify(place: Path, display: Display) -> PreparedSet:
 
 
 def summary(prepared: PreparedSet) -> str:
-    manifest = prepared.manifest
-    images = " and ".join(f"{prepared.size(split):,} {split}" for split in prepared.splits)
-    height, width, channels = manifest.image_shape
+    manifest, shape = prepared.manifest, prepared.manifest.shape
+    *first, last = (f"{prepared.size(split):,} {split}" for split in prepared.splits)
+    images = f"{', '.join(first)} and {last} images"
+    if isinstance(shape, RaggedShapes):
+        images += f" of their own shapes, most of {shape.side} px on the shorter side"
+    else:
+        height, width, channels = shape
+        images = f"{images} of {width}x{height}x{channels}"
     size = format_bytes(sum(entry.bytes for entry in manifest.all_files))
     made_up = ", synthetic" if prepared.synthetic else ""
-    formats = ", ".join(manifest.formats)
-    return (
-        f"{len(manifest.classes)} classes, {images} images of {width}x{height}x{channels}{made_up}; {formats}, {size}"
-    )
+    return f"{len(manifest.classes)} classes, {images}{made_up}; {', '.join(manifest.formats)}, {size}"
 
 
 def _class_table(manifest: Manifest) -> list[str]:
@@ -133,8 +168,8 @@ def _class_table(manifest: Manifest) -> list[str]:
         (least, smallest), (most, largest) = ranked[0], ranked[-1]
         return [f"training images of a class: {least:,} ({smallest}) to {most:,} ({largest})"]
     # The name comes last: how wide it is on a terminal depends on its script.
-    return ["".join(f"{split:>9}" for split in manifest.counts) + "  class"] + [
-        "".join(f"{numbers[label]:>9,}" for numbers in manifest.counts.values()) + f"  {name}"
+    return ["".join(f"{split:>12}" for split in manifest.counts) + "  class"] + [
+        "".join(f"{numbers[label]:>12,}" for numbers in manifest.counts.values()) + f"  {name}"
         for label, name in enumerate(manifest.classes)
     ]
 
@@ -193,11 +228,16 @@ def _differences(manifest: Manifest, request: Request, source: Source) -> list[s
         for key, value in asked.items()
         if there.get(key) != value
     ]
+    if not differences and (outdated := source.outdated(manifest)):
+        return [outdated]
+    ragged = manifest.ragged is not None
+    if not differences:
+        request.check_encoding(ragged=ragged)
     missing = [name for name in request.formats if name not in manifest.formats]
     others = [
         f"{name} files {_text_of_encoding(manifest.encoding(name))}, not {_text_of_encoding(wanted)}"
-        for name in request.formats
-        if name not in missing and manifest.encoding(name) != (wanted := WRITERS[name].encoding(request.encoding))
+        for name, wanted in request.encodings(ragged=ragged).items()
+        if name not in missing and manifest.encoding(name) != wanted
     ]
     return differences + [f"without {name} files" for name in missing] + others
 
@@ -216,48 +256,82 @@ def _text_of_encoding(encoding: Mapping[str, Any]) -> str:
 def _make(stage: Stage, request: Request, source: Source, display: Display) -> bool:
     """Write the set; False where it has to be written anew, since the plan has changed on the way."""
     plan = source.plan(stage.scratch)
-    needed = sum(
-        WRITERS[name].estimate_bytes(count, plan.image_shape, request.encoding)
-        for name in request.formats
-        for count in plan.counts.values()
-    )
-    check_free_disk(stage.folder, needed, "the set")
-    histogram = ChannelHistogram(plan.image_shape[2])
-    files: list[tuple[str, str, str]] = []
-    counts = {}
-    for split in plan.counts:
-        counts[split], names = _write_split(
-            stage, split, plan, request, source, histogram if split == "train" else None, display
-        )
-        files += names
+    ragged = isinstance(plan.shape, RaggedShapes)
+    request.check_encoding(ragged=ragged)
+    check_free_disk(stage.folder, sum(_estimates(plan, request)), "the set")
+    tallies = {split: _Tally(plan) for split in plan.counts}
+    files = [
+        file for split in plan.counts for file in _write_split(stage, split, plan, request, source, display, tallies)
+    ]
     try:
         outcome = source.outcome()
     except PlanChangedError:
         return False
-    for split, numbers in counts.items():
-        if not numbers.any():
-            raise PreparedSetError(f"no image is left for the {split} split; add images")
-    for name, number in zip(plan.classes, counts["train"], strict=True):
-        if not number:
-            raise PreparedSetError(f"no image is left for training of class '{name}'; add images or remove the class")
-    mean, std = histogram.mean_std()
+    _check_classes(plan, tallies)
+    mean, std = tallies["train"].histogram.mean_std()
     entries = _entries(stage.new_set, files)
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=RAGGED_VERSION if ragged else FORMAT_VERSION,
         classes=plan.classes,
-        shape=plan.image_shape,
-        counts={split: tuple(numbers.tolist()) for split, numbers in counts.items()},
+        shape=plan.shape,
+        counts={split: tuple(tally.counts.tolist()) for split, tally in tallies.items()},
         mean=mean,
         std=std,
         files=tuple(entry for entry in entries if entry.format != NAMES),
         source={**source.identity(), **outcome},
-        encodings={name: WRITERS[name].encoding(request.encoding) for name in request.formats},
+        encodings=request.encodings(ragged=ragged),
         name_files=tuple(entry for entry in entries if entry.format == NAMES),
+        pixels={split: tally.pixels.hexdigest() for split, tally in tallies.items()},
     )
     with open(stage.new_set / MANIFEST_NAME, "x", encoding="utf-8") as file:
         file.write(manifest.to_json())
         flush(file)
     return True
+
+
+def _check_classes(plan: Plan, tallies: Mapping[str, _Tally]) -> None:
+    """PreparedSetError for a split without images, and for a class without one to train from."""
+    for split, tally in tallies.items():
+        if not tally.counts.any():
+            raise PreparedSetError(f"no image is left for the {split} split; add images")
+    for name, number in zip(plan.classes, tallies["train"].counts, strict=True):
+        if not number:
+            raise PreparedSetError(f"no image is left for training of class '{name}'; add images or remove the class")
+
+
+class _Tally:
+    """What is found out of a split's images while they are written."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.counts = np.zeros(len(plan.classes), dtype=np.int64)
+        self.histogram = ChannelHistogram(3 if isinstance(plan.shape, RaggedShapes) else plan.shape[2])
+        self.pixels = PixelHash()
+        self.names = bytearray()
+
+    def update(self, chunk: Chunk | EncodedChunk) -> None:
+        if isinstance(chunk, EncodedChunk):
+            self.histogram.counts += chunk.histogram.counts
+            self.pixels.update(chunk.digests, chunk.labels)
+        else:
+            self.histogram.update(chunk.images)
+            self.pixels.update(map(pixel_digest, chunk.images), chunk.labels)
+        self.counts += np.bincount(chunk.labels, minlength=len(self.counts))
+        self.names += encode_names(chunk.names)
+
+
+def _estimates(plan: Plan, request: Request) -> Iterator[int]:
+    """About how many bytes each split takes in each format."""
+    for name, (split, count) in itertools.product(request.formats, plan.counts.items()):
+        if isinstance(plan.shape, RaggedShapes):
+            yield RAGGED_WRITERS[name].estimate_bytes(count, plan.stored_bytes[split], plan.shape.pixels)
+        else:
+            yield WRITERS[name].estimate_bytes(count, plan.shape, request.encoding)
+
+
+def _writer(name: str, folder: Path, split: str, plan: Plan, request: Request) -> SplitWriter:
+    if isinstance(plan.shape, RaggedShapes):
+        return RAGGED_WRITERS[name](folder, split, plan.counts[split], plan.shape.pixels)
+    return WRITERS[name](folder, split, plan.counts[split], plan.shape, request.encoding)
 
 
 def _write_split(
@@ -266,40 +340,37 @@ def _write_split(
     plan: Plan,
     request: Request,
     source: Source,
-    histogram: ChannelHistogram | None,
     display: Display,
-) -> tuple[NDArray[np.int64], list[tuple[str, str, str]]]:
-    """Read a split once into all formats. Images per class; the files as (name, split, format or NAMES)."""
-    named = bytearray()
-    counts = np.zeros(len(plan.classes), dtype=np.int64)
-    writers: dict[str, Writer] = {}
+    tallies: Mapping[str, _Tally],
+) -> list[tuple[str, str, str]]:
+    """Read a split once into all formats, and its tally. The files as (name, split, format or NAMES)."""
+    tally = tallies[split]
+    writers: dict[str, SplitWriter] = {}
     files = []
     try:
         for name in request.formats:
-            writers[name] = WRITERS[name](stage.new_set, split, plan.counts[split], plan.image_shape, request.encoding)
+            writers[name] = _writer(name, stage.new_set, split, plan, request)
         with display.progress(split, plan.counts[split]) as advance:
-            for chunk, labels, names in source.read(split):
-                # Contiguous, once for all writers: a source may yield a transposed view.
-                images = np.ascontiguousarray(chunk)
-                named += encode_names(names)
+            for chunk in source.read(split):
+                if isinstance(chunk, Chunk):
+                    # Contiguous, once for all writers: a source may yield a transposed view.
+                    chunk = chunk._replace(images=np.ascontiguousarray(chunk.images))
                 for writer in writers.values():
-                    writer.write(images, labels)
-                if histogram is not None:
-                    histogram.update(images)
-                counts += np.bincount(labels, minlength=len(counts))
-                advance(len(labels))
-        if counts.any():
+                    writer.write(chunk.images, chunk.labels)
+                tally.update(chunk)
+                advance(len(chunk.labels))
+        if tally.counts.any():
             for name, writer in writers.items():
                 files += [(file, split, name) for file in writer.close()]
-        if named:
+        if tally.names:
             files.append((f"{split}.{NAMES}", split, NAMES))
             with open(stage.new_set / files[-1][0], "xb") as file:
-                file.write(named)
+                file.write(tally.names)
                 flush(file)
     finally:
         for writer in writers.values():
             writer.abort()
-    return counts, files
+    return files
 
 
 def _entries(folder: Path, files: list[tuple[str, str, str]]) -> tuple[FileEntry, ...]:

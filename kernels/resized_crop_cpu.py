@@ -4,13 +4,12 @@ The draws are PyTorch's, for the whole batch. The pixels are moved here, image b
 uses: a compiled function that needs neither Python nor its lock.
 """
 
-# Numba's decorator has no types.
-# mypy: disable-error-code="untyped-decorator"
-
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 import numba
 import numpy as np
@@ -34,17 +33,26 @@ _HALF = 1 << (PRECISION - 1)
 _AS_WHOLE = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Free of Python's lock, and kept on the disk for the next process where there is a folder for it."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        # Neither beside this file nor in a home: Numba then refuses.
+        return numba.njit(nogil=True)(function)
+
+
 _taps = numba.njit(nogil=True)(taps)
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _weights_of(length, size, weights, bases):  # type: ignore[no-untyped-def]
     """Those from ``length`` pixels to ``size``: [size, taps]."""
     count = _taps(length, size)
     return weights[bases[length] : bases[length] + size * count].reshape((size, count))
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _transpose(pixels, mirror, out):  # type: ignore[no-untyped-def]
     """pixels uint8 [a, b, C], its first axis turned round if ``mirror``, to out [b, a, C]."""
     height, width, channels = pixels.shape
@@ -61,7 +69,7 @@ def _transpose(pixels, mirror, out):  # type: ignore[no-untyped-def]
                         out[x, y, c] = row[x, c]
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _resize(lines, first, weights, total, out):  # type: ignore[no-untyped-def]
     """lines uint8 [length, n] to out uint8 [size, n]. total: int32, n or more, for sums."""
     size, taps = weights.shape
@@ -77,17 +85,17 @@ def _resize(lines, first, weights, total, out):  # type: ignore[no-untyped-def]
             out[y, i] = min(max(total[i] >> PRECISION, 0), 255)
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _scale(pivot: int, value: int, factor: int) -> int:
     return min(max(pivot + (((value - pivot) * factor + UNIT // 2) >> 16), 0), 255)
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _grey(r: int, g: int, b: int) -> int:
     return (r * GREY[0] + g * GREY[1] + b * GREY[2] + UNIT // 2) >> 16
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _change_colours(pixels, factors):  # type: ignore[no-untyped-def]
     """pixels: uint8 [n, 3], in place."""
     count, total = len(pixels), 0
@@ -106,7 +114,7 @@ def _change_colours(pixels, factors):  # type: ignore[no-untyped-def]
         pixels[i, 2] = _scale(own, b, factors[2])
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _look_up(pixels, values, out):  # type: ignore[no-untyped-def]
     """pixels uint8 [size * C] to out [size * C], from values [C, 256]."""
     channels = len(values)
@@ -117,7 +125,7 @@ def _look_up(pixels, values, out):  # type: ignore[no-untyped-def]
             out[np.uint64(i)] = channel[pixels[np.uint64(i)]]
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _crop_images(  # type: ignore[no-untyped-def]
     begin, end, data, offsets, heights, widths, boxes, erased, flips, colour_factors, colour,
     bases, firsts, weights, values, out,

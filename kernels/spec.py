@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -48,14 +49,12 @@ MAX_OUTPUT = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class CropSpec:
-    """How to make a square of each image of any shape: a crop, resized; then flip, colour and erasing.
+class CropChanges:
+    """What is cropped out of each image, and how it is changed, whatever the size of the result.
 
     ValueError on values out of range.
     """
 
-    size: int
-    """Side of the result in pixels."""
     scale: tuple[float, float] | None = None
     """A random crop: the part of the image's area that it covers, uniform between the two, as in torchvision's
     RandomResizedCrop (Szegedy et al. 2015, section 6: 0.08 and 1). None for the square in the centre."""
@@ -77,11 +76,9 @@ class CropSpec:
     et al. 2017, section 3; torchvision's RandomErasing)."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.size <= MAX_OUTPUT:
-            raise ValueError(f"crop size {self.size} is out of range; give 1 to {MAX_OUTPUT} pixels")
-        if self.scale is not None and not 1 / UNIT <= self.scale[0] <= self.scale[1] <= 1:
+        if self.scale is not None and not _is_range(self.scale, 1 / UNIT, 1):
             raise ValueError(f"crop scale {self.scale} is no range of parts of an area; give two numbers up to 1")
-        if not 1 / 64 <= self.ratio[0] <= self.ratio[1] <= 64:
+        if not _is_range(self.ratio, 1 / 64, 64):
             raise ValueError(f"crop ratio {self.ratio} is no range of 1/64 to 64; give two numbers")
         if not 1 / UNIT <= self.centre <= 1:
             raise ValueError(f"centre {self.centre} is no part of a side; give a number above 0, up to 1")
@@ -93,6 +90,37 @@ class CropSpec:
     def colour(self) -> bool:
         """Whether colours change."""
         return bool(self.brightness or self.contrast or self.saturation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropSpec(CropChanges):
+    """How to make a square of each image of any shape: a crop, resized; then flip, colour and erasing.
+
+    ValueError on values out of range.
+    """
+
+    size: int
+    """Side of the result in pixels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size(self.size)
+
+
+def _is_range(values: Sequence[float], least: float, most: float) -> bool:
+    return len(values) == 2 and least <= values[0] <= values[1] <= most
+
+
+def check_size(size: int) -> None:
+    """ValueError unless crops can have sides of ``size`` pixels."""
+    if not 1 <= size <= MAX_OUTPUT:
+        raise ValueError(f"crop size {size} is out of range; give 1 to {MAX_OUTPUT} pixels")
+
+
+def check_croppable(pixels: int) -> None:
+    """ValueError where an image has too many pixels to be cropped: its area is drawn in whole numbers."""
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"images of {pixels:,} pixels are too large to be cropped; {MAX_PIXELS:,} are the most")
 
 
 def check_reflection(spec: AugmentSpec, height: int, width: int) -> None:

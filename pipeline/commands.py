@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fast_train.common.console import PlainConsole
+from fast_train.common.console import Display, PlainConsole
 from fast_train.common.text import one_line, show_path
 from fast_train.pipeline.config.recipe import Given
 from fast_train.pipeline.device import device_name
@@ -56,7 +56,11 @@ def _show_batch(plan: Plan, actions: Actions, console: Console) -> int:
     _print_lines(console, plan.notes)
     config, prepared = plan.config, plan.prepared
     folder = Path(actions.out) if actions.out else default_folder(config, prepared)
-    with running(config.run) as runtime, build_split_loader(config, prepared, runtime, train=True) as loader:
+    progress = Display(console).progress
+    with (
+        running(config.run) as runtime,
+        build_split_loader(config, prepared, runtime, train=True, progress=progress) as loader,
+    ):
         augmenter = build_augmenter(config, prepared, runtime, train=True)
         title = f"augmented training images, recipe {config.recipe}"
         path = write_batch_picture(folder / "batch.png", loader, augmenter, title=title)
@@ -175,7 +179,7 @@ def _report(
     print_evaluation(console, result, prepared)
     title = f"{config.model.arch}, recipe {config.recipe}: {result.accuracy:.2%} {result.split} accuracy"
     with _costing_nothing("the pictures"):
-        paths = write_pictures(folder, result, history, prepared, title=title)
+        paths = write_pictures(folder, result, history, prepared, title=title, crop=config.evaluated_crop)
         console.print("pictures: " + ", ".join(show_path(p) for p in paths), soft_wrap=True)
     print_mistakes(console, result, prepared)
     with _costing_nothing("the predictions"):

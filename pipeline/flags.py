@@ -37,7 +37,7 @@ class Actions:
 
     recipe: str | None = None
     """Its name, or a TOML file (default: fast on a GPU or with --arch; else cpu-quick, or cpu-short on up to three
-    cores without AVX-512)."""
+    cores without AVX-512; for images that keep their shapes photos, and photos-cpu)."""
     set: tuple[str, ...] = ()
     """Any other setting, such as optimizer.momentum=0.8."""
     out: str | None = None
@@ -69,8 +69,11 @@ _FLAGS = {
         "--loader": "data.loader",
         "--batch-size": "data.batch_size",
         "--workers": "data.workers",
+        "--resident-memory": "data.resident_memory",
         "--shard-resident": "data.shard_resident",
         "--dali-augment": "data.dali_augment",
+        "--image-size": "crop.size",
+        "--progressive": "crop.progressive",
     },
     "model": {"--arch": "model.arch", "--shortcut": "model.shortcut", "--activation": "model.activation"},
     "training": {
@@ -98,6 +101,7 @@ _FLAGS = {
 }
 _METAVARS = {
     "data.path": "DIR",
+    "crop.progressive": "S,S,S",
     "model.arch": "NAME",
     "run.device": "NAME",
     "run.save_every": "STEPS|TIME",
@@ -115,6 +119,14 @@ _WITHOUT_VALUE = {"run.amp": "auto", "run.tta": "flip"}
 _OF_TYPES: dict[type, dict[str, Any]] = {int: {"type": int, "metavar": "N"}, float: {"type": float, "metavar": "X"}}
 
 
+def _sizes(text: str) -> tuple[int, ...]:
+    return () if is_none(text) else tuple(int(part) for part in text.split(","))
+
+
+# argparse names it in its error.
+_sizes.__name__ = "sizes"
+
+
 def build_parser() -> Parser:
     """The flags. None has a default here: a setting that is not given is left to the recipe."""
     parser = Parser(
@@ -129,8 +141,8 @@ def build_parser() -> Parser:
         group = parser.add_argument_group(title)
         for flag, place in flags.items():
             setting = known[place]
-            switch = {"action": argparse.BooleanOptionalAction} if setting.plain is bool else {}
-            _add(group, flag, setting, place, switch)
+            options: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if setting.plain is bool else {}
+            _add(group, flag, setting, place, {"type": _sizes} if setting.plain is tuple else options)
     group = parser.add_argument_group("run")
     for action in describe("", Actions):
         flag = f"--{action.name.replace('_', '-')}"
@@ -173,10 +185,14 @@ def parse_flags(arguments: list[str] | None = None) -> tuple[Given, Actions]:
     """The settings that were given, nested by section, and the other flags."""
     nested: dict[str, dict[str, Any]] = {}
     actions: dict[str, Any] = {}
-    for name, value in vars(build_parser().parse_args(arguments)).items():
+    parser = build_parser()
+    for name, value in vars(parser.parse_args(arguments)).items():
         section, dot, key = name.partition(".")
         if isinstance(value, str) and value.startswith("~"):
-            value = str(user_path(value))
+            try:
+                value = str(user_path(value))
+            except ValueError as error:
+                parser.error(str(error))
         if dot:
             nested.setdefault(section, {})[key] = value
         else:

@@ -22,6 +22,9 @@ check_python() {
         die "no $python here; install Python 3.10 to 3.13, or name it: make PYTHON=python3.12"
     "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
         die "$("$python" --version) is not supported; name Python 3.10 to 3.13: make PYTHON=python3.12"
+    [ -e .venv/bin/python ] || "$python" -c 'import ensurepip' 2>/dev/null ||
+        "$python" -m pip --version >/dev/null 2>&1 ||
+        die "$python has neither venv nor pip here; on Debian and Ubuntu, type: sudo apt-get install python3-venv"
 }
 
 # The driver's own traces, since nvidia-smi is a package that may be missing. The last two are Windows' driver in WSL.
@@ -83,7 +86,7 @@ make_virtual_environment() {
         "$python" -m venv .venv
     else
         # Debian splits venv off Python; virtualenv from pip does the same without root.
-        "$python" -m pip install -q --target .virtualenv virtualenv
+        PIP_ROOT_USER_ACTION=ignore "$python" -m pip install -q --target .virtualenv virtualenv
         PYTHONPATH=.virtualenv "$python" -m virtualenv -q .venv
     fi
 }

@@ -3,14 +3,15 @@
 import hashlib
 import io
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fast_train.data_prep.formats import WRITERS, FormatOptions
-from fast_train.data_prep.formats.ragged import Encoded, RaggedPackedWriter
+from fast_train.data_prep.formats import RAGGED_WRITERS, WRITERS, FormatOptions
+from fast_train.data_prep.formats.base import Encoded
 from fast_train.data_prep.manifest import MANIFEST_NAME, FileEntry, Manifest, RaggedShapes
 from fast_train.data_prep.sources.known import KnownFile
 
@@ -27,10 +28,7 @@ def make_set(root: Path, format: str, mode: str) -> None:
     for split, count in COUNTS.items():
         writer = WRITERS[format](root, split, count, SHAPE, options)
         writer.write(pixels_of(split), labels_of(split))
-        for name in writer.close():
-            raw = (root / name).read_bytes()
-            digest = hashlib.sha256(raw).hexdigest()
-            entries.append(FileEntry(path=name, split=split, format=format, bytes=len(raw), sha256=digest))
+        entries += [_entry(root, name, split, format) for name in writer.close()]
     manifest = Manifest(
         format_version=1,
         classes=CLASSES,
@@ -45,25 +43,22 @@ def make_set(root: Path, format: str, mode: str) -> None:
     (root / MANIFEST_NAME).write_text(manifest.to_json())
 
 
-def make_ragged_set(root: Path, *, counts: dict[str, int] | None = None, quality: int = 90) -> None:
-    """A packed set of smooth JPEG files, and every fifth a PNG file, of 20 to 60 pixels a side."""
+def make_ragged_set(
+    root: Path, *, counts: dict[str, int] | None = None, quality: int = 90, formats: Sequence[str] = ("packed",)
+) -> None:
+    """A prepared set of smooth images of 20 to 60 pixels a side: JPEG files, some of them grey or progressive, and
+    every fifth a PNG file."""
     root.mkdir(parents=True)
     generator, entries, largest = np.random.default_rng(0), [], np.zeros(3, dtype=np.int64)
     counts = counts or COUNTS
     for split, count in counts.items():
-        writer = RaggedPackedWriter(root, split)
-        for number in range(count):
-            height, width = generator.integers(20, 61, 2)
-            pixels = np.asarray(smooth_image(generator, height, width))
-            kind, options = ("PNG", {}) if number % 5 == 4 else ("JPEG", {"quality": quality})
-            file = io.BytesIO()
-            Image.fromarray(pixels).save(file, kind, **options)
-            writer.write([Encoded(file.getvalue(), int(height), int(width))], [number % len(CLASSES)])
+        files = [encoded_image(generator, number, quality) for number in range(count)]
+        for _, height, width in files:
             largest = np.maximum(largest, (height, width, height * width))
-        for name in writer.close():
-            raw = (root / name).read_bytes()
-            digest = hashlib.sha256(raw).hexdigest()
-            entries.append(FileEntry(path=name, split=split, format="packed", bytes=len(raw), sha256=digest))
+        for format in formats:
+            writer = RAGGED_WRITERS[format](root, split, count, 60 * 60)
+            writer.write(files, np.arange(count) % len(CLASSES))
+            entries += [_entry(root, name, split, format) for name in writer.close()]
     labels = {split: np.arange(count) % len(CLASSES) for split, count in counts.items()}
     manifest = Manifest(
         format_version=2,
@@ -74,9 +69,24 @@ def make_ragged_set(root: Path, *, counts: dict[str, int] | None = None, quality
         std=(0.25, 0.25, 0.25),
         files=tuple(entries),
         source={"kind": "folder", "listing": "0" * 64, "skip_bad": False, "size": None},
-        encodings={"packed": {"mode": "encoded"}},
+        encodings=dict.fromkeys(formats, FormatOptions().ragged_encoding()),
     )
     (root / MANIFEST_NAME).write_text(manifest.to_json())
+
+
+def encoded_image(generator: np.random.Generator, number: int, quality: int = 90) -> Encoded:
+    """The image of this number in a set that keeps shapes."""
+    height, width = map(int, generator.integers(20, 61, 2))
+    kind, options = ("PNG", {}) if number % 5 == 4 else ("JPEG", {"quality": quality, "progressive": number % 10 == 8})
+    file = io.BytesIO()
+    smooth_image(generator, height, width).convert("L" if number % 10 == 3 else "RGB").save(file, kind, **options)
+    return Encoded(file.getvalue(), height, width)
+
+
+def _entry(root: Path, name: str, split: str, format: str) -> FileEntry:
+    raw = (root / name).read_bytes()
+    digest = hashlib.sha256(raw).hexdigest()
+    return FileEntry(path=name, split=split, format=format, bytes=len(raw), sha256=digest)
 
 
 def smooth_image(generator: np.random.Generator, height: int, width: int) -> Image.Image:

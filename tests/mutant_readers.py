@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from inputs import CLASSES, COUNTS, SHAPE, known_file, make_set, pixels_of, python2_pickle
+from inputs import CLASSES, COUNTS, SHAPE, known_file, make_ragged_set, make_set, pixels_of, python2_pickle
 from mutators import Mutator, Places
 
 from fast_train.data_prep.manifest import MANIFEST_NAME, PreparedSet
@@ -64,8 +64,11 @@ class SetReader(Reader):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         for mode in self.modes:
-            make_set(folder / mode, self.format, mode)
+            self.make(folder / mode, mode)
             self.targets += sorted((folder / mode).glob("train*"))
+
+    def make(self, folder: Path, mode: str) -> None:
+        make_set(folder, self.format, mode)
 
     @contextlib.contextmanager
     def refitted(self, path: Path) -> Iterator[None]:
@@ -108,12 +111,14 @@ class Beton(SetReader):
     def batches(self, prepared: PreparedSet) -> Iterable[Sequence[Any]]:
         from fast_train.pipeline.loaders import build_loader
 
-        path = prepared.beton("train")
+        beton = prepared.beton("train")
         if self._loader is None:
             self._loader = build_loader("ffcv", prepared, "train", batch_size=5, train=False, workers=1)
         compiled = self._loader._reader
-        compiled.reader = sys.modules["ffcv.reader"].Reader(str(path))
+        compiled.reader = sys.modules["ffcv.reader"].Reader(str(beton.path))
         compiled.memory_manager = type(compiled.memory_manager)(compiled.reader)
+        if self._loader._shapes is not None:
+            self._loader._shapes = type(self._loader._shapes)(beton.heights, beton.widths, beton.labels)
         yield from _loaded(self._loader)
 
     def numbers(self, path: Path, raw: bytes) -> list[Places]:
@@ -155,6 +160,44 @@ class TFRecord(SetReader):
         return super().damage(path, raw, mutator)
 
 
+class RaggedPacked(Packed):
+    modes = ("encoded",)
+
+    def make(self, folder: Path, mode: str) -> None:
+        make_ragged_set(folder, formats=(self.format,))
+
+    def numbers(self, path: Path, raw: bytes) -> list[Places]:
+        # Offsets, labels, heights and widths come last.
+        columns = len(raw) - 24 * COUNTS["train"] - 8
+        return [
+            *super().numbers(path, raw),
+            [(at, 4) for at in range(columns, len(raw), 4)],
+            *_jpeg_numbers(raw),
+            _png_numbers(raw),
+        ]
+
+    def batches(self, prepared: PreparedSet) -> Iterable[Sequence[Any]]:
+        from fast_train.data_prep.formats.decode import decode_rgb
+
+        encoded = prepared.encoded("train")
+        for number, label in enumerate(_within(encoded.labels)):
+            shape = int(encoded.heights[number]), int(encoded.widths[number])
+            yield decode_rgb(encoded.file(number), *shape), label
+
+
+class RaggedBeton(Beton):
+    modes = ("encoded",)
+    make = RaggedPacked.make
+
+
+class RaggedTFRecord(TFRecord):
+    modes = ("encoded",)
+    make = RaggedPacked.make
+
+    def numbers(self, path: Path, raw: bytes) -> list[Places]:
+        return super().numbers(path, raw) if path.suffix == ".idx" else [*super().numbers(path, raw), _png_numbers(raw)]
+
+
 class ManifestJson(Reader):
     """Kept by no checksum: whatever else it says, images and labels are those of the files."""
 
@@ -163,6 +206,8 @@ class ManifestJson(Reader):
         for format in ("packed", "ffcv", "dali"):
             make_set(folder / format, format, "raw")
             self.targets.append(folder / format / MANIFEST_NAME)
+        make_ragged_set(folder / "ragged", formats=("packed", "ffcv", "dali"))
+        self.targets.append(folder / "ragged" / MANIFEST_NAME)
 
     def damage(self, path: Path, raw: bytes, mutator: Mutator) -> bytes:
         return mutator.damage_json(raw)
@@ -174,11 +219,15 @@ class ManifestJson(Reader):
         # What commands print, and write into a run's record.
         assert summary(prepared).isprintable(), "not printable"
         json.dumps([prepared.manifest.source, prepared.manifest.to_json(), prepared.source_name])
+        if path.parent.name == "ragged":
+            for opener in (prepared.beton, prepared.tfrecords):
+                list(map(opener, COUNTS))
+            return _digest((encoded.data, encoded.labels) for encoded in map(prepared.encoded, COUNTS))
         if path.parent.name == "packed":
             return _digest((packed.images, packed.labels) for packed in map(prepared.packed, COUNTS))
         if path.parent.name == "dali":
             return _digest((shards.take(np.arange(len(shards.labels))),) for shards in map(prepared.tfrecords, COUNTS))
-        return repr([prepared.beton(split).name for split in COUNTS])
+        return repr([prepared.beton(split).path.name for split in COUNTS])
 
 
 class Photograph(Reader):
@@ -338,6 +387,9 @@ READERS: dict[str, type[Reader]] = {
     "packed": Packed,
     "beton": Beton,
     "tfrecord": TFRecord,
+    "ragged packed": RaggedPacked,
+    "ragged beton": RaggedBeton,
+    "ragged tfrecord": RaggedTFRecord,
     "images": Photograph,
     "cifar": Batches,
     "recipe": Recipe,
@@ -367,9 +419,16 @@ def _trained(folder: Path) -> Path:
 
 
 def _loaded(loader: Any) -> Iterator[Sequence[Any]]:
-    for images, labels, indices in loader:
-        assert tuple(images.shape[1:]) == SHAPE, f"images {images.shape}"
-        yield images.numpy(), _within(labels.numpy()), indices.numpy()
+    for batch in loader:
+        labels, indices = _within(batch.labels.numpy()), batch.indices.numpy()
+        if hasattr(batch, "heights"):
+            sizes = batch.heights.numpy().astype(int) * batch.widths.numpy() * 3
+            data = batch.data.numpy().reshape(-1)
+            begins = batch.offsets.tolist()
+            yield *(data[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)), labels, indices
+        else:
+            assert tuple(batch.images.shape[1:]) == SHAPE, f"images {batch.images.shape}"
+            yield batch.images.numpy(), labels, indices
 
 
 def _within(labels: np.ndarray) -> np.ndarray:
@@ -391,6 +450,12 @@ def _jpeg_numbers(raw: bytes) -> list[Places]:
         insides += [(place, 1) for place in range(at + 20, end, 3)]
         at = raw.find(b"\xff\xd8\xff", end)
     return [frames, insides]
+
+
+def _png_numbers(raw: bytes) -> Places:
+    """Width, height and kind of PNG files."""
+    heads = [place + 4 for place in range(len(raw)) if raw.startswith(b"IHDR", place)]
+    return [(head + at, width) for head in heads for at, width in ((0, 4), (4, 4), (8, 1), (9, 1), (12, 1))]
 
 
 def _digest(parts: Iterable[Sequence[Any]]) -> str:

@@ -59,7 +59,7 @@ class Findings:
     found: list[Finding] = field(default_factory=list)
 
     def __str__(self) -> str:
-        counts = f"{self.reader:<10} {self.tried:>6,} tried, {self.refused:,} refused, {self.right:,} right"
+        counts = f"{self.reader:<15} {self.tried:>6,} tried, {self.refused:,} refused, {self.right:,} right"
         return "\n".join([counts, *(f"  seed {f.seed}: {f.what}" for f in self.found)])
 
 

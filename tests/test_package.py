@@ -1,6 +1,8 @@
 """What is installed: one name, whole, that stands beside others', and commands that start from anywhere."""
 
+import email
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from fast_train.common.version import VERSION
+
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "src" / "fast_train"
-COMMANDS = ("prep-data", "fast-train", "bench-throughput", "bench-study")
+MODULES = {
+    "prep-data": "data_prep.cli",
+    "fast-train": "pipeline.cli",
+    "bench-throughput": "benchmarks.throughput.cli",
+    "bench-study": "benchmarks.studies.cli",
+}
+COMMANDS = tuple(MODULES)
 _BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 _STAND_IN = """
 [build-system]
@@ -69,7 +79,26 @@ def test_the_wheel_holds_one_top_level_name_and_all_of_it(wheel):
     assert {name for name in names if not name.startswith(f"{about}/")} == _files(SOURCES)
     assert "fast_train/py.typed" in names
     assert "fast_train/pipeline/recipes/fast.toml" in names
-    assert all(f"{name} = fast_train." in scripts for name in COMMANDS)
+    assert all(f"{name} = fast_train.scripts:{name.replace('-', '_')}\n" in scripts for name in COMMANDS)
+
+
+def test_licence_authors_and_version_are_said_alike(wheel, tmp_path):
+    """In the wheel, the licence, the citation, the change log and by --version."""
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        about = email.message_from_bytes(archive.read(path))
+    cited = dict(re.findall(r"^(\w+): (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE))
+    licence = (ROOT / "LICENSE").read_text()
+    released = re.findall(r"^## (\S+) - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    shown = _run(sys.executable, "-m", "fast_train.pipeline.cli", "--version", cwd=tmp_path)
+    assert shown.stdout == f"fast-train, fast-train {VERSION}\n"
+    assert about["Version"] == cited["version"] == released[0] == VERSION
+    assert about["License-Expression"] == cited["license"] == licence.split()[0] == "MIT"
+    assert f"- name: {about['Author']}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"{about['Author']}\n" in licence
+    low, high = re.fullmatch(r"<3\.(\d+),>=3\.(\d+)", about["Requires-Python"]).groups()[::-1]
+    named = [line.removeprefix("Programming Language :: Python :: ") for line in about.get_all("Classifier")]
+    assert [name for name in named if name[:2] == "3."] == [f"3.{minor}" for minor in range(int(low), int(high))]
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +142,29 @@ def test_the_commands_work_from_a_wheel(installed, tmp_path):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    ("place", "status", "says"), [("{command}", -2, ""), ("fast_train.data_prep.manifest", 130, "{name}: interrupted")]
+)
+def test_ctrl_c_while_it_is_imported_shows_no_trace(name, place, status, says, tmp_path):
+    """It comes with the import of the command itself, and of what the command imports once it works."""
+    place = place.format(command=f"fast_train.{MODULES[name]}")
+    code = f"""
+import os, signal, sys, time
+class Finder:
+    def find_spec(self, module, *_):
+        if module == {place!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+sys.meta_path.insert(0, Finder())
+from fast_train import scripts
+sys.exit(scripts.{name.replace("-", "_")}())"""
+    result = _run(sys.executable, "-c", code, *(["augmentation"] if name == "bench-study" else []), cwd=tmp_path)
+    assert result.returncode == status, result.stderr
+    assert result.stderr.startswith(says.format(name=name))
+    assert len(result.stderr.splitlines()) == bool(says)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_commands_work_from_another_folder(name, tmp_path):
     command = Path(sysconfig.get_path("scripts")) / name
     if not command.exists():
@@ -121,15 +173,7 @@ def test_the_commands_work_from_another_folder(name, tmp_path):
     assert result.stdout.startswith(f"usage: {name}"), result.stderr
 
 
-@pytest.mark.parametrize(
-    "module, name",
-    [
-        ("data_prep.cli", "prep-data"),
-        ("pipeline.cli", "fast-train"),
-        ("benchmarks.throughput.cli", "bench-throughput"),
-        ("benchmarks.studies.cli", "bench-study"),
-    ],
-)
-def test_a_command_is_a_module_too(module, name, tmp_path):
-    result = _run(sys.executable, "-m", f"fast_train.{module}", "--help", cwd=tmp_path)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_a_module_too(name, tmp_path):
+    result = _run(sys.executable, "-m", f"fast_train.{MODULES[name]}", "--help", cwd=tmp_path)
     assert result.stdout.startswith(f"usage: {name}"), result.stderr

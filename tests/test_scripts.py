@@ -190,6 +190,13 @@ def test_what_can_not_be_installed_is_one_line(make, arguments, says):
     assert says in said
 
 
+def test_a_python_that_can_make_no_environment_is_one_line(make):
+    make.tool("python", """case "$*" in *ensurepip* | *'-m pip'*) exit 1 ;; esac""")
+    installs, said = make(".venv/.train", status=2)
+    assert installs == []
+    assert "has neither venv nor pip here; on Debian and Ubuntu, type: sudo apt-get install python3-venv" in said
+
+
 def test_ffcv_is_built_once_its_system_packages_are_there(make):
     installs, said = make(".venv/.test")
     assert installs[2:] == ["-e .[dev]", "-e .[dali]"]

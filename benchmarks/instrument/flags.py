@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from fast_train.benchmarks.instrument.folder import check_empty
-from fast_train.common.command import Parser, run_command
-from fast_train.common.files import user_path
+from fast_train.common.command import Parser, flag_path, run_command
 from fast_train.common.startup import quick_imports
 from fast_train.pipeline.config.recipe import check_given
 from fast_train.pipeline.config.settings import DataConfig
@@ -27,9 +26,9 @@ BASELINE = "notes"
 #: How a flag's value is read and shown.
 COUNT: dict[str, Any] = {"type": int, "metavar": "N"}
 NUMBER: dict[str, Any] = {"type": float, "metavar": "X"}
-FOLDER: dict[str, Any] = {"type": user_path, "metavar": "DIR"}
+FOLDER: dict[str, Any] = {"type": flag_path, "metavar": "DIR"}
 DATA: dict[str, Any] = {
-    "type": lambda text: str(user_path(text)), "metavar": "DIR", "help": f"prepared set (default: {DataConfig.path})"
+    "type": lambda text: str(flag_path(text)), "metavar": "DIR", "help": f"prepared set (default: {DataConfig.path})"
 }  # fmt: skip
 
 

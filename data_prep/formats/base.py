@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from fast_train.data_prep.errors import PreparedSetError
 
 FFCV_MODES = ("raw", "jpg", "proportion")
 DALI_MODES = ("raw", "jpg")
+#: In the manifest, the mode of images that keep their own shapes: JPEG and PNG files.
+ENCODED = "encoded"
 _JPEG_TABLES = 1024
 
 
@@ -28,12 +30,15 @@ _JPEG_TABLES = 1024
 class FormatOptions:
     """Modes: ``raw`` keeps the bytes as they are; ``jpg`` encodes them, with loss; ``proportion`` encodes a part.
 
-    ``jpeg_quality``: 1 to 100. ``jpeg_share``: the part of the images that ``proportion`` encodes, 0 to 1.
+    ``jpeg_quality``: 1 to 100; None: 90, and of images that keep their own shapes 95. ``jpeg_share``: the part of the
+    images that ``proportion`` encodes, 0 to 1.
+
+    Images that keep their shapes are encoded before any writer gets them: the same bytes go to every format.
     """
 
     ffcv_mode: str = "raw"
     dali_mode: str = "raw"
-    jpeg_quality: int = 90
+    jpeg_quality: int | None = None
     jpeg_share: float = 0.5
 
     def __post_init__(self) -> None:
@@ -43,20 +48,29 @@ class FormatOptions:
         ):
             if mode not in modes:
                 raise PreparedSetError(f"{flag} {mode} is not known; choose from {', '.join(modes)}")
-        if not 1 <= self.jpeg_quality <= 100:
+        if not 1 <= self.quality <= 100:
             raise PreparedSetError(f"--jpeg-quality {self.jpeg_quality} is out of range; give 1 to 100")
         if not 0 <= self.jpeg_share <= 1:
             raise PreparedSetError(f"--jpeg-share {self.jpeg_share} is out of range; give 0 to 1")
 
-    def unused(self, formats: Sequence[str]) -> list[str]:
-        """The flags of options that were chosen, and that make no difference to files of these formats."""
+    @property
+    def quality(self) -> int:
+        return 90 if self.jpeg_quality is None else self.jpeg_quality
+
+    @property
+    def ragged_quality(self) -> int:
+        return 95 if self.jpeg_quality is None else self.jpeg_quality
+
+    def unused(self, formats: Sequence[str], *, ragged: bool) -> list[str]:
+        """The flags of options that were chosen, and that make no difference to files of these formats. ragged: whether
+        the images keep their own shapes."""
         modes = {"ffcv": self.ffcv_mode, "dali": self.dali_mode}
         used = {mode for name, mode in modes.items() if name in formats}
         makes_a_difference = {
-            "ffcv_mode": "ffcv" in formats,
-            "dali_mode": "dali" in formats,
-            "jpeg_quality": not used <= {"raw"},
-            "jpeg_share": "proportion" in used,
+            "ffcv_mode": "ffcv" in formats and not ragged,
+            "dali_mode": "dali" in formats and not ragged,
+            "jpeg_quality": not used <= {"raw"} or ragged,
+            "jpeg_share": "proportion" in used and not ragged,
         }
         return [
             "--" + name.replace("_", "-")
@@ -69,26 +83,60 @@ class FormatOptions:
         if mode == "raw":
             return {"mode": mode}
         if mode == "jpg":
-            return {"mode": mode, "quality": self.jpeg_quality}
-        return {"mode": mode, "quality": self.jpeg_quality, "share": self.jpeg_share}
+            return {"mode": mode, "quality": self.quality}
+        return {"mode": mode, "quality": self.quality, "share": self.jpeg_share}
+
+    def ragged_encoding(self) -> dict[str, Any]:
+        """What the manifest says of files that hold images which keep their shapes. quality: of those that were
+        encoded."""
+        return {"mode": ENCODED, "quality": self.ragged_quality}
 
     def stored_bytes(self, mode: str, image_shape: Sequence[int]) -> int:
         """Bytes of one stored image of shape (H, W, C), at most: as JPEG hardly more than raw, and its tables."""
         return math.prod(image_shape) + (0 if mode == "raw" else _JPEG_TABLES)
 
 
-class Writer(ABC):
+class SplitWriter(ABC):
     """Writes one split of a set in one format, as the images come.
 
     folder: to write into. count: the greatest number of images that will come; fewer may, since files that turn out
-    not to be images are left out. image_shape: (H, W, C).
+    not to be images are left out.
     """
+
+    def __init__(self, folder: Path, split: str, count: int) -> None:
+        self._folder, self._split, self._count = folder, split, count
+        self._written = 0
+
+    @abstractmethod
+    def write(self, images: Any, labels: NDArray[np.int64]) -> None:
+        """Append images with their labels int64 [n]; ValueError for what does not fit."""
+
+    def close(self) -> tuple[str, ...]:
+        """Finish, with everything flushed to the disk; the names of the files in the folder, the main one first.
+        ValueError where nothing was written."""
+        if not self._written:
+            raise ValueError(f"the {self._split} split would hold no image")
+        names = self._finish()
+        self.abort()
+        return names
+
+    @abstractmethod
+    def _finish(self) -> tuple[str, ...]:
+        """`close` files that hold an image."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Release files, processes and threads without finishing."""
+
+
+class Writer(SplitWriter):
+    """Writes images of one shape, image_shape: (H, W, C)."""
 
     def __init__(
         self, folder: Path, split: str, count: int, image_shape: Sequence[int], options: FormatOptions
     ) -> None:
-        self._folder, self._split, self._count, self._shape = folder, split, count, tuple(image_shape)
-        self._written = 0
+        super().__init__(folder, split, count)
+        self._shape = tuple(image_shape)
 
     @staticmethod
     @abstractmethod
@@ -115,22 +163,57 @@ class Writer(ABC):
     def _append(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         """`write` what fits."""
 
-    def close(self) -> tuple[str, ...]:
-        """Finish, with everything flushed to the disk; the names of the files in the folder, the main one first.
-        ValueError where nothing was written."""
-        if not self._written:
-            raise ValueError(f"the {self._split} split would hold no image")
-        names = self._finish()
-        self.abort()
-        return names
+
+class Encoded(NamedTuple):
+    """An image as it is stored: a JPEG or PNG file of three channels (a JPEG file may be grey), upright, and its shape
+    in pixels."""
+
+    data: bytes
+    height: int
+    width: int
+
+    @property
+    def is_jpeg(self) -> bool:
+        return self.data.startswith(b"\xff\xd8")
+
+
+class RaggedWriter(SplitWriter):
+    """Writes images that keep their own shapes, the largest of ``pixels`` pixels."""
+
+    def __init__(self, folder: Path, split: str, count: int, pixels: int) -> None:
+        super().__init__(folder, split, count)
+        self._pixels = pixels
+
+    @staticmethod
+    @abstractmethod
+    def estimate_bytes(count: int, content: int, pixels: int) -> int:
+        """Bytes on the disk that ``count`` images will take, of which the files have ``content`` bytes in all and the
+        largest ``pixels`` pixels."""
+
+    def write(self, images: Sequence[Encoded], labels: NDArray[np.int64]) -> None:
+        """Append images with their labels int64 [n]; ValueError for one that is too large, or more than fit."""
+        end = self._written + len(labels)
+        fits = all(0 < image.height * image.width <= self._pixels and _has_room(image) for image in images)
+        if len(images) != len(labels) or end > self._count or not fits:
+            raise ValueError(
+                f"the {self._split} split takes {self._count} images of up to {self._pixels} pixels; got "
+                f"{len(labels)} labels and {len(images)} images at number {self._written}"
+            )
+        self._append(images, labels)
+        self._written = end
 
     @abstractmethod
-    def _finish(self) -> tuple[str, ...]:
-        """`close` files that hold an image."""
+    def _append(self, images: Sequence[Encoded], labels: NDArray[np.int64]) -> None:
+        """`write` what fits."""
 
-    @abstractmethod
-    def abort(self) -> None:
-        """Release files, processes and threads without finishing."""
+
+def most_bytes(pixels: int) -> int:
+    """Of a stored file, by the number of its pixels: however badly it compresses, with tables and some metadata."""
+    return max(6 * pixels, 1 << 16)
+
+
+def _has_room(image: Encoded) -> bool:
+    return len(image.data) <= most_bytes(image.height * image.width)
 
 
 def flush(file: IO[Any]) -> None:

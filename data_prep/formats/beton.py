@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fast_train.common.cores import usable_cores
 from fast_train.common.text import show
 from fast_train.data_prep.errors import ANEW, PreparedSetError
-from fast_train.data_prep.formats.base import FormatOptions, JpegEncoder, Writer, flush
+from fast_train.data_prep.formats.base import Encoded, FormatOptions, JpegEncoder, RaggedWriter, Writer, flush
+from fast_train.data_prep.formats.decode import decode_rgb
 
 #: FFCV's structures, as they lie in the file.
 VERSION = 2
@@ -49,56 +52,28 @@ _LARGEST_SIDE = 65535
 _LARGEST_IMAGE = 1 << 30
 
 
-class BetonWriter(Writer):
-    """Writes ``SPLIT.beton``."""
+class _BetonFile:
+    """``SPLIT.beton`` in a folder, of up to ``count`` samples, to which they are appended."""
 
-    def __init__(
-        self, folder: Path, split: str, count: int, image_shape: Sequence[int], options: FormatOptions
-    ) -> None:
-        super().__init__(folder, split, count, image_shape, options)
-        height, width, channels = image_shape
-        if channels != 3 or max(height, width) > _LARGEST_SIDE or math.prod(image_shape) > _LARGEST_IMAGE:
-            raise PreparedSetError(f"FFCV can't hold images of {width}x{height}x{channels}; leave out --formats ffcv")
-        self._name = f"{split}.beton"
-        self._mode, self._share = options.ffcv_mode, options.jpeg_share
-        self._encoder = JpegEncoder(options.jpeg_quality) if self._mode != "raw" else None
-        # Its own generator, used in the order of the images: the same request gives the same file.
-        self._coin = np.random.default_rng(0)
-        self._page = page_size(image_shape)
+    def __init__(self, folder: Path, split: str, count: int, page: int) -> None:
+        self._name, self._page = f"{split}.beton", page
         self._samples = np.zeros(count, dtype=SAMPLE)
         self._sizes = np.zeros(count, dtype=np.uint64)
-        self._at = -(-(METADATA_AT + self._samples.nbytes) // self._page) * self._page
-        self._file = open(folder / self._name, "xb")  # noqa: SIM115  # open until `close` or `abort`
+        self._written = 0
+        self._at = -(-(METADATA_AT + self._samples.nbytes) // page) * page
+        self._file = open(folder / self._name, "xb")  # noqa: SIM115  # open until `close`
 
-    @staticmethod
-    def encoding(options: FormatOptions) -> dict[str, Any]:
-        return options.encoding(options.ffcv_mode)
-
-    @staticmethod
-    def estimate_bytes(count: int, image_shape: Sequence[int], options: FormatOptions) -> int:
-        page = page_size(image_shape)
-        pages = -(-count // (page // options.stored_bytes(options.ffcv_mode, image_shape)))
-        return METADATA_AT + count * (SAMPLE.itemsize + ALLOCATION.itemsize) + (pages + 1) * page
-
-    def _append(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+    def append(self, blobs: Sequence[Any], heights: Any, widths: Any, labels: NDArray[np.int64]) -> None:
+        """blobs: of each sample a JPEG file as ``bytes``, or its pixels as an array uint8. heights, widths: of each, or
+        of all."""
         first, end = self._written, self._written + len(labels)
-        blobs = self._encode(images)
         rows = self._samples[first:end]
-        rows["f0"]["height"], rows["f0"]["width"] = self._shape[:2]
+        rows["f0"]["height"], rows["f0"]["width"] = heights, widths
         rows["f0"]["mode"] = [_JPG if isinstance(blob, bytes) else _RAW for blob in blobs]
         rows["f0"]["data_ptr"] = [self._put(blob) for blob in blobs]
         rows["f1"], rows["f2"] = labels, np.arange(first, end)
         self._sizes[first:end] = [len(blob) for blob in blobs]
-
-    def _encode(self, images: NDArray[np.uint8]) -> list[Any]:
-        """The bytes of each image: a JPEG file as ``bytes``, or its pixels as an array."""
-        blobs: list[Any] = list(images.reshape(len(images), -1))
-        if self._encoder is not None:
-            share = 1.0 if self._mode == "jpg" else self._share
-            chosen = np.flatnonzero(self._coin.random(len(images)) < share)
-            for i, blob in zip(chosen, self._encoder.encode(images[chosen]), strict=True):
-                blobs[i] = blob
-        return blobs
+        self._written = end
 
     def _put(self, blob: Any) -> int:
         """Write the bytes of a sample, in the next page where they don't fit this one; where they begin."""
@@ -111,7 +86,7 @@ class BetonWriter(Writer):
         self._at += len(blob)
         return begin
 
-    def _finish(self) -> tuple[str, ...]:
+    def finish(self) -> tuple[str, ...]:
         samples = self._samples[: self._written]
         table = np.zeros(self._written, dtype=ALLOCATION)
         table["sample_id"], table["ptr"] = np.arange(self._written), samples["f0"]["data_ptr"]
@@ -124,15 +99,98 @@ class BetonWriter(Writer):
         flush(self._file)
         return (self._name,)
 
+    def close(self) -> None:
+        self._file.close()
+
+
+class BetonWriter(Writer):
+    """Writes ``SPLIT.beton``."""
+
+    def __init__(
+        self, folder: Path, split: str, count: int, image_shape: Sequence[int], options: FormatOptions
+    ) -> None:
+        super().__init__(folder, split, count, image_shape, options)
+        height, width, channels = image_shape
+        if channels != 3 or max(height, width) > _LARGEST_SIDE or math.prod(image_shape) > _LARGEST_IMAGE:
+            raise PreparedSetError(f"FFCV can't hold images of {width}x{height}x{channels}; leave out --formats ffcv")
+        self._mode, self._share = options.ffcv_mode, options.jpeg_share
+        self._encoder = JpegEncoder(options.quality) if self._mode != "raw" else None
+        # Its own generator, used in the order of the images: the same request gives the same file.
+        self._coin = np.random.default_rng(0)
+        self._file = _BetonFile(folder, split, count, page_size(image_shape))
+
+    @staticmethod
+    def encoding(options: FormatOptions) -> dict[str, Any]:
+        return options.encoding(options.ffcv_mode)
+
+    @staticmethod
+    def estimate_bytes(count: int, image_shape: Sequence[int], options: FormatOptions) -> int:
+        page = page_size(image_shape)
+        pages = -(-count // (page // options.stored_bytes(options.ffcv_mode, image_shape)))
+        return METADATA_AT + count * (SAMPLE.itemsize + ALLOCATION.itemsize) + (pages + 1) * page
+
+    def _append(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        height, width, _ = self._shape
+        self._file.append(self._encode(images), height, width, labels)
+
+    def _encode(self, images: NDArray[np.uint8]) -> list[Any]:
+        """The bytes of each image: a JPEG file as ``bytes``, or its pixels as an array."""
+        blobs: list[Any] = list(images.reshape(len(images), -1))
+        if self._encoder is not None:
+            share = 1.0 if self._mode == "jpg" else self._share
+            chosen = np.flatnonzero(self._coin.random(len(images)) < share)
+            for i, blob in zip(chosen, self._encoder.encode(images[chosen]), strict=True):
+                blobs[i] = blob
+        return blobs
+
+    def _finish(self) -> tuple[str, ...]:
+        return self._file.finish()
+
     def abort(self) -> None:
         self._file.close()
         if self._encoder is not None:
             self._encoder.close()
 
 
+class RaggedBetonWriter(RaggedWriter):
+    """Writes ``SPLIT.beton``: JPEG files as they are, the pixels of PNG files, which FFCV can't decode."""
+
+    def __init__(self, folder: Path, split: str, count: int, pixels: int) -> None:
+        super().__init__(folder, split, count, pixels)
+        self._file = _BetonFile(folder, split, count, _ragged_page(pixels))
+        self._threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="png")
+
+    @staticmethod
+    def estimate_bytes(count: int, content: int, pixels: int) -> int:
+        page = _ragged_page(pixels)
+        # A page ends where the next image does not fit, and the last one anywhere.
+        pages = content // (page - min(3 * pixels, page // 2)) + 2
+        return METADATA_AT + count * (SAMPLE.itemsize + ALLOCATION.itemsize) + pages * page
+
+    def _append(self, images: Sequence[Encoded], labels: NDArray[np.int64]) -> None:
+        blobs = list(self._threads.map(_as_ffcv_reads, images))
+        self._file.append(blobs, [image.height for image in images], [image.width for image in images], labels)
+
+    def _finish(self) -> tuple[str, ...]:
+        return self._file.finish()
+
+    def abort(self) -> None:
+        self._file.close()
+        self._threads.shutdown(cancel_futures=True)
+
+
+def _as_ffcv_reads(image: Encoded) -> Any:
+    return image.data if image.is_jpeg else decode_rgb(*image).reshape(-1)
+
+
 def page_size(image_shape: Sequence[int]) -> int:
     """A power of two that holds an image however badly JPEG compresses it, and for small ones FFCV's smallest."""
     return max(_SMALLEST_PAGE, 1 << (2 * math.prod(image_shape)).bit_length())
+
+
+def _ragged_page(pixels: int) -> int:
+    """The size of a page where the largest image has so many pixels."""
+    return page_size((1, pixels, 3))
 
 
 def _head(count: int, page: int, table_at: int) -> bytes:
@@ -146,10 +204,14 @@ def _head(count: int, page: int, table_at: int) -> bytes:
 
 @dataclass(frozen=True)
 class BetonSplit:
-    """What a checked file holds beside the pixels: labels int64 [N], and where the JPEG files among its images lie,
-    jpeg_begins and jpeg_sizes int64 [n], in bytes."""
+    """What a checked file holds: labels int64 [N]; heights, widths int32 [N], in pixels; and where the JPEG files among
+    its images lie, jpeg_begins and jpeg_sizes int64 [n], in bytes; is_jpeg bool [N] says which these are."""
 
+    path: Path
     labels: NDArray[np.int64]
+    heights: NDArray[np.int32]
+    widths: NDArray[np.int32]
+    is_jpeg: NDArray[np.bool_]
     jpeg_begins: NDArray[np.int64]
     jpeg_sizes: NDArray[np.int64]
 
@@ -158,22 +220,38 @@ def open_beton(path: Path, shape: Sequence[int]) -> BetonSplit:
     """PreparedSetError unless the file holds images of shape (N, H, W, 3) as `BetonWriter` leaves them.
 
     Every number that FFCV takes on trust is compared: version, fields, modes, sizes, pointers and the table. What FFCV
-    makes of a JPEG file rests on that file's header too, see `formats.jpeg`.
+    makes of a JPEG file rests on that file's header too, see `formats.headers`.
     """
     count, height, width, channels = shape
     if channels != 3:
         raise _broken(path, f"FFCV reads images of 3 channels, not {channels}")
-    page = page_size(shape[1:])
+    split = _open(path, count, page_size(shape[1:]))
+    if (split.heights != height).any() or (split.widths != width).any():
+        raise _broken(path, f"its images are not {width}x{height}")
+    return split
+
+
+def open_ragged_beton(path: Path, count: int, pixels: int) -> BetonSplit:
+    """PreparedSetError unless the file holds ``count`` images, the largest in the set of ``pixels`` pixels, as
+    `RaggedBetonWriter` leaves them; all that `open_beton` compares is."""
+    split = _open(path, count, _ragged_page(pixels))
+    areas = split.heights.astype(np.int64) * split.widths
+    if areas.min() < 1 or areas.max() > pixels:
+        raise _broken(path, f"its images are not of 1 to {pixels} pixels")
+    return split
+
+
+def _open(path: Path, count: int, page: int) -> BetonSplit:
+    """A file whose tables agree; its shapes are not looked at but for the sizes of what is not encoded."""
     samples, table, table_at = _read_tables(path, count, page)
     image = samples["f0"]
-    if not np.isin(image["mode"], (_JPG, _RAW)).all() or (image["height"] != height).any():
-        raise _broken(path, f"its images are not {width}x{height}")
-    if (image["width"] != width).any() or (samples["f2"] != np.arange(count)).any():
-        raise _broken(path, f"its images are not {width}x{height}, in the order of their indices")
+    if not np.isin(image["mode"], (_JPG, _RAW)).all() or (samples["f2"] != np.arange(count)).any():
+        raise _broken(path, "its images are not JPEG files and pixels, in the order of their indices")
     pointers, sizes = table["ptr"], table["size"]
     is_jpeg = image["mode"] == _JPG
     # FFCV copies an image that is not encoded into room for exactly its bytes.
-    sizes_fit = np.where(is_jpeg, (sizes > 0) & (sizes <= page), sizes == math.prod(shape[1:]))
+    raw_sizes = image["height"].astype(np.uint64) * image["width"] * 3
+    sizes_fit = np.where(is_jpeg, (sizes > 0) & (sizes <= page), (sizes == raw_sizes) & (sizes <= page))
     first = -(-(METADATA_AT + samples.nbytes) // page) * page
     # Each of these bounds what the next one adds up: a sum that wraps around would pass.
     fits = sizes_fit.all() and (pointers >= first).all() and (pointers <= table_at).all()
@@ -184,7 +262,8 @@ def open_beton(path: Path, shape: Sequence[int]) -> BetonSplit:
     if not (apart and in_pages.all() and named.all()):
         raise _broken(path, "its pointers do not fit its pages")
     begins, lengths = (column[is_jpeg].astype(np.int64) for column in (pointers, sizes))
-    return BetonSplit(samples["f1"].astype(np.int64), begins, lengths)
+    heights, widths = (image[side].astype(np.int32) for side in ("height", "width"))
+    return BetonSplit(path, samples["f1"].astype(np.int64), heights, widths, is_jpeg, begins, lengths)
 
 
 def _read_tables(path: Path, count: int, page: int) -> tuple[NDArray[Any], NDArray[Any], int]:

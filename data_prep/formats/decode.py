@@ -23,7 +23,7 @@ def decode_rgb(file: NDArray[np.uint8] | bytes, height: int, width: int) -> NDAr
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(bytes(file)), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(np.frombuffer(file, dtype=np.uint8).data), formats=FORMATS) as image:
                 if image.size != (width, height) or image.mode not in ("RGB", "L"):
                     raise ValueError(f"it is {image.width}x{image.height}, {image.mode}, not {width}x{height}, RGB")
                 return np.asarray(image.convert("RGB"))

@@ -7,41 +7,35 @@ Its tensors (`formats.tensors`): ``data`` uint8 [total], the files one after the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fast_train.common.text import one_line, show
 from fast_train.data_prep.errors import PreparedSetError
-from fast_train.data_prep.formats.base import flush
+from fast_train.data_prep.formats.base import Encoded, RaggedWriter, flush
 from fast_train.data_prep.formats.tensors import DATA_START, DTYPES, Stored, broken, read_tensors, write_header
 
 #: Of an image, in pixels: what is longer is scaled down to it, however short its other side.
 LONGEST_SIDE = 4096
 
 
-class Encoded(NamedTuple):
-    """An image as it is stored: a JPEG or PNG file of three channels, upright, and its shape in pixels."""
-
-    data: bytes
-    height: int
-    width: int
-
-
 @dataclass(frozen=True)
 class EncodedSplit:
     """A split's image files. data: read-only memory map, uint8 [total]. offsets: int64 [N + 1], where each file begins
-    and the last one ends. heights, widths: int32 [N], in pixels. labels: int64 [N]."""
+    and the last one ends. heights, widths: int32 [N], in pixels. labels: int64 [N]. begin: where in the packed file the
+    data begin, in bytes."""
 
     data: NDArray[np.uint8]
     offsets: NDArray[np.int64]
     heights: NDArray[np.int32]
     widths: NDArray[np.int32]
     labels: NDArray[np.int64]
+    begin: int = 0
 
     def file(self, index: int) -> NDArray[np.uint8]:
         """The bytes of one image's file: uint8 [size], a view."""
@@ -69,7 +63,7 @@ def open_ragged(path: Path) -> EncodedSplit:
         raise broken(path, "its offsets are not those of files one after the other")
     if min(heights.min(), widths.min()) < 1 or max(heights.max(), widths.max()) > LONGEST_SIDE:
         raise broken(path, f"its images are not of 1 to {LONGEST_SIDE} pixels a side")
-    return EncodedSplit(data, offsets, heights, widths, labels)
+    return EncodedSplit(data, offsets, heights, widths, labels, tensors["data"].begin)
 
 
 def _read(path: Path, tensor: Stored) -> NDArray[Any]:
@@ -78,47 +72,49 @@ def _read(path: Path, tensor: Stored) -> NDArray[Any]:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-class RaggedPackedWriter:
-    """Writes ``SPLIT.safetensors`` in ``folder``, as the images come. Every method is `formats.base.Writer`'s."""
+class RaggedPackedWriter(RaggedWriter):
+    """Writes ``SPLIT.safetensors``."""
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, count: int, pixels: int) -> None:
+        super().__init__(folder, split, count, pixels)
         self._name = f"{split}.safetensors"
-        self._offsets, self._heights, self._widths, self._labels = [0], list[int](), list[int](), list[int]()
+        self._offsets = np.zeros(count + 1, dtype=DTYPES["I64"])
+        self._labels = np.empty(count, dtype=DTYPES["I64"])
+        self._heights, self._widths = (np.empty(count, dtype=DTYPES["I32"]) for _ in range(2))
         self._file = open(folder / self._name, "xb")  # noqa: SIM115  # open until `close` or `abort`
         self._file.seek(DATA_START)
 
-    def write(self, files: Iterable[Encoded], labels: Iterable[int]) -> None:
-        """Append images with their labels."""
-        for image, label in zip(files, labels, strict=True):
-            self._file.write(image.data)
-            self._offsets.append(self._offsets[-1] + len(image.data))
-            self._heights.append(image.height)
-            self._widths.append(image.width)
-            self._labels.append(int(label))
+    @staticmethod
+    def estimate_bytes(count: int, content: int, pixels: int) -> int:
+        del pixels
+        return DATA_START + content + -content % 8 + 8 + 24 * count
 
-    def close(self) -> tuple[str, ...]:
-        """Finish, with everything flushed to the disk; the name of the file."""
-        count, size = len(self._labels), self._offsets[-1]
-        if not count:
-            raise ValueError(f"{self._name} would hold no image")
+    def _append(self, images: Sequence[Encoded], labels: NDArray[np.int64]) -> None:
+        self._file.writelines(image.data for image in images)
+        first, end = self._written, self._written + len(labels)
+        self._offsets[first + 1 : end + 1] = self._offsets[first] + np.cumsum([len(image.data) for image in images])
+        self._labels[first:end] = labels
+        self._heights[first:end] = [image.height for image in images]
+        self._widths[first:end] = [image.width for image in images]
+
+    def _finish(self) -> tuple[str, ...]:
+        count, size = self._written, int(self._offsets[self._written])
         padding = -size % 8
         self._file.write(bytes(padding))
-        columns: dict[str, tuple[str, list[int]]] = {
-            "offsets": ("I64", self._offsets),
-            "labels": ("I64", self._labels),
-            "heights": ("I32", self._heights),
-            "widths": ("I32", self._widths),
+        columns = {
+            "offsets": ("I64", self._offsets[: count + 1]),
+            "labels": ("I64", self._labels[:count]),
+            "heights": ("I32", self._heights[:count]),
+            "widths": ("I32", self._widths[:count]),
         }
-        for dtype, values in columns.values():
-            self._file.write(np.array(values, dtype=DTYPES[dtype]).data)
+        for _, values in columns.values():
+            self._file.write(values.data)
         self._file.seek(0)
         filler = {"padding": ("U8", (padding,))} if padding else {}
-        described = {name: (dtype, (len(values),)) for name, (dtype, values) in columns.items()}
+        described = {name: (dtype, values.shape) for name, (dtype, values) in columns.items()}
         self._file.write(write_header({"data": ("U8", (size,)), **filler, **described}))
         flush(self._file)
-        self.abort()
         return (self._name,)
 
     def abort(self) -> None:
-        """Release the file without finishing."""
         self._file.close()

@@ -3,7 +3,7 @@
 A shard is a sequence of records (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details):
 length uint64, masked CRC-32C of the length, data, masked CRC-32C of the data. The data is a serialized
 ``tf.train.Example`` with the features ``label`` and ``index`` (int64), ``shape`` (int64, three: H, W, C) and ``image``
-(bytes: the pixels [H, W, C], or a JPEG file). The index file beside it, which DALI's reader wants, has one line
+(bytes: the pixels [H, W, C], or a JPEG or PNG file). The index file beside it, which DALI's reader wants, has one line
 "offset size" per record, as NVIDIA's ``tfrecord2idx`` writes it.
 
 Every number is a varint of five bytes, whether or not it needs them, and ``image`` comes last: protocol buffers allow
@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 from fast_train.common.text import one_line, show
 from fast_train.data_prep.errors import ANEW, PreparedSetError
-from fast_train.data_prep.formats.base import FormatOptions, JpegEncoder, Writer, flush
+from fast_train.data_prep.formats.base import Encoded, FormatOptions, JpegEncoder, RaggedWriter, Writer, flush
 
 #: Shards of about this size: large enough to read in one go, small enough to share out.
 SHARD_BYTES = 128 << 20
+_LARGEST_SIDE = 65535
 _HEAD, _CRC = 12, 4
 _VARINT = 5
 # Types of field on the wire, as (field number << 3 | type): 2 is "length and bytes".
@@ -76,34 +77,16 @@ _INDEX_LINE = 24
 _BEFORE_VALUES = 3 * (1 + _VARINT)
 
 
-class TFRecordWriter(Writer):
-    """Writes ``SPLIT-*.tfrecord`` and an ``.idx`` for each."""
+class _Shards:
+    """``SPLIT-*.tfrecord`` and an ``.idx`` for each in a folder, to which records are appended."""
 
-    def __init__(
-        self, folder: Path, split: str, count: int, image_shape: Sequence[int], options: FormatOptions
-    ) -> None:
-        super().__init__(folder, split, count, image_shape, options)
-        if options.dali_mode == "jpg" and image_shape[2] not in (1, 3):
-            raise PreparedSetError(f"JPEG can't hold images of {image_shape[2]} channels; leave out --dali-mode jpg")
-        self._encoder = JpegEncoder(options.jpeg_quality) if options.dali_mode == "jpg" else None
+    def __init__(self, folder: Path, split: str) -> None:
+        self._folder, self._split = folder, split
         self._shard: BinaryIO | None = None
         self._lengths: list[list[int]] = []
         self._room = 0
 
-    @staticmethod
-    def encoding(options: FormatOptions) -> dict[str, Any]:
-        return options.encoding(options.dali_mode)
-
-    @staticmethod
-    def estimate_bytes(count: int, image_shape: Sequence[int], options: FormatOptions) -> int:
-        return count * (options.stored_bytes(options.dali_mode, image_shape) + _AROUND_IMAGE + _INDEX_LINE)
-
-    def _append(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        blobs = self._encoder.encode(images) if self._encoder is not None else [image.tobytes() for image in images]
-        for index, (blob, label) in enumerate(zip(blobs, labels.tolist(), strict=True), start=self._written):
-            self._put(_example(label, index, self._shape, blob))
-
-    def _put(self, example: bytes) -> None:
+    def put(self, example: bytes) -> None:
         size = len(example).to_bytes(8, "little")
         if self._room < len(example):
             self._next_shard()
@@ -127,7 +110,7 @@ class TFRecordWriter(Writer):
         """A shard's name until it is known how many there are."""
         return f"{self._split}-{number:05}.tfrecord.part"
 
-    def _finish(self) -> tuple[str, ...]:
+    def finish(self) -> tuple[str, ...]:
         self._end_shard()
         shards, indices = [], []
         for number, lengths in enumerate(self._lengths):
@@ -141,24 +124,87 @@ class TFRecordWriter(Writer):
                 flush(file)
         return (*shards, *indices)
 
-    def abort(self) -> None:
+    def close(self) -> None:
         if self._shard is not None:
             self._shard.close()
+
+
+class TFRecordWriter(Writer):
+    """Writes ``SPLIT-*.tfrecord`` and an ``.idx`` for each."""
+
+    def __init__(
+        self, folder: Path, split: str, count: int, image_shape: Sequence[int], options: FormatOptions
+    ) -> None:
+        super().__init__(folder, split, count, image_shape, options)
+        if options.dali_mode == "jpg" and image_shape[2] not in (1, 3):
+            raise PreparedSetError(f"JPEG can't hold images of {image_shape[2]} channels; leave out --dali-mode jpg")
+        self._encoder = JpegEncoder(options.quality) if options.dali_mode == "jpg" else None
+        self._shards = _Shards(folder, split)
+
+    @staticmethod
+    def encoding(options: FormatOptions) -> dict[str, Any]:
+        return options.encoding(options.dali_mode)
+
+    @staticmethod
+    def estimate_bytes(count: int, image_shape: Sequence[int], options: FormatOptions) -> int:
+        return count * (options.stored_bytes(options.dali_mode, image_shape) + _AROUND_IMAGE + _INDEX_LINE)
+
+    def _append(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        blobs = self._encoder.encode(images) if self._encoder is not None else [image.tobytes() for image in images]
+        for index, (blob, label) in enumerate(zip(blobs, labels.tolist(), strict=True), start=self._written):
+            self._shards.put(_example(label, index, self._shape, blob))
+
+    def _finish(self) -> tuple[str, ...]:
+        return self._shards.finish()
+
+    def abort(self) -> None:
+        self._shards.close()
         if self._encoder is not None:
             self._encoder.close()
+
+
+class RaggedTFRecordWriter(RaggedWriter):
+    """Writes ``SPLIT-*.tfrecord`` and an ``.idx`` for each: ``image`` is the JPEG or PNG file."""
+
+    def __init__(self, folder: Path, split: str, count: int, pixels: int) -> None:
+        super().__init__(folder, split, count, pixels)
+        self._shards = _Shards(folder, split)
+
+    @staticmethod
+    def estimate_bytes(count: int, content: int, pixels: int) -> int:
+        del pixels
+        return content + count * (_AROUND_IMAGE + _INDEX_LINE)
+
+    def _append(self, images: Sequence[Encoded], labels: NDArray[np.int64]) -> None:
+        for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True), start=self._written):
+            self._shards.put(_example(label, index, (image.height, image.width, 3), image.data))
+
+    def _finish(self) -> tuple[str, ...]:
+        return self._shards.finish()
+
+    def abort(self) -> None:
+        self._shards.close()
 
 
 @dataclass(frozen=True)
 class TFRecordSplit:
     """The shards of one split. ``offsets`` and ``sizes``, int64 [N], give each image's bytes within its shard;
-    ``shard_of``, int64 [N], its shard in ``shards``, read-only memory maps; ``labels`` int64 [N]."""
+    ``shard_of``, int64 [N], its shard in ``shards``, read-only memory maps; ``labels`` int64 [N]; ``heights`` and
+    ``widths``, int32 [N], in pixels, with ``channels`` its shape."""
 
     shards: tuple[NDArray[np.uint8], ...]
     shard_of: NDArray[np.int64]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     labels: NDArray[np.int64]
-    image_shape: tuple[int, int, int]
+    heights: NDArray[np.int32]
+    widths: NDArray[np.int32]
+    channels: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the first image, and so of all where they have one shape."""
+        return int(self.heights[0]), int(self.widths[0]), self.channels
 
     def blob(self, index: int) -> NDArray[np.uint8]:
         """The bytes of one image as they are stored: uint8 [size], a view."""
@@ -167,7 +213,7 @@ class TFRecordSplit:
         return shard[begin : begin + self.sizes[index]]
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The raw images of ``indices``, int64 [n]: uint8 [n, H, W, C], read-only."""
+        """Of a split of raw images of one shape, those of ``indices``, int64 [n]: uint8 [n, H, W, C], read-only."""
         pixels = math.prod(self.image_shape)
         shards = [shard.data for shard in self.shards]
         # One join copies them all, faster than NumPy gathers rows that lie apart.
@@ -186,38 +232,60 @@ def open_tfrecords(paths: Sequence[Path], shape: Sequence[int], *, raw: bool) ->
     ``paths``: the shards, then their index files. Raises PreparedSetError for anything that `TFRecordWriter` would
     not have written; the checksums are those of the manifest, not the records' own.
     """
-    if not raw and shape[3] not in (1, 3):
-        raise _broken(paths[0], f"JPEG can't hold images of {shape[3]} channels")
+    count, height, width, channels = shape
+    if not raw and channels not in (1, 3):
+        raise _broken(paths[0], f"JPEG can't hold images of {channels} channels")
+    split = _open(paths, count, channels)
+    wrong_size = raw and (split.sizes != math.prod(shape[1:])).any()
+    if wrong_size or (split.heights != height).any() or (split.widths != width).any():
+        raise _broken(paths[0], f"its images are not {width}x{height}x{channels}")
+    return split
+
+
+def open_ragged_tfrecords(paths: Sequence[Path], count: int, pixels: int) -> TFRecordSplit:
+    """As `open_tfrecords`, of ``count`` images that keep their own shapes, the largest of ``pixels`` pixels."""
+    split = _open(paths, count, 3)
+    areas = split.heights.astype(np.int64) * split.widths
+    if areas.min() < 1 or areas.max() > pixels:
+        raise _broken(paths[0], f"its images are not of 1 to {pixels} pixels")
+    return split
+
+
+def _open(paths: Sequence[Path], count: int, channels: int) -> TFRecordSplit:
+    """Shards whose records agree with their index files; sides and sizes of the images are not looked at."""
     if len(paths) % 2:
         raise _broken(paths[0], "its shards and their index files are not as many")
     shards, indices = paths[: len(paths) // 2], paths[len(paths) // 2 :]
-    maps, shard_of, offsets, sizes, labels = [], [], [], [], []
+    maps: list[NDArray[np.uint8]] = []
+    columns: list[tuple[NDArray[np.int64], ...]] = []
     first = 0
     for number, (path, index_path) in enumerate(zip(shards, indices, strict=True)):
         records = _map(path)
         begins = _read_index(index_path, len(records))
         ends = np.append(begins[1:], len(records))
         heads = records[begins[:, None] + np.arange(_HEAD, _HEAD + _BEFORE_IMAGE)]
-        image_sizes = ends - begins - _AROUND_IMAGE
-        _check_heads(path, heads, np.arange(first, first + len(begins)), shape[1:], image_sizes)
-        if raw and (image_sizes != math.prod(shape[1:])).any():
-            raise _broken(path, f"its images are not {shape[2]}x{shape[1]}x{shape[3]}")
+        sizes = ends - begins - _AROUND_IMAGE
+        _check_heads(path, heads, np.arange(first, first + len(begins)), channels, sizes)
+        height, width = (_number(heads, "shape", place) for place in range(2))
         maps.append(records)
-        shard_of.append(np.full(len(begins), number))
-        offsets.append(begins + _HEAD + _BEFORE_IMAGE)
-        sizes.append(image_sizes)
-        labels.append(_number(heads, "label"))
+        columns.append(
+            (
+                np.full(len(begins), number),
+                begins + _HEAD + _BEFORE_IMAGE,
+                sizes,
+                _number(heads, "label"),
+                height,
+                width,
+            )
+        )
         first += len(begins)
-    if first != shape[0]:
-        raise _broken(paths[0], f"the shards hold {first} images, not {shape[0]}")
-    return TFRecordSplit(
-        shards=tuple(maps),
-        shard_of=np.concatenate(shard_of),
-        offsets=np.concatenate(offsets),
-        sizes=np.concatenate(sizes),
-        labels=np.concatenate(labels),
-        image_shape=(shape[1], shape[2], shape[3]),
-    )
+    if first != count:
+        raise _broken(paths[0], f"the shards hold {first} images, not {count}")
+    shard_of, offsets, lengths, labels, heights, widths = map(np.concatenate, zip(*columns, strict=True))
+    if max(heights.max(), widths.max()) > _LARGEST_SIDE:
+        raise _broken(paths[0], f"its images are of more than {_LARGEST_SIDE} pixels a side")
+    heights, widths = heights.astype(np.int32), widths.astype(np.int32)
+    return TFRecordSplit(tuple(maps), shard_of, offsets, lengths, labels, heights, widths, channels)
 
 
 def _map(path: Path) -> NDArray[np.uint8]:
@@ -253,7 +321,7 @@ def _check_heads(
     path: Path,
     heads: NDArray[np.uint8],
     indices: NDArray[np.int64],
-    image_shape: Sequence[int],
+    channels: int,
     image_sizes: NDArray[np.int64],
 ) -> None:
     """``heads``: the bytes of each Example before its image, uint8 [n, _BEFORE_IMAGE]."""
@@ -261,11 +329,10 @@ def _check_heads(
         (heads[:, _EMPTY.index(name.encode()) :][:, : len(name)] == np.frombuffer(name.encode(), np.uint8)).all()
         for name in _NAMES
     )
-    shapes = [_number(heads, "shape", place) for place in range(3)]
     agree = (
         named
         and (_number(heads, "index") == indices).all()
-        and all((sides == side).all() for sides, side in zip(shapes, image_shape, strict=True))
+        and (_number(heads, "shape", 2) == channels).all()
         and (_decode(heads[:, -_VARINT:]) == image_sizes).all()
     )
     if not agree:

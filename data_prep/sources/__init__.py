@@ -5,20 +5,23 @@ from __future__ import annotations
 from fast_train.common.console import Display
 from fast_train.common.text import show
 from fast_train.data_prep.errors import PreparedSetError
-from fast_train.data_prep.sources.base import Chunk, Plan, PlanChangedError, Source, SourceOptions
+from fast_train.data_prep.formats.base import FormatOptions
+from fast_train.data_prep.sources.base import Chunk, EncodedChunk, Plan, PlanChangedError, Source, SourceOptions
 from fast_train.data_prep.sources.cifar import Cifar10, Cifar100
 from fast_train.data_prep.sources.folder import ImageFolder
 from fast_train.data_prep.sources.synthetic import Synthetic
 
-__all__ = ["SOURCES", "Chunk", "Plan", "PlanChangedError", "Source", "SourceOptions", "build_source"]
+__all__ = ["SOURCES", "Chunk", "EncodedChunk", "Plan", "PlanChangedError", "Source", "SourceOptions", "build_source"]
 
 SOURCES: dict[str, type[Source]] = {source.kind: source for source in (Cifar10, Cifar100, ImageFolder, Synthetic)}
 
 
-def build_source(dataset: str, options: SourceOptions, display: Display) -> Source:
+def build_source(
+    dataset: str, options: SourceOptions, display: Display, encoding: FormatOptions | None = None
+) -> Source:
     """The source of ``--dataset``: cifar10, cifar100, folder:DIR or synthetic. PreparedSetError for another name."""
     kind, colon, argument = dataset.partition(":")
     if kind not in SOURCES or bool(colon) != (kind == ImageFolder.kind) or (colon and not argument):
         names = ", ".join(f"{name}:DIR" if name == ImageFolder.kind else name for name in SOURCES)
         raise PreparedSetError(f"--dataset {show(dataset)} is not known; choose from {names}")
-    return SOURCES[kind](argument, options, display)
+    return SOURCES[kind](argument, options, display, encoding or FormatOptions())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,6 +13,12 @@ from numpy.typing import NDArray
 
 from fast_train.common.console import Display
 from fast_train.data_prep.errors import PreparedSetError
+from fast_train.data_prep.formats.base import Encoded, FormatOptions
+from fast_train.data_prep.manifest import Manifest, RaggedShapes
+from fast_train.data_prep.stats import ChannelHistogram
+
+#: Those that a set may have, in order.
+SPLITS = ("train", "validation", "test")
 
 
 class Chunk(NamedTuple):
@@ -24,18 +30,34 @@ class Chunk(NamedTuple):
     names: Sequence[str] = ()
 
 
+class EncodedChunk(NamedTuple):
+    """n images that keep their own shapes, with labels and names as in `Chunk`. digests: `stats.pixel_digest` of each;
+    histogram: of the pixels of all, as they are stored."""
+
+    images: Sequence[Encoded]
+    labels: NDArray[np.int64]
+    names: Sequence[str]
+    digests: Sequence[bytes]
+    histogram: ChannelHistogram
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """What the user says about the source; None: nothing.
 
     ``source``: an archive, a folder or an address. ``size``: side of the stored square, in pixels. ``test_fraction``,
-    ``split_seed``: how to draw a test split where there is none. ``skip_bad``: leave out files that are not images.
-    ``workers``: processes that decode. ``background``: a colour's name, or ``R,G,B``, behind transparent images and
-    beside padded ones. ``fit``: how images of other shapes are brought to the set's, of ``images.FITS``.
+    ``split_seed``: how to draw a test split where there is none; ``val_fraction``: that part of the training images
+    becomes a validation split. ``skip_bad``: leave out files that are not images. ``workers``: processes that decode.
+    ``background``: a colour's name, or ``R,G,B``, behind transparent images and beside padded ones. ``fit``: how images
+    are brought to the square, of ``images.FITS``. ``shorter_side``, in pixels, and ``store``, of ``keep.STORES``: how
+    images that keep their own shapes are stored.
     """
 
     source: str | None = None
     size: int | None = None
+    shorter_side: int | None = None
+    store: str | None = None
+    val_fraction: float | None = None
     test_fraction: float | None = None
     split_seed: int | None = None
     skip_bad: bool = False
@@ -46,11 +68,14 @@ class SourceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the source will yield: class names, image shape (H, W, C), and the most images of each split."""
+    """What the source will yield: class names, the images' shape (H, W, C) or what there is to know where each has its
+    own, and the most images of each split. stored_bytes: in the latter case, of each split, about how many bytes the
+    image files will have."""
 
     classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]
+    shape: tuple[int, int, int] | RaggedShapes
     counts: dict[str, int]
+    stored_bytes: dict[str, int] = field(default_factory=dict)
 
 
 class PlanChangedError(Exception):
@@ -62,19 +87,22 @@ class Source(ABC):
     """One source, from the options (``argument`` is what follows the colon in ``folder:DIR``).
 
     The constructor only looks at the options; `plan` opens the source; `read` goes through one split once. Each raises
-    PreparedSetError for what it can't use.
+    PreparedSetError for what it can't use. encoding: says how images that keep their own shapes are encoded.
     """
 
     kind: ClassVar[str]
     #: Which of the options that a user may leave out mean something here.
     accepts: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, argument: str, options: SourceOptions, display: Display) -> None:
-        self.argument, self.options, self.display = argument, options, display
+    def __init__(self, argument: str, options: SourceOptions, display: Display, encoding: FormatOptions) -> None:
+        self.argument, self.options, self.display, self.encoding = argument, options, display, encoding
         for name, value in vars(options).items():
             if value is not None and value is not False and name not in self.accepts:
                 flag = "--" + name.replace("_", "-")
                 raise PreparedSetError(f"{flag} means nothing to --dataset {self.kind}; leave it out")
+        for flag, fraction in (("--test-fraction", options.test_fraction), ("--val-fraction", options.val_fraction)):
+            if fraction is not None and not 0 < fraction < 1:
+                raise PreparedSetError(f"{flag} {fraction:g} is not between 0 and 1")
 
     @property
     def default_name(self) -> str:
@@ -85,12 +113,18 @@ class Source(ABC):
     def identity(self) -> dict[str, Any]:
         """What the images follow from, in JSON's types: two sets with equal identities are equal."""
 
+    def outdated(self, manifest: Manifest) -> str | None:
+        """In what, by words, a set of equal `identity` that an earlier version made differs from the one that this
+        source makes."""
+        del manifest
+        return None
+
     @abstractmethod
     def plan(self, scratch: Path) -> Plan:
         """Open the source; ``scratch`` is an empty folder that goes away once the set is made."""
 
     @abstractmethod
-    def read(self, split: str) -> Iterator[Chunk]:
+    def read(self, split: str) -> Iterator[Chunk] | Iterator[EncodedChunk]:
         """The images of a split with their labels, in order."""
 
     def outcome(self) -> dict[str, Any]:

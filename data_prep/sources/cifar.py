@@ -9,9 +9,12 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
+
+import numpy as np
 
 from fast_train.common.files import cache_folder, user_path
 from fast_train.common.text import one_line, show
@@ -31,21 +34,31 @@ _Reader = partial[dict[str, list[Chunk]]]
 
 
 class _Cifar(Source):
-    accepts = frozenset({"source"})
+    accepts = frozenset({"source", "val_fraction", "split_seed"})
     #: What the archive holds, and where it is found.
     files: ClassVar[CifarFiles]
 
     _splits: dict[str, list[Chunk]]
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if self.options.val_fraction is None and self.options.split_seed is not None:
+            raise PreparedSetError("--split-seed means nothing without --val-fraction; leave it out")
+
     def identity(self) -> dict[str, Any]:
         # Where it came from makes no difference: the sums say that it is the same.
-        return {"kind": self.kind}
+        fraction = self.options.val_fraction
+        drawn = {} if fraction is None else {"split_seed": self.options.split_seed or 0}
+        return {"kind": self.kind, "val_fraction": fraction, **drawn}
 
     def plan(self, scratch: Path) -> Plan:
         self._splits = self._read(scratch)
+        fraction = self.options.val_fraction
+        if fraction is not None:
+            self._splits = _with_validation(self._splits, fraction, self.options.split_seed or 0)
         return Plan(
             classes=self.files.classes,
-            image_shape=self._splits["train"][0].images.shape[1:],
+            shape=self._splits["train"][0].images.shape[1:],
             counts={split: sum(len(batch.labels) for batch in batches) for split, batches in self._splits.items()},
         )
 
@@ -130,6 +143,27 @@ class _Cifar(Source):
         return path
 
 
+def _with_validation(splits: dict[str, list[Chunk]], fraction: float, seed: int) -> dict[str, list[Chunk]]:
+    """The splits, with that part of each class's training images moved to a validation split: those that come first in
+    the order of SHA-256(seed, index)."""
+    train = splits["train"]
+    labels = np.concatenate([batch.labels for batch in train])
+    keys = np.array([sha256(f"{seed}\0{index}".encode()).digest()[:8] for index in range(len(labels))], dtype="S8")
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label in range(labels.max() + 1):
+        members = np.flatnonzero(labels == label)
+        count = min(max(round(len(members) * fraction), 1), len(members) - 1)
+        held_out[members[np.argsort(keys[members], kind="stable")[:count]]] = True
+    parts: dict[bool, list[Chunk]] = {False: [], True: []}
+    first = 0
+    for batch in train:
+        chosen = held_out[first : first + len(batch.labels)]
+        for part, chunks in parts.items():
+            chunks.append(Chunk(batch.images[chosen == part], batch.labels[chosen == part]))
+        first += len(batch.labels)
+    return {"train": parts[False], "validation": parts[True], "test": splits["test"]}
+
+
 class Cifar10(_Cifar):
     """60,000 images of 32x32 RGB in 10 classes."""
 
@@ -160,7 +194,8 @@ def _usual_places(kind: str) -> Iterator[Path]:
     yield from _with_folders(Path("data"), kind)
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
     for text in (os.environ.get("TORCH_HOME") or os.path.join(caches, "torch"), caches):
-        yield from _with_folders(user_path(text), kind)
+        with suppress(ValueError):
+            yield from _with_folders(user_path(text), kind)
 
 
 def _with_folders(place: Path, kind: str) -> Iterator[Path]:

@@ -6,14 +6,18 @@ import hashlib
 import os
 import shlex
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fast_train.common.text import is_plain, show, show_path
 from fast_train.data_prep.errors import PreparedSetError
 
 # What splits are usually called, in any case.
-_SPLIT_NAMES = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 # What systems and servers leave in folders, in small letters; besides all that begins with a dot.
 _CLUTTER = {
     *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__macosx", "lost+found", "@eadir"),
@@ -25,37 +29,35 @@ _Key = tuple[int, int]
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One file: its path below the image folder with ``/``, its class, and its split (None: not drawn yet)."""
+    """One file: its path below the image folder with ``/``, its class, and its split."""
 
     name: str
     class_name: str
-    split: str | None
+    split: str
 
 
 @dataclass
 class Listing:
     """All files of an image folder in order, and those in no class.
 
-    ``notes``: what the user should know of what was chosen or left out. ``again``: files that were found before under
-    another name, by a link, and that name.
+    ``splits``: those that the folder has; only ``train`` where it is not parted. ``notes``: what the user should know
+    of what was chosen or left out. ``again``: files that were found before under another name, by a link, and that
+    name.
     """
 
     root: Path
     files: list[ImageFile] = field(default_factory=list)
+    splits: tuple[str, ...] = ("train",)
     classes: tuple[str, ...] = ()
     stray: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     again: dict[str, str] = field(default_factory=dict)
     digest: str = ""
 
-    @property
-    def has_test_split(self) -> bool:
-        return any(file.split == "test" for file in self.files)
-
 
 def list_folder(root: Path) -> Listing:
-    """List ``root``: CLASS/** alone, or TRAIN/CLASS/** with TEST/CLASS/** or VAL/CLASS/** under one of their usual
-    names. Where both of these are there, test is taken; where test has no labels, val.
+    """List ``root``: CLASS/** alone, or TRAIN/CLASS/** with VAL/CLASS/**, TEST/CLASS/** or both, each under one of its
+    usual names. One of the two that has no labels is left out.
 
     Names of classes are compared as they look, in Unicode's form NFC. The digest covers every file's path, size and
     time of change. Raises PreparedSetError: no such folder, no classes or only one, an empty class, a class of the test
@@ -67,13 +69,12 @@ def list_folder(root: Path) -> Listing:
     splits = _choose_splits(tree, listing.notes)
     by_split = {split: _classes_of(tree, folder) for split, folder in splits.items()}
     _check_classes(tree, by_split, splits)
-    listing.classes = tuple(sorted(by_split["train"]))
+    listing.classes, listing.splits = tuple(sorted(by_split["train"])), tuple(splits)
     listing.notes += _same_looks(listing.classes)
     for split, classes in by_split.items():
         listing.stray += tree.beside(splits[split])
-        fixed = split if len(splits) > 1 else None
         for class_name, names in sorted(classes.items()):
-            listing.files.extend(ImageFile(name, class_name, fixed) for name in names)
+            listing.files.extend(ImageFile(name, class_name, split) for name in names)
     if tree.hidden:
         listing.notes.append(f"ignored hidden files and what systems leave: {tree.hidden:,}")
     _look_at_files(listing)
@@ -87,7 +88,7 @@ def _choose_splits(tree: _Tree, notes: list[str]) -> dict[str, str]:
     for names in found.values():
         if len(names) > 1:
             raise PreparedSetError(f"{show(tree.root)} has both {names[0]}/ and {names[1]}/; keep one of them")
-    held_out = found["test"] + found["val"]
+    held_out = found["test"] + found["validation"]
     if not found["train"]:
         if held_out:
             raise PreparedSetError(
@@ -102,10 +103,9 @@ def _choose_splits(tree: _Tree, notes: list[str]) -> dict[str, str]:
     for folder in held_out:
         if folder not in with_classes:
             notes.append(f"{folder}/ holds no class folders, so its images have no labels")
-    if with_classes:
-        splits["test"] = (labelled or with_classes)[0]
-        if splits["test"] in found["val"]:
-            notes.append(f"{splits['test']}/ is taken as the test split")
+    # Where none holds a known class, one is kept, to be refused.
+    kept = labelled or with_classes[:1]
+    splits |= {split: top for split in ("validation", "test") for top in found[split] if top in kept}
     ignored = [top for top in tops if top not in splits.values()]
     if ignored:
         notes.append(f"ignored beside {' and '.join(splits.values())}: {', '.join(map(show, ignored))}")
@@ -151,12 +151,12 @@ def _check_classes(tree: _Tree, by_split: dict[str, dict[str, list[str]]], split
                 raise PreparedSetError(f"the class folder {show(folder / name)} is empty; fill it or remove it")
     _check_level(tree, splits["train"])
     known = {_look(name): name for name in by_split["train"]}
-    for name in by_split.get("test", {}):
+    for split, name in ((split, name) for split, classes in by_split.items() for name in classes):
         if name not in by_split["train"]:
             alike = known.get(_look(name))
             differs = f", which has {alike!a} and not {name!a}" if alike else ""
             raise PreparedSetError(
-                f"the class '{name}' of {show(tree.root / splits['test'])} is not in {splits['train']}/{differs}; "
+                f"the class '{name}' of {show(tree.root / splits[split])} is not in {splits['train']}/{differs}; "
                 "add or remove it"
             )
 
@@ -270,18 +270,19 @@ def _look_at_files(listing: Listing) -> None:
     listing.digest = digest.hexdigest()
 
 
-def files_in_two_places(files: list[ImageFile], again: dict[str, str]) -> list[tuple[str, str]]:
-    """Names of one file (see `Listing`) that lie in different splits or classes."""
+def linked_files(files: list[ImageFile], again: dict[str, str], *, in_one_class: bool = False) -> list[tuple[str, str]]:
+    """Two names of one file (see `Listing`) that lie in different splits or classes, or in the same ones."""
     names = {*again, *again.values()}
     places = {file.name: (file.split, file.class_name) for file in files if file.name in names}
     pairs = [(first, name) for name, first in again.items() if first in places and name in places]
-    return [(first, name) for first, name in pairs if places[first] != places[name]]
+    return [(first, name) for first, name in pairs if (places[first] == places[name]) == in_one_class]
 
 
-def draw_test_split(
-    files: list[ImageFile], again: dict[str, str], *, test_fraction: float, seed: int
+def draw_split(
+    files: list[ImageFile], again: dict[str, str], split: str, *, fraction: float, seed: int
 ) -> list[ImageFile]:
-    """Give each file a split: the same fraction of every class goes to the test split, drawn by ``seed``.
+    """The same files, of which the same fraction of every class of the training split goes to another, drawn by
+    ``seed``.
 
     A class of two or more files has at least one in each. All names of one file (see `Listing`) go where its first one
     goes. The draw depends on the seed and the paths alone: files are taken in the order of SHA-256(seed, path).
@@ -289,12 +290,16 @@ def draw_test_split(
     first: dict[str, str] = {}
     by_class: dict[str, list[ImageFile]] = {}
     for file in files:
-        if first.setdefault(again.get(file.name, file.name), file.name) == file.name:
+        if file.split == "train" and first.setdefault(again.get(file.name, file.name), file.name) == file.name:
             by_class.setdefault(file.class_name, []).append(file)
     drawn: set[str] = set()
     for members in by_class.values():
-        count = min(max(round(len(members) * test_fraction), 1), len(members) - 1)
+        count = min(max(round(len(members) * fraction), 1), len(members) - 1)
         ranked = sorted(members, key=lambda f: hashlib.sha256(f"{seed}\0".encode() + os.fsencode(f.name)).digest())
         drawn.update(file.name for file in ranked[:count])
-    tested = (first[again.get(file.name, file.name)] in drawn for file in files)
-    return [ImageFile(f.name, f.class_name, "test" if test else "train") for f, test in zip(files, tested, strict=True)]
+    return [
+        replace(file, split=split)
+        if file.split == "train" and first[again.get(file.name, file.name)] in drawn
+        else file
+        for file in files
+    ]

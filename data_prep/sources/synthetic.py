@@ -85,7 +85,7 @@ class Synthetic(Source):
 
     def plan(self, scratch: Path) -> Plan:
         classes = tuple(f"synthetic-{i}" for i in range(_CLASSES))
-        return Plan(classes=classes, image_shape=(_SIDE, _SIDE, 3), counts=dict(_COUNTS))
+        return Plan(classes=classes, shape=(_SIDE, _SIDE, 3), counts=dict(_COUNTS))
 
     def read(self, split: str) -> Iterator[Chunk]:
         patterns = _smooth(_Draws(_VERSION), _CLASSES)

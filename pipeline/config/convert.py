@@ -56,9 +56,12 @@ class Setting:
 
 
 def describe(section: str, cls: type) -> Iterator[Setting]:
-    """The settings of a dataclass, each with the docstring that stands below it in the source."""
+    """The settings of a dataclass, each with the docstring that stands below it in the source: in its own class, or in
+    the one that it is inherited from."""
+    texts = dict[str, str]()
     with _PARSING:
-        texts = _docstrings(cls)
+        for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+            texts |= _docstrings(base)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         yield Setting(section, field.name, hints[field.name], field.default, texts[field.name])

@@ -28,6 +28,8 @@ _LONGEST = 64 << 10
 GPU_RECIPE = "fast"
 # Both of one network. The shorter one is there so that a first training ends within five minutes.
 CPU_RECIPE, SLOW_CPU_RECIPE = "cpu-quick", "cpu-short"
+# For images that keep their own shapes.
+PHOTOS_GPU_RECIPE, PHOTOS_CPU_RECIPE = "photos", "photos-cpu"
 
 
 def recipe_names() -> list[str]:
@@ -75,7 +77,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def resolve(recipe: str, flags: Mapping[str, Any]) -> Config:
     """The configuration of a run: built-in defaults, then the recipe, then the flags that were given."""
-    settings = merge(read_recipe(recipe), without_steps_if_epochs(flags))
+    settings = merge(read_recipe(recipe), without_overruled(flags))
     return Config.from_dict({**settings, "recipe": recipe})
 
 
@@ -91,24 +93,27 @@ def override(config: Config, given: Mapping[str, Any]) -> Config:
     return dataclasses.replace(config, **changed)
 
 
-def recipe_for_network(given: Mapping[str, Any]) -> str | None:
+def recipe_for_network(given: Mapping[str, Any], *, ragged: bool) -> str | None:
     """The recipe of a network that is given, whatever the device; None where none is given, or the CPU's own: the rates
-    of the CPU's recipes are those of the network that they were made for."""
-    own = read_recipe(CPU_RECIPE)["model"]["arch"]
-    return GPU_RECIPE if given.get("model", {}).get("arch", own) != own else None
+    of the CPU's recipes are those of the network that they were made for. ragged: for images that keep their shapes."""
+    gpu, cpu = (PHOTOS_GPU_RECIPE, PHOTOS_CPU_RECIPE) if ragged else (GPU_RECIPE, CPU_RECIPE)
+    own = read_recipe(cpu)["model"]["arch"]
+    return gpu if given.get("model", {}).get("arch", own) != own else None
 
 
 def check_given(recipe: str | None, given: Mapping[str, Any]) -> Config | None:
-    """Look for what is wrong with settings before it is known which recipe suits the device.
+    """Look for what is wrong with settings before it is known which recipe suits the device and the images.
 
     Returns the configuration where the recipe is known already. Raises ConfigError where the settings fit none that may
     be taken.
     """
-    known = recipe or recipe_for_network(given)
-    if known is not None:
-        return resolve(known, given)
+    if recipe is not None:
+        return resolve(recipe, given)
+    candidates = {recipe_for_network(given, ragged=ragged) for ragged in (False, True)}
+    if None in candidates:
+        candidates = {GPU_RECIPE, CPU_RECIPE, SLOW_CPU_RECIPE, PHOTOS_GPU_RECIPE, PHOTOS_CPU_RECIPE}
     errors = []
-    for candidate in (GPU_RECIPE, CPU_RECIPE, SLOW_CPU_RECIPE):
+    for candidate in filter(None, sorted(candidates, key=str)):
         try:
             resolve(candidate, given)
             return None
@@ -126,9 +131,16 @@ def check_overruled(given: Given) -> None:
     run = given.get("run", {})
     if not any(is_none(run.get(name)) for name in ("epochs", "steps")):
         raise ConfigError("run.epochs and run.steps both say how long to train; leave one of them out")
+    crop = given.get("crop", {})
+    if not is_none(crop.get("size")) and crop.get("progressive"):
+        raise ConfigError("--image-size and --progressive both say how large the crops are; leave one of them out")
 
 
-def without_steps_if_epochs(flags: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Flags whose length in epochs also replaces a length in steps that they are merged over."""
-    run = flags.get("run", {})
-    return merge({"run": {"steps": None}}, flags) if "epochs" in run else flags
+def without_overruled(flags: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Flags that also take back what they replace of the settings that they are merged over: a length in epochs one in
+    steps, one size of the crops several, and the other way round."""
+    run, crop = flags.get("run", {}), flags.get("crop", {})
+    replaced: dict[str, Any] = {"run": {"steps": None}} if "epochs" in run else {}
+    if "size" in crop or "progressive" in crop:
+        replaced["crop"] = {"size": None, "progressive": ()}
+    return merge(replaced, flags)

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fast_train.common.text import show
-from fast_train.kernels.spec import AugmentSpec, check_seed
+from fast_train.kernels.spec import AugmentSpec, CropChanges, CropSpec, check_seed, check_size
 from fast_train.pipeline.config.architectures import (
     ARCHITECTURES,
+    LARGEST_CIFAR_STEM,
     SMALLEST_SPEEDNET_IMAGE,
     SPEEDNETS,
     Activation,
@@ -29,6 +30,7 @@ from fast_train.pipeline.config.convert import Setting, build, check_choice, des
 from fast_train.pipeline.errors import ConfigError, check_name
 
 LoaderName = Literal["resident", "ffcv", "dali", "torch"]
+ResidentMemory = Literal["auto", "device", "host"]
 TestTimeAugmentation = Literal["none", "flip", "multicrop"]
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _INTERVAL = re.compile(r"\d{1,12}|\d{1,12}(\.\d{1,12})?[smh]", re.ASCII)
@@ -77,6 +79,13 @@ class ModelConfig:
             twin = self.arch.replace("plain-", "resnet")
             raise ConfigError(f"{self.arch} has no shortcuts; leave out model.{setting}, or take {twin}")
 
+    @property
+    def first_layers(self) -> Literal["cifar", "imagenet"]:
+        """What `stem` stands for; a speednet begins at full size too."""
+        if self.stem != "auto":
+            return self.stem
+        return "cifar" if self.image_size <= LARGEST_CIFAR_STEM or self.arch in SPEEDNETS else "imagenet"
+
     def _check_speednet(self) -> None:
         for name in ("stem", "shortcut", "activation", "zero_init_residual"):
             if getattr(self, name) != ModelConfig.__dataclass_fields__[name].default:
@@ -103,6 +112,10 @@ class DataConfig:
     images is then another one."""
     workers: int | None = None
     """Loading processes (`torch`) or threads (`ffcv`, `dali`); none for what suits the loader."""
+    resident_memory: ResidentMemory = "auto"
+    """Where `resident` keeps the pixels for a GPU: in its memory (`device`), in the computer's, page-locked, which the
+    GPU reads over the bus (`host`), or in the first of both that has room: `auto` fills at most half of what the GPU
+    has free."""
     normalise: Literal["set", "half"] = "set"
     """`set` by the training split's mean and standard deviation, `half` by 0.5 and 0.5."""
     dali_augment: Literal["kernel", "native"] = "kernel"
@@ -119,10 +132,43 @@ class DataConfig:
         check_choice("loader", self, "loader")
         fits = self.loader == "resident" or not self.shard_resident
         _require(fits, f"--shard-resident does not fit --loader {self.loader}; add --loader resident")
+        check_choice("memory", self, "resident_memory")
         check_choice("normalisation", self, "normalise")
         check_choice("augmentation of DALI", self, "dali_augment")
         dali = self.loader == "dali" or self.dali_augment == "kernel"
         _require(dali, f"--dali-augment native does not fit --loader {self.loader}; add --loader dali")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig(CropChanges):
+    """The crops that training sees. Images that keep their own shapes are always cropped, those of one shape where a
+    size is given; `augment` is for images that are not."""
+
+    scale: tuple[float, float] | None = (0.08, 1.0)
+    centre: float = 0.875
+    flip: bool = True
+    size: int | None = None
+    """Side of the crops in pixels; none for 224 where images have their own shapes, or the largest multiple of 32 that
+    is not above the median of their shorter sides, and for no crops where all have one shape."""
+    progressive: tuple[int, ...] = ()
+    """Sizes for equal parts of the run, one after the other, in place of `crop.size`: small crops train faster, and the
+    last size is the one that counts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        both = self.size is not None and self.progressive
+        _require(not both, "crop.size and crop.progressive both say how large the crops are; leave one of them out")
+        for size in self.sizes:
+            check_size(size)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sides of the crops in the order of training, in pixels; empty where images are not cropped."""
+        return self.progressive or (() if self.size is None else (self.size,))
+
+    def spec(self, size: int) -> CropSpec:
+        """What training does to an image."""
+        return CropSpec(size=size, **{item.name: getattr(self, item.name) for item in dataclasses.fields(CropChanges)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +323,9 @@ class RunConfig:
     tta: TestTimeAugmentation = "none"
     """Test-time augmentation: `flip` averages the predictions for each image and its mirror image, `multicrop` those
     for both and for both moved by a pixel either way along the diagonal."""
+    eval_size: int | None = None
+    """Side in pixels of the crops that are evaluated, the images' centres (`crop.centre`); none for that of training,
+    its last one."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"{self.epochs} epochs; give 1 or more")
@@ -304,6 +353,8 @@ class RunConfig:
         fits = self.fuse == "none" or not self.sync_batchnorm
         _require(fits, f"--fuse {self.fuse} has no --sync-batchnorm; leave one of them out")
         check_choice("test-time augmentation", self, "tta")
+        if self.eval_size is not None:
+            check_size(self.eval_size)
         target = self.target_accuracy
         _require(target is None or 0 < target <= 1, f"target accuracy {target} must be a fraction in (0, 1]")
 
@@ -329,6 +380,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentSpec = field(default_factory=AugmentSpec)
+    crop: CropConfig = field(default_factory=CropConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -336,8 +388,16 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers, for JSON and for checkpoints."""
         plain = dataclasses.asdict(self)
-        plain["schedule"]["milestones"] = list(self.schedule.milestones)
+        for section in SECTIONS:
+            plain[section] = {k: list(v) if isinstance(v, tuple) else v for k, v in plain[section].items()}
         return plain
+
+    @property
+    def evaluated_crop(self) -> CropSpec | None:
+        """What evaluation sees of an image: a square in its centre; None where images are not cropped."""
+        if not self.crop.sizes:
+            return None
+        return CropSpec(size=self.run.eval_size or self.crop.sizes[-1], centre=self.crop.centre)
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Config:
@@ -349,6 +409,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "data": DataConfig,
     "augment": AugmentSpec,
+    "crop": CropConfig,
     "optimizer": OptimizerConfig,
     "schedule": ScheduleConfig,
     "run": RunConfig,

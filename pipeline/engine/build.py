@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
-from fast_train.data_prep.manifest import PreparedSet
+from fast_train.data_prep.manifest import Manifest, PreparedSet
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import NO_AUGMENT
 from fast_train.pipeline.config.settings import Config
-from fast_train.pipeline.engine.augmentation import Augmentation, Augmenter, NativeAugmenter, normalisation
+from fast_train.pipeline.engine.augmentation import (
+    AnyAugmenter,
+    Augmentation,
+    Augmenter,
+    CropAugmenter,
+    NativeAugmenter,
+    crop_pixels,
+    normalisation,
+)
 from fast_train.pipeline.engine.evaluate import evaluation_batch
 from fast_train.pipeline.engine.graph import CapturedStep, warm_up
 from fast_train.pipeline.engine.memory import memory_error
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.engine.step import TrainStep
+from fast_train.pipeline.engine.stored import stored_pixels
 from fast_train.pipeline.errors import CompileError, ConfigError
-from fast_train.pipeline.loaders import AnyBatch, Loader, build_loader
-from fast_train.pipeline.loaders.native import NativeAugment
+from fast_train.pipeline.loaders import AnyBatch, Loader, Progress, build_loader
+from fast_train.pipeline.loaders.native import NativeAugment, NativeCrop
 from fast_train.pipeline.models import build_model, initialise_from_data, starts_from_data
 from fast_train.pipeline.models.synced import synchronised
 from fast_train.pipeline.ranks import current
@@ -32,43 +42,88 @@ _START_PIXELS = 5000 * 32 * 32
 _LONGEST_REASON = 300
 
 
-def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool) -> Augmenter:
-    """The augmentation of the training split, or the plain normalisation of evaluation."""
-    kind = NativeAugmenter if train and config.data.dali_augment == "native" else Augmenter
-    return kind(
-        prepared.manifest,
-        config.augment if train else NO_AUGMENT,
-        normalise=config.data.normalise,
-        dtype=runtime.image_dtype,
-        device=runtime.device,
-        seed=config.run.seed,
-        channels_last=config.run.channels_last,
-    )
+def evaluated_shape(config: Config, manifest: Manifest) -> tuple[int, int, int]:
+    """(H, W, C) of the images that the model is evaluated on."""
+    crop = config.evaluated_crop
+    return manifest.image_shape if crop is None else (crop.size, crop.size, manifest.channels)
+
+
+def trained_shapes(config: Config, manifest: Manifest) -> list[tuple[int, int, int]]:
+    """[C, H, W] of the images that the model is trained on, the smallest first; several where crops grow."""
+    if config.crop.sizes:
+        return [(manifest.channels, size, size) for size in sorted(config.crop.sizes)]
+    height, width, channels = manifest.image_shape
+    return [(channels, height, width)]
+
+
+def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool) -> AnyAugmenter:
+    """The augmentation of the training split, or what evaluation sees: the images as they are, or their centres."""
+    manifest = prepared.manifest
+    common: dict[str, Any] = {
+        "normalise": config.data.normalise,
+        "dtype": runtime.image_dtype,
+        "device": runtime.device,
+        "seed": config.run.seed,
+        "channels_last": config.run.channels_last,
+    }
+    if train and config.data.dali_augment == "native":
+        return NativeAugmenter(manifest, (config.model.image_size,), **common)
+    evaluated, sizes = config.evaluated_crop, config.crop.sizes
+    if evaluated is None:
+        return Augmenter(manifest, config.augment if train else NO_AUGMENT, **common)
+    if train:
+        return CropAugmenter(manifest, config.crop.spec(sizes[-1]), sizes=sizes, **common)
+    return CropAugmenter(manifest, evaluated, **common)
 
 
 def build_split_loader(
-    config: Config, prepared: PreparedSet, runtime: Runtime, *, train: bool, split: str | None = None
+    config: Config,
+    prepared: PreparedSet,
+    runtime: Runtime,
+    *,
+    train: bool,
+    split: str | None = None,
+    progress: Progress | None = None,
 ) -> Loader:
-    """The loader of the training split, or, to evaluate, of ``split``: None for the one that training is judged by."""
+    """The loader of the training split, or, to evaluate, of ``split``: None for the one that training is judged by.
+    progress: see `LoaderOptions`."""
     split = "train" if train else split or prepared.evaluated_split
-    native = None
-    if train and config.data.dali_augment == "native":
-        mean, std = normalisation(prepared.manifest.mean, prepared.manifest.std, config.data.normalise)
-        native = NativeAugment(spec=config.augment, mean=mean, std=std, dtype=runtime.image_dtype, seed=config.run.seed)
+    height, width, _ = evaluated_shape(config, prepared.manifest)
+    # The first layer of ImageNet's stem, the largest one, is half as high and wide as the image.
+    halved = 2 if config.model.first_layers == "imagenet" else 1
+    at_once = evaluation_batch(prepared.size(split), height // halved, width // halved)
     return build_loader(
         config.data.loader,
         prepared,
         split,
-        batch_size=config.data.batch_size if train else evaluation_batch(prepared, split),
+        batch_size=config.data.batch_size if train else at_once,
         seed=config.run.seed,
         device=runtime.device,
         train=train,
         workers=config.data.workers,
-        native=native,
+        native=_native(config, prepared, runtime) if train else None,
+        resident_memory=config.data.resident_memory,
+        progress=progress,
         rank=current().rank,
         ranks=current().size,
         shard=config.data.shard_resident,
     )
+
+
+def _native(config: Config, prepared: PreparedSet, runtime: Runtime) -> NativeAugment | NativeCrop | None:
+    """What the loader is to augment by itself."""
+    if config.data.dali_augment == "kernel":
+        return None
+    mean, std = normalisation(prepared.manifest.mean, prepared.manifest.std, config.data.normalise)
+    common: dict[str, Any] = {"mean": mean, "std": std, "dtype": runtime.image_dtype, "seed": config.run.seed}
+    sizes = config.crop.sizes
+    if not sizes:
+        return NativeAugment(spec=config.augment, **common)
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"--dali-augment native makes crops of one size; add --image-size {sizes[-1]}, or leave it out"
+        )
+    return NativeCrop(spec=config.crop.spec(sizes[0]), **common)
 
 
 def build_network(config: Config, runtime: Runtime, prepared: PreparedSet | None = None) -> torch.nn.Module:
@@ -89,13 +144,15 @@ def build_network(config: Config, runtime: Runtime, prepared: PreparedSet | None
 
 def _first_images(config: Config, prepared: PreparedSet) -> torch.Tensor:
     """The first images of the training split, normalised as the run does: float32 [N, C, H, W] on the CPU."""
-    height, width, _ = prepared.manifest.image_shape
-    pixels = prepared.packed("train").images[: max(_START_PIXELS // (height * width), 1)]
+    height, width, _ = evaluated_shape(config, prepared.manifest)
+    count = min(max(_START_PIXELS // (height * width), 1), prepared.size("train"))
     table = normalisation_table(
         *normalisation(prepared.manifest.mean, prepared.manifest.std, config.data.normalise), torch.float32
     )
-    indices = torch.arange(len(pixels))
-    return augment(torch.tensor(pixels), indices, table, spec=NO_AUGMENT, seed=0, epoch=0)
+    if config.evaluated_crop is not None:
+        return crop_pixels(stored_pixels(prepared, "train", range(count)), config.evaluated_crop, table)
+    pixels = torch.tensor(prepared.packed("train").images[:count])
+    return augment(pixels, torch.arange(count), table, spec=NO_AUGMENT, seed=0, epoch=0)
 
 
 def build_step(
@@ -119,7 +176,7 @@ def check_batch(model: torch.nn.Module, config: Config, prepared: PreparedSet) -
     ranks = current().size
     if config.data.batch_size // ranks > 1 or (config.run.sync_batchnorm and ranks > 1):
         return
-    height, width, channels = prepared.manifest.image_shape
+    channels, height, width = trained_shapes(config, prepared.manifest)[0]
     try:
         # Shapes alone, without numbers.
         copy.deepcopy(model).to("meta").train()(torch.empty(1, channels, height, width, device="meta"))
@@ -131,14 +188,34 @@ def check_batch(model: torch.nn.Module, config: Config, prepared: PreparedSet) -
         ) from error
 
 
-def ready_step(step: TrainStep, example: AnyBatch, runtime: Runtime) -> Callable[[AnyBatch], None]:
+def ready_steps(
+    step: TrainStep, example: AnyBatch, runtime: Runtime, augmenter: AnyAugmenter, sizes: Collection[int]
+) -> dict[int, Callable[[AnyBatch], None]]:
+    """The step for images of each size, which the augmenter of the step makes: see `ready_step`."""
+    if runtime.device.type == "cpu":
+        # Here, and not in the first step: Numba compiles a crop when one is first made.
+        augmenter(example)
+    ready: dict[int, Callable[[AnyBatch], None]] = {}
+    beside: CapturedStep | None = None
+    # The largest first: the others find room in the memory that it took.
+    for size in sorted(sizes, reverse=True):
+        augmenter.set_size(size)
+        ready[size] = call = ready_step(step, example, runtime, beside=beside)
+        beside = call if isinstance(call, CapturedStep) else None
+    return ready
+
+
+def ready_step(
+    step: TrainStep, example: AnyBatch, runtime: Runtime, *, beside: CapturedStep | None = None
+) -> Callable[[AnyBatch], None]:
     """The step as the run calls it: captured, or compiled, or as it is. example: a batch as the loader feeds it.
+    beside: the same step, captured for images of another size.
 
     Compilation and capture happen here; the state of the step is as before. CompileError where it can't be compiled.
     """
     with _compile_errors() if runtime.compile else nullcontext():
         if runtime.graph:
-            return CapturedStep(step, example)
+            return CapturedStep(step, example, beside=beside)
         if runtime.compile:
             warm_up(step, example)
     return step

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import TestTimeAugmentation
 from fast_train.pipeline.engine.augmentation import Augmentation
 from fast_train.pipeline.engine.stopping import BrokenOff
@@ -22,15 +21,14 @@ from fast_train.pipeline.ranks import current
 _BATCH, _PIXELS = 1000, 1000 * 32 * 32
 
 
-def evaluation_batch(prepared: PreparedSet, split: str) -> int:
-    """How many images to evaluate at once, at least 1."""
-    height, width, _ = prepared.manifest.image_shape
-    return max(min(_BATCH, _PIXELS // (height * width), prepared.size(split)), 1)
+def evaluation_batch(count: int, height: int, width: int) -> int:
+    """How many of a split's ``count`` images to evaluate at once, at least 1. height, width: of what the network makes
+    of an image first."""
+    return max(min(_BATCH, _PIXELS // max(height * width, 1), count), 1)
 
 
-def check_tta(tta: TestTimeAugmentation, image_shape: tuple[int, int, int]) -> None:
-    """Raise ConfigError where images of a shape (H, W, C) are too small for a kind of test-time augmentation."""
-    height, width, _ = image_shape
+def check_tta(tta: TestTimeAugmentation, height: int, width: int) -> None:
+    """Raise ConfigError where images are too small for a kind of test-time augmentation."""
     if tta == "multicrop" and min(height, width) < 2:
         raise ConfigError(
             f"--tta multicrop moves images by a pixel, for which {height} x {width} pixels are too few; give --tta flip"
@@ -77,7 +75,6 @@ def evaluate(
     Raises ConfigError where the images are too small for that, ValueError where the loader did not deliver each image
     once, and BrokenOff, on all ranks, where it was to break off on any.
     """
-    check_tta(tta, loader.prepared.manifest.image_shape)
     found = _Found(loader.count, loader.device)
     was_training = model.training
     model.eval()
@@ -142,6 +139,7 @@ def _check_delivered(times: Tensor, loader: Loader) -> None:
 
 def _predict(model: nn.Module, images: Tensor, amp: torch.dtype | None, tta: TestTimeAugmentation) -> Tensor:
     """images: [N, C, H, W]. Log-probabilities, float32 [N, K]."""
+    check_tta(tta, *images.shape[2:])
     views = [(1.0, images)]
     if tta == "multicrop":
         padded = F.pad(images, (1, 1, 1, 1), mode="reflect")

@@ -41,16 +41,18 @@ class CapturedStep:
     """Call it as the step itself. Each batch is copied into the buffers that the graph reads.
 
     batch: an example of the training type and shape. What of this type does not change from batch to batch, such as the
-    split that a `SplitView` holds, is read where it lies: it must be the same tensor at every call.
+    split that a `SplitView` holds, is read where it lies: it must be the same tensor at every call. beside: a step that
+    was captured before, for images of another size, from the same kind of batch; both graphs use its buffers and its
+    memory, so that one of them runs at a time.
     """
 
-    def __init__(self, step: TrainStep, batch: AnyBatch) -> None:
+    def __init__(self, step: TrainStep, batch: AnyBatch, *, beside: CapturedStep | None = None) -> None:
         # Threads of other libraries may free garbage with calls that wait for the whole device, which would break the
         # capture: collect it before.
         gc.collect()
         # The graph reads and writes the step's tensors by their addresses, and keeps none of them alive.
         self._step = step
-        self._static = batch.clone()
+        self._static: AnyBatch = batch.clone() if beside is None else beside._static
         # Warm-up runs on a stream of its own, as capture does, so that no work is left over on the first one.
         stream = torch.cuda.Stream(step.device)
         stream.wait_stream(torch.cuda.current_stream(step.device))
@@ -58,10 +60,11 @@ class CapturedStep:
             warm_up(step, self._static)
         torch.cuda.current_stream(step.device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
+        pool = None if beside is None else beside._graph.pool()
         # Only this thread's calls are recorded; a loader's thread may pin memory meanwhile.
         with (
             no_garbage_collection(),
-            torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
+            torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
         ):
             step(self._static)
         self._done = [torch.cuda.Event() for _ in range(_MOST_AHEAD)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,16 +19,18 @@ _FACTS = {
 
 
 def identity(prepared: PreparedSet) -> dict[str, Any]:
-    """What a run's record and its checkpoints say of the set, in plain values. files: SHA-256 by path."""
+    """What a run's record and its checkpoints say of the set, in plain values. files: SHA-256 by path. pixels: of each
+    split, that of its pixels and labels, which no format changes."""
     manifest = prepared.manifest
     return {
         "source": manifest.source,
         "classes": list(manifest.classes),
-        "image_shape": list(manifest.image_shape),
+        "image_shape": dataclasses.asdict(manifest.ragged) if manifest.ragged else list(manifest.image_shape),
         "counts": {split: list(numbers) for split, numbers in manifest.counts.items()},
         "mean": list(manifest.mean),
         "std": list(manifest.std),
         "files": {entry.path: entry.sha256 for entry in manifest.files},
+        "pixels": dict(manifest.pixels),
     }
 
 
@@ -36,7 +39,8 @@ def difference(known: Mapping[str, Any], prepared: PreparedSet, format: str) -> 
     same as far as that tells.
 
     format: of the files that are read. Where the set was prepared in that format then too, its files must be the same;
-    else those of one format that both know.
+    else those of one format that both know, and where they know none, the pixels and labels, as they were before a
+    format's own encoding. Sets of earlier versions don't tell these.
     """
     now = identity(prepared)
     for name, words in _FACTS.items():
@@ -49,4 +53,7 @@ def difference(known: Mapping[str, Any], prepared: PreparedSet, format: str) -> 
             if files[entry.path] != entry.sha256:
                 changed.setdefault(entry.format, entry.path)
     compared = {format} & common or common
-    return None if compared - changed.keys() or not compared else next(changed[name] for name in sorted(compared))
+    if not compared:
+        then, here = known.get("pixels") or {}, now["pixels"]
+        return "their pixels" if then and here and then != here else None
+    return None if compared - changed.keys() else next(changed[name] for name in sorted(compared))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ class Listener:
     def on_start(self, start: Start) -> None:
         """Before anything is built."""
 
+    def on_loading(self, label: str, done: int, total: int) -> None:
+        """Before the first step, of what takes long there: that ``done`` images of ``total`` are; first 0, last all."""
+
     def on_ready(self, ready: Ready) -> None:
         """Before the first step."""
 
@@ -66,6 +70,21 @@ def note(listeners: Sequence[Listener], line: str) -> None:
     """Tell all of them."""
     for listener in listeners:
         listener.on_note(line)
+
+
+@contextmanager
+def loading(listeners: Sequence[Listener], label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Tell all of them how far something is: the block calls what it is given with how many images more are done."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        for listener in listeners:
+            listener.on_loading(label, done, total)
+
+    advance(0)
+    yield advance
 
 
 def warn(listeners: Sequence[Listener], line: str) -> None:

@@ -16,7 +16,8 @@ import torch
 from fast_train.common.cores import usable_cores
 from fast_train.common.signals import Interrupt
 from fast_train.common.text import show_path
-from fast_train.data_prep.manifest import PreparedSet
+from fast_train.data_prep.keep import Keeping
+from fast_train.data_prep.manifest import Manifest, PreparedSet
 from fast_train.pipeline.config.recipe import override
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.build import (
@@ -24,12 +25,13 @@ from fast_train.pipeline.engine.build import (
     build_split_loader,
     build_step,
     check_batch,
-    ready_step,
+    ready_steps,
+    trained_shapes,
 )
 from fast_train.pipeline.engine.evaluate import Evaluation, evaluate
 from fast_train.pipeline.engine.history import accuracy, stale
 from fast_train.pipeline.engine.identity import identity
-from fast_train.pipeline.engine.listener import Listener, Ready, note, warn
+from fast_train.pipeline.engine.listener import Listener, Ready, loading, note, warn
 from fast_train.pipeline.engine.memory import check_memory
 from fast_train.pipeline.engine.metrics import Glimpse, Totals
 from fast_train.pipeline.engine.runtime import Runtime
@@ -54,10 +56,19 @@ class Trainer:
     resumes: `load_state_dict` will be called, so that nothing is initialised from the data.
     """
 
-    def __init__(self, config: Config, prepared: PreparedSet, runtime: Runtime, *, resumes: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        prepared: PreparedSet,
+        runtime: Runtime,
+        *,
+        resumes: bool = False,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
         self.prepared, self.runtime = prepared, runtime
-        self.loader = build_split_loader(config, prepared, runtime, train=True)
-        self.test_loader = build_split_loader(config, prepared, runtime, train=False)
+        progress = partial(loading, listeners)
+        self.loader = build_split_loader(config, prepared, runtime, train=True, progress=progress)
+        self.test_loader = build_split_loader(config, prepared, runtime, train=False, progress=progress)
         self.augmenter = build_augmenter(config, prepared, runtime, train=True)
         self.test_augmenter = build_augmenter(config, prepared, runtime, train=False)
         start = None if resumes else prepared
@@ -74,7 +85,8 @@ class Trainer:
         self.done_steps = 0
         self.train_seconds = 0.0
         self.history: list[dict[str, Any]] = []
-        self._run_step: Callable[[AnyBatch], None] = self.step
+        # By the size of the images, until `prepare` all the same one.
+        self._run_steps: dict[int, Callable[[AnyBatch], None]] = dict.fromkeys(self.augmenter.sizes, self.step)
         self.target_reached = False
 
     def __enter__(self) -> Trainer:
@@ -99,45 +111,53 @@ class Trainer:
     def check_memory(self) -> None:
         """ConfigError where a step is to run eagerly on the CPU and can't fit into the memory that is free."""
         if self.runtime.device.type == "cpu" and not self.runtime.compile:
-            height, width, channels = self.prepared.manifest.image_shape
+            largest = trained_shapes(self.config, self.prepared.manifest)[-1]
             here = self.config.data.batch_size // current().size * current().local_size
-            check_memory(self.step.model, (channels, height, width), here, self.runtime.amp)
+            check_memory(self.step.model, largest, here, self.runtime.amp)
 
     def prepare(self, listeners: Sequence[Listener] = ()) -> None:
         """Compile and capture the step, so that the first epoch is as fast as the others."""
         started = time.perf_counter()
         self._make_ready(listeners)
         if self.runtime.threads is None:
-            self._run_step = TunedStep(self._run_step, most=usable_cores(), say=partial(note, listeners))
+            for size, step in self._run_steps.items():
+                self._run_steps[size] = TunedStep(step, most=usable_cores(), say=partial(note, listeners))
         ready = Ready(
             epochs=self.epochs,
             total_steps=self.total_steps,
             done_steps=self.done_steps,
             history=self.history,
             seconds=time.perf_counter() - started,
-            compiled=self.runtime.compile or self.runtime.graph,
+            compiled=self.runtime.compile or self.runtime.graph or bool(self.config.crop.sizes),
         )
         for listener in listeners:
             listener.on_ready(ready)
 
     def _make_ready(self, listeners: Sequence[Listener]) -> None:
         """Where the step can't be compiled, and that was not asked for, it runs as it is."""
+        sizes = {self._size(epoch) for epoch in range(len(self.history), self.epochs)}
+        make_ready = partial(ready_steps, self.step, self.loader.example(), augmenter=self.augmenter, sizes=sizes)
         try:
-            self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
+            self._run_steps = make_ready(self.runtime)
         except CompileError as error:
             if self.config.run.compile:
                 raise
             warn(listeners, f"{error}, as this run does by itself")
             self.step.leave_uncompiled()
             self.runtime = dataclasses.replace(self.runtime, compile=False)
-            self._run_step = ready_step(self.step, self.loader.example(), self.runtime)
+            self._run_steps = make_ready(self.runtime)
+
+    def _size(self, epoch: int) -> int:
+        """Of the images of an epoch: each size has an equal part of the run; the last ones, where it has few epochs."""
+        sizes = self.augmenter.sizes[-self.epochs :]
+        return sizes[epoch * len(sizes) // self.epochs]
 
     def restart(self, seed: int) -> None:
         """Begin anew from another seed, as a new Trainer would: what is compiled stays, `prepare` only captures it."""
         config = override(self.config, {"run": {"seed": seed}})
         plain = dataclasses.replace(self.runtime, compile=False, graph=False)
         # A captured step holds the split that it gathers from; there may be no room for two.
-        self._run_step = self.step
+        self._run_steps = {}
         self.loader.close()
         self.loader = build_split_loader(config, self.prepared, self.runtime, train=True)
         self.augmenter.seed = seed
@@ -151,8 +171,9 @@ class Trainer:
         """Train to the end, to the target accuracy, to a signal, or to the end of epoch ``stop_after`` (1-based).
         Returns the last evaluation, or None and the number of the signal that ended it.
 
-        folder: of the checkpoints. Raises TrainingDiverged when a loss or a weight is no finite number; the last
-        checkpoint is then left as it was. Raises OSError where the last one can't be written.
+        folder: of the checkpoints. Raises TrainingDiverged when a loss or a weight is no finite number, and
+        PreparedSetError where the set's files were written to; the last checkpoint is then left as it was. Raises
+        OSError where the last one can't be written.
         """
         evaluation = None
         checkpoints = Checkpoints(
@@ -216,6 +237,7 @@ class Trainer:
         if self.loader.epoch != epoch:
             self.loader.set_epoch(epoch)
         self.augmenter.set_epoch(epoch)
+        self.augmenter.set_size(self._size(epoch))
         self.step.model.train()
         already = self.step.metrics.read().images
         left = (self.total_steps - self.done_steps) * self.config.data.batch_size
@@ -253,11 +275,12 @@ class Trainer:
         checkpoints: Checkpoints,
     ) -> float:
         """The steps that are left of an epoch, to a signal at most; when it started, without the time to save."""
+        run_step = self._run_steps[self._size(epoch)]
         glimpse = Glimpse(self.step.metrics.sums)
         for batch in requests.batches(self.loader.feed()):
             rate = self.schedule.rate(self.done_steps)
             self.step.set_rate(rate, epochs=self.done_steps / len(self.loader))
-            self._run_step(batch)
+            run_step(batch)
             self.done_steps += 1
             self.step.after(self.done_steps, self.total_steps)
             seen = glimpse.take()
@@ -328,8 +351,11 @@ class Trainer:
         return time.perf_counter() - began
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the continuation needs; TrainingDiverged where a weight is no finite number."""
+        """All that the continuation needs; TrainingDiverged where a weight is no finite number, PreparedSetError where
+        the images were not the set's."""
         self._check_weights()
+        for loader in (self.loader, self.test_loader):
+            loader.check_unchanged()
         cuda = torch.cuda.get_rng_state(self.runtime.device) if self.runtime.device.type == "cuda" else None
         return {
             "config": self.config.to_dict(),
@@ -338,6 +364,7 @@ class Trainer:
             "mean": list(self.prepared.manifest.mean),
             "std": list(self.prepared.manifest.std),
             "reading": self.prepared.manifest.source.get("reading", {}),
+            "keeping": dataclasses.asdict(_keeping(self.prepared.manifest)),
             "step": self.step.state_dict(),
             # A batch that a signal came with may be given out, and was not trained on.
             "loader": {**self.loader.state_dict(), "step": self.done_steps - self.loader.epoch * len(self.loader)},
@@ -365,3 +392,8 @@ class Trainer:
         inside = self.done_steps % len(self.loader) and len(self.history) > self.loader.epoch
         if inside and self.done_steps < self.total_steps:
             self.history.pop()
+
+
+def _keeping(manifest: Manifest) -> Keeping:
+    """How images were scaled and stored, where they keep their own shapes."""
+    return Keeping.from_dict({**manifest.source, **manifest.encoding(manifest.formats[0])})

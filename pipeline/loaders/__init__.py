@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from fast_train.data_prep.manifest import PreparedSet
+from fast_train.pipeline.config.settings import ResidentMemory
 from fast_train.pipeline.errors import check_name
-from fast_train.pipeline.loaders.base import Loader, LoaderOptions
-from fast_train.pipeline.loaders.batch import AnyBatch, Batch, SplitView
+from fast_train.pipeline.loaders.base import Loader, LoaderOptions, Progress
+from fast_train.pipeline.loaders.batch import AnyBatch, Batch, OwnBatch, RaggedBatch, RaggedView, SplitView
 from fast_train.pipeline.loaders.dali_loader import DaliLoader
 from fast_train.pipeline.loaders.ffcv_loader import FfcvLoader
-from fast_train.pipeline.loaders.native import NativeAugment
+from fast_train.pipeline.loaders.native import NativeAugment, NativeCrop
 from fast_train.pipeline.loaders.resident import ResidentLoader
 from fast_train.pipeline.loaders.torch_loader import TorchLoader
 
@@ -22,7 +23,18 @@ LOADERS: dict[str, type[Loader]] = {
     "torch": TorchLoader,
 }
 
-__all__ = ["LOADERS", "AnyBatch", "Batch", "Loader", "SplitView", "build_loader"]
+__all__ = [
+    "LOADERS",
+    "AnyBatch",
+    "Batch",
+    "Loader",
+    "OwnBatch",
+    "Progress",
+    "RaggedBatch",
+    "RaggedView",
+    "SplitView",
+    "build_loader",
+]
 
 
 def build_loader(
@@ -35,7 +47,9 @@ def build_loader(
     device: torch.device | str = "cpu",
     train: bool = True,
     workers: int | None = None,
-    native: NativeAugment | None = None,
+    native: NativeAugment | NativeCrop | None = None,
+    resident_memory: ResidentMemory = "auto",
+    progress: Progress | None = None,
     rank: int = 0,
     ranks: int = 1,
     shard: bool = False,
@@ -49,9 +63,17 @@ def build_loader(
     if lacks is not None:
         raise ValueError(f"--loader {name} can't run here: {lacks}")
     options = LoaderOptions(
-        batch_size=batch_size, seed=seed, device=torch.device(device), train=train, workers=workers, rank=rank,
-        ranks=ranks, shard=shard,
-    )  # fmt: skip
+        batch_size=batch_size,
+        seed=seed,
+        device=torch.device(device),
+        train=train,
+        workers=workers,
+        resident_memory=resident_memory,
+        progress=progress,
+        rank=rank,
+        ranks=ranks,
+        shard=shard,
+    )
     if native is None:
         return LOADERS[name](prepared, split, options)
     if LOADERS[name] is not DaliLoader:

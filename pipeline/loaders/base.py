@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from numbers import Integral
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,12 +19,14 @@ import torch
 from torch import Tensor
 
 from fast_train.common.cores import usable_cores
-from fast_train.common.text import one_line
+from fast_train.common.text import one_line, show_path
+from fast_train.data_prep.errors import ANEW, PreparedSetError
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.kernels.order import epoch_order
 from fast_train.kernels.spec import check_seed
+from fast_train.pipeline.config.settings import ResidentMemory
 from fast_train.pipeline.errors import LoadingError
-from fast_train.pipeline.loaders.batch import AnyBatch, Batch
+from fast_train.pipeline.loaders.batch import CHANNELS, AnyBatch, Batch, OwnBatch, RaggedBatch
 
 # What a position in the order depends on, and the user's name for it.
 _KEPT = {
@@ -35,6 +39,8 @@ _KEPT = {
 _MOST_WORKERS = 1024
 # Of an error of a library, in letters: DALI adds its stack.
 _LONGEST_REASON = 300
+#: Shows how far something is, from a label and a total: called with how much more is done.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 # What a pass goes through.
 T = TypeVar("T", bound=AnyBatch)
 
@@ -42,14 +48,17 @@ T = TypeVar("T", bound=AnyBatch)
 @dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
     """What all loaders are built with. train, device: see `Loader`. seed: of the order. workers: loading processes or
-    threads, None for what suits the loader. rank, ranks: which part of each batch is this loader's, of how many.
-    shard: see `ResidentLoader`. Raises ValueError for what is out of range."""
+    threads, None for what suits the loader. resident_memory, shard: see `ResidentLoader`. progress: shows what takes
+    long before the first batch. rank, ranks: which part of each batch is this loader's, of how many. Raises ValueError
+    for what is out of range."""
 
     batch_size: int
     seed: int
     device: torch.device
     train: bool
     workers: int | None
+    resident_memory: ResidentMemory = "auto"
+    progress: Progress | None = None
     rank: int = 0
     ranks: int = 1
     shard: bool = False
@@ -91,6 +100,8 @@ class Loader(ABC):
     format: ClassVar[str] = "packed"
     #: The module behind it, if that imports a library which is optional, and what to say where it can't be imported.
     optional: ClassVar[tuple[str, str] | None] = None
+    #: True: it reads no file any more once it is built.
+    holds_all: ClassVar[bool] = False
     #: True: a batch from `feed` lies in memory that is overwritten soon or scarce; iterating gives copies.
     lends_buffers: ClassVar[bool] = False
 
@@ -101,6 +112,9 @@ class Loader(ABC):
         #: Images of a batch that this loader gives: all of them, or in training a rank's part.
         self.batch_size = options.batch_size // options.ranks if options.train else options.batch_size
         self.count = prepared.size(split)
+        ragged = prepared.manifest.ragged
+        #: Bytes of the largest image where each has its own shape, else 0.
+        self.largest = CHANNELS * ragged.pixels if ragged is not None else 0
         #: The number of parts that the split is divided into for good.
         self.shards = options.ranks if options.shard and options.train else 1
         self.epoch = 0
@@ -112,6 +126,8 @@ class Loader(ABC):
                 f"split '{split}' of {prepared.root} holds {self.count} images, fewer than one batch of "
                 f"{self.global_batch_size}; give a smaller batch size"
             )
+        entries = [] if self.holds_all else prepared.entries(split, self.format)
+        self._states = {entry: _state(prepared.root / entry.path) for entry in entries}
 
     @classmethod
     def missing(cls) -> str | None:
@@ -171,7 +187,12 @@ class Loader(ABC):
         self.set_epoch(state["epoch"])
         self._position = self._resume_at = state["step"]
 
-    def __iter__(self) -> Iterator[Batch]:
+    @property
+    def data_length(self) -> int | None:
+        """Of the ``data`` of a `RaggedBatch`; None for as much as its images need."""
+        return self.batch_size * self.largest if self.train and self.device.type == "cuda" else None
+
+    def __iter__(self) -> Iterator[OwnBatch]:
         return self._begin_pass(self._copies if self.lends_buffers else self._batches)
 
     def feed(self) -> Iterator[AnyBatch]:
@@ -179,7 +200,7 @@ class Loader(ABC):
         (see `lends_buffers`)."""
         return self._begin_pass(self._batches)
 
-    def _copies(self, start: int) -> Generator[Batch]:
+    def _copies(self, start: int) -> Generator[OwnBatch]:
         with closing(self._batches(start)) as batches:
             for batch in batches:
                 yield batch.clone()
@@ -199,13 +220,40 @@ class Loader(ABC):
         if begun is not None:
             begun.close()
 
+    def check_unchanged(self) -> None:
+        """PreparedSetError where another program has written into a file that it reads, so that images came which are
+        not the set's. Of a file that is deleted, or has another one in its place, it still reads the old one."""
+        for entry, before in self._states.items():
+            path = self.prepared.root / entry.path
+            now = _state(path)
+            if now[:2] != before[:2] or now == before:
+                continue
+            try:
+                # What was touched, or linked by a backup, has the same bytes.
+                self.prepared.check_hash(entry)
+            except PreparedSetError as error:
+                raise PreparedSetError(
+                    f"{show_path(path)} was written to while it was trained on; steps since the last checkpoint are "
+                    f"dropped; {ANEW}"
+                ) from error
+            self._states[entry] = now
+
     def failure(self, error: Exception) -> str:
         """What to tell of an error that ended a pass: what failed and what to do."""
         return f"loading failed ({one_line(error)[:_LONGEST_REASON]}); give another --loader, or --debug for all of it"
 
     def example(self) -> AnyBatch:
         """A batch of the type and the shapes that `feed` gives in training, to warm up with. The position stays."""
+        return self.blank()
+
+    def blank(self) -> OwnBatch:
+        """A whole batch of black images, the first ones of the file; of as many bytes as any batch needs."""
         indices = torch.arange(self.batch_size, device=self.device)
+        ragged = self.prepared.manifest.ragged
+        if ragged is not None:
+            data = torch.zeros(self.batch_size * self.largest, dtype=torch.uint8, device=self.device)
+            sides = torch.full_like(indices, ragged.side, dtype=torch.int32)
+            return RaggedBatch(data, indices * self.largest, sides, sides, torch.zeros_like(indices), indices)
         shape = (self.batch_size, *self.prepared.manifest.image_shape)
         images = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         return Batch(images, torch.zeros_like(indices), indices)
@@ -241,8 +289,17 @@ class Loader(ABC):
             yield order[first : first + self.batch_size]
 
     @abstractmethod
-    def _batches(self, start: int) -> Generator[Batch]:
+    def _batches(self, start: int) -> Generator[OwnBatch]:
         """The epoch's batches from number ``start`` on; what it holds, it releases when it is closed."""
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Which file lies there, in two numbers, and those that a write to it changes; none where there is no file."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return ()
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 class _Pass(Iterator[T], Generic[T]):
@@ -259,7 +316,8 @@ class _Pass(Iterator[T], Generic[T]):
             )
         try:
             batch = next(self._batches)
-        except (RuntimeError, OSError) as error:
+        # A worker that is killed in the middle of a hand-over ends its connection early.
+        except (RuntimeError, OSError, EOFError) as error:
             if isinstance(error, torch.AcceleratorError):
                 raise
             raise LoadingError(self._loader.failure(error)) from error

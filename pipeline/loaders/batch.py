@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from fast_train.kernels.resized_crop import Ragged
+
+#: Of images that keep their own shapes.
+CHANNELS = 3
 
 
 class Batch(NamedTuple):
@@ -22,6 +26,10 @@ class Batch(NamedTuple):
     def targets(self) -> Tensor:
         """The labels of the batch, int64 [N]."""
         return self.labels
+
+    def images_at(self, rows: Tensor) -> list[Tensor]:
+        """Single images [H, W, C]. rows: int64 [n], from 0 to N - 1."""
+        return list(self.images[rows])
 
     def changing(self) -> tuple[str, ...]:
         """The fields that are other tensors in each batch."""
@@ -49,6 +57,9 @@ class SplitView(NamedTuple):
     def clone(self) -> SplitView:
         return self._replace(indices=self.indices.clone())
 
+    def gather(self) -> Batch:
+        return Batch(self.images[self.indices], self.targets(), self.indices)
+
 
 class RaggedBatch(NamedTuple):
     """N images of their own shapes. data: uint8, at least their pixels; offsets int64 [N], where in it the pixels
@@ -68,6 +79,11 @@ class RaggedBatch(NamedTuple):
         """What `kernels.resized_crop` takes."""
         return Ragged(self.data, self.offsets, self.heights, self.widths)
 
+    def images_at(self, rows: Tensor) -> list[Tensor]:
+        """Single images uint8 [H, W, 3], views. rows: int64 [n], from 0 to N - 1."""
+        shapes = zip(*(column[rows].tolist() for column in (self.offsets, self.heights, self.widths)), strict=True)
+        return [self.data[at : at + 3 * height * width].view(height, width, 3) for at, height, width in shapes]
+
     def targets(self) -> Tensor:
         """The labels of the batch, int64 [N]."""
         return self.labels
@@ -77,6 +93,14 @@ class RaggedBatch(NamedTuple):
 
     def clone(self) -> RaggedBatch:
         return RaggedBatch(*(tensor.clone() for tensor in self))
+
+    def to(self, device: torch.device, length: int | None = None) -> RaggedBatch:
+        """On a device, without waiting. length: of ``data`` there, which may be more than its bytes; None for these."""
+        if device == self.data.device:
+            return self
+        data = torch.empty(length or len(self.data), dtype=torch.uint8, device=device)
+        data[: len(self.data)].copy_(self.data, non_blocking=True)
+        return RaggedBatch(data, *(tensor.to(device, non_blocking=True) for tensor in self[1:]))
 
 
 class RaggedView(NamedTuple):
@@ -107,6 +131,24 @@ class RaggedView(NamedTuple):
     def clone(self) -> RaggedView:
         return self._replace(indices=self.indices.clone())
 
+    def gather(self, length: int | None = None) -> RaggedBatch:
+        """The N images alone. length: of their ``data``, which may be more than they need; None for just that."""
+        heights, widths = self.heights[self.indices], self.widths[self.indices]
+        sizes = CHANNELS * heights.long() * widths
+        offsets = begins(sizes)
+        data = torch.empty(length or int(sizes.sum()), dtype=torch.uint8, device=self.data.device)
+        parts = (column.tolist() for column in (self.offsets[self.indices], offsets, sizes))
+        for source, target, size in zip(*parts, strict=True):
+            data[target : target + size] = self.data[source : source + size]
+        return RaggedBatch(data, offsets, heights, widths, self.targets(), self.indices)
+
+
+def begins(sizes: Tensor) -> Tensor:
+    """Where parts of ``sizes`` bytes, int64 [N], begin that lie one after the other: int64 [N]."""
+    return sizes.cumsum(0) - sizes
+
 
 #: What a loader's `feed` yields, and the step takes. N is ``len(batch.indices)`` of each.
 AnyBatch: TypeAlias = Batch | SplitView | RaggedBatch | RaggedView
+#: What iterating over it yields.
+OwnBatch: TypeAlias = Batch | RaggedBatch

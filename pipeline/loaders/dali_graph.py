@@ -10,7 +10,7 @@ import torch
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-from fast_train.pipeline.loaders.native import NativeAugment
+from fast_train.pipeline.loaders.native import NativeAugment, NativeCrop
 
 #: Called before each batch for the arrays of the graph's inputs; raises StopIteration at the end of the epoch.
 Source = Callable[[], list[Any]]
@@ -28,21 +28,14 @@ def build_graph(
     threads: int,
     device: torch.device,
 ) -> Pipeline:
-    """A pipeline whose outputs are images, labels and indices on ``device``.
+    """A pipeline over images of one shape, whose outputs are images, labels and indices on ``device``.
 
     Raw images go through whole, a batch as one sample: DALI's work on a sample costs more than a small image's pixels.
     Decoding and native augmentation take image by image.
     """
     by_image = encoded or native is not None
     gpu = device.type == "cuda"
-    graph = Pipeline(
-        batch_size=batch_size if by_image else 1,
-        num_threads=threads,
-        device_id=(device.index or 0) if gpu else None,
-        prefetch_queue_depth=_PREFETCH,
-        # The dynamic executor leaves outputs alone for as long as a tensor refers to them.
-        exec_dynamic=True,
-    )
+    graph = _pipeline(batch_size if by_image else 1, threads, device)
     # One dimension fewer by image: the first one counts the samples. A file is a row of bytes.
     image_dims = (1 if encoded else 3) if by_image else 4
     label_dims = 0 if by_image else 1
@@ -58,7 +51,7 @@ def build_graph(
         )
         if encoded:
             kind = types.RGB if image_shape[2] == 3 else types.GRAY
-            images = fn.decoders.image(images, device="mixed" if gpu else "cpu", output_type=kind)
+            images = _decode(images, gpu, output_type=kind)
         elif gpu:
             images = images.gpu()
         if native is not None:
@@ -68,6 +61,74 @@ def build_graph(
         graph.set_outputs(images, labels, indices)
     graph.build()
     return graph
+
+
+def build_ragged_graph(
+    source: Source, largest: int, *, batch_size: int, native: NativeCrop | None, threads: int, device: torch.device
+) -> Pipeline:
+    """A pipeline over image files of any shapes. largest: bytes of the pixels of the largest.
+
+    Its outputs on ``device`` are rows of ``largest`` bytes that begin with the pixels of each, labels, indices, heights
+    and widths; where DALI is to augment, the images [S, S, 3], labels and indices.
+    """
+    gpu = device.type == "cuda"
+    graph = _pipeline(batch_size, threads, device)
+    with graph:
+        files, labels, indices, *numbers = fn.external_source(
+            source=source,
+            num_outputs=5 if native is None else 6,
+            dtype=[types.UINT8, types.INT64, types.INT64] + [types.INT32] * (2 if native is None else 3),
+            ndim=[1, 0, 0] + ([0, 0] if native is None else [1, 1, 0]),
+            no_copy=not gpu,
+        )
+        if native is None:
+            pixels = fn.reshape(_decode(files, gpu, output_type=types.RGB), shape=[-1], layout="")
+            outputs = [fn.pad(pixels, shape=[largest]), labels, indices, *numbers]
+        else:
+            outputs = [_crop(files, gpu, numbers, native), labels, indices]
+        graph.set_outputs(*((output.gpu() for output in outputs) if gpu else outputs))
+    graph.build()
+    return graph
+
+
+def _pipeline(batch_size: int, threads: int, device: torch.device) -> Pipeline:
+    return Pipeline(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=(device.index or 0) if device.type == "cuda" else None,
+        prefetch_queue_depth=_PREFETCH,
+        # The dynamic executor leaves outputs alone for as long as a tensor refers to them.
+        exec_dynamic=True,
+    )
+
+
+def _decode(files: Any, gpu: bool, **options: Any) -> Any:
+    return fn.decoders.image(files, device="mixed" if gpu else "cpu", adjust_orientation=False, **options)
+
+
+def _crop(files: Any, gpu: bool, drawn: list[Any], native: NativeCrop) -> Any:
+    """Decodes only what of each image is cropped."""
+    begins, shapes, mirrored = drawn
+    images = fn.decoders.image_slice(
+        files,
+        device="mixed" if gpu else "cpu",
+        adjust_orientation=False,
+        output_type=types.RGB,
+        start=begins,
+        shape=shapes,
+        axis_names="HW",
+    )
+    images = fn.resize(
+        images, size=[native.spec.size] * 2, interp_type=types.INTERP_LINEAR, antialias=True, dtype=types.UINT8
+    )
+    return fn.crop_mirror_normalize(
+        images,
+        mirror=mirrored,
+        mean=[255 * value for value in native.mean],
+        std=[255 * value for value in native.std],
+        dtype=types.FLOAT if native.output_dtype == torch.float32 else types.FLOAT16,
+        output_layout="HWC",
+    )
 
 
 def _augment(images: Any, drawn: list[Any], image_shape: tuple[int, ...], native: NativeAugment) -> Any:

@@ -7,10 +7,14 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from torch import Tensor
 
+from fast_train.common.text import show
+from fast_train.data_prep.errors import ANEW, PreparedSetError
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.loaders.base import Loader, LoaderOptions
-from fast_train.pipeline.loaders.batch import AnyBatch, Batch
+from fast_train.pipeline.loaders.batch import Batch, OwnBatch
+from fast_train.pipeline.loaders.image_files import Shapes
 
 if TYPE_CHECKING:
     from fast_train.pipeline.loaders.ffcv_reader import Reader
@@ -36,19 +40,26 @@ class FfcvLoader(Loader):
     def __init__(self, prepared: PreparedSet, split: str, options: LoaderOptions) -> None:
         super().__init__(prepared, split, options)
         # Checked before FFCV sees it: FFCV trusts every number in the file.
-        path = prepared.beton(split)
+        beton = prepared.beton(split)
+        self._path = beton.path
+        self._shapes = Shapes(beton.heights, beton.widths, beton.labels) if self.largest else None
         # Here and not above: FFCV is optional.
         from fast_train.pipeline.loaders.ffcv_reader import Reader
 
         workers = self.spare_cores() if self.workers is None else self.workers
         self._reader: Reader | None = Reader(
-            path, batch_size=self.batch_size, workers=workers, drop_last=self.train, count=self.count
+            self._path,
+            batch_size=self.batch_size,
+            workers=workers,
+            drop_last=self.train,
+            count=self.count,
+            ragged=self._shapes is not None,
         )
         self._ring: _DeviceRing | None = None
         if self.device.type == "cuda":
-            self._ring = _DeviceRing(self.example(), self.device)
+            self._ring = _DeviceRing(self.blank(), self.device)
 
-    def _batches(self, start: int) -> Generator[Batch]:
+    def _batches(self, start: int) -> Generator[OwnBatch]:
         if self._reader is None:
             raise self._closed()
         ring = self._ring
@@ -58,7 +69,7 @@ class FfcvLoader(Loader):
             reading = iter(self._reader)
         try:
             for images, labels, indices in reading:
-                batch = Batch(images, labels.squeeze(1), indices.squeeze(1))
+                batch = self._checked(images, labels.squeeze(1), indices.squeeze(1))
                 if ring is None:
                     yield batch
                 else:
@@ -70,6 +81,17 @@ class FfcvLoader(Loader):
                 ring.wait()
             reading.stop()
 
+    def _checked(self, images: Tensor, labels: Tensor, indices: Tensor) -> OwnBatch:
+        """A batch of what the reader gave; PreparedSetError where FFCV could not decode an image."""
+        if self._shapes is None:
+            return Batch(images, labels, indices)
+        room = images.view(-1)
+        failed = room[len(room) - len(indices) :].nonzero()
+        if len(failed):
+            raise PreparedSetError(f"{show(self._path)} holds an image that can't be decoded; {ANEW}")
+        batch = self._shapes.batch(room, indices)
+        return batch._replace(data=room[: int(self._shapes.sizes[indices].sum())])
+
     def close(self) -> None:
         super().close()
         self._reader = self._ring = None
@@ -78,12 +100,12 @@ class FfcvLoader(Loader):
 class _DeviceRing:
     """A ring of device buffers, filled on a stream of its own while the step works on the batches before.
 
-    example: a batch on the device, of the largest shape that will be sent.
+    largest: a batch on the device, of the largest shape that will be sent.
     """
 
-    def __init__(self, example: AnyBatch, device: torch.device) -> None:
+    def __init__(self, largest: OwnBatch, device: torch.device) -> None:
         self._device = device
-        self._slots = [Batch(*(torch.empty_like(tensor) for tensor in example)) for _ in range(_DEPTH)]
+        self._slots = [largest.clone() for _ in range(_DEPTH)]
         self._stream = torch.cuda.Stream(device)
         # The slots may lie in memory that work queued before still uses.
         self._stream.wait_stream(torch.cuda.current_stream(device))
@@ -92,7 +114,7 @@ class _DeviceRing:
         self._copied = torch.cuda.Event()
         self._sent = 0
 
-    def send(self, batch: Batch) -> Batch:
+    def send(self, batch: OwnBatch) -> OwnBatch:
         """Copy a batch in page-locked host memory; the device's copy is valid until the next one is sent.
 
         Neither the host nor the step waits, unless the batch that was in this slot is still in use.
@@ -101,11 +123,15 @@ class _DeviceRing:
         # The caller has queued all its work on the batch before.
         self._read[(self._sent - 1) % _DEPTH].record(current)
         number = self._sent % _DEPTH
-        slot = Batch(*(tensor[: len(batch.labels)] for tensor in self._slots[number]))
+        filled = self._slots[number]
+        slot = type(filled)(
+            *(tensor if name == "data" else tensor[: len(batch.indices)] for name, tensor in filled._asdict().items())
+        )
         self._stream.wait_event(self._read[number])
         with torch.cuda.stream(self._stream):
             for target, source in zip(slot, batch, strict=True):
-                target.copy_(source, non_blocking=True)
+                # Data may be longer here than the pixels that fill it.
+                target[: len(source)].copy_(source, non_blocking=True)
             self._copied.record(self._stream)
         current.wait_event(self._copied)
         self._sent += 1

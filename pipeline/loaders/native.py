@@ -10,18 +10,16 @@ import torch
 from numpy.typing import NDArray
 
 from fast_train.kernels.augment_reference import crop_offsets, cutout_corners
-from fast_train.kernels.spec import AugmentSpec
+from fast_train.kernels.resample import resampling
+from fast_train.kernels.resized_crop_reference import crop_boxes, mirrored
+from fast_train.kernels.spec import AugmentSpec, CropSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class NativeAugment:
-    """The crops, flips and cutouts that `kernels.augment` would draw, for operators of the DALI graph.
+class _Native:
+    """mean, std: per channel, in units where byte 255 is 1. dtype: what the model wants; DALI has no bfloat16, so
+    anything but float32 comes as float16. seed: the run's."""
 
-    mean, std: per channel, in units where byte 255 is 1. dtype: what the model wants; DALI has no bfloat16, so
-    anything but float32 comes as float16. seed: the run's.
-    """
-
-    spec: AugmentSpec
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dtype: torch.dtype
@@ -30,6 +28,13 @@ class NativeAugment:
     @property
     def output_dtype(self) -> torch.dtype:
         return torch.float32 if self.dtype == torch.float32 else torch.float16
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeAugment(_Native):
+    """The crops, flips and cutouts that `kernels.augment` would draw, for operators of the DALI graph."""
+
+    spec: AugmentSpec
 
     @property
     def inputs(self) -> list[tuple[type, int]]:
@@ -52,3 +57,32 @@ class NativeAugment:
             end = (first + self.spec.cutout).minimum(torch.tensor([height, width]))
             arrays += [inside.float(), (end - inside).float()]
         return [array.numpy() for array in arrays]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeCrop(_Native):
+    """The boxes and flips that `kernels.resized_crop` would draw, of images that keep their own shapes; the graph
+    resizes by the same triangular filter, in floating point. ValueError for colours and erasing, which it leaves
+    alone."""
+
+    spec: CropSpec
+
+    def __post_init__(self) -> None:
+        if self.spec.colour or self.spec.erase:
+            raise ValueError(
+                "DALI's graph changes no colours and erases nothing here: set brightness, contrast, saturation and "
+                "erase to 0, or leave out --dali-augment native"
+            )
+
+    def draw(
+        self, indices: torch.Tensor, epoch: int, heights: torch.Tensor, widths: torch.Tensor
+    ) -> list[NDArray[np.int32]]:
+        """What samples ``indices``, int64 [n], of these shapes, int32 [n], get in an epoch: where the crop begins, and
+        its shape, int32 [n, 2] each, (y, x) in pixels; whether it is mirrored, int32 [n]."""
+        spec, seed = self.spec, self.seed
+        # Only its ratios are asked for.
+        table = resampling(spec, 1)
+        box = crop_boxes(heights.long(), widths.long(), indices, table, spec=spec, seed=seed, epoch=epoch)
+        flips = mirrored(indices, spec=spec, seed=seed, epoch=epoch)
+        pairs = (torch.stack([box.top, box.left], dim=1), torch.stack([box.height, box.width], dim=1))
+        return [array.int().numpy() for array in (*pairs, flips)]

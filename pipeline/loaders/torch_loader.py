@@ -1,4 +1,4 @@
-"""The baseline: torch.utils.data.DataLoader over the packed file, one image a call, in worker processes."""
+"""The baseline: torch.utils.data.DataLoader over the packed file, in worker processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Listener
@@ -24,15 +24,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fast_train.common.text import one_line
+from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.loaders.base import Loader, LoaderOptions
-from fast_train.pipeline.loaders.batch import Batch
+from fast_train.pipeline.loaders.batch import Batch, OwnBatch
+from fast_train.pipeline.loaders.image_files import ImageFiles
 
 T = TypeVar("T")
 
 DEFAULT_WORKERS = 4
 # For a batch. A worker that is stopped, or whose disk does not answer, never fails by itself.
 _PATIENCE_SECONDS = 120
+# For workers to end by themselves when the loader is closed.
+_LEAVE_SECONDS = 1.0
 _REMEDY = "give fewer --workers, or --loader resident, ffcv or dali"
 
 
@@ -47,6 +51,32 @@ class PackedDataset(Dataset[tuple[Tensor, int, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         return torch.tensor(self._packed.images[index]), int(self._packed.labels[index]), index
+
+
+class FileDataset(Dataset[Any]):
+    """Images of a split that keep their own shapes, decoded a batch at a time."""
+
+    def __init__(self, files: ImageFiles) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files.shapes.labels)
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor | PreparedSetError]:
+        """What the DataLoader asks for: the pixels of a batch, one image after the other, uint8 [total], and int64 [N],
+        their numbers; or instead of both what can't be decoded, since torch would raise it with its trace."""
+        numbers = torch.tensor(indices)
+        data = torch.empty(int(self._files.shapes.sizes[numbers].sum()), dtype=torch.uint8)
+        try:
+            self._files.decode(numbers.numpy(), data.numpy())
+        except PreparedSetError as error:
+            return [error]
+        return [data, numbers]
+
+
+def _as_it_is(batch: T) -> T:
+    """Of a dataset that gives whole batches."""
+    return batch
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -79,11 +109,15 @@ class _Packed:
     """A worker's batch, packed for its way where an error reaches the parent: in the thread that sends it on, an error
     is printed, and the parent waits for ever."""
 
-    def __init__(self, samples: list[tuple[Tensor, int, int]]) -> None:
-        self._data = bytes(ForkingPickler.dumps(default_collate(samples)))
+    def __init__(self, batch: Any) -> None:
+        self._data = bytes(ForkingPickler.dumps(batch))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return pickle.loads, (self._data,)
+
+
+def _packed(collate: Callable[[Any], Any], samples: Any) -> _Packed:
+    return _Packed(collate(samples))
 
 
 def check_sockets() -> None:
@@ -108,6 +142,11 @@ def _obey_the_parent() -> None:
 
 
 def _do_nothing() -> None: ...
+
+
+def _kill(workers: Iterable[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
 
 
 class _Patience:
@@ -157,21 +196,23 @@ class TorchLoader(Loader):
         self._silent = False
         # Those of the epoch. The workers outlive it, so the list changes in place.
         self._indices: list[int] = []
+        self._files = ImageFiles(prepared, split) if self.largest else None
+        collate: Callable[[Any], Any] = _as_it_is if self._files else default_collate
         with _as_we_want_workers():
-            self._loader: DataLoader[tuple[Tensor, int, int]] | None = DataLoader(
-                PackedDataset(prepared, split),
+            self._loader: DataLoader[Any] | None = DataLoader(
+                FileDataset(self._files) if self._files else PackedDataset(prepared, split),
                 batch_size=self.batch_size,
                 sampler=self._indices,
                 num_workers=workers,
                 persistent_workers=workers > 0,
-                collate_fn=_Packed if workers else None,
+                collate_fn=partial(_packed, collate) if workers else collate,
                 pin_memory=self.device.type == "cuda",
                 worker_init_fn=_leave_signals_to_the_parent if workers else None,
                 # The workers' seeds, which nothing here depends on, would else come out of the process's generator.
                 generator=torch.Generator(),
             )
 
-    def _batches(self, start: int) -> Generator[Batch]:
+    def _batches(self, start: int) -> Generator[OwnBatch]:
         if self._loader is None:
             raise self._closed()
         self._indices[:] = self.order()[start * self.batch_size :].tolist()
@@ -181,12 +222,19 @@ class TorchLoader(Loader):
         self._workers |= set(multiprocessing.active_children()) - others
         with _Patience(self._give_up) as patience:
             while (batch := patience.wait_for(partial(next, batches, None))) is not None:
-                yield Batch(*(t.to(self.device, non_blocking=True) for t in batch))
+                yield self._sent(batch)
+
+    def _sent(self, batch: list[Any]) -> OwnBatch:
+        """What a dataset gave, on the device."""
+        if isinstance(batch[0], PreparedSetError):
+            raise batch[0]
+        if self._files is None:
+            return Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
+        return self._files.shapes.batch(*batch).to(self.device, self.data_length)
 
     def _give_up(self) -> None:
         self._silent = True
-        for worker in self._workers:
-            worker.kill()
+        _kill(self._workers)
 
     def failure(self, error: Exception) -> str:
         if self._silent:
@@ -204,8 +252,11 @@ class TorchLoader(Loader):
 
     def close(self) -> None:
         super().close()
-        # Its workers end when nothing refers to it any more; but one that is stopped never does.
+        workers, self._workers = self._workers, set()
+        # They end when nothing refers to the DataLoader any more; torch then waits seconds for each that is stopped.
+        late = threading.Timer(_LEAVE_SECONDS, _kill, [workers])
+        if workers:
+            late.start()
         self._loader = None
-        for worker in self._workers:
-            worker.kill()
-        self._workers = set()
+        late.cancel()
+        _kill(workers)

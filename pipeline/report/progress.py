@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from fast_train.common.console import Advance, Display
 from fast_train.common.text import show, show_path
 from fast_train.data_prep.manifest import data_note
 from fast_train.pipeline.engine.history import accuracy, judge
@@ -26,11 +28,14 @@ class Terminal(Listener):
         self._task: TaskID | None = None
         self._total = self._before = self._already = 0
         self._began = 0.0
+        self._loading, self._loaded = ExitStack(), 0
+        self._advance: Advance = lambda count: None
 
     def __enter__(self) -> Terminal:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._loading.close()
         if self._progress:
             self._progress.stop()
 
@@ -39,18 +44,28 @@ class Terminal(Listener):
         self._note = data_note(prepared)
         for note in start.notes:
             self._console.print(note, soft_wrap=True)
+        crops = f", crops of {' then '.join(map(str, config.crop.sizes))} pixels" if config.crop.sizes else ""
         self._console.print(
             f"{config.model.arch} by recipe {show(config.recipe)} on {prepared.size('train'):,} images of "
             f"{show(prepared.source_name)}{self._note}; loader {config.data.loader}, batch "
-            f"{config.data.batch_size}\n{runtime.describe()}\nrun folder: {show_path(start.folder)}",
+            f"{config.data.batch_size}{crops}\n{runtime.describe()}\nrun folder: {show_path(start.folder)}",
             soft_wrap=True,
         )
+
+    def on_loading(self, label: str, done: int, total: int) -> None:
+        if not done:
+            self._loaded = 0
+            self._advance = self._loading.enter_context(Display(self._console).progress(label, total))
+        self._advance(done - self._loaded)
+        self._loaded = done
+        if done == total:
+            self._loading.close()
 
     def on_ready(self, ready: Ready) -> None:
         self._epochs = ready.epochs
         if ready.done_steps:
             self._console.print(f"going on after step {ready.done_steps:,} of {ready.total_steps:,}")
-        if ready.compiled:
+        if ready.compiled and round(ready.seconds, 1):
             self._console.print(f"compiled in {ready.seconds:.1f} s")
         if self._console.is_terminal:
             self._progress = Progress(

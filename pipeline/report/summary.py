@@ -14,19 +14,31 @@ from rich.table import Table
 from rich.text import Text
 
 from fast_train.data_prep.manifest import PreparedSet, data_note
-from fast_train.pipeline.engine.augmentation import Augmenter
-from fast_train.pipeline.engine.evaluate import Evaluation, evaluation_batch
+from fast_train.kernels.augment import normalisation_table
+from fast_train.kernels.spec import CropSpec
+from fast_train.pipeline.engine.augmentation import AnyAugmenter, crop_pixels
+from fast_train.pipeline.engine.evaluate import Evaluation
+from fast_train.pipeline.engine.stored import stored_labels, stored_pixels
 from fast_train.pipeline.loaders import LOADERS, Loader, build_loader
 
 GRID_IMAGES = 32
 BATCH_IMAGES = 64
 _MOST_ROWS = 20
+# Images at once, where a split is read through for a few of them.
+_BATCH = 64
 
 
 def write_pictures(
-    folder: Path, evaluation: Evaluation, history: Sequence[Mapping[str, Any]], prepared: PreparedSet, *, title: str
+    folder: Path,
+    evaluation: Evaluation,
+    history: Sequence[Mapping[str, Any]],
+    prepared: PreparedSet,
+    *,
+    title: str,
+    crop: CropSpec | None = None,
 ) -> list[Path]:
-    """Learning curves (where there is a history), confusion matrix, accuracies and predictions as PNG files."""
+    """Learning curves (where there is a history), confusion matrix, accuracies and predictions as PNG files. crop: what
+    evaluation saw of each image; None for all of it."""
     # Here, not above: matplotlib takes a third of a second to import, which no training should wait for.
     from fast_train.pipeline.report import plots
 
@@ -43,7 +55,7 @@ def write_pictures(
     count = prepared.size(evaluation.split)
     # Spread over the split: its file is in the order of the classes where it comes from class folders.
     chosen = np.linspace(0, count - 1, min(GRID_IMAGES, count)).astype(np.int64)
-    images, labels = _images(prepared, evaluation.split, chosen)
+    images, labels = _images(prepared, evaluation.split, chosen, crop)
     paths.append(
         plots.prediction_grid(
             images,
@@ -60,37 +72,44 @@ def write_pictures(
 
 
 def _images(
-    prepared: PreparedSet, split: str, chosen: NDArray[np.int64]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images uint8 [n, H, W, C] and labels [n] of a split, whatever format it is prepared in. chosen: their numbers,
-    rising."""
+    prepared: PreparedSet, split: str, chosen: NDArray[np.int64], crop: CropSpec | None
+) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+    """Images [n, H, W, C] and labels [n] of a split, whatever format it is prepared in. chosen: their numbers,
+    rising. crop: what evaluation saw of them; the images are then float32 from 0 to 1, else uint8."""
     formats = [entry.format for entry in prepared.manifest.files if entry.split == split]
     # A packed file gives single images; any other is read through, by a loader.
     readers = [name for name, loader in LOADERS.items() if loader.format in formats and loader.missing() is None]
     if "packed" in formats or not readers:
-        packed = prepared.packed(split)
-        return packed.images[chosen], packed.labels[chosen]
-    batch_size = evaluation_batch(prepared, split)
-    images, labels = [], []
-    with build_loader(readers[0], prepared, split, batch_size=batch_size, train=False) as loader:
+        return _crops(stored_pixels(prepared, split, chosen), crop), stored_labels(prepared, split)[chosen]
+    images: list[NDArray[np.uint8]] = []
+    labels = []
+    with build_loader(readers[0], prepared, split, batch_size=_BATCH, train=False) as loader:
         for batch in loader:
-            wanted = torch.isin(batch.indices, torch.from_numpy(chosen))
-            images.append(batch.images[wanted].numpy())
+            wanted = torch.isin(batch.indices, torch.from_numpy(chosen)).nonzero()[:, 0]
+            images += (image.numpy().copy() for image in batch.images_at(wanted))
             labels.append(batch.labels[wanted].numpy())
-    return np.concatenate(images), np.concatenate(labels)
+    return _crops(images, crop), np.concatenate(labels)
 
 
-def write_batch_picture(path: Path, loader: Loader, augmenter: Augmenter, *, title: str) -> Path:
+def _crops(images: Sequence[NDArray[np.uint8]], crop: CropSpec | None) -> NDArray[np.generic]:
+    if crop is None:
+        return np.stack(images)
+    channels = images[0].shape[2]
+    plain = normalisation_table((0.0,) * channels, (1.0,) * channels, torch.float32)
+    return crop_pixels(images, crop, plain).permute(0, 2, 3, 1).numpy()
+
+
+def write_batch_picture(path: Path, loader: Loader, augmenter: AnyAugmenter, *, title: str) -> Path:
     """The first images of the first training batch of epoch 0, augmented, as the model sees them."""
     from fast_train.pipeline.report import plots
 
     loader.set_epoch(0)
-    batch = next(iter(loader))
+    batch = next(loader.feed())
     images = augmenter(batch)[:BATCH_IMAGES].float().cpu()
     pixels = images.permute(0, 2, 3, 1).numpy() * np.array(augmenter.std) + np.array(augmenter.mean)
     path.parent.mkdir(parents=True, exist_ok=True)
     classes = list(loader.prepared.manifest.classes)
-    labels = batch.labels[:BATCH_IMAGES].cpu().numpy()
+    labels = batch.targets()[:BATCH_IMAGES].cpu().numpy()
     title = title + data_note(loader.prepared)
     return plots.batch_grid(pixels.clip(0, 1).astype(np.float32), labels, classes, path, title=title)
 

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fast_train.common.text import show_path
-from fast_train.data_prep.manifest import PreparedSet
+from fast_train.data_prep.manifest import Manifest, PreparedSet
+from fast_train.kernels.spec import AugmentSpec
+from fast_train.pipeline.config.convert import is_none
 from fast_train.pipeline.config.recipe import (
     CPU_RECIPE,
     GPU_RECIPE,
+    PHOTOS_CPU_RECIPE,
+    PHOTOS_GPU_RECIPE,
     SLOW_CPU_RECIPE,
     Given,
     override,
     recipe_for_network,
     resolve,
-    without_steps_if_epochs,
+    without_overruled,
 )
-from fast_train.pipeline.config.settings import Config, RunConfig, differences
+from fast_train.pipeline.config.settings import Config, CropConfig, DataConfig, RunConfig, differences
 from fast_train.pipeline.device import is_slow_cpu
+from fast_train.pipeline.engine.build import evaluated_shape
 from fast_train.pipeline.engine.evaluate import check_tta
 from fast_train.pipeline.engine.runtime import fix_threads, resolve_device
 from fast_train.pipeline.errors import ConfigError
@@ -33,7 +39,10 @@ _FEW_STEPS, _ENOUGH_STEPS, _SMALL_BATCH = 80, 400, 128
 _EVALUATED_BY = {
     *("data.path", "data.loader", "data.workers"),
     *("run.device", "run.amp", "run.tf32", "run.tta", "run.channels_last", "run.deterministic", "run.threads"),
+    "run.eval_size",
 }
+# The side of crops where nothing says it, in pixels: ImageNet's, and what smaller ones are multiples of.
+_CROP, _CROP_STEP = 224, 32
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,11 @@ def plan_training(given: Given, *, recipe: str | None, resume: Resume = None, ve
     """
     if isinstance(resume, Saved):
         _check_data_is_there(resume, given)
-        config = override(resume.config, without_steps_if_epochs(given))
+        config = override(resume.config, without_overruled(given))
     else:
-        config = resolve(recipe or default_recipe(given), given)
+        config = resolve(recipe or default_recipe(given, _given_set(given)), given)
     config = dataclasses.replace(config, run=fix_threads(config.run))
-    return _with_data(config, verify=verify)
+    return _with_data(config, given, verify=verify)
 
 
 def plan_evaluation(given: Given, saved: Saved, *, verify: bool = False) -> Plan:
@@ -74,11 +83,11 @@ def plan_evaluation(given: Given, saved: Saved, *, verify: bool = False) -> Plan
     _check_data_is_there(saved, given)
     # How the training ran on its machine says nothing of this one.
     trained = saved.config.run
-    run = RunConfig(tta=trained.tta, amp=trained.amp, tf32=trained.tf32)
-    plan = _with_data(override(dataclasses.replace(saved.config, run=run), given), verify=verify)
+    run = RunConfig(tta=trained.tta, amp=trained.amp, tf32=trained.tf32, eval_size=trained.eval_size)
+    plan = _with_data(override(dataclasses.replace(saved.config, run=run), given), given, verify=verify)
     config = dataclasses.replace(plan.config, model=saved.config.model)
     check_classes(saved, plan.prepared)
-    check_shape(config.model, plan.prepared, saved.path)
+    check_shape(saved, plan.prepared, evaluated_shape(config, plan.prepared.manifest))
     return Plan(config, as_trained(plan.prepared, saved))
 
 
@@ -88,37 +97,83 @@ def _check_data_is_there(saved: Saved, given: Given) -> None:
         raise ConfigError(f"the run's data, {path}, are not there any more; give --data")
 
 
-def _with_data(config: Config, *, verify: bool) -> Plan:
+def _given_set(given: Given) -> PreparedSet:
+    return PreparedSet.open(given.get("data", {}).get("path", DataConfig.path))
+
+
+def _with_data(config: Config, given: Given, *, verify: bool) -> Plan:
     path = Path(config.data.path)
     prepared = PreparedSet.open(path, verify=verify)
-    check_tta(config.run.tta, prepared.manifest.image_shape)
     # Absolute: the run may be continued from elsewhere.
     data = dataclasses.replace(config.data, path=str(path.resolve()))
     config = dataclasses.replace(config, data=data)
     fitted = fit_to_data(config, prepared)
+    check_tta(fitted.run.tta, *evaluated_shape(fitted, prepared.manifest)[:2])
+    _check_meant(given, fitted)
+    return Plan(fitted, prepared, tuple(_notes(config, fitted, prepared.manifest)))
+
+
+def _check_meant(given: Given, fitted: Config) -> None:
+    """ConfigError for settings that mean nothing for these images."""
+    if fitted.crop.sizes:
+        for name in given.get("augment", {}):
+            raise ConfigError(f"augment.{name} is for images that are not cropped; leave it out, or set crop.* instead")
+        return
+    cropping = {**given.get("crop", {}), "eval_size": given.get("run", {}).get("eval_size")}
+    for name, value in cropping.items():
+        if not is_none(value) and value not in ((), []):
+            raise ConfigError(
+                f"{name} is for images that are cropped, and these, which all have one shape, are not; leave it out, "
+                "or add --image-size"
+            )
+
+
+def _notes(config: Config, fitted: Config, manifest: Manifest) -> Iterator[str]:
     before, now = config.data.batch_size, fitted.data.batch_size
-    note = f"batch size {before} -> {now}: the training split holds no more images"
-    return Plan(fitted, prepared, (note,) if now != before else ())
+    if now != before:
+        yield f"batch size {before} -> {now}: the training split holds no more images"
+    if fitted.crop.sizes and not config.crop.sizes and manifest.ragged:
+        side = manifest.ragged.side
+        yield f"crops of {fitted.crop.size} pixels, by the images' shorter sides of {side}; --image-size chooses others"
+    if fitted.augment != config.augment:
+        yield "note: the images are cropped, by the settings crop.*; the recipe's augment.* are left out"
+    if config.crop != CropConfig() and not fitted.crop.sizes:
+        yield "note: the images all have one shape and are not cropped without --image-size; crop.* are left out"
 
 
-def default_recipe(given: Given) -> str:
+def default_recipe(given: Given, prepared: PreparedSet) -> str:
+    """The recipe for this machine, these images and the network that is given."""
+    ragged = prepared.manifest.ragged is not None
     device = resolve_device(given.get("run", {}).get("device", RunConfig.device))
     if device.type == "cuda":
-        return GPU_RECIPE
-    return recipe_for_network(given) or (SLOW_CPU_RECIPE if is_slow_cpu() else CPU_RECIPE)
+        return PHOTOS_GPU_RECIPE if ragged else GPU_RECIPE
+    for_cpu = PHOTOS_CPU_RECIPE if ragged else SLOW_CPU_RECIPE if is_slow_cpu() else CPU_RECIPE
+    return recipe_for_network(given, ragged=ragged) or for_cpu
 
 
 def fit_to_data(config: Config, prepared: PreparedSet) -> Config:
-    """Take the model's input and output from the data, and a batch size that a small split can fill."""
-    height, width, channels = prepared.manifest.image_shape
+    """Take the model's input and output from the data, and a batch size that a small split can fill; of the settings
+    `augment` and `crop`, those that mean nothing for these images get their defaults."""
+    manifest = prepared.manifest
+    config = _fit_crop(config, manifest)
+    sides = config.crop.sizes or (min(evaluated_shape(config, manifest)[:2]),)
     model = dataclasses.replace(
-        config.model,
-        num_classes=len(prepared.manifest.classes),
-        image_size=min(height, width),
-        in_channels=channels,
+        config.model, num_classes=len(manifest.classes), image_size=sides[-1], in_channels=manifest.channels
     )
+    for side in (*sides, config.run.eval_size or sides[-1]):
+        # ConfigError where a network has no room in it.
+        dataclasses.replace(model, image_size=side)
     batch_size = min(config.data.batch_size, max(prepared.size("train"), 1))
     return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, batch_size=batch_size))
+
+
+def _fit_crop(config: Config, manifest: Manifest) -> Config:
+    if manifest.ragged and not config.crop.sizes:
+        size = max(min(manifest.ragged.side, _CROP) // _CROP_STEP * _CROP_STEP, _CROP_STEP)
+        config = dataclasses.replace(config, crop=dataclasses.replace(config.crop, size=size))
+    if config.crop.sizes:
+        return dataclasses.replace(config, augment=AugmentSpec())
+    return dataclasses.replace(config, crop=CropConfig(), run=dataclasses.replace(config.run, eval_size=None))
 
 
 def length_advice(config: Config, prepared: PreparedSet, given: Given) -> str | None:
@@ -140,7 +195,7 @@ def length_advice(config: Config, prepared: PreparedSet, given: Given) -> str | 
 def as_it_began(config: Config, saved: Saved, prepared: PreparedSet, given: Given) -> Plan:
     """``config`` with the data and the length of the run that goes on, but for what is given."""
     kept = {name: given[name] for name in ("data", "run") if name in given}
-    before = override(saved.config, without_steps_if_epochs(kept))
+    before = override(saved.config, without_overruled(kept))
     data = dataclasses.replace(before.data, path=config.data.path)
     fitted = fit_to_data(dataclasses.replace(config, data=data, run=before.run), prepared)
     notes = (

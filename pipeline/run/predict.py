@@ -13,10 +13,11 @@ from torch import Tensor
 
 from fast_train.common.text import show
 from fast_train.data_prep.images import BadImageError, Reading, read_rgb
+from fast_train.data_prep.keep import Keeping, kept_pixels
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import NO_AUGMENT
 from fast_train.pipeline.config.settings import RunConfig
-from fast_train.pipeline.engine.augmentation import normalisation
+from fast_train.pipeline.engine.augmentation import crop_pixels, normalisation
 from fast_train.pipeline.engine.build import build_network
 from fast_train.pipeline.engine.runtime import resolve_runtime
 from fast_train.pipeline.run.record import Saved, fitting
@@ -48,52 +49,69 @@ class TrainedModel:
             mean, std = normalisation(saved.state["mean"], saved.state["std"], saved.config.data.normalise)
         self.module.eval()
         self._reading = Reading.from_dict(saved.state.get("reading", {}))
+        self._keeping = Keeping.from_dict(saved.state.get("keeping", {}))
         self._table = normalisation_table(mean, std, self._runtime.image_dtype, self._runtime.device)
 
     @torch.no_grad()
     def predict(self, images: Sequence[Path | str] | NDArray[np.uint8] | Tensor) -> list[Prediction]:
         """Predict the class of each image.
 
-        images: paths of image files, which are brought to the square that the network was trained on as those of its
-        prepared set were (`prep-data --fit`); or bytes uint8 [N, H, W, C]. Raises ValueError for an image that can't be
-        read or does not fit.
+        images: paths of image files, which are brought to what the network was trained on as those of its prepared set
+        were (`prep-data --fit`, or `--shorter-side` and then the crop of the evaluation); or bytes uint8 [N, H, W, C].
+        Raises ValueError for an image that can't be read or does not fit.
         """
         if isinstance(images, (str, Path)):
             raise ValueError(f"predict takes several images; give a list: [{str(images)!r}]")
         found = []
         for start in range(0, len(images), _BATCH):
-            pixels = self._pixels(images[start : start + _BATCH])
-            for row in self._probabilities(pixels.to(self._runtime.device)).cpu().numpy():
+            inputs = self._inputs(images[start : start + _BATCH])
+            for row in self._probabilities(inputs).cpu().numpy():
                 best = int(row.argmax())
                 found.append(Prediction(self.classes[best], float(row[best]), row))
         return found
 
-    def _pixels(self, images: Sequence[Path | str] | NDArray[np.uint8] | Tensor) -> Tensor:
-        """uint8 [n, H, W, C]"""
-        if not isinstance(images, (np.ndarray, Tensor)):
-            images = np.stack([self._read(path) for path in images])
+    def _inputs(self, images: Sequence[Path | str] | NDArray[np.uint8] | Tensor) -> Tensor:
+        """[n, C, H, W], as evaluation gives them to the network."""
+        crop, device = self.config.evaluated_crop, self._runtime.device
+        if crop is not None:
+            each = [np.ascontiguousarray(image) for image in self._pixels(images)]
+            return crop_pixels(each, crop, self._table)
+        together = self._pixels(images)
         # A copy: a mapped file must not back a tensor.
-        pixels = torch.tensor(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images.contiguous()
-        channels = self.config.model.in_channels
-        if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[3] != channels:
-            raise ValueError(f"images must be uint8 [N, H, W, {channels}], not {pixels.dtype} {tuple(pixels.shape)}")
+        pixels = torch.tensor(np.stack(together) if isinstance(together, list) else np.ascontiguousarray(together))
+        indices = torch.arange(len(pixels), device=device)
+        return augment(pixels.to(device), indices, self._table, spec=NO_AUGMENT, seed=0, epoch=0)
+
+    def _pixels(
+        self, images: Sequence[Path | str] | NDArray[np.uint8] | Tensor
+    ) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+        """uint8 [H, W, C] of each."""
+        if not isinstance(images, (np.ndarray, Tensor)):
+            return [self._read(path) for path in images]
+        pixels, channels = np.asarray(images.cpu() if isinstance(images, Tensor) else images), self._channels
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != channels:
+            raise ValueError(f"images must be uint8 [N, H, W, {channels}], not {pixels.dtype} {pixels.shape}")
         return pixels
+
+    @property
+    def _channels(self) -> int:
+        return self.config.model.in_channels
 
     def _read(self, path: Path | str) -> NDArray[np.uint8]:
         """uint8 [H, W, 3]"""
         size = self.config.model.image_size
         try:
+            if self.config.evaluated_crop is not None:
+                return kept_pixels(str(path), self._keeping, self._reading)
             return read_rgb(str(path), (size, size), self._reading).pixels
         except BadImageError as error:
             raise ValueError(f"{show(str(path))} can't be predicted: {error}") from error
 
-    def _probabilities(self, pixels: Tensor) -> Tensor:
+    def _probabilities(self, inputs: Tensor) -> Tensor:
         """float32 [n, K]"""
-        indices = torch.arange(len(pixels), device=pixels.device)
-        inputs = augment(pixels, indices, self._table, spec=NO_AUGMENT, seed=0, epoch=0)
         if not self.config.run.channels_last:
             inputs = inputs.contiguous()
         amp = self._runtime.amp
-        with torch.autocast(pixels.device.type, dtype=amp, enabled=amp is not None):
+        with torch.autocast(inputs.device.type, dtype=amp, enabled=amp is not None):
             logits = self.module(inputs)
         return logits.float().softmax(dim=1)

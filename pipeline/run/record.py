@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ import torch
 from fast_train.common.cores import usable_cores
 from fast_train.common.files import whole_file
 from fast_train.common.text import is_plain, one_line, show, show_path
+from fast_train.data_prep.images import Reading
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import SECTIONS, Config, ModelConfig, differences
 from fast_train.pipeline.engine.checkpoint import CheckpointError, DamagedCheckpoint, load_run_state
@@ -140,7 +142,9 @@ def _newest_whole(folder: Path) -> Saved | None:
 
 def _load_file(path: Path) -> Saved:
     state = load_run_state(path)
-    settings = all(isinstance(state["config"].get(section), dict) for section in SECTIONS)
+    # Checkpoints of earlier versions know no crops.
+    found = {"crop": {}, **state["config"]}
+    settings = all(isinstance(found.get(section), dict) for section in SECTIONS)
     odd = None if settings else "settings"
     if odd is None:
         config = Config.from_dict(state["config"])
@@ -156,16 +160,60 @@ def _unusable(state: Mapping[str, Any], model: ModelConfig) -> str | None:
     names = state["classes"]
     if len(names) != model.num_classes or not all(isinstance(name, str) and is_plain(name) for name in names):
         return "classes"
-    for record in state["history"]:
-        numbers = isinstance(record, dict) and all(v is None or isinstance(v, (int, float)) for v in record.values())
-        judged = any(f"{split}_accuracy" in record for split in JUDGES) if numbers else False
-        if not judged or not record.keys() >= {"epoch", "step"}:
-            return "history"
     for name in ("mean", "std"):
         values = state.get(name, [0.0] * model.in_channels)
         if not isinstance(values, list) or len(values) != model.in_channels or not all(map(_is_level, values)):
             return name
+    try:
+        Reading.from_dict(state.get("reading", {}))
+    except (ValueError, TypeError, AttributeError):
+        return "reading"
+    return _unusable_progress(state)
+
+
+def _unusable_progress(state: Mapping[str, Any]) -> str | None:
+    """The same of the plain numbers that say how far the training was."""
+    steps, loader, history = state["done_steps"], state["loader"], state["history"]
+    if not loader.keys() >= {"epoch", "step"} or not all(map(_is_count, loader.values())):
+        return "loader"
+    epoch_steps = loader.get("count", 0) // max(loader.get("batch_size", 1), 1)
+    # Those of an earlier version do not say how many steps an epoch has.
+    if not _is_count(steps) or (epoch_steps and not 0 <= steps - loader["epoch"] * epoch_steps <= epoch_steps):
+        return "done_steps"
+    if not _is_amount(state["train_seconds"]):
+        return "train_seconds"
+    if not all(isinstance(v, (int, float)) and v >= 0 for v in state["schedule"].values()):
+        return "schedule"
+    scaler = state["step"].get("scaler")
+    if not isinstance(scaler, dict) or not all(map(_is_amount, scaler.values())):
+        return "scaler"
+    # The last epoch may not be over.
+    if len(history) - loader["epoch"] not in (0, 1):
+        return "history"
+    at = 0
+    for number, record in enumerate(history, 1):
+        if not _is_record(record) or record["epoch"] != number or not at <= record["step"] <= steps:
+            return "history"
+        at = record["step"]
     return None
+
+
+def _is_record(value: object) -> bool:
+    """Whether it is what is recorded of an epoch."""
+    if not isinstance(value, dict) or not value.keys() >= {"epoch", "step"}:
+        return False
+    numbers = all(v is None or (isinstance(v, (int, float)) and math.isfinite(v)) for v in value.values())
+    judged = [value[name] for name in (f"{split}_accuracy" for split in JUDGES) if name in value]
+    accuracies = judged and all(v is None or _is_level(v) for v in judged)
+    return numbers and bool(accuracies) and _is_count(value["epoch"]) and _is_count(value["step"])
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < math.inf
 
 
 def _is_level(value: object) -> bool:
@@ -186,7 +234,7 @@ def check_resumable(saved: Saved, config: Config, prepared: PreparedSet) -> None
     check_classes(saved, prepared)
     _check_images(saved, prepared, LOADERS[config.data.loader].format)
     for section, name, before, now in differences(saved.config, config):
-        if section in ("model", "augment", "optimizer", "schedule") or (section, name) in _KEPT:
+        if section in ("model", "augment", "crop", "optimizer", "schedule") or (section, name) in _KEPT:
             raise ConfigError(
                 f"{show(saved.path)} was trained with {section}.{name} = {before}, this command says {now}; leave that "
                 "setting out to go on, or start a new run"
@@ -226,15 +274,21 @@ def check_classes(saved: Saved, prepared: PreparedSet) -> None:
         )
 
 
-def check_shape(model: ModelConfig, prepared: PreparedSet, path: Path) -> None:
-    """ConfigError unless the checkpoint's model can take images of the prepared set; ValueError for too small ones."""
-    height, width, channels = prepared.manifest.image_shape
-    if channels != model.in_channels:
+def check_shape(saved: Saved, prepared: PreparedSet, shape: tuple[int, int, int]) -> None:
+    """ConfigError unless the checkpoint's model can take images of the prepared set, which come as ``shape``, (H, W,
+    C)."""
+    config, (height, width, channels) = saved.config, shape
+    if channels != config.model.in_channels:
         raise ConfigError(
-            f"{path} was trained on images of {model.in_channels} channels, those of {prepared.root} have {channels}; "
-            "give the right --data"
+            f"{saved.path} was trained on images of {config.model.in_channels} channels, those of {prepared.root} have "
+            f"{channels}; give the right --data"
         )
-    dataclasses.replace(model, image_size=min(height, width))
+    if prepared.manifest.ragged and not config.crop.sizes:
+        raise ConfigError(
+            f"{saved.path} was trained on images of one shape, and those of {prepared.root} keep their own; prepare "
+            f"them with --size {config.model.image_size}"
+        )
+    dataclasses.replace(config.model, image_size=min(height, width))
 
 
 @contextmanager

@@ -170,7 +170,7 @@ class Session:
             )
             for listener in listeners:
                 listener.on_start(start)
-            trainer = self._ready_trainer(config, saved)
+            trainer = self._ready_trainer(config, saved, listeners)
             before, steps_before = trainer.train_seconds, trainer.done_steps
             evaluation, interrupted = None, None
             if not trainer.finished:
@@ -201,12 +201,12 @@ class Session:
         tested = current().of_first(partial(tested_checkpoint, folder, trainer.config, self._prepared))
         return trainer.final_test(tested.state)
 
-    def _ready_trainer(self, config: Config, saved: Saved | None) -> Trainer:
+    def _ready_trainer(self, config: Config, saved: Saved | None, listeners: Sequence[Listener]) -> Trainer:
         """A trainer that has trained nothing, or stands where ``saved`` does."""
         if self._trainer is not None:
             self._trainer.restart(config.run.seed)
             return self._trainer
-        trainer = Trainer(config, self._prepared, self._runtime, resumes=saved is not None)
+        trainer = Trainer(config, self._prepared, self._runtime, resumes=saved is not None, listeners=listeners)
         self._trainer = self._held.enter_context(trainer)
         trainer.check_memory()
         if saved is not None:

@@ -1,7 +1,7 @@
 """Train image classifiers fast. What is public stands here; importing it imports no torch.
 
 The commands, in Python: `prepare` a set, `train`, `evaluate`, `load_model` and predict. Its pieces for a loop of your
-own: `open_set`, `make_loader`, `Augmenter`, `build_model`. Each is shown in docs/library.md.
+own: `open_set`, `make_loader`, `Augmenter` and `CropAugmenter`, `build_model`. Each is shown in docs/library.md.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from fast_train.common.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from fast_train.kernels.spec import AugmentSpec as AugmentSpec
+    from fast_train.kernels.spec import CropSpec as CropSpec
     from fast_train.pipeline.api import build_model as build_model
     from fast_train.pipeline.api import evaluate as evaluate
     from fast_train.pipeline.api import load_model as load_model
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
     from fast_train.pipeline.api import prepare as prepare
     from fast_train.pipeline.api import train as train
     from fast_train.pipeline.engine.augmentation import Augmenter as Augmenter
+    from fast_train.pipeline.engine.augmentation import CropAugmenter as CropAugmenter
     from fast_train.pipeline.engine.listener import Listener as Listener
 
 _HOMES = {
     "AugmentSpec": "kernels.spec",
     "Augmenter": "pipeline.engine.augmentation",
+    "CropAugmenter": "pipeline.engine.augmentation",
+    "CropSpec": "kernels.spec",
     "Listener": "pipeline.engine.listener",
     "build_model": "pipeline.api",
     "evaluate": "pipeline.api",

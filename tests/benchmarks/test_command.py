@@ -14,16 +14,36 @@ import pytest
 from fast_train.benchmarks.instrument import bench as bench_module
 from fast_train.benchmarks.instrument import roofline
 from fast_train.benchmarks.instrument.result import Result
+from fast_train.benchmarks.lab import cli as lab_cli
+from fast_train.benchmarks.studies import cli as studies_cli
 from fast_train.benchmarks.throughput import cli, commands
 from fast_train.benchmarks.throughput.cli import Flags
 from fast_train.benchmarks.throughput.compare import FORMAT, read_result
 from fast_train.benchmarks.throughput.records import EndToEndDetails, LoaderDetails, RungDetails
 from fast_train.benchmarks.throughput.suites import augmentation, preparation
 from fast_train.common.console import Display
+from fast_train.data_prep import cli as prep_cli
+from fast_train.pipeline import cli as pipeline_cli
 from fast_train.pipeline.loaders import LOADERS
 from fast_train.pipeline.run import plan
 
 PLOTS = {f"{name}.{kind}" for name in ("end-to-end", "ladder", "loaders", "roofline") for kind in ("png", "svg")}
+
+
+@pytest.mark.parametrize("command", [prep_cli, pipeline_cli, cli, studies_cli, lab_cli])
+def test_no_command_makes_a_folder_called_tilde(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "gone"))
+    flags = {prep_cli: ["--dataset", "synthetic"], studies_cli: ["augmentation"]}.get(command, [])
+    try:
+        status = command.main([*flags, "--out=~/x"])
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    said = capsys.readouterr().err
+    assert re.search("no home folder, so ~/x is nowhere; set HOME", said)
+    assert len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_files_are_there(quick_report):

@@ -41,8 +41,10 @@ def test_a_long_transfer_says_how_fast_it_is_and_how_long_it_will_take(monkeypat
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_others_text_does_not_command_the_terminal(terminal):
+def test_others_text_does_not_command_the_terminal(terminal, monkeypatch):
     """In a message, a table and a bar; what rich itself sends the terminal goes on to it."""
+    # To one that is called dumb it sends nothing.
+    monkeypatch.setenv("TERM", "xterm")
     name = "[red]\x1b]0;x\x07\u202e\x9b"
     file = io.StringIO()
     console = PlainConsole(file=file, force_terminal=terminal, width=200)

@@ -186,6 +186,8 @@ def test_without_a_home(monkeypatch):
         raise KeyError(number)
 
     monkeypatch.setattr(pwd, "getpwuid", no_account)
-    assert user_path("~/a") == Path("~/a")
+    for text in ("~/a", "~"):
+        with pytest.raises(ValueError, match=rf"no home folder, so {text} is nowhere; set HOME"):
+            user_path(text)
     with pytest.raises(OSError, match=r"no home folder .* set HOME"):
         cache_folder()

@@ -315,6 +315,28 @@ def test_torch_is_not_imported(fake_cifar, tmp_path):
     assert "bytes, not 170,498,071; download it again" in result.stderr
 
 
+def test_a_validation_split_is_drawn_on_request(fake_cifar, prep, tmp_path):
+    drawn = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        flags = ["--source", fake_cifar.batches, "--val-fraction", "0.2", "--split-seed", seed]
+        assert prep(*flags, "--out", tmp_path / name).status == 0
+        drawn[name] = PreparedSet.open(tmp_path / name, verify=True)
+    opened, images, labels = drawn["a"], fake_cifar.images["train"], fake_cifar.labels["train"]
+    assert opened.splits == ("train", "validation", "test")
+    # A fifth of each class; the rest in its order.
+    assert opened.manifest.counts["validation"] == (2,) * 10
+    kept = {split: opened.packed(split) for split in opened.splits}
+    held_out = {image.tobytes() for image in kept["validation"].images}
+    rest = [number for number, image in enumerate(images) if image.tobytes() not in held_out]
+    assert np.array_equal(kept["train"].images, images[rest])
+    assert np.array_equal(kept["train"].labels, labels[rest])
+    assert np.array_equal(kept["test"].images, fake_cifar.images["test"])
+    assert np.array_equal(kept["validation"].images, drawn["b"].packed("validation").images)
+    assert not np.array_equal(kept["validation"].images, drawn["c"].packed("validation").images)
+    assert "val_fraction 0.2, not unset" in prep("--source", fake_cifar.batches, "--out", tmp_path / "a").err
+    assert "--split-seed means nothing without" in prep("--split-seed", 1, "--out", tmp_path / "d").err
+
+
 def test_flags_of_other_sources_are_refused(prep, tmp_path):
     result = prep("--size", 64, "--out", tmp_path / "set")
     assert result.status == 2

@@ -42,10 +42,10 @@ def _pixels(path):
 
 def test_splits_of_the_folder_are_kept(make_folder, prepare):
     root = make_folder({"train/bee": 3, "train/ant": 2, "test/ant": 1, "val/ant": 4, "test/bee": 1})
-    opened, out = prepare(root)
+    opened, _ = prepare(root)
     assert opened.manifest.classes == ("ant", "bee")
-    assert opened.manifest.counts == {"train": (2, 3), "test": (1, 1)}
-    assert "ignored beside train and test: val" in out
+    assert opened.manifest.counts == {"train": (2, 3), "validation": (4, 0), "test": (1, 1)}
+    assert opened.evaluated_split == "validation"
     train = opened.packed("train")
     files = sorted((root / "train").rglob("*.png"))
     assert train.labels.tolist() == [("ant", "bee").index(file.parent.name) for file in files]
@@ -53,9 +53,51 @@ def test_splits_of_the_folder_are_kept(make_folder, prepare):
         assert np.array_equal(stored, _pixels(file))
 
 
-def test_val_is_taken_where_there_is_no_test(make_folder, prepare):
-    opened, _ = prepare(make_folder({"train/a": 3, "train/b": 3, "val/a": 2}))
-    assert opened.manifest.counts == {"train": (3, 3), "test": (2, 0)}
+def test_val_is_the_only_one_beside_train(make_folder, prepare):
+    root = make_folder({"train/a": 8, "train/b": 4, "val/a": 2})
+    assert prepare(root)[0].manifest.counts == {"train": (8, 4), "validation": (2, 0)}
+    opened, _ = prepare(root, "--test-fraction", "0.25")
+    assert opened.manifest.counts == {"train": (6, 3), "validation": (2, 0), "test": (2, 1)}
+
+
+def test_a_validation_split_is_cut_from_train(make_folder, prepare, prep):
+    root = make_folder({"train/a": 8, "train/b": 4, "test/a": 2})
+    opened, _ = prepare(root, "--val-fraction", "0.25")
+    assert opened.manifest.counts == {"train": (6, 3), "validation": (2, 1), "test": (2, 0)}
+    again, _ = prepare(root, "--val-fraction", "0.25")
+    assert again.names("validation") == opened.names("validation")
+    other, _ = prepare(root, "--val-fraction", "0.25", "--split-seed", 3)
+    assert other.names("validation") != opened.names("validation")
+    result = prep("--dataset", f"folder:{root}", "--out", opened.root)
+    assert "val_fraction 0.25, not unset" in result.err
+
+
+def test_both_splits_are_drawn_where_there_are_none(make_folder, prepare):
+    root = make_folder({"a": 20, "b": 10})
+    opened, _ = prepare(root, "--val-fraction", "0.25")
+    assert opened.manifest.counts == {"train": (12, 6), "validation": (4, 2), "test": (4, 2)}
+    without, _ = prepare(root)
+    assert without.names("test") == opened.names("test")
+
+
+def test_flags_of_splits_that_are_there_are_not_used(make_folder, prepare):
+    root = make_folder({"train/a": 2, "train/b": 2, "val/a": 1, "test/a": 1})
+    opened, out = prepare(root, "--val-fraction", "0.5", "--test-fraction", "0.5")
+    assert opened.manifest.counts == {"train": (2, 2), "validation": (1, 0), "test": (1, 0)}
+    assert "the folder has its own validation split: --val-fraction is not used" in out
+    assert "the folder has its own test split: --test-fraction is not used" in out
+
+
+def test_images_in_two_splits_are_counted_and_told(make_folder, prepare):
+    root = make_folder({"train/a": 2, "train/b": 2, "val/a": 1, "test/a": 1})
+    for split, name in (("val", "again"), ("test", "once"), ("test", "more")):
+        shutil.copy(root / "train" / "b" / "001.png", root / split / "a" / f"{name}.png")
+    # Within a split it is nobody's loss.
+    shutil.copy(root / "train" / "a" / "000.png", root / "train" / "a" / "twin.png")
+    opened, out = prepare(root)
+    assert "3 images in two splits, byte for byte the same, such as train/b/001.png and val/a/again.png" in out
+    assert opened.manifest.source["in_two_splits"] == 3
+    assert "two splits" not in prepare(make_folder({"a": 3, "b": 3}, name="others"))[1]
 
 
 def test_files_below_a_class_count_at_any_depth(make_folder, prepare):
@@ -83,20 +125,14 @@ def test_the_part_depends_on_seed_and_names_alone(make_folder, prepare, tmp_path
     assert half.manifest.counts["test"] == (10, 10)
 
 
-def test_sizes_that_differ_become_64(make_folder, prepare):
+def test_sizes_that_differ_become_squares_on_request(make_folder, prepare):
     root = make_folder({"train/a": 3, "train/b": 2, "test/a": 1})
     Image.new("RGB", (64, 64), (9, 8, 7)).save(root / "train" / "b" / "own.png")
-    opened, out = prepare(root)
+    opened, out = prepare(root, "--size", 64)
     assert opened.manifest.image_shape == (64, 64, 3)
     assert "resizing 6 of 7 images, 8x6 to 64x64, to 64x64" in out
     assert (opened.packed("train").images[-1] == [9, 8, 7]).all()
     assert opened.manifest.source["resized"] == 6
-
-
-def test_large_images_of_one_size_are_told(make_folder, prepare):
-    opened, out = prepare(make_folder({"train/a": 1, "train/b": 1, "test/a": 1}, size=(300, 200)))
-    assert opened.manifest.image_shape == (200, 300, 3)
-    assert "all images are 300x200 and stored as they are, which trains slowly; --size N stores NxN" in out
 
 
 def test_size_is_what_was_asked_for(make_folder, prepare):
@@ -134,7 +170,7 @@ def test_another_shape_is_fitted_as_asked(make_folder, prepare, prep, fit, said)
 
 
 def test_an_unknown_fit_is_refused(make_folder, refused):
-    error = refused(make_folder({"a": 2, "b": 2}), "--fit", "squash")
+    error = refused(make_folder({"a": 2, "b": 2}), "--size", 8, "--fit", "squash")
     assert "--fit squash is not known; choose from crop, pad, stretch" in error
 
 
@@ -344,13 +380,28 @@ def test_a_file_that_links_carry_over_a_split_is_told(make_folder, prepare):
     (root / "test" / "a" / "again.png").symlink_to(root / "train" / "a" / "000.png")
     _, out = prepare(root)
     assert "1 file in two splits or classes by links, such as train/a/000.png, also test/a/again.png" in out
+    assert "in a class" not in out
 
 
-@pytest.mark.parametrize("name", ["absent", "~nobody/x", "~"])
-def test_no_such_folder(refused, tmp_path, monkeypatch, name):
+def test_each_name_of_a_file_in_a_class_counts_and_is_told(make_folder, prepare):
+    """As in other programs that read such folders."""
+    root = make_folder({"train/a": 2, "train/b": 2, "test/a": 1})
+    os.link(root / "train" / "a" / "000.png", root / "train" / "a" / "hard.png")
+    (root / "train" / "a" / "soft.png").symlink_to("000.png")
+    prepared, out = prepare(root)
+    assert prepared.manifest.counts["train"] == (4, 2)
+    assert "2 files counted again in a class by links, such as train/a/000.png, also train/a/hard.png" in out
+    assert "two splits" not in out
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("absent", "is not a folder"), ("~nobody/x", "is not a folder"), ("~", "there is no home folder")],
+)
+def test_no_such_folder(refused, tmp_path, monkeypatch, name, said):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "gone"))
-    assert "is not a folder" in refused(name)
+    assert said in refused(name)
 
 
 def test_a_folder_here_comes_before_a_home(make_folder, refused, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
-from fast_train.data_prep.images import BadImageError, Header, Reading, read_header, read_rgb
+from fast_train.data_prep.images import BadImageError, Reading, read_header, read_rgb
 
 # Pillow warns of damage that it then reads past or refuses.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
@@ -35,7 +35,7 @@ def _read(place, image, format="PNG", *, reading=None, **options):
 def test_rgb_is_kept(place, pixels, format):
     options = {"lossless": True, "exact": True} if format == "WEBP" else {}
     assert np.array_equal(_read(place, Image.fromarray(pixels), format, **options), pixels)
-    assert read_header(str(place)) == Header(*pixels.shape[:2])
+    assert read_header(str(place))[:4] == (*pixels.shape[:2], 0, 0)
 
 
 @given(pixels=_pixels(()))
@@ -125,7 +125,7 @@ def test_sixteen_bits_a_colour_are_noticed(place):
     # Three samples of 16 bits, of which 12 are in use; Pillow writes no such file.
     rows = b"".join(b"\0" + struct.pack(">6H", *[4095] * 6) for _ in range(2))
     place.write_bytes(_png((b"IHDR", struct.pack(">2I5B", 2, 2, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows))))
-    assert read_header(str(place)) == Header(2, 2, colour_bits=12)
+    assert read_header(str(place))[:4] == (2, 2, 0, 12)
 
 
 @given(indices=_SIDES.flatmap(lambda side: hnp.arrays(np.uint8, side)), transparent=st.none() | st.integers(0, 255))
@@ -212,7 +212,7 @@ _BROKEN_ENTRIES = [
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_a_broken_exif_entry_costs_neither_image_nor_orientation(place, format, broken):
     Image.new("RGB", (40, 20), (200, 10, 10)).save(place, format=format, exif=_exif(broken))
-    assert read_header(str(place)) == Header(40, 20)
+    assert read_header(str(place))[:4] == (40, 20, 0, 0)
     assert read_rgb(str(place)).pixels.shape == (40, 20, 3)
 
 
@@ -228,7 +228,7 @@ def test_broken_entries_of_a_tiff_cost_no_pixel(place):
     ):
         struct.pack_into("<HHI4s", data, data.index(struct.pack("<H", tag)), *entry)
     place.write_bytes(data)
-    assert read_header(str(place)) == Header(40, 20)
+    assert read_header(str(place))[:4] == (40, 20, 0, 0)
     assert np.array_equal(read_rgb(str(place)).pixels, np.rot90(pixels, -1))
 
 
@@ -252,7 +252,7 @@ def test_what_else_a_png_holds_costs_no_pixel(place, chunk, before):
     head = b"IHDR", struct.pack(">2I5B", 2, 2, 8, 0, 0, 0, 0)
     body = b"IDAT", zlib.compress(b"\0\1\2\0\3\4")
     place.write_bytes(_png(head, chunk, body) if before else _png(head, body, chunk))
-    assert read_header(str(place)) == Header(2, 2)
+    assert read_header(str(place))[:4] == (2, 2, 0, 0)
     assert read_rgb(str(place)).pixels[..., 0].tolist() == [[1, 2], [3, 4]]
 
 
@@ -271,7 +271,7 @@ def test_a_png_is_turned_wherever_it_says_so(place, kind, before):
     head = b"IHDR", struct.pack(">2I5B", 2, 1, 8, 0, 0, 0, 0)
     body = b"IDAT", zlib.compress(b"\0\1\2")
     place.write_bytes(_png(head, chunk, body) if before else _png(head, body, chunk))
-    assert read_header(str(place)) == Header(2, 1)
+    assert read_header(str(place))[:4] == (2, 1, 0, 0)
     assert read_rgb(str(place)).pixels[..., 0].tolist() == [[1], [2]]
 
 

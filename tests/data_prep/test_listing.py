@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from fast_train.data_prep.errors import PreparedSetError
-from fast_train.data_prep.sources.listing import draw_test_split, files_in_two_places, list_folder
+from fast_train.data_prep.sources.listing import draw_split, linked_files, list_folder
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 
@@ -32,39 +32,41 @@ def _counts(listing):
 
 
 @pytest.mark.parametrize(
-    "train, test, others, noted",
+    "folders, splits, noted",
     [
-        ("train", "test", [], []),
-        ("Training", "Testing", ["Validation"], ["ignored beside Training and Testing: Validation"]),
-        ("TRAIN", "valid", [], ["valid/ is taken as the test split"]),
-        ("train", "Validation", ["more"], ["Validation/ is taken", "ignored beside train and Validation: more"]),
-        (
-            "train",
-            "val",
-            ["test"],
-            ["test/ holds no class folders", "val/ is taken", "ignored beside train and val: test"],
-        ),
+        (("train", "test"), ("train", "test"), []),
+        (("Training", "Testing", "Validation"), ("train", "test", "validation"), []),
+        (("TRAIN", "valid"), ("train", "validation"), []),
+        (("train", "val", "TEST"), ("train", "validation", "test"), []),
+        (("train", "Validation", "more"), ("train", "validation"), ["ignored beside train and Validation: more"]),
     ],
 )
-def test_splits_go_by_their_usual_names(make, train, test, others, noted):
-    labelled = {f"{other}/a": 9 for other in others if other != "test"}
-    listing = list_folder(
-        make({f"{train}/a": 3, f"{train}/b": 2, f"{test}/a": 1, **labelled, **dict.fromkeys(others, 7)})
-    )
-    assert _counts(listing) == {("train", "a"): 3, ("train", "b"): 2, ("test", "a"): 1}
-    assert len(listing.notes) == len(noted)
-    assert all(note.startswith(start) for note, start in zip(listing.notes, noted, strict=True))
+def test_splits_go_by_their_usual_names(make, folders, splits, noted):
+    train, *held_out = folders
+    listing = list_folder(make({f"{train}/a": 3, f"{train}/b": 2, **{f"{folder}/a": 1 for folder in held_out}}))
+    assert _counts(listing) == {("train", "a"): 3, ("train", "b"): 2, **{(split, "a"): 1 for split in splits[1:]}}
+    assert set(listing.splits) == set(splits)
+    assert listing.notes == noted
+
+
+def test_images_for_testing_without_class_folders_have_no_labels(make):
+    listing = list_folder(make({"train/a": 3, "train/b": 2, "val/a": 1, "test": 7}))
+    assert _counts(listing) == {("train", "a"): 3, ("train", "b"): 2, ("validation", "a"): 1}
+    assert listing.notes == [
+        "test/ holds no class folders, so its images have no labels",
+        "ignored beside train and val: test",
+    ]
 
 
 def test_images_for_testing_whose_one_folder_is_no_class_have_no_labels(make):
     listing = list_folder(make({"train/a": 3, "train/b": 2, "val/b": 1, "test/unknown": 5}))
-    assert _counts(listing) == {("train", "a"): 3, ("train", "b"): 2, ("test", "b"): 1}
+    assert _counts(listing) == {("train", "a"): 3, ("train", "b"): 2, ("validation", "b"): 1}
 
 
-def test_without_labels_to_test_on_some_of_train_are_drawn(make):
+def test_without_labels_to_test_on_there_is_one_split(make):
     listing = list_folder(make({"train/a": 3, "train/b": 2, "test": 5}))
-    assert not listing.has_test_split
-    assert _counts(listing) == {(None, "a"): 3, (None, "b"): 2}
+    assert listing.splits == ("train",)
+    assert _counts(listing) == {("train", "a"): 3, ("train", "b"): 2}
     assert listing.notes == [
         "test/ holds no class folders, so its images have no labels",
         "ignored beside train: test",
@@ -118,7 +120,7 @@ def test_what_systems_leave_is_left_out_at_every_depth_and_counted_once(make):
         (root / name).touch()
     (root / "README.md").touch()
     listing = list_folder(root)
-    assert _counts(listing) == {(None, "cat"): 3, (None, "dog"): 2}
+    assert _counts(listing) == {("train", "cat"): 3, ("train", "dog"): 2}
     assert listing.stray == ["README.md"]
     assert listing.notes == ["ignored hidden files and what systems leave: 10"]
 
@@ -155,7 +157,7 @@ def test_a_file_in_two_splits_or_classes_is_told(make):
     os.link(root / "train" / "b" / "000.png", root / "train" / "a" / "zz.png")
     (root / "train" / "a" / "same.png").symlink_to("000.png")
     listing = list_folder(root)
-    assert files_in_two_places(listing.files, listing.again) == [
+    assert linked_files(listing.files, listing.again) == [
         ("train/a/zz.png", "train/b/000.png"),
         ("train/a/000.png", "test/a/link.png"),
     ]
@@ -163,17 +165,17 @@ def test_a_file_in_two_splits_or_classes_is_told(make):
 
 def test_a_file_is_drawn_once_whatever_links_lead_to_it(make):
     root = make({"a": 6, "b": 2})
-    without = draw_test_split(list_folder(root).files, {}, test_fraction=0.5, seed=0)
+    without = draw_split(list_folder(root).files, {}, "test", fraction=0.5, seed=0)
     for i in range(6):
         os.link(root / "a" / f"{i:03}.png", root / "a" / f"again{i}.png")
     (root / "b" / "of a.png").symlink_to(root / "a" / "000.png")
     listing = list_folder(root)
-    files = draw_test_split(listing.files, listing.again, test_fraction=0.5, seed=0)
+    files = draw_split(listing.files, listing.again, "test", fraction=0.5, seed=0)
     splits = {file.name: file.split for file in files}
     assert {name: splits[name] for name in splits if name not in listing.again} == {f.name: f.split for f in without}
     assert all(splits[f"a/{i:03}.png"] == splits[f"a/again{i}.png"] for i in range(6))
     # Two classes of one image remain.
-    assert files_in_two_places(files, listing.again) == [("a/000.png", "b/of a.png")]
+    assert linked_files(files, listing.again) == [("a/000.png", "b/of a.png")]
 
 
 def test_folders_may_lie_deeper_than_calls_may(make):

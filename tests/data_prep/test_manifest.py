@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inputs import make_ragged_set
 
 from fast_train.data_prep import manifest as manifest_module
 from fast_train.data_prep import whole
@@ -35,9 +36,37 @@ def test_what_a_set_tells(prepared):
     np.testing.assert_allclose(opened.manifest.std, pixels.std(axis=(0, 1, 2)))
 
 
-def test_json_round_trip(prepared):
-    manifest = PreparedSet.open(prepared).manifest
-    assert Manifest.from_json(manifest.to_json(), where="here") == manifest
+def test_json_round_trip(prepared, tmp_path):
+    make_ragged_set(tmp_path / "ragged", formats=("packed", "ffcv", "dali"))
+    for root in (prepared, tmp_path / "ragged"):
+        manifest = PreparedSet.open(root).manifest
+        assert Manifest.from_json(manifest.to_json(), where="here") == manifest
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda data: data["counts"].pop("test"), "neither 'validation' nor 'test'"),
+        (lambda data: data["pixels"].update(val="0" * 64), "pixels are not the SHA-256"),
+        (lambda data: data["pixels"].update(test="0"), "pixels are not the SHA-256"),
+        (lambda data: data.update(image_shape="ragged"), "format_version is 1"),
+        (lambda data: data.update(image_shape="ragged", format_version=2), "'ragged' is missing"),
+    ],
+)
+def test_what_a_manifest_can_not_say(prepared, change, said):
+    _edit(prepared, change)
+    with pytest.raises(PreparedSetError, match=said):
+        PreparedSet.open(prepared)
+
+
+@pytest.mark.parametrize(
+    "change", [{"side": 0}, {"height": 5000}, {"pixels": 1 << 40}, {"side": 61}, {"width": 0}, {"pixels": 10}]
+)
+def test_shapes_out_of_range_are_refused(tmp_path, change):
+    make_ragged_set(tmp_path / "set")
+    _edit(tmp_path / "set", lambda data: data["ragged"].update(change))
+    with pytest.raises(PreparedSetError, match="ragged is out of range"):
+        PreparedSet.open(tmp_path / "set")
 
 
 def test_errors_name_what_there_is(prepared):

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fast_train.data_prep.stats import ChannelHistogram
+from fast_train.data_prep.stats import ChannelHistogram, PixelHash, pixel_digest
 
 _SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(1, 4))
 
@@ -32,3 +32,25 @@ def test_a_constant_channel_has_no_spread():
     histogram = ChannelHistogram(1)
     histogram.update(np.full((3, 7, 5, 1), 201, dtype=np.uint8))
     assert histogram.mean_std() == ((201 / 255,), (0.0,))
+
+
+def _hash(images, labels):
+    digest = PixelHash()
+    digest.update(map(pixel_digest, images), np.array(labels))
+    return digest.hexdigest()
+
+
+def test_the_hash_is_of_shapes_pixels_labels_and_order():
+    first, other = np.zeros((2, 3, 3), np.uint8), np.ones((2, 3, 3), np.uint8)
+    hashes = [
+        _hash([first, other], [0, 1]),
+        _hash([first, other], [1, 0]),
+        _hash([other, first], [0, 1]),
+        _hash([first.reshape(3, 2, 3), other], [0, 1]),
+        _hash([first, other[::-1, :, :], other], [0, 1, 1]),
+    ]
+    assert len(set(hashes)) == len(hashes)
+    chunked = PixelHash()
+    for image, label in ((first, 0), (other, 1)):
+        chunked.update([pixel_digest(image)], np.array([label]))
+    assert chunked.hexdigest() == hashes[0]

@@ -21,7 +21,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", LIBRARY.read_text(encoding="utf-8"
 
 def test_the_examples_run_as_they_stand(image_folder, prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
     # As a reader would run them, but for what takes a download: one after the other, in one folder.
     for example in EXAMPLES:
         code = example.replace('prepare("cifar10"', f'prepare("folder:{image_folder}", out="data/cifar10"')

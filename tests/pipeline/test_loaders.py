@@ -369,14 +369,17 @@ def test_a_killed_worker_is_told_where_its_batch_is_waited_for(prepared):
             list(batches)
 
 
-@pytest.mark.slow
-def test_a_stopped_worker_does_not_outlive_its_loader(prepared):
-    with _build("torch", prepared, workers=1) as loader:
+@pytest.mark.timeout(60)
+def test_stopped_workers_do_not_outlive_their_loader_which_waits_for_none(prepared, monkeypatch):
+    # torch waits that long for each.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 600)
+    with _build("torch", prepared, workers=2) as loader:
         next(iter(loader))
-        (worker,) = multiprocessing.active_children()
-        os.kill(worker.pid, signal.SIGSTOP)
-    worker.join(60)
-    assert not worker.is_alive()
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGSTOP)
+    for worker in workers:
+        worker.join()
 
 
 def test_workers_without_a_place_for_sockets_are_refused(prepared, monkeypatch):
@@ -406,6 +409,18 @@ def test_what_a_library_fails_by_ends_the_pass_in_one_line(prepared, monkeypatch
         with pytest.raises(LoadingError, match="Too many open files") as told:
             list(loader)
     assert "\n" not in str(told.value)
+
+
+def test_a_worker_that_ends_in_the_middle_of_a_hand_over_is_told(prepared, monkeypatch):
+    """Its connection then ends early, which is none of the system's errors."""
+
+    def end_early(*arguments, **options):
+        raise EOFError
+
+    with _build("torch", prepared, workers=1) as loader:
+        monkeypatch.setattr("multiprocessing.connection.Client", end_early)
+        with pytest.raises(LoadingError, match="a loading process failed"):
+            list(loader)
 
 
 _KILLED_GROUP = """

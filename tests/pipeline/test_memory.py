@@ -1,15 +1,20 @@
 """The bytes that a forward pass keeps, what memory is free, and the refusal of a batch that does not fit."""
 
+import ctypes
+import re
+from contextlib import nullcontext
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from fast_train.common.memory import free_memory
 from fast_train.pipeline.config.settings import ModelConfig
 from fast_train.pipeline.engine import memory
-from fast_train.pipeline.engine.memory import check_memory, free_memory, saved_bytes_per_image
+from fast_train.pipeline.engine.memory import check_memory, saved_bytes_per_image
 from fast_train.pipeline.errors import ConfigError
-from fast_train.pipeline.loaders import build_loader
-from fast_train.pipeline.loaders.resident import check_fits
+from fast_train.pipeline.loaders import build_loader, room
 from fast_train.pipeline.models import build_model
 
 _AVAILABLE = "MemTotal:  9 kB\nMemAvailable:  2048 kB\n"
@@ -88,14 +93,76 @@ def test_a_split_fits_into_what_this_process_has_freed(monkeypatch):
     kept = [3 << 30]
     monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((4 << 30) - sum(kept), 4 << 30))
-    check_fits(2 << 30, "the split", torch.device("cuda"))
+    assert room.choose(2 << 30, "the split", torch.device("cuda"), "auto") == "device"
     assert not kept
-    with pytest.raises(ValueError, match=r"the split takes 5\.4 GB, cuda has 4\.3 GB free; use --loader torch"):
-        check_fits(5 << 30, "the split", torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("size", "memory", "host", "place"),
+    [
+        (2, "auto", 0, "device"),
+        (3, "auto", 8, "host"),
+        (3, "auto", None, "host"),
+        (3, "auto", 1, "device"),
+        (3, "device", 8, "device"),
+        (1, "host", 8, "host"),
+        (5, "auto", 4, "cuda has 4.3 GB free and the computer has 4.3 GB free; use --loader torch"),
+        (5, "device", 8, "cuda has 4.3 GB free; use --loader torch"),
+        (5, "host", 4, "the split takes 5.4 GB, the computer has 4.3 GB free; use --loader torch"),
+    ],
+)
+def test_where_a_split_has_room(size, memory, host, place, monkeypatch):
+    """GB that it takes, and that the computer has free; the GPU has 4."""
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 << 30, 4 << 30))
+    monkeypatch.setattr(room, "free_memory", lambda: None if host is None else host << 30)
+    arguments = size << 30, "the split", torch.device("cuda"), memory
+    if place in ("device", "host"):
+        assert room.choose(*arguments) == place
+    else:
+        with pytest.raises(ValueError, match=re.escape(place)):
+            room.choose(*arguments)
+
+
+def test_without_a_gpu_the_computer_is_to_have_room(prepared, monkeypatch):
+    monkeypatch.setattr(room, "free_memory", lambda: 1000)
+    with pytest.raises(
+        ValueError, match=r"split 'train' of .* takes 0\.0 GB, and 0\.0 GB are free; use --loader torch"
+    ):
+        build_loader("resident", prepared, "train", batch_size=8)
+
+
+def test_host_memory_is_page_locked_for_as_long_as_the_device_may_read_it(monkeypatch):
+    """With a stand-in for CUDA: by which calls, and what torch is told of the memory."""
+    locked = {}
+
+    class Runtime:
+        cudaHostRegister = staticmethod(lambda address, size, flags: locked.update({address: size}) or 0)
+        cudaHostUnregister = staticmethod(lambda address: 0 if locked.pop(address) else 1)
+
+    def as_tensor(memory, device):
+        told = memory.__cuda_array_interface__
+        address, readonly = told["data"]
+        assert (told["typestr"], readonly, locked[address]) == ("|u1", False, *told["shape"])
+        tensor = torch.from_numpy(np.frombuffer((ctypes.c_uint8 * locked[address]).from_address(address), np.uint8))
+        tensor.made_from = memory
+        return tensor
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    monkeypatch.setattr(torch.cuda, "check_error", lambda status: None)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch, "as_tensor", as_tensor)
+    host = torch.arange(100, dtype=torch.uint8)
+    there = room.on_device(host, torch.device("cuda"))
+    assert locked == {host.data_ptr(): 100}
+    assert torch.equal(there, host)
+    del there
+    assert not locked
 
 
 def test_the_resident_loader_asks_for_room_before_it_copies(prepared, monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 4 << 30))
     with pytest.raises(ValueError, match=r"split 'train' of .* takes 0\.0 GB, cuda has 0\.0 GB free"):
-        build_loader("resident", prepared, "train", batch_size=8, device="cuda")
+        build_loader("resident", prepared, "train", batch_size=8, device="cuda", resident_memory="device")
