@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fast_train.benchmarks.instrument.flags import (
     COUNT,
@@ -31,6 +32,7 @@ _EPILOG = f"""examples:
   bench-throughput --quick                             a look in a minute or two
   bench-throughput --only loaders,end-to-end           some suites alone
   bench-throughput --target-accuracy 0.94 --runs 5     with time to accuracy over five seeds
+  bench-throughput --data data/photos --image-size 224 on photographs, in crops of 224 pixels
   bench-throughput --compare old.json new.json --max-loss 0.05
 
 suites: {", ".join(SUITES)}
@@ -45,6 +47,7 @@ exit status: 0 done, 1 a loss (--compare), a suite or a training that failed, or
 class Flags(Subject):
     """The command's flags; None for one that was not given."""
 
+    image_size: int | None = None
     only: str | None = None
     skip: str | None = None
     target_accuracy: float | None = None
@@ -56,6 +59,10 @@ class Flags(Subject):
     workers: int | None = None
     compare: Sequence[Path] | None = None
     max_loss: float | None = None
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        given = super().settings()
+        return given if self.image_size is None else {**given, "crop": {"size": self.image_size}}
 
     def check(self) -> None:
         """Also for suites that are not known, and for flags that no suite would heed or that it would refuse."""
@@ -128,6 +135,7 @@ def build_parser() -> Parser:
     parser = plain_parser(PROGRAM, what, _EPILOG)
     add_subject(parser)
     add = parser.add_argument
+    add("--image-size", **COUNT, help="side of the crops, of images that keep their own shapes (default: the recipe's)")
     add("--out", **FOLDER, help="where the report goes (default: reports/NETWORK-DEVICE, or the next free -N)")
     add("--quick", action="store_true", help="fewer cases and repeats: a look, not a measurement")
     add = parser.add_argument_group("what to measure").add_argument
@@ -141,7 +149,9 @@ def build_parser() -> Parser:
     add("--runs", **COUNT, help="number of seeds of the suite `accuracy` (default: 5; 2 on a CPU)")
     add("--epochs", **COUNT, help="length of the trainings of the suite `accuracy` (default: the recipe's; 2 on a CPU)")
     add(
-        "--prep-dataset", metavar="NAME", help="what `preparation` prepares, as prep-data takes it (default: synthetic)"
+        "--prep-dataset",
+        metavar="NAME",
+        help="what `preparation` prepares, as prep-data takes it (default: synthetic; of photographs, theirs)",
     )
     add(
         "--ranks", nargs="?", const="", metavar="LIST",

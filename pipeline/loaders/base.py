@@ -324,7 +324,8 @@ class _Pass(Iterator[T], Generic[T]):
             )
         try:
             batch = next(self._batches)
-        except (RuntimeError, OSError) as error:
+        # A worker that is killed in the middle of a hand-over ends its connection early.
+        except (RuntimeError, OSError, EOFError) as error:
             if isinstance(error, torch.AcceleratorError):
                 raise
             raise LoadingError(self._loader.failure(error)) from error
