@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 
 from fast_train.benchmarks.instrument.cost import fit_batch
@@ -194,17 +195,19 @@ def build_bench(
     prepared = PreparedSet.open(Path(subject.data))
     config = resolve(subject.recipe or default_recipe(given, prepared), given)
     baseline = resolve(BASELINE, {**given, "model": {"arch": config.model.arch}})
-    config, baseline = (fit_to_data(c, prepared) for c in (config, baseline))
+    config = fit_to_data(config, prepared)
+    recipe, config = config, _of_one_size(config)
+    baseline = _comparable(fit_to_data(baseline, prepared), config)
     # A step is measured alone on the resident split, whatever loader the recipe names.
-    config, baseline = (
-        dataclasses.replace(c, data=dataclasses.replace(c.data, loader="resident")) for c in (config, baseline)
+    recipe, config, baseline = (
+        dataclasses.replace(c, data=dataclasses.replace(c.data, loader="resident")) for c in (recipe, config, baseline)
     )
     runtime = resolve_runtime(config.run)
     apply_global_flags(config.run, runtime)
     cuda = runtime.device.type == "cuda"
-    recipe, baseline_recipe = config, baseline
+    baseline_recipe = baseline
     if not cuda:
-        config, baseline = map(fit_batch, (recipe, baseline_recipe))
+        config, baseline = map(fit_batch, (config, baseline))
     if runtime.threads is None:
         _settle_threads(config, prepared, runtime)
     chosen = settings(config, cuda)
@@ -231,6 +234,24 @@ def build_bench(
     )
 
 
+def _of_one_size(config: Config) -> Config:
+    """With crops of the last size alone, where they grow."""
+    if not config.crop.sizes:
+        return config
+    crop = dataclasses.replace(config.crop, size=config.crop.sizes[-1], progressive=())
+    return dataclasses.replace(config, crop=crop)
+
+
+def _comparable(baseline: Config, config: Config) -> Config:
+    """The baseline as it is, or on crops those of ``config``, in its batches: it knows none of its own."""
+    if not config.crop.sizes:
+        return baseline
+    stem, side = config.model.stem, config.model.image_size
+    model = dataclasses.replace(baseline.model, stem=stem, image_size=side)
+    data = dataclasses.replace(baseline.data, batch_size=config.data.batch_size)
+    return dataclasses.replace(baseline, crop=config.crop, model=model, data=data)
+
+
 def _settle_threads(config: Config, prepared: PreparedSet, runtime: Runtime) -> None:
     """All is measured with the number of threads that is fastest for the recipe's step, which is found before."""
     plain = dataclasses.replace(runtime, compile=False)
@@ -245,12 +266,22 @@ def _describe(prepared: PreparedSet) -> dict[str, Any]:
         "source": prepared.source_name,
         "synthetic": prepared.synthetic,
         "classes": len(manifest.classes),
-        "image_shape": list(manifest.image_shape),
+        "image_shape": None if manifest.ragged else list(manifest.image_shape),
+        "shapes": _shapes(prepared),
         "train_images": prepared.size("train"),
         "test_images": prepared.size(prepared.final_split),
         "formats": list(manifest.formats),
         "files": {entry.path: entry.sha256 for entry in manifest.files},
     }
+
+
+def _shapes(prepared: PreparedSet) -> dict[str, float] | None:
+    """Of training images that keep their own shapes: medians of heights, widths and bytes of a file; None of others."""
+    if prepared.manifest.ragged is None:
+        return None
+    encoded = prepared.encoded("train")
+    columns = {"height": encoded.heights, "width": encoded.widths, "file_bytes": np.diff(encoded.offsets)}
+    return {name: float(np.median(column)) for name, column in columns.items()}
 
 
 def measure_and_report(

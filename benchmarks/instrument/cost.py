@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fast_train.pipeline.config.settings import Config, ModelConfig
 from fast_train.pipeline.engine.step import TrainStep
-from fast_train.pipeline.loaders import SplitView
+from fast_train.pipeline.loaders import RaggedView, SplitView
 from fast_train.pipeline.models import build_model
 
 
@@ -26,7 +26,7 @@ class Work(NamedTuple):
     bytes: float
 
 
-def count_work(step: TrainStep, batch: SplitView, *, batch_size: int) -> Work:
+def count_work(step: TrainStep, batch: SplitView | RaggedView, *, batch_size: int) -> Work:
     """Run eager steps on a batch and on half of it, undo them, and say what a step on ``batch_size`` images does for
     each of them. step: not compiled.
 
@@ -38,7 +38,7 @@ def count_work(step: TrainStep, batch: SplitView, *, batch_size: int) -> Work:
     return Work(*((b - a) / few + (2 * a - b) / batch_size for a, b in zip(half, whole, strict=True)))
 
 
-def _count(step: TrainStep, batch: SplitView) -> Work:
+def _count(step: TrainStep, batch: SplitView | RaggedView) -> Work:
     counter, traffic = FlopCounterMode(display=False), _Traffic()
     with step.unchanged(), counter, traffic:
         step(batch)
@@ -57,7 +57,7 @@ class _Traffic(TorchDispatchMode):
         result = func(*args, **kwargs)
         if not func.is_view:
             # A gather reads the rows that it takes, not the whole split; the kernel takes bytes and writes its type.
-            if str(func) == _AUGMENTATION:
+            if str(func) in _AUGMENTATIONS:
                 self.bytes += result.nbytes + result.numel()
                 return result
             touched = (result, result) if func in _GATHERS else (args, kwargs, result)
@@ -65,8 +65,8 @@ class _Traffic(TorchDispatchMode):
         return result
 
 
-# By name: the kernel is imported where there is a GPU.
-_AUGMENTATION = "fast_train.augment.default"
+# By name: the kernels are imported where there is a GPU. A crop reads about a byte for each value that it writes.
+_AUGMENTATIONS = ("fast_train.augment.default", "fast_train.resized_crop.default")
 _GATHERS = (torch.ops.aten.index.Tensor, torch.ops.aten.index_select.default)
 
 
@@ -99,7 +99,7 @@ def fit_batch(config: Config) -> Config:
 
 def batch_warnings(recipe: Config, fitted: Config) -> list[str]:
     """A line where `fit_batch` gave smaller batches: for reports in which steps are measured."""
-    if fitted == recipe:
+    if fitted.data.batch_size == recipe.data.batch_size:
         return []
     return [
         f"steps of recipe {recipe.recipe} take {fitted.data.batch_size} images instead of {recipe.data.batch_size}: "

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import ClassVar, Literal, NoReturn, TypeVar, get_args
 
 import torch
@@ -26,12 +27,17 @@ from fast_train.pipeline.config.settings import Config, LoaderName
 from fast_train.pipeline.engine.augmentation import AnyAugmenter
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader
 from fast_train.pipeline.engine.runtime import Runtime
-from fast_train.pipeline.loaders import AnyBatch, Batch, Loader, SplitView
+from fast_train.pipeline.loaders import AnyBatch, Batch, Loader, RaggedView, SplitView
 
+#: What decodes image files, as the suite `decode` calls it; `OURS` is that of the loaders `resident` and `torch`.
+PILLOW, OURS, TORCHVISION, FFCV, DALI = "Pillow", "resident", "torchvision.io", "ffcv", "dali"
 # Times what a loader holds ahead: of longer epochs the end costs a few percent at most.
 _LONG_EPOCH = 6
 # For one batch. FFCV has Numba compile before the first one, which takes a minute on two busy cores.
 LATEST_SECONDS = 180.0
+
+# The resident loader decodes once, before the first batch.
+_DECODERS: dict[LoaderName, str | None] = {"resident": None, "torch": OURS, "ffcv": FFCV, "dali": DALI}
 
 T = TypeVar("T")
 
@@ -125,6 +131,11 @@ def timely(batches: Iterator[T]) -> Iterator[T]:
         signal.signal(signal.SIGALRM, previous)
 
 
+def is_view(batch: AnyBatch) -> bool:
+    """Whether its images are still to be gathered, out of a whole split."""
+    return isinstance(batch, SplitView | RaggedView)
+
+
 class LoaderFeed(Feed):
     """One of the library's loaders. raw: each batch's own bytes, even of a loader that feeds views of the split."""
 
@@ -133,7 +144,7 @@ class LoaderFeed(Feed):
         self.batch_size, self.device = loader.batch_size, loader.device
         self.workers, self.per_epoch = loader.workers or 0, len(loader)
         # A loader that gives views of the split has only indices to make.
-        self.ahead = 1 if isinstance(loader.example(), SplitView) else batches_ahead(self.workers, self.per_epoch)
+        self.ahead = 1 if is_view(loader.example()) else batches_ahead(self.workers, self.per_epoch)
         self._epoch = 0
 
     def batches(self, count: int) -> Iterator[AnyBatch]:
@@ -169,13 +180,14 @@ class Delivered:
 
 @dataclass(frozen=True, kw_only=True)
 class FeedOptions:
-    """What a feed is opened with. config: of the step that it feeds. runtime: of ``config``. raw: bytes alone, which
-    nobody augments."""
+    """What a feed is opened with. config: of the step that it feeds. runtime: of ``config``. scratch: where the set's
+    files may be written in others' formats. raw: bytes alone, which nobody augments."""
 
     prepared: PreparedSet
     config: Config
     runtime: Runtime
     workers: int
+    scratch: Path
     raw: bool = False
 
 
@@ -183,23 +195,26 @@ class FeedOptions:
 class Entry:
     """A line of the comparison: who loads, and how a feed of it is made. augmentation: what is done to each image;
     None for the recipe's, by our kernel. source: of a recipe that is not ours. workers: their number where the recipe
-    fixes it; 0 where there are none."""
+    fixes it; 0 where there are none. decoder: that of image files, as the suite `decode` calls it; None where nothing
+    is decoded."""
 
     name: str
     open: Callable[[FeedOptions], Feed]
     augmentation: str | None = None
     source: str = "this project"
     workers: int | None = None
+    decoder: str | None = None
 
 
 def library_entries() -> list[Entry]:
     """Every loader in the registry, and the ways in which one can be configured to augment by itself."""
     plain = [
-        Entry(name=name, open=partial(_open, name), workers=0 if name == "resident" else None)
+        Entry(name=name, open=partial(_open, name), workers=0 if name == "resident" else None, decoder=_DECODERS[name])
         for name in get_args(LoaderName)
     ]
     native = partial(_open, "dali", augment="native")
-    return [*plain, Entry(name="dali, native", open=native, augmentation="the same, by DALI's operators")]
+    augmentation = "the same, by DALI's operators"
+    return [*plain, Entry(name="dali, native", open=native, augmentation=augmentation, decoder=_DECODERS["dali"])]
 
 
 def _open(loader: LoaderName, options: FeedOptions, *, augment: Literal["kernel", "native"] = "kernel") -> LoaderFeed:
@@ -216,14 +231,17 @@ def _open(loader: LoaderName, options: FeedOptions, *, augment: Literal["kernel"
 class Peer(Feed):
     """A recipe that is not ours. It delivers augmented images; ``raw``: the bytes it reads, where it can.
 
-    dtype: of the images that it delivers. ValueError where its library is missing, where the set lacks its format,
-    or where it has no way to give bytes.
+    dtype: of the images that it delivers. size: their side in pixels, where images keep their own shapes; crop: the
+    range of areas and that of ratios of the crops that it makes of these. ValueError where its library is missing,
+    where the set lacks its format, or where it has no way to give bytes.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     #: What it does to each image.
     augmentation: ClassVar[str]
+    #: What decodes image files in it, see `Entry`.
+    decoder: ClassVar[str | None] = None
     #: Loading processes or threads, where the recipe fixes their number.
     fixed_workers: ClassVar[int | None] = None
 
@@ -236,17 +254,26 @@ class Peer(Feed):
             raise ValueError(f"{images} training images are fewer than one batch of {self.batch_size}")
         self.per_epoch = images // self.batch_size
         self.ahead = batches_ahead(self.workers, self.per_epoch)
+        crop = options.config.crop
+        self.size = crop.sizes[-1] if crop.sizes else 0
+        self.crop = crop.scale or (1.0, 1.0), crop.ratio
 
     @classmethod
     def entry(cls) -> Entry:
         return Entry(
-            name=cls.name, open=cls, augmentation=cls.augmentation, source=cls.source, workers=cls.fixed_workers
+            name=cls.name,
+            open=cls,
+            augmentation=cls.augmentation,
+            source=cls.source,
+            workers=cls.fixed_workers,
+            decoder=cls.decoder,
         )
 
     def example(self) -> Batch:
         """Black images of the shape and type that come."""
-        height, width, channels = self.prepared.manifest.image_shape
-        shape = (channels, height, width) if self.augment else (height, width, channels)
+        whole = (self.size, self.size, 3) if self.size else self.prepared.manifest.image_shape
+        height, width, channels = whole
+        shape = (channels, height, width) if self.augment else whole
         dtype = self.dtype if self.augment else torch.uint8
         images = torch.zeros(self.batch_size, *shape, dtype=dtype, device=self.device)
         indices = torch.arange(self.batch_size, device=self.device)

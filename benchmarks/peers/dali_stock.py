@@ -8,6 +8,7 @@ normalise; on the GPU where there is one, on the CPU otherwise.
 from __future__ import annotations
 
 import importlib.util
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,12 +20,8 @@ from fast_train.benchmarks.instrument.feeds import FeedOptions, Peer
 _PAD = 4
 
 
-class DaliStock(Peer):
-    """Shuffles within DALI's buffer of 4,096 images, not the whole split."""
-
-    name = "DALI's reader"
-    source = "docs.nvidia.com/deeplearning/dali, fn.readers.tfrecord and fn.crop_mirror_normalize"
-    augmentation = "crop 4, flip, normalisation by DALI"
+class DaliPeer(Peer):
+    """A pipeline of DALI's operators that ends in images and labels, through DALI's iterator for PyTorch."""
 
     def __init__(self, options: FeedOptions) -> None:
         super().__init__(options)
@@ -32,9 +29,7 @@ class DaliStock(Peer):
         self.dtype = self.dtype if self.dtype == torch.float32 else torch.float16
         if importlib.util.find_spec("nvidia.dali") is None:
             raise ValueError("DALI is not installed; pip install 'fast-train[dali]'")
-        self.prepared.tfrecords("train")
-        if self.prepared.manifest.encoding("dali")["mode"] != "raw":
-            raise ValueError("its TFRecord files hold JPEG; prepare the set with --dali-mode raw")
+        self.check(options)
         from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
         self._pipeline = self._build()
@@ -58,12 +53,47 @@ class DaliStock(Peer):
             seed=0,
         )
         def graph() -> Any:
-            images, labels = self._read()
-            if gpu:
-                images, labels = images.gpu(), labels.gpu()
-            return self._augmented(images) if self.augment else images, labels
+            return self.graph()
 
         return graph()
+
+    def check(self, options: FeedOptions) -> None:
+        """ValueError or PreparedSetError where the set has not what the pipeline reads."""
+
+    @abstractmethod
+    def graph(self) -> tuple[Any, Any]:
+        """Images and labels int64 [1], as nodes of DALI's graph; its reader is called ``reader``."""
+
+    def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(count):
+            try:
+                outputs = next(self._batches)
+            except StopIteration:
+                # The end of DALI's epoch; `auto_reset` has begun the next one.
+                outputs = next(self._batches)
+            yield outputs[0]["images"], outputs[0]["labels"].squeeze(1)
+
+    def close(self) -> None:
+        self._batches = self._pipeline = None
+
+
+class DaliStock(DaliPeer):
+    """Shuffles within DALI's buffer of 4,096 images, not the whole split."""
+
+    name = "DALI's reader"
+    source = "docs.nvidia.com/deeplearning/dali, fn.readers.tfrecord and fn.crop_mirror_normalize"
+    augmentation = "crop 4, flip, normalisation by DALI"
+
+    def check(self, options: FeedOptions) -> None:
+        self.prepared.tfrecords("train")
+        if self.prepared.manifest.encoding("dali")["mode"] != "raw":
+            raise ValueError("its TFRecord files hold JPEG; prepare the set with --dali-mode raw")
+
+    def graph(self) -> tuple[Any, Any]:
+        images, labels = self._read()
+        if self.device.type == "cuda":
+            images, labels = images.gpu(), labels.gpu()
+        return self._augmented(images) if self.augment else images, labels
 
     def _read(self) -> tuple[Any, Any]:
         """Images uint8 [H, W, C] and labels int64 [1], as nodes of DALI's graph."""
@@ -108,15 +138,3 @@ class DaliStock(Peer):
             dtype=types.FLOAT if self.dtype == torch.float32 else types.FLOAT16,
             output_layout="CHW",
         )
-
-    def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for _ in range(count):
-            try:
-                outputs = next(self._batches)
-            except StopIteration:
-                # The end of DALI's epoch; `auto_reset` has begun the next one.
-                outputs = next(self._batches)
-            yield outputs[0]["images"], outputs[0]["labels"].squeeze(1)
-
-    def close(self) -> None:
-        self._batches = self._pipeline = None

@@ -8,6 +8,7 @@ conversion and the normalisation on the device.
 from __future__ import annotations
 
 import importlib.util
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,12 +18,8 @@ from torch import Tensor
 from fast_train.benchmarks.instrument.feeds import FeedOptions, Peer
 
 
-class FfcvReadme(Peer):
-    """Half precision where the step computes in it, as in the example; float32 for a float32 step."""
-
-    name = "FFCV's example"
-    source = "docs.ffcv.io, 'Training CIFAR-10'"
-    augmentation = "flip, translate 2, cutout 4, by FFCV on the CPU"
+class FfcvPeer(Peer):
+    """FFCV's loader over the ``.beton`` of the training split, in random order."""
 
     def __init__(self, options: FeedOptions) -> None:
         super().__init__(options)
@@ -40,22 +37,49 @@ class FfcvReadme(Peer):
             order=OrderOption.RANDOM,
             os_cache=True,
             drop_last=True,
-            pipelines=self._pipelines(),
+            pipelines={"image": self.image_pipeline(), "label": self._label_pipeline(), "index": None},
         )
         self._all = self._loader.traversal_order.indices
         torch.set_num_threads(self._threads)
 
-    def _pipelines(self) -> dict[str, Any]:
+    @abstractmethod
+    def image_pipeline(self) -> list[Any]:
+        """What is done to an image, as FFCV's operations."""
+
+    def _label_pipeline(self) -> list[Any]:
+        from ffcv.fields.basics import IntDecoder
+        from ffcv.transforms import Squeeze, ToDevice, ToTensor
+
+        return [IntDecoder(), ToTensor(), ToDevice(self.device, non_blocking=True), Squeeze(1)]
+
+    def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        # A pass ends with what it was given: FFCV's threads outlive an iteration that is left early.
+        self._loader.traversal_order.indices = self._all[torch.randperm(len(self._all))[: count * self.batch_size]]
+        for batch in self._loader:
+            if torch.get_num_threads() != self._threads:
+                torch.set_num_threads(self._threads)
+            yield batch
+
+    def close(self) -> None:
+        self._loader = None
+
+
+class FfcvReadme(FfcvPeer):
+    """Half precision where the step computes in it, as in the example; float32 for a float32 step."""
+
+    name = "FFCV's example"
+    source = "docs.ffcv.io, 'Training CIFAR-10'"
+    augmentation = "flip, translate 2, cutout 4, by FFCV on the CPU"
+
+    def image_pipeline(self) -> list[Any]:
         import numpy as np
         import torchvision
-        from ffcv.fields.basics import IntDecoder
         from ffcv.fields.rgb_image import SimpleRGBImageDecoder
         from ffcv.transforms import (
             Convert,
             Cutout,
             RandomHorizontalFlip,
             RandomTranslate,
-            Squeeze,
             ToDevice,
             ToTensor,
             ToTorchImage,
@@ -70,16 +94,4 @@ class FfcvReadme(Peer):
         image += [ToTensor(), ToDevice(self.device, non_blocking=True)]
         if self.augment:
             image += [ToTorchImage(), Convert(self.dtype), torchvision.transforms.Normalize(mean, std)]
-        label = [IntDecoder(), ToTensor(), ToDevice(self.device, non_blocking=True), Squeeze(1)]
-        return {"image": image, "label": label, "index": None}
-
-    def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        # A pass ends with what it was given: FFCV's threads outlive an iteration that is left early.
-        self._loader.traversal_order.indices = self._all[torch.randperm(len(self._all))[: count * self.batch_size]]
-        for batch in self._loader:
-            if torch.get_num_threads() != self._threads:
-                torch.set_num_threads(self._threads)
-            yield batch
-
-    def close(self) -> None:
-        self._loader = None
+        return image

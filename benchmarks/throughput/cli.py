@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fast_train.benchmarks.instrument.flags import (
     COUNT,
@@ -25,11 +26,13 @@ from fast_train.pipeline.config.settings import RunConfig
 from fast_train.pipeline.errors import ConfigError
 
 PROGRAM = "bench-throughput"
+_MOST_RANKS = 1024
 _EPILOG = f"""examples:
   bench-throughput                                     data/cifar10, this machine, a full report
   bench-throughput --quick                             a look in a minute or two
   bench-throughput --only loaders,end-to-end           some suites alone
   bench-throughput --target-accuracy 0.94 --runs 5     with time to accuracy over five seeds
+  bench-throughput --data data/photos --image-size 224 on photographs, in crops of 224 pixels
   bench-throughput --compare old.json new.json --max-loss 0.05
 
 suites: {", ".join(SUITES)}
@@ -44,16 +47,22 @@ exit status: 0 done, 1 a loss (--compare), a suite or a training that failed, or
 class Flags(Subject):
     """The command's flags; None for one that was not given."""
 
+    image_size: int | None = None
     only: str | None = None
     skip: str | None = None
     target_accuracy: float | None = None
     runs: int | None = None
     epochs: int | None = None
     prep_dataset: str | None = None
+    ranks: str | None = None
     warm_up: int = 1
     workers: int | None = None
     compare: Sequence[Path] | None = None
     max_loss: float | None = None
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        given = super().settings()
+        return given if self.image_size is None else {**given, "crop": {"size": self.image_size}}
 
     def check(self) -> None:
         """Also for suites that are not known, and for flags that no suite would heed or that it would refuse."""
@@ -66,7 +75,15 @@ class Flags(Subject):
         epochs = RunConfig().epochs if self.epochs is None else self.epochs
         replace(RunConfig(), target_accuracy=self.target_accuracy, epochs=epochs)
         self._check_dataset()
+        self.rank_counts()
         super().check()
+
+    def rank_counts(self) -> tuple[int, ...]:
+        """The numbers of --ranks in rising order; ValueError for what is none."""
+        counts = [text.strip() for text in (self.ranks or "").split(",") if text.strip()]
+        if not all(text.isdecimal() and 1 <= int(text) <= _MOST_RANKS for text in counts):
+            raise ValueError(f"--ranks {self.ranks} names no numbers of ranks; give some, such as --ranks 1,2,4")
+        return tuple(sorted({int(text) for text in counts}))
 
     def chosen_suites(self) -> list[str]:
         """The suites to run, in their order; --quick takes those that take long only where --only names them.
@@ -118,6 +135,7 @@ def build_parser() -> Parser:
     parser = plain_parser(PROGRAM, what, _EPILOG)
     add_subject(parser)
     add = parser.add_argument
+    add("--image-size", **COUNT, help="side of the crops, of images that keep their own shapes (default: the recipe's)")
     add("--out", **FOLDER, help="where the report goes (default: reports/NETWORK-DEVICE, or the next free -N)")
     add("--quick", action="store_true", help="fewer cases and repeats: a look, not a measurement")
     add = parser.add_argument_group("what to measure").add_argument
@@ -131,8 +149,14 @@ def build_parser() -> Parser:
     add("--runs", **COUNT, help="number of seeds of the suite `accuracy` (default: 5; 2 on a CPU)")
     add("--epochs", **COUNT, help="length of the trainings of the suite `accuracy` (default: the recipe's; 2 on a CPU)")
     add(
-        "--prep-dataset", metavar="NAME", help="what `preparation` prepares, as prep-data takes it (default: synthetic)"
+        "--prep-dataset",
+        metavar="NAME",
+        help="what `preparation` prepares, as prep-data takes it (default: synthetic; of photographs, theirs)",
     )
+    add(
+        "--ranks", nargs="?", const="", metavar="LIST",
+        help="the suite `ranks`: numbers of GPUs to train on, with commas between (default: 1, 2, 4 ... all)",
+    )  # fmt: skip
     add = parser.add_argument_group("how").add_argument
     add("--repeats", **COUNT, help="of each case (default: 5; 2 with --quick and, on a CPU, of what takes long)")
     add("--warm-up", **COUNT, help="repeats before that (default: 1)")

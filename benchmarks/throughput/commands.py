@@ -18,6 +18,7 @@ from fast_train.benchmarks.throughput.suites import SUITES, ThroughputSettings, 
 from fast_train.common.console import Display
 from fast_train.common.text import show_path
 from fast_train.pipeline.device import device_name
+from fast_train.pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from fast_train.benchmarks.throughput.cli import Flags
@@ -35,7 +36,12 @@ def measure(flags: Flags, command: Sequence[str]) -> int:
 
 def open_bench(flags: Flags, command: Sequence[str], display: Display, scratch: Path) -> Bench[ThroughputSettings]:
     """What every suite is given; ConfigError or PreparedSetError for what can't be measured."""
-    return build_bench(flags, partial(settings_of, flags), command=command, display=display, scratch=scratch)
+    bench = build_bench(flags, partial(settings_of, flags), command=command, display=display, scratch=scratch)
+    if bench.config.crop.sizes and bench.prepared.manifest.ragged is None:
+        raise ConfigError(
+            "images of one shape are measured as they are; leave out --image-size, and a recipe's crop.size"
+        )
+    return bench
 
 
 def _default_folder(bench: Bench[ThroughputSettings]) -> Path:

@@ -28,6 +28,7 @@ _MAX_LOSS = 0.1
 _SPEED = {
     "data.batch_size",
     "data.loader",
+    "crop.size",
     "run.amp",
     "run.compile",
     "run.compile_mode",

@@ -11,16 +11,29 @@ from fast_train.benchmarks.instrument.records import Details
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationDetails(Details):
-    """A row of the augmentation alone. spec: the recipe's, as it is configured. bytes_per_image: read and written."""
+    """A row of the augmentation alone. spec: the recipe's, as it is configured. bytes_per_image: read and written, of
+    images that keep their own shapes in the mean. threads: of the CPU, None on a GPU."""
 
     batch: int
     bytes_per_image: int
     spec: dict[str, Any]
+    threads: int | None = None
     bytes_per_second: float | None = None
     share_of_copy: float | None = None
 
     def shares(self) -> Mapping[str, float | None]:
         return {"copy bandwidth": self.share_of_copy}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeDetails(Details):
+    """A row of decoding alone. threads: of the CPU. pixels_per_image, bytes_per_image: the mean of an image, and of
+    its file."""
+
+    decoder: str
+    threads: int
+    pixels_per_image: float
+    bytes_per_image: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +49,15 @@ class LoaderDetails(Details):
     augmentation: str
     source: str
     cores: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RanksDetails(Details):
+    """A row of a training by several ranks. efficiency: its rate by that of one process times the ranks."""
+
+    ranks: int
+    batch_size: int
+    efficiency: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +92,8 @@ class EndToEndDetails(Details):
     """A row of a step that a loader feeds. entry: whose loader. step_alone_row, loader_alone_row: names of the rows
     that measure each of the two alone, and step_alone, loader_alone: their values, None where they were not measured.
     wait_share: the part of the time in which the step waits. bound: which of the two is slower. sentence: all that in
-    words."""
+    words. decode_share, augmentation_share: of images that keep their own shapes, the part that decoding has of the
+    loader's time, and the augmentation of the step's, each measured alone; None where that says nothing."""
 
     entry: str
     step: str
@@ -83,6 +106,8 @@ class EndToEndDetails(Details):
     wait_share: float | None = None
     bound: str = ""
     sentence: str = ""
+    decode_share: float | None = None
+    augmentation_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +158,14 @@ class AccuracyDetails(Details):
     batch_size: int | None = None
 
 
+#: What is prepared: the files of the measured set, written out as class folders.
+OWN_FILES = "its own files"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreparationDetails(Details):
-    """A row of a preparation. dataset: as ``prep-data --dataset`` takes it. images: of all splits."""
+    """A row of a preparation. dataset: as ``prep-data --dataset`` takes it, or `OWN_FILES`. images: of all
+    splits."""
 
     format: str
     dataset: str

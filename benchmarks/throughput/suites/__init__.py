@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from fast_train.benchmarks.instrument.flags import Settings, names_in, repeat_seconds
 from fast_train.benchmarks.instrument.records import CopyDetails, Details, ProductDetails
 from fast_train.benchmarks.throughput.records import (
+    OWN_FILES,
     AccuracyDetails,
     AugmentationDetails,
+    DecodeDetails,
     EndToEndDetails,
     LoaderDetails,
     PreparationDetails,
+    RanksDetails,
     RungDetails,
     StepDetails,
 )
@@ -49,6 +52,7 @@ class Suite:
 SUITES: dict[str, Suite] = {
     "roofline": Suite(module="instrument.roofline", details=(CopyDetails, ProductDetails)),
     "augmentation": Suite(module="augmentation", details=(AugmentationDetails,), needs="roofline"),
+    "decode": Suite(module="decode", details=(DecodeDetails,)),
     "loaders": Suite(module="loaders", details=(LoaderDetails,)),
     "ladder": Suite(module="ladder", details=(RungDetails,), needs="roofline", steps=True),
     "end-to-end": Suite(module="end_to_end", details=(EndToEndDetails, StepDetails), steps=True),
@@ -56,6 +60,7 @@ SUITES: dict[str, Suite] = {
         module="accuracy", details=(AccuracyDetails,), flags=("target_accuracy", "runs", "epochs"), quick=False
     ),
     "startup": Suite(module="startup", quick=False, steps=True),
+    "ranks": Suite(module="ranks", details=(RanksDetails,), flags=("ranks",), quick=False, steps=True),
     "preparation": Suite(module="preparation", details=(PreparationDetails,), flags=("prep_dataset",), quick=False),
 }
 
@@ -64,7 +69,8 @@ SUITES: dict[str, Suite] = {
 class ThroughputSettings(Settings):
     """scaling: also over batch sizes and worker counts. slow_repeats: of what takes many seconds a repeat (starts,
     preparations). target_accuracy, runs, epochs: of time to accuracy; epochs None for the recipe's. accuracy_asked:
-    whether a flag asks for time to accuracy. prep_dataset: what to prepare, as `prep-data --dataset` takes it."""
+    whether a flag asks for time to accuracy. prep_dataset: what to prepare, as `prep-data --dataset` takes it, or
+    `OWN_FILES`. ranks: the numbers of ranks to compare; none for 1, 2, 4 ... GPUs."""
 
     scaling: bool = True
     batch_sizes: tuple[int, ...] = (128, 512, 2048)
@@ -76,11 +82,12 @@ class ThroughputSettings(Settings):
     epochs: int | None = None
     accuracy_asked: bool = False
     prep_dataset: str = _SYNTHETIC
+    ranks: tuple[int, ...] = ()
 
 
 def settings_of(flags: Flags, config: Config, cuda: bool) -> ThroughputSettings:
     """How much to measure: on a CPU less of it, so that two cores end within a quarter of an hour."""
-    quick, main = flags.quick, config.data.batch_size
+    quick, main, crops = flags.quick, config.data.batch_size, bool(config.crop.sizes)
     repeats = flags.rounds
     workers = usable_cores() if flags.workers is None else flags.workers
     asked = any(getattr(flags, name) is not None for name in SUITES["accuracy"].flags)
@@ -90,7 +97,8 @@ def settings_of(flags: Flags, config: Config, cuda: bool) -> ThroughputSettings:
         seconds=repeat_seconds(quick=quick, cuda=cuda),
         quick=quick,
         scaling=not quick,
-        batch_sizes=tuple(sorted({128, main, 2048} if cuda else {main, 1024})),
+        # Batches of photographs are large, and each takes long enough to hide what is done once for it.
+        batch_sizes=tuple(sorted({main} if crops else {128, main, 2048} if cuda else {main, 1024})),
         worker_counts=tuple(sorted({*(1 << k for k in range(workers.bit_length())), workers})),
         workers=workers,
         slow_repeats=repeats if cuda or flags.repeats is not None else min(repeats, 2),
@@ -98,5 +106,6 @@ def settings_of(flags: Flags, config: Config, cuda: bool) -> ThroughputSettings:
         runs=(5 if cuda else 2) if flags.runs is None else flags.runs,
         epochs=(None if cuda else 2) if flags.epochs is None else flags.epochs,
         accuracy_asked=asked or "accuracy" in names_in(flags.only or ""),
-        prep_dataset=flags.prep_dataset or _SYNTHETIC,
+        prep_dataset=flags.prep_dataset or (OWN_FILES if crops else _SYNTHETIC),
+        ranks=flags.rank_counts(),
     )

@@ -1,4 +1,7 @@
-"""The augmentation alone: batches gathered out of the split in device memory, against the copy bandwidth."""
+"""The augmentation alone: batches gathered out of the split in device memory, against the copy bandwidth.
+
+Of images that keep their own shapes: crop, resize and the rest, from decoded pixels.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,17 @@ from fast_train.benchmarks.instrument.flags import Settings
 from fast_train.benchmarks.instrument.roofline import copy_bandwidth
 from fast_train.benchmarks.instrument.timing import captured
 from fast_train.benchmarks.throughput.records import AugmentationDetails
+from fast_train.kernels.resized_crop import resampling
+from fast_train.kernels.resized_crop_reference import crop_boxes
+from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.build import build_augmenter
-from fast_train.pipeline.loaders import SplitView, build_loader
+from fast_train.pipeline.loaders import RaggedView, SplitView, build_loader
+from fast_train.pipeline.loaders.batch import CHANNELS
 
 SUITE = "augmentation"
 BATCHES = (512, 1024, 2048, 4096, 8192, 16384)
+#: Of crops, each of which has many times the pixels.
+CROP_BATCHES = (64, 256, 1024)
 # More than any cache: what one call wrote must not lie there still when the next one comes.
 _RING_BYTES = 256 << 20
 _MOST_CALLS = 64
@@ -26,7 +35,8 @@ _MOST_CALLS = 64
 
 def run(bench: Bench[Settings]) -> None:
     """Images a second for each size of batch; ``share_of_copy`` compares its traffic with a copy's."""
-    measure(bench, BATCHES, every=3 if bench.settings.quick else 1)
+    crops = bool(bench.config.crop.sizes)
+    measure(bench, CROP_BATCHES if crops else BATCHES, every=3 if bench.settings.quick else 1)
 
 
 def measure(bench: Bench[Settings], sizes: Sequence[int], *, every: int = 1) -> None:
@@ -40,7 +50,7 @@ def measure(bench: Bench[Settings], sizes: Sequence[int], *, every: int = 1) -> 
         return
     with build_loader("resident", bench.prepared, "train", batch_size=1, device=bench.device) as loader:
         whole = loader.example()
-        assert isinstance(whole, SplitView), "the images have one shape"
+        assert isinstance(whole, SplitView | RaggedView), "a resident split is seen whole"
         cases = [_case(bench, whole, batch) for batch in batches]
         rows = bench.measure(SUITE, "augmentation", cases)
     copy = copy_bandwidth(bench.result)
@@ -54,12 +64,12 @@ def _name(batch: int) -> str:
     return f"batch {batch:,}"
 
 
-def _case(bench: Bench[Settings], whole: SplitView, batch: int) -> Measured[AugmentationDetails]:
+def _case(bench: Bench[Settings], whole: SplitView | RaggedView, batch: int) -> Measured[AugmentationDetails]:
     augmenter = build_augmenter(bench.config, bench.prepared, bench.runtime, train=True)
-    pixels = whole.images[0].numel()
-    image_bytes = pixels * (1 + augmenter.table.element_size())
-    calls = min(max(_RING_BYTES // (batch * pixels * augmenter.table.element_size()), 2), _MOST_CALLS)
-    permutation = torch.randperm(len(whole.images), device=bench.device)
+    permutation = torch.randperm(len(whole.labels), device=bench.device)
+    written = augmenter(whole._replace(indices=permutation[:1])).nbytes
+    image_bytes = _read_bytes(bench.config, whole) + written
+    calls = min(max(_RING_BYTES // (batch * written), 2), _MOST_CALLS)
     parts = [permutation.roll(-k * batch)[:batch].contiguous() for k in range(calls)]
 
     def augment(indices: Tensor) -> Tensor:
@@ -67,9 +77,21 @@ def _case(bench: Bench[Settings], whole: SplitView, batch: int) -> Measured[Augm
 
     call, images = _repeated(augment, parts, bench.device)
     # The kernel reads the bytes of each image and writes its pixels in the output's type; indices are nothing to it.
-    spec = dataclasses.asdict(bench.config.augment)
-    details = AugmentationDetails(batch=batch, bytes_per_image=image_bytes, spec=spec)
+    spec = dataclasses.asdict(bench.config.crop if bench.config.crop.sizes else bench.config.augment)
+    threads = torch.get_num_threads() if bench.device.type == "cpu" else None
+    details = AugmentationDetails(batch=batch, bytes_per_image=image_bytes, spec=spec, threads=threads)
     return Measured(name=_name(batch), run=bench.rate(call, items=images), details=details)
+
+
+def _read_bytes(config: Config, whole: SplitView | RaggedView) -> int:
+    """Of an image that is augmented; of a random crop, in the mean over the split in epoch 0."""
+    if isinstance(whole, SplitView):
+        return whole.images[0].numel()
+    spec = config.crop.spec(config.crop.sizes[-1])
+    heights, widths = whole.heights.cpu().long(), whole.widths.cpu().long()
+    tables = resampling(spec, int(torch.maximum(heights, widths).max()))
+    boxes = crop_boxes(heights, widths, torch.arange(len(heights)), tables, spec=spec, seed=config.run.seed, epoch=0)
+    return round(CHANNELS * float((boxes.height * boxes.width).double().mean()))
 
 
 def _repeated(

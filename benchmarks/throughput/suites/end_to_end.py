@@ -8,27 +8,32 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
-from fast_train.benchmarks.instrument.feeds import Delivered, Entry, Feed, FeedOptions, LoaderFeed
+from fast_train.benchmarks.instrument.feeds import DALI, Delivered, Entry, Feed, FeedOptions, LoaderFeed, is_view
 from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Row, rows_about
-from fast_train.benchmarks.instrument.timing import FAILURES
+from fast_train.benchmarks.instrument.timing import FAILURES, captured
 from fast_train.benchmarks.throughput.records import EndToEndDetails, StepDetails
-from fast_train.benchmarks.throughput.suites import ThroughputSettings, loaders
+from fast_train.benchmarks.throughput.suites import ThroughputSettings, decode, loaders
 from fast_train.benchmarks.throughput.suites.ladder import RATE
+from fast_train.common.cores import usable_cores
 from fast_train.common.text import one_line
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.augmentation import Augmentation
 from fast_train.pipeline.engine.build import build_step, ready_step
 from fast_train.pipeline.engine.runtime import Runtime
-from fast_train.pipeline.loaders import AnyBatch, Batch, SplitView
+from fast_train.pipeline.loaders import AnyBatch, Batch, RaggedBatch, RaggedView, SplitView
 
 SUITE = "end-to-end"
 _MOST_EPOCHS = 20
 #: What bounds a rate.
 LOADER, STEP, EITHER, UNKNOWN = "loader", "step", "either", "not known"
+#: Of images that keep their own shapes: which part of the slower one takes the most of its time.
+DECODING, AUGMENTATION = "decoding", "augmentation"
 _VERDICTS = {
     LOADER: "the loader bounds it",
     STEP: "the step bounds it",
+    DECODING: "decoding bounds it",
+    AUGMENTATION: "the augmentation bounds it",
     EITHER: "loader and step are alike within the noise",
     UNKNOWN: "which of the two bounds it was not measured",
 }
@@ -36,11 +41,13 @@ _VERDICTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A step that is ready for one kind of batch. name: whose it is. row: the one that measures it alone."""
+    """A step that is ready for one kind of batch. name: whose it is. row: the one that measures it alone.
+    augmentation_row: the one that measures its augmentation alone, of images that keep their own shapes."""
 
     name: str
     run: Callable[[AnyBatch], None]
     row: str
+    augmentation_row: str | None = None
 
 
 def run(bench: Bench[ThroughputSettings]) -> None:
@@ -52,14 +59,17 @@ def run(bench: Bench[ThroughputSettings]) -> None:
 def _group(bench: Bench[ThroughputSettings], step_name: str, config: Config, runtime: Runtime) -> None:
     steps = _Steps(bench, step_name, config, runtime)
     fed: list[Measured[EndToEndDetails]] = []
+    about: dict[str, tuple[Entry, Step]] = {}
     with ExitStack() as stack:
-        for entry in loaders.entries():
+        for entry in loaders.entries(bench):
             name = f"{entry.name}, {step_name}"
             if bench.settings.quick and entry.name not in loaders.QUICK:
                 bench.skip(SUITE, name, "left out by --quick")
                 continue
             workers = loaders.workers_of(entry, bench.settings.workers)
-            options = FeedOptions(prepared=bench.prepared, config=config, runtime=runtime, workers=workers)
+            options = FeedOptions(
+                prepared=bench.prepared, config=config, runtime=runtime, workers=workers, scratch=bench.scratch
+            )
             feed = loaders.open_feed(bench, entry, options, stack, suite=SUITE, name=name)
             if feed is None:
                 continue
@@ -69,6 +79,7 @@ def _group(bench: Bench[ThroughputSettings], step_name: str, config: Config, run
                 bench.skip(SUITE, name, one_line(error))
                 continue
             fed.append(measured(bench, entry, feed, step))
+            about[name] = entry, step
         cases: list[Measured[Details]] = [*steps.cases, *fed]
         rows = bench.measure(SUITE, f"end to end, {step_name}", cases)
     by_name = {row.name: row for row in rows}
@@ -76,7 +87,25 @@ def _group(bench: Bench[ThroughputSettings], step_name: str, config: Config, run
         alone = by_name.get(row.details.step_alone_row)
         if alone is not None:
             loader = bench.result.find(loaders.SUITE, row.details.loader_alone_row)
-            bench.amend(row, judge(row, alone, loader, share_cores=bench.device.type == "cpu"))
+            entry, step = about[row.name]
+            parts = Parts(decoding=_decoding(bench, entry), augmentation=by_name.get(step.augmentation_row or ""))
+            bench.amend(row, judge(row, alone, loader, parts, share_cores=bench.device.type == "cpu"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Rows of what a loader does and of what a step does, measured alone; None where that was not."""
+
+    decoding: Row[Details] | None = None
+    augmentation: Row[Details] | None = None
+
+
+def _decoding(bench: Bench[ThroughputSettings], entry: Entry) -> Row[Details] | None:
+    if entry.decoder is None:
+        return None
+    on_gpu = entry.decoder == DALI and bench.device.type == "cuda"
+    name = decode.row_name(entry.decoder + decode.ON_GPU * on_gpu, usable_cores())
+    return bench.result.find(decode.SUITE, name)
 
 
 class _Steps:
@@ -89,9 +118,10 @@ class _Steps:
 
     def of(self, feed: Feed) -> Step:
         example = feed.example()
-        assert isinstance(example, Batch | SplitView), "the images have one shape"
-        views = isinstance(example, SplitView)
-        key = ("view", example.images.data_ptr()) if views else (feed.delivers, example.images.dtype)
+        pixels = example.images if isinstance(example, Batch | SplitView) else example.data
+        # A captured step reads as many bytes as it was captured with.
+        length = len(pixels) if isinstance(example, RaggedBatch) and self._runtime.graph else None
+        key = ("view", pixels.data_ptr()) if is_view(example) else (feed.delivers, pixels.dtype, length)
         if key not in self._built:
             self._built[key] = self._build(feed)
         return self._built[key]
@@ -105,17 +135,42 @@ class _Steps:
         # A batch of real images: zeros would draw less power, and a GPU would clock higher.
         for given in feed.batches(1):
             batch = given.clone()
-        row = f"step alone on {_what(feed, batch)}, {self._name}"
-        rate = self._bench.rate(lambda: ready(batch), items=feed.batch_size)
-        details = StepDetails(step=self._name, batch_size=feed.batch_size)
-        self.cases.append(Measured(name=row, run=rate, details=details))
-        return Step(name=self._name, run=ready, row=row)
+        what = self._what(feed, batch)
+        row = self._add(f"step alone on {what}", lambda: ready(batch), feed.batch_size)
+        augmentation = None
+        if isinstance(batch, RaggedBatch | RaggedView):
+            augmentation = self._add(f"augmentation alone on {what}", self._replayed(augmenter, batch), feed.batch_size)
+        return Step(name=self._name, run=ready, row=row, augmentation_row=augmentation)
+
+    def _replayed(self, augmenter: Augmentation, batch: AnyBatch) -> Callable[[], object]:
+        """A call of the augmentation on a batch; on CUDA as a graph, as in a captured step."""
+
+        def call() -> object:
+            return augmenter(batch)
+
+        call()
+        return captured(call) if self._bench.device.type == "cuda" else call
+
+    def _add(self, what: str, call: Callable[[], object], items: int) -> str:
+        """Measure a call, too; the name of its row."""
+        name = f"{what}, {self._name}"
+        details = StepDetails(step=self._name, batch_size=items)
+        self.cases.append(Measured(name=name, run=self._bench.rate(call, items=items), details=details))
+        return name
+
+    def _what(self, feed: Feed, batch: AnyBatch) -> str:
+        what = _what(feed, batch)
+        taken = any(case.name == f"step alone on {what}, {self._name}" for case in self.cases)
+        # Batches of one kind, which lie in memory in another way.
+        return f"{what} in {len(batch.data):,} bytes" if taken and isinstance(batch, RaggedBatch) else what
 
 
 def _what(feed: Feed, batch: AnyBatch) -> str:
-    if isinstance(batch, SplitView):
+    if is_view(batch):
         return "the resident split"
-    assert isinstance(batch, Batch), "the images have one shape"
+    if isinstance(batch, RaggedBatch):
+        return "decoded images"
+    assert isinstance(batch, Batch), "views of a split were told above"
     if not batch.images.is_floating_point():
         return "bytes"
     by = "by the loader" if isinstance(feed, LoaderFeed) else "elsewhere"
@@ -126,7 +181,7 @@ def measured(bench: Bench[ThroughputSettings], entry: Entry, feed: Feed, step: S
     """The case of a step that a feed feeds: training images a second."""
     rate = feed.rate(step.run, seconds=bench.settings.seconds, epochs=_MOST_EPOCHS)
     # What the step takes from a loader of ours is bytes: the augmentation is the step's.
-    raw = isinstance(feed, LoaderFeed) and not isinstance(feed.example(), SplitView) and entry.augmentation is None
+    raw = isinstance(feed, LoaderFeed) and not is_view(feed.example()) and entry.augmentation is None
     kind = loaders.RAW if raw else loaders.AUGMENTED
     details = EndToEndDetails(
         entry=entry.name,
@@ -140,18 +195,34 @@ def measured(bench: Bench[ThroughputSettings], entry: Entry, feed: Feed, step: S
 
 
 def judge(
-    row: Row[EndToEndDetails], step: Row[Details], loader: Row[Details] | None, *, share_cores: bool
+    row: Row[EndToEndDetails],
+    step: Row[Details],
+    loader: Row[Details] | None,
+    parts: Parts = Parts(),
+    *,
+    share_cores: bool,
 ) -> EndToEndDetails:
     """The row's details with the share of the time that the step waits, and in words which of the two bounds the rate.
-    step, loader: each alone. share_cores: whether both compute on the CPU."""
+    step, loader: each alone. parts: of the two. share_cores: whether both compute on the CPU."""
     waits = max(0.0, 1 - row.value / step.value)
-    bound = slower(loader, row, step)
+    slow = slower(loader, row, step)
+    decoding = _share(loader, parts.decoding) if slow == LOADER else None
+    augmentation = _share(step, parts.augmentation) if slow == STEP else None
+    bound = slow
+    if decoding is not None:
+        bound = DECODING if decoding >= 0.5 else AUGMENTATION
+    elif augmentation is not None and augmentation > 0.5:
+        bound = AUGMENTATION
     known = f"alone it gives {loader.value:,.0f} images/s" if loader is not None else "it was not measured alone"
     text = (
         f"{row.details.entry} with {row.details.step}: {_VERDICTS[bound]}. The loader: {known}; the step alone takes "
         f"{step.value:,.0f}; together {row.value:,.0f}, so the step waits {waits:.0%} of the time."
     )
-    if share_cores and bound == STEP and _below(row, step):
+    if decoding is not None:
+        text += f" Decoding alone takes {decoding:.0%} of the loader's time."
+    if augmentation is not None:
+        text += f" The augmentation takes {augmentation:.0%} of the step's time."
+    if share_cores and slow == STEP and _below(row, step):
         text += " It waits although the loader is faster alone: they share the cores."
     return replace(
         row.details,
@@ -160,7 +231,14 @@ def judge(
         wait_share=waits,
         bound=bound,
         sentence=text,
+        decode_share=decoding,
+        augmentation_share=augmentation,
     )
+
+
+def _share(whole: Row[Details] | None, part: Row[Details] | None) -> float | None:
+    """Of the time of the one, what the other takes, which is a part of it."""
+    return None if whole is None or part is None else min(whole.value / part.value, 1.0)
 
 
 def slower(loader: Row[Details] | None, together: Row[Details], step: Row[Details]) -> str:

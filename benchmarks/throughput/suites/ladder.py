@@ -21,7 +21,7 @@ from fast_train.pipeline.device import has_tf32
 from fast_train.pipeline.engine.build import build_augmenter, build_step, ready_step
 from fast_train.pipeline.engine.runtime import Runtime, resolve_runtime
 from fast_train.pipeline.engine.step import TrainStep
-from fast_train.pipeline.loaders import Loader, SplitView, build_loader
+from fast_train.pipeline.loaders import Loader, RaggedView, SplitView, build_loader
 
 SUITE = "ladder"
 #: Far below any recipe's: the step costs the same, and a loss that is not a number any more would not.
@@ -134,10 +134,10 @@ def _build(bench: Bench[Settings], config: Config, runtime: Runtime) -> TrainSte
     return build_step(config, build_augmenter(config, bench.prepared, runtime, train=True), runtime)
 
 
-def _first(loader: Loader, count: int) -> SplitView:
+def _first(loader: Loader, count: int) -> SplitView | RaggedView:
     """The whole split, with ``count`` random indices of it."""
     whole = loader.example()
-    assert isinstance(whole, SplitView)
+    assert isinstance(whole, SplitView | RaggedView), "a resident split is seen whole"
     if count > len(whole.labels):
         raise ValueError(f"the training split holds {len(whole.labels)} images, fewer than one batch of {count}")
     return whole._replace(indices=torch.randperm(len(whole.labels), device=loader.device)[:count])

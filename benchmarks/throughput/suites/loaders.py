@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
 from fast_train.benchmarks.instrument.feeds import Entry, Feed, FeedOptions, LoaderFeed, library_entries
-from fast_train.benchmarks.peers import peer_entries
+from fast_train.benchmarks.peers import BASELINES, peer_entries
 from fast_train.benchmarks.throughput.records import LoaderDetails
 from fast_train.benchmarks.throughput.suites import ThroughputSettings
 from fast_train.common.cores import usable_cores
@@ -16,7 +16,7 @@ from fast_train.common.cores import usable_cores
 SUITE = "loaders"
 RAW, AUGMENTED = "raw", "augmented"
 #: Those that --quick feeds a step with, and so measures in all that a step may take from them.
-QUICK = ("resident", "torch", "baseline DataLoader")
+QUICK = ("resident", "torch", *BASELINES)
 #: Passes longer than this many epochs say nothing more.
 _MOST_EPOCHS = 50
 
@@ -27,6 +27,8 @@ def run(bench: Bench[ThroughputSettings]) -> None:
     In batches of the baseline's size their bytes are measured too, to be compared with what the baseline's step takes.
     """
     main, workers = bench.config.data.batch_size, bench.settings.workers
+    if bench.prepared.manifest.ragged:
+        bench.skip(SUITE, "others' decoded images", "their recipes crop while they decode: no whole image comes out")
     baseline = bench.baseline.data.batch_size
     _group(bench, f"loaders, batch {main:,}", main, workers, (RAW, AUGMENTED))
     if not bench.settings.scaling:
@@ -65,9 +67,9 @@ def open_feed(
     return feed
 
 
-def entries() -> list[Entry]:
+def entries(bench: Bench[ThroughputSettings]) -> list[Entry]:
     """All that are compared, ours first."""
-    return [*library_entries(), *peer_entries()]
+    return [*library_entries(), *peer_entries(ragged=bench.prepared.manifest.ragged is not None)]
 
 
 def _group(
@@ -84,16 +86,21 @@ def _group(
     config = dataclasses.replace(bench.config, data=data)
     cases = []
     with ExitStack() as stack:
-        for entry in entries():
+        for entry in entries(bench):
             if only_with_workers and entry.workers is not None:
                 continue
             own = workers_of(entry, workers)
             for kind in kinds:
-                if kind == RAW and bench.settings.quick and entry.name not in QUICK:
+                if kind == RAW and (_crops(bench, entry) or (bench.settings.quick and entry.name not in QUICK)):
                     continue
                 name = row_name(entry, kind, batch_size, workers)
                 options = FeedOptions(
-                    prepared=bench.prepared, config=config, runtime=bench.runtime, workers=own, raw=kind == RAW
+                    prepared=bench.prepared,
+                    config=config,
+                    runtime=bench.runtime,
+                    workers=own,
+                    scratch=bench.scratch,
+                    raw=kind == RAW,
                 )
                 feed = open_feed(bench, entry, options, stack, suite=SUITE, name=name)
                 if feed is not None:
@@ -123,10 +130,17 @@ def measured(
     return Measured(name=name, run=rate, details=details)
 
 
+def _crops(bench: Bench[ThroughputSettings], entry: Entry) -> bool:
+    """Whether its augmentation is part of its decoding."""
+    return bench.prepared.manifest.ragged is not None and entry.augmentation is not None
+
+
 def _augmentation(bench: Bench[ThroughputSettings], entry: Entry) -> str:
     if entry.augmentation is not None:
         return entry.augmentation
-    spec = bench.config.augment
+    crop, spec = bench.config.crop, bench.config.augment
+    if crop.sizes:
+        return f"{'random' if crop.scale else 'centre'} crop{', flip' if crop.flip else ''} by our kernel"
     parts = [f"crop {spec.pad}" if spec.pad else "", "flip" if spec.flip else ""]
     parts += [f"cutout {spec.cutout}" if spec.cutout else ""]
     return f"{', '.join(part for part in parts if part) or 'normalisation'} by our kernel"

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
 from fast_train.benchmarks.instrument.result import Row
-from fast_train.benchmarks.throughput.records import PreparationDetails
+from fast_train.benchmarks.peers.written import write_class_folders
+from fast_train.benchmarks.throughput.records import OWN_FILES, PreparationDetails
 from fast_train.benchmarks.throughput.suites import ThroughputSettings
 from fast_train.benchmarks.throughput.suites.startup import run_module
 from fast_train.data_prep.formats import WRITERS
@@ -20,9 +21,11 @@ _TIMEOUT = 1800
 
 def run(bench: Bench[ThroughputSettings]) -> None:
     """Formats in turn, a set of one format each."""
-    rows = bench.measure(
-        SUITE, "preparation", [_case(bench, name) for name in WRITERS], repeats=bench.settings.slow_repeats
-    )
+    given = bench.settings.prep_dataset
+    if given == OWN_FILES:
+        given = f"folder:{write_class_folders(bench.prepared, bench.scratch)}"
+    cases = [_case(bench, name, given) for name in WRITERS]
+    rows = bench.measure(SUITE, "preparation", cases, repeats=bench.settings.slow_repeats)
     for row in rows:
         name = row.details.format
         prepared = PreparedSet.open(bench.scratch / f"set-{name}")
@@ -35,9 +38,9 @@ def run(bench: Bench[ThroughputSettings]) -> None:
         )
 
 
-def _case(bench: Bench[ThroughputSettings], name: str) -> Measured[PreparationDetails]:
+def _case(bench: Bench[ThroughputSettings], name: str, given: str) -> Measured[PreparationDetails]:
     out = bench.scratch / f"set-{name}"
-    arguments = ["fast_train.data_prep.cli", "--dataset", bench.settings.prep_dataset]
+    arguments = ["fast_train.data_prep.cli", "--dataset", given]
     arguments += ["--formats", name, "--out", str(out)]
 
     def prepare() -> float:
