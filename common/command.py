@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from fast_train.common.files import user_path
+from fast_train.common.processes import world
 from fast_train.common.signals import (
     discard,
     end_at_once_by_ctrl_c,
@@ -84,6 +85,7 @@ def run_command(
     *,
     debug: bool,
     ends_process: bool = False,
+    on_ranks: bool = False,
     interrupted: str = "",
     statuses: Mapping[type[Exception], int] | None = None,
     explain: Callable[[Exception], Exception | None] = lambda error: None,
@@ -94,15 +96,18 @@ def run_command(
     dropped (`steady_output`): the work goes on.
 
     debug: show the trace of an error. ends_process: nothing comes after the command, so that Ctrl-C while Python ends
-    is silent. interrupted: what to add to the line about a signal. statuses: exit statuses of errors other than 2.
-    explain: what to tell the user in place of an error that came from a library; an error that is neither explained
-    nor in ``statuses`` nor a ValueError, OSError or MemoryError keeps its trace.
+    is silent. on_ranks: whether it may be one of several processes that torchrun started. interrupted: what to add to
+    the line about a signal. statuses: exit statuses of errors other than 2. explain: what to tell the user in place of
+    an error that came from a library; an error that is neither explained nor in ``statuses`` nor a ValueError, OSError
+    or MemoryError keeps its trace.
     """
     statuses = {**(statuses or {}), ValueError: 2, OSError: 2, MemoryError: 2}
     with steady_output():
         try:
             if ends_process:
                 raise_by_ctrl_c()
+            if not on_ranks and not _is_alone(program):
+                return 2
             with termination_as_interrupt(), _quiet_threads(debug=debug):
                 return work()
         except KeyboardInterrupt as stop:
@@ -119,6 +124,18 @@ def run_command(
         finally:
             if ends_process:
                 end_at_once_by_ctrl_c()
+
+
+def _is_alone(program: str) -> bool:
+    """Whether no other process does the same work. ValueError in the first one of several, which speaks for all."""
+    place = world()
+    if place is None or place.size == 1:
+        return True
+    if place.rank == 0:
+        raise ValueError(
+            f"{place.size} processes were started, and {program} is the work of one; start it without torchrun"
+        )
+    return False
 
 
 def complain(program: str, error: Exception, *, debug: bool) -> None:

@@ -7,17 +7,23 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from fast_train.common.processes import local_ranks
+
 
 def usable_cores(root: Path = Path("/")) -> int:
     """What the affinity, the CPU quotas of the cgroups (version 1 and 2) and OMP_NUM_THREADS, where set, leave; at
     least 1. root: where ``proc`` and the cgroups' file systems are found.
 
-    A quota of one core and a half counts as two: two threads use all of it, one thread only two thirds.
+    A quota of one core and a half counts as two: two threads use all of it, one thread only two thirds. The processes
+    that torchrun started on a machine share its cores; the OMP_NUM_THREADS=1 that it then sets is nobody's wish.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    sharing = local_ranks()
+    limits = [min([affinity, *map(math.ceil, _quotas(root))]) // sharing]
     # "4,2" is for nested regions.
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    limits = [affinity, *map(math.ceil, _quotas(root)), *([int(asked)] if asked.isdecimal() else [])]
+    if asked.isdecimal() and not (sharing > 1 and asked == "1" and "TORCHELASTIC_RUN_ID" in os.environ):
+        limits.append(int(asked))
     return max(min(limits), 1)
 
 

@@ -86,12 +86,19 @@ def termination_as_interrupt() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+def ignore_requests_to_save() -> None:
+    """From here on, SIGUSR1 does not end the process: `Interrupt` hears it where there is something to save."""
+    if hasattr(signal, "SIGUSR1") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 class _BrokenOff(KeyboardInterrupt):
     """A signal ends what `Interrupt.unless_stopped` does."""
 
 
 class Interrupt:
     """In the block, the first SIGINT, SIGTERM or SIGHUP sets ``signum``; a second one acts as it did before the block.
+    Each SIGUSR1, which batch systems send some time before the end, sets ``asked_to_save``.
 
     So what has to be whole comes to its end. What need not be, such as a wait, is done by `unless_stopped`. A hang-up
     is treated as in `termination_as_interrupt`. Outside of the main thread, the only one that gets signals, nothing
@@ -100,6 +107,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.asked_to_save = False
         self._previous: dict[int, Any] = {}
         self._open_terminals: list[int] = []
         self._breaks_off = False
@@ -126,7 +134,13 @@ class Interrupt:
             self._open_terminals = _terminals()
             for signum in _heard(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 self._previous[signum] = signal.signal(signum, self._handle)
+            if hasattr(signal, "SIGUSR1"):
+                self._previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._note)
         return self
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        del signum, frame
+        self.asked_to_save = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

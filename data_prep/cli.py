@@ -74,65 +74,67 @@ def build_parser() -> Parser:
         metavar="PLACE",
         help="a local archive, a folder of its batches or parquet files, a mirror's http(s) address, or hub",
     )
-    group = parser.add_argument_group("folder:DIR")
-    group.add_argument(
-        "--size", type=int, metavar="N", help="store squares of NxN pixels (default: images keep their shapes)"
-    )
-    group.add_argument(
+    _add_folder_flags(parser)
+    _add_format_flags(parser)
+    return parser
+
+
+def _add_folder_flags(parser: Parser) -> None:
+    add = parser.add_argument_group("folder:DIR").add_argument
+    add("--size", type=int, metavar="N", help="store squares of NxN pixels (default: images keep their shapes)")
+    add(
         "--shorter-side",
         type=int,
         metavar="N",
         help="scale what is larger down to N pixels on the shorter side (default: 256), never up; JPEG files that need "
         "not be scaled are stored byte for byte",
     )
-    group.add_argument(
-        "--store", metavar="KIND", help="what other files than JPEG become: png (default), without loss, or jpeg"
-    )
-    group.add_argument(
+    add("--store", metavar="KIND", help="what other files than JPEG become: png (default), without loss, or jpeg")
+    add(
         "--test-fraction",
         type=float,
         metavar="F",
         help="fraction kept for testing if DIR has no test/ or val/ (default: 0.2)",
     )
-    group.add_argument(
+    add(
         "--val-fraction",
         type=float,
         metavar="F",
         help="fraction of the training images kept for validation if DIR has no val/; of CIFAR too (default: none)",
     )
-    group.add_argument("--split-seed", type=int, metavar="N", help="seed of these two draws (default: 0)")
-    group.add_argument("--skip-bad", action="store_true", help="leave out files that are not readable images")
-    group.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: one per core)")
-    group.add_argument(
+    add("--split-seed", type=int, metavar="N", help="seed of these two draws (default: 0)")
+    add("--skip-bad", action="store_true", help="leave out files that are not readable images")
+    add("--workers", type=int, metavar="N", help="processes that decode (default: one per core)")
+    add(
         "--background",
         metavar="COLOUR",
         help="what shows behind transparent images and beside padded ones: a name or R,G,B (default: grey, on which "
         "black and white show)",
     )
-    group.add_argument(
+    add(
         "--fit",
         metavar="HOW",
         help="with --size, how images of another shape are stored: crop (default: scaled to cover, cropped at the "
         "centre), pad (scaled to lie within, on the background), or stretch",
     )
-    group = parser.add_argument_group("formats")
-    group.add_argument(
+
+
+def _add_format_flags(parser: Parser) -> None:
+    add = parser.add_argument_group("formats").add_argument
+    add(
         "--ffcv-mode",
         default="raw",
         metavar="MODE",
         help="raw (default), jpg, or proportion: --jpeg-share of the images as JPEG",
     )
-    group.add_argument("--dali-mode", default="raw", metavar="MODE", help="raw (default) or jpg (for large images)")
-    group.add_argument(
+    add("--dali-mode", default="raw", metavar="MODE", help="raw (default) or jpg (for large images)")
+    add(
         "--jpeg-quality",
         type=int,
         metavar="N",
         help="of what is encoded, 1 to 100 (default: 90, of images that keep their shapes 95)",
     )
-    group.add_argument(
-        "--jpeg-share", type=float, default=0.5, metavar="F", help="fraction for --ffcv-mode proportion (default: 0.5)"
-    )
-    return parser
+    add("--jpeg-share", type=float, default=0.5, metavar="F", help="fraction for --ffcv-mode proportion (default: 0.5)")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,7 +21,6 @@ from fast_train.data_prep.sources import SourceOptions
 from fast_train.pipeline import models
 from fast_train.pipeline.config.architectures import Activation, Fusion, Shortcut, Stem
 from fast_train.pipeline.config.convert import build
-from fast_train.pipeline.config.processes import check_alone
 from fast_train.pipeline.config.recipe import check_overruled, merge
 from fast_train.pipeline.config.settings import SECTIONS, LoaderName, ModelConfig, settings
 from fast_train.pipeline.engine.evaluate import Evaluation
@@ -29,6 +28,7 @@ from fast_train.pipeline.engine.listener import Listener
 from fast_train.pipeline.engine.runtime import resolve_device
 from fast_train.pipeline.errors import ConfigError, check_name
 from fast_train.pipeline.loaders import Loader, build_loader
+from fast_train.pipeline.ranks import current, joined
 from fast_train.pipeline.report.progress import Terminal
 from fast_train.pipeline.run import session
 from fast_train.pipeline.run.plan import plan_evaluation, plan_training
@@ -149,9 +149,11 @@ def train(
     docs/recipes.md by their names (``epochs=8, arch="resnet20"``) or, where a name stands in two sections, by section
     (``optimizer={"name": "muon"}``).
 
-    Raises ConfigError, a ValueError, for what can't be trained, and TrainingDiverged.
+    Processes that torchrun started train together, each with the same arguments; listeners hear of it in the first one.
+
+    Raises ConfigError, a ValueError, for what can't be trained, TrainingDiverged, and RankLost where another process
+    has ended.
     """
-    check_alone()
     for name, value in (("recipe", recipe), ("out", out), ("resume", resume)):
         if value is not None and not (isinstance(value, (str, Path)) and str(value)):
             raise ConfigError(f"{name} is {value!r}; give it a name or a path, or leave it out")
@@ -160,7 +162,20 @@ def train(
     nested = _nested(given, data)
     if resume not in (None, "auto") and recipe is not None:
         raise ConfigError(f"resume={str(resume)!r} keeps that run's settings; leave out recipe={recipe!r}")
-    go_on = what_to_resume(resume if resume in (None, "auto") else _path(resume))
+    with joined():
+        return _train(nested, recipe, out, resume, stop_after, listeners, progress)
+
+
+def _train(
+    nested: Mapping[str, Mapping[str, Any]],
+    recipe: PathLike | None,
+    out: PathLike | None,
+    resume: PathLike | None,
+    stop_after: int | None,
+    listeners: Sequence[Listener],
+    progress: bool,
+) -> session.Outcome:
+    go_on = current().of_first(lambda: what_to_resume(resume if resume in (None, "auto") else _path(resume)))
     plan = plan_training(nested, recipe=None if recipe is None else str(_path(recipe)), resume=go_on)
     with ExitStack() as held:
         if progress:

@@ -6,14 +6,16 @@ What can be refused without torch, which takes seconds to import, is refused bef
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 from fast_train.common.command import run_command
+from fast_train.common.processes import world
+from fast_train.common.signals import ignore_requests_to_save
 from fast_train.common.startup import quick_imports
 from fast_train.pipeline.config.convert import build
-from fast_train.pipeline.config.processes import check_alone, rank
 from fast_train.pipeline.config.recipe import Given, check_given
 from fast_train.pipeline.config.settings import DataConfig
-from fast_train.pipeline.errors import TrainingDiverged
+from fast_train.pipeline.errors import ConfigError, RankLost, TrainingDiverged
 from fast_train.pipeline.flags import PROGRAM, Actions, check_flags, check_paths, parse_flags
 
 
@@ -21,17 +23,25 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
     with the command."""
     given, actions = parse_flags(arguments)
-    if rank():
-        # The first of several processes speaks for all.
-        return 2
+    ignore_requests_to_save()
     return run_command(
-        PROGRAM,
-        lambda: _run(given, actions),
+        _program(),
+        lambda: _run_as_rank(given, actions),
         debug=actions.debug,
         ends_process=arguments is None,
-        statuses={TrainingDiverged: 1},
+        on_ranks=True,
+        statuses={TrainingDiverged: 1, RankLost: 1},
         explain=_explain,
     )
+
+
+def _program() -> str:
+    """What begins a line about an error."""
+    with suppress(ValueError):
+        place = world()
+        if place is not None and place.rank:
+            return f"{PROGRAM} (rank {place.rank})"
+    return PROGRAM
 
 
 def _explain(error: Exception) -> Exception | None:
@@ -40,10 +50,42 @@ def _explain(error: Exception) -> Exception | None:
     return memory.memory_error(error) if memory else None
 
 
+def _run_as_rank(given: Given, actions: Actions) -> int:
+    try:
+        return _run(given, actions)
+    except RankLost as lost:
+        if lost.told:
+            return lost.status
+        raise
+
+
 def _run(given: Given, actions: Actions) -> int:
-    check_alone()
+    place = world()
+    if place is not None and place.rank:
+        try:
+            given = _check_settings(given, actions, place.size)
+        except ValueError:
+            # The first of several processes, of the same flags, speaks for all.
+            return 2
+    else:
+        given = _check_settings(given, actions, place.size if place else 1)
+        check_paths(actions)
+        _check_set(given, actions)
+    with quick_imports():
+        from fast_train.pipeline import commands
+    return commands.run(given, actions)
+
+
+def _check_settings(given: Given, actions: Actions, ranks: int) -> Given:
     given = check_flags(given, actions)
-    check_paths(actions)
+    alone = {"evaluate": actions.evaluate is not None, "show-batch": actions.show_batch,
+             "list-loaders": actions.list_loaders}  # fmt: skip
+    for name in (name for name, given in alone.items() if given and ranks > 1):
+        raise ConfigError(f"{ranks} processes were started, and --{name} is the work of one; start it without torchrun")
+    return given
+
+
+def _check_set(given: Given, actions: Actions) -> None:
     if not (actions.list_loaders or actions.evaluate is not None or actions.resume not in (None, "auto")):
         config = check_given(actions.recipe, given)
         # NumPy, which reading a set needs, takes a tenth of a second to import.
@@ -51,9 +93,6 @@ def _run(given: Given, actions: Actions) -> int:
 
         data = config.data if config is not None else build(DataConfig, given.get("data", {}), "data")
         PreparedSet.open(data.path).entries("train", data.format)
-    with quick_imports():
-        from fast_train.pipeline import commands
-    return commands.run(given, actions)
 
 
 if __name__ == "__main__":

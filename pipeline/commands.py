@@ -23,6 +23,7 @@ from fast_train.pipeline.engine.runtime import resolve_runtime, running
 from fast_train.pipeline.flags import PROGRAM, Actions
 from fast_train.pipeline.loaders import LOADERS
 from fast_train.pipeline.paths import checkpoints, of_name
+from fast_train.pipeline.ranks import current, joined
 from fast_train.pipeline.report.predictions import print_mistakes, write_predictions
 from fast_train.pipeline.report.progress import Terminal
 from fast_train.pipeline.report.summary import print_accuracy, print_evaluation, write_batch_picture, write_pictures
@@ -97,7 +98,15 @@ class _Advice(Listener):
 
 
 def _train(given: Given, actions: Actions, console: Console) -> int:
-    resume = what_to_resume(actions.resume)
+    with joined() as ranks:
+        outcome = _train_together(given, actions, console)
+    # The process group is no more: what is left is for one. The others are done, however that ends: torchrun would end
+    # the first one for a status of theirs.
+    return _finish(outcome, actions, console) if ranks.first else 0
+
+
+def _train_together(given: Given, actions: Actions, console: Console) -> session.Outcome:
+    resume = current().of_first(lambda: what_to_resume(actions.resume))
     plan = plan_training(given, recipe=actions.recipe, resume=resume, verify=actions.verify)
     with Terminal(console) as terminal:
         outcome = session.train(
@@ -109,9 +118,9 @@ def _train(given: Given, actions: Actions, console: Console) -> int:
             listeners=(_Advice(console, plan, given), terminal),
             given=given,
         )
-    if actions.save_as is not None and outcome.interrupted is None:
+    if actions.save_as is not None and outcome.interrupted is None and current().first:
         copy_checkpoint(load(outcome.folder).path, of_name(outcome.folder, actions.save_as))
-    return _finish(outcome, actions, console)
+    return outcome
 
 
 def _finish(outcome: session.Outcome, actions: Actions, console: Console) -> int:

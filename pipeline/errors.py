@@ -20,6 +20,17 @@ class LoadingError(ValueError):
     """A loader gives no more batches: what it reads by failed, such as a process that was killed."""
 
 
+class RankLost(RuntimeError):
+    """Another rank has ended, or this one's error is another's too, so that a run on several ranks can't go on.
+
+    told: another rank has told the reason, so that this one is silent. status: to exit with.
+    """
+
+    def __init__(self, reason: str, *, told: bool = False, status: int = 1) -> None:
+        super().__init__(reason)
+        self.told, self.status = told, status
+
+
 class TrainingDiverged(RuntimeError):
     """The loss, of training or of test images, or a weight is no finite number any more."""
 

@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("common",),
     ("data_prep", "kernels"),
     ("pipeline.errors", "pipeline.device", "pipeline.paths"),
-    ("pipeline.config",),
+    ("pipeline.config", "pipeline.ranks"),
     ("pipeline.models", "pipeline.loaders", "pipeline.optim"),
     ("pipeline.engine",),
     ("pipeline.report", "pipeline.run"),

@@ -1,6 +1,8 @@
 """What is installed: one name, whole, that stands beside others', and commands that start from anywhere."""
 
+import email
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from fast_train.common.version import VERSION
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "src" / "fast_train"
@@ -76,6 +80,25 @@ def test_the_wheel_holds_one_top_level_name_and_all_of_it(wheel):
     assert "fast_train/py.typed" in names
     assert "fast_train/pipeline/recipes/fast.toml" in names
     assert all(f"{name} = fast_train.scripts:{name.replace('-', '_')}\n" in scripts for name in COMMANDS)
+
+
+def test_licence_authors_and_version_are_said_alike(wheel, tmp_path):
+    """In the wheel, the licence, the citation, the change log and by --version."""
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        about = email.message_from_bytes(archive.read(path))
+    cited = dict(re.findall(r"^(\w+): (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE))
+    licence = (ROOT / "LICENSE").read_text()
+    released = re.findall(r"^## (\S+) - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    shown = _run(sys.executable, "-m", "fast_train.pipeline.cli", "--version", cwd=tmp_path)
+    assert shown.stdout == f"fast-train, fast-train {VERSION}\n"
+    assert about["Version"] == cited["version"] == released[0] == VERSION
+    assert about["License-Expression"] == cited["license"] == licence.split()[0] == "MIT"
+    assert f"- name: {about['Author']}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"{about['Author']}\n" in licence
+    low, high = re.fullmatch(r"<3\.(\d+),>=3\.(\d+)", about["Requires-Python"]).groups()[::-1]
+    named = [line.removeprefix("Programming Language :: Python :: ") for line in about.get_all("Classifier")]
+    assert [name for name in named if name[:2] == "3."] == [f"3.{minor}" for minor in range(int(low), int(high))]
 
 
 @pytest.fixture(scope="module")

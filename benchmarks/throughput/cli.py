@@ -26,6 +26,7 @@ from fast_train.pipeline.config.settings import RunConfig
 from fast_train.pipeline.errors import ConfigError
 
 PROGRAM = "bench-throughput"
+_MOST_RANKS = 1024
 _EPILOG = f"""examples:
   bench-throughput                                     data/cifar10, this machine, a full report
   bench-throughput --quick                             a look in a minute or two
@@ -53,6 +54,7 @@ class Flags(Subject):
     runs: int | None = None
     epochs: int | None = None
     prep_dataset: str | None = None
+    ranks: str | None = None
     warm_up: int = 1
     workers: int | None = None
     compare: Sequence[Path] | None = None
@@ -73,7 +75,15 @@ class Flags(Subject):
         epochs = RunConfig().epochs if self.epochs is None else self.epochs
         replace(RunConfig(), target_accuracy=self.target_accuracy, epochs=epochs)
         self._check_dataset()
+        self.rank_counts()
         super().check()
+
+    def rank_counts(self) -> tuple[int, ...]:
+        """The numbers of --ranks in rising order; ValueError for what is none."""
+        counts = [text.strip() for text in (self.ranks or "").split(",") if text.strip()]
+        if not all(text.isdecimal() and 1 <= int(text) <= _MOST_RANKS for text in counts):
+            raise ValueError(f"--ranks {self.ranks} names no numbers of ranks; give some, such as --ranks 1,2,4")
+        return tuple(sorted({int(text) for text in counts}))
 
     def chosen_suites(self) -> list[str]:
         """The suites to run, in their order; --quick takes those that take long only where --only names them.
@@ -143,6 +153,10 @@ def build_parser() -> Parser:
         metavar="NAME",
         help="what `preparation` prepares, as prep-data takes it (default: synthetic; of photographs, theirs)",
     )
+    add(
+        "--ranks", nargs="?", const="", metavar="LIST",
+        help="the suite `ranks`: numbers of GPUs to train on, with commas between (default: 1, 2, 4 ... all)",
+    )  # fmt: skip
     add = parser.add_argument_group("how").add_argument
     add("--repeats", **COUNT, help="of each case (default: 5; 2 with --quick and, on a CPU, of what takes long)")
     add("--warm-up", **COUNT, help="repeats before that (default: 1)")

@@ -52,6 +52,15 @@ class LoaderDetails(Details):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RanksDetails(Details):
+    """A row of a training by several ranks. efficiency: its rate by that of one process times the ranks."""
+
+    ranks: int
+    batch_size: int
+    efficiency: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RungDetails(Details):
     """A rung of the ladder: a step alone. change: what distinguishes it from the rung before. kind: the type that it
     computes in. peak_memory_bytes: None where the device keeps no count."""

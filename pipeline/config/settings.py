@@ -17,6 +17,7 @@ from fast_train.common.text import show
 from fast_train.kernels.spec import AugmentSpec, CropChanges, CropSpec, check_seed, check_size
 from fast_train.pipeline.config.architectures import (
     ARCHITECTURES,
+    LARGEST_CIFAR_STEM,
     SMALLEST_SPEEDNET_IMAGE,
     SPEEDNETS,
     Activation,
@@ -78,6 +79,13 @@ class ModelConfig:
             twin = self.arch.replace("plain-", "resnet")
             raise ConfigError(f"{self.arch} has no shortcuts; leave out model.{setting}, or take {twin}")
 
+    @property
+    def first_layers(self) -> Literal["cifar", "imagenet"]:
+        """What `stem` stands for; a speednet begins at full size too."""
+        if self.stem != "auto":
+            return self.stem
+        return "cifar" if self.image_size <= LARGEST_CIFAR_STEM or self.arch in SPEEDNETS else "imagenet"
+
     def _check_speednet(self) -> None:
         for name in ("stem", "shortcut", "activation", "zero_init_residual"):
             if getattr(self, name) != ModelConfig.__dataclass_fields__[name].default:
@@ -98,7 +106,10 @@ class DataConfig:
     loader: LoaderName = "resident"
     """What brings the batches; `--list-loaders` says which can run here."""
     batch_size: int = 512
-    """Images a step."""
+    """Images a step, of all ranks together."""
+    shard_resident: bool = False
+    """On several ranks, `resident` holds in each its part of the training split instead of all of it; the order of the
+    images is then another one."""
     workers: int | None = None
     """Loading processes (`torch`) or threads (`ffcv`, `dali`); none for what suits the loader."""
     resident_memory: ResidentMemory = "auto"
@@ -119,6 +130,8 @@ class DataConfig:
         _require(self.batch_size >= 1, f"batch size {self.batch_size} is too small; give 1 or more")
         _require(self.workers is None or self.workers >= 0, f"{self.workers} workers; give 0 or more")
         check_choice("loader", self, "loader")
+        fits = self.loader == "resident" or not self.shard_resident
+        _require(fits, f"--shard-resident does not fit --loader {self.loader}; add --loader resident")
         check_choice("memory", self, "resident_memory")
         check_choice("normalisation", self, "normalise")
         check_choice("augmentation of DALI", self, "dali_augment")
@@ -284,6 +297,8 @@ class RunConfig:
     """`norm`: BatchNorm, addition and ReLU in one kernel; `conv`: BatchNorm's sums in the convolutions too."""
     channels_last: bool = True
     """Memory format of weights and images."""
+    sync_batchnorm: bool = False
+    """On several ranks, BatchNorm by the mean and variance of the whole batch instead of each rank's part."""
     graph: bool | None = None
     """The whole step as one CUDA graph; none for where it can be: on a GPU."""
     deterministic: bool = False
@@ -335,6 +350,8 @@ class RunConfig:
         check_choice("fusion", self, "fuse")
         fits = self.fuse == "none" or self.channels_last
         _require(fits, f"--fuse {self.fuse} needs channels_last memory; give --channels-last")
+        fits = self.fuse == "none" or not self.sync_batchnorm
+        _require(fits, f"--fuse {self.fuse} has no --sync-batchnorm; leave one of them out")
         check_choice("test-time augmentation", self, "tta")
         if self.eval_size is not None:
             check_size(self.eval_size)

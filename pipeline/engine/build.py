@@ -33,6 +33,8 @@ from fast_train.pipeline.errors import CompileError, ConfigError
 from fast_train.pipeline.loaders import AnyBatch, Loader, Progress, build_loader
 from fast_train.pipeline.loaders.native import NativeAugment, NativeCrop
 from fast_train.pipeline.models import build_model, initialise_from_data, starts_from_data
+from fast_train.pipeline.models.synced import synchronised
+from fast_train.pipeline.ranks import current
 
 # Pixels of the images that a model starts from: the first 5,000 of CIFAR-10 (Jordan 2024, section 3.2).
 _START_PIXELS = 5000 * 32 * 32
@@ -86,12 +88,15 @@ def build_split_loader(
     """The loader of the training split, or, to evaluate, of ``split``: None for the one that training is judged by.
     progress: see `LoaderOptions`."""
     split = "train" if train else split or prepared.evaluated_split
-    evaluated = evaluated_shape(config, prepared.manifest)[:2]
+    height, width, _ = evaluated_shape(config, prepared.manifest)
+    # The first layer of ImageNet's stem, the largest one, is half as high and wide as the image.
+    halved = 2 if config.model.first_layers == "imagenet" else 1
+    at_once = evaluation_batch(prepared.size(split), height // halved, width // halved)
     return build_loader(
         config.data.loader,
         prepared,
         split,
-        batch_size=config.data.batch_size if train else evaluation_batch(prepared.size(split), *evaluated),
+        batch_size=config.data.batch_size if train else at_once,
         seed=config.run.seed,
         device=runtime.device,
         train=train,
@@ -99,6 +104,9 @@ def build_split_loader(
         native=_native(config, prepared, runtime) if train else None,
         resident_memory=config.data.resident_memory,
         progress=progress,
+        rank=current().rank,
+        ranks=current().size,
+        shard=config.data.shard_resident,
     )
 
 
@@ -129,6 +137,8 @@ def build_network(config: Config, runtime: Runtime, prepared: PreparedSet | None
     if prepared is not None and starts_from_data(model):
         initialise_from_data(model, _first_images(config, prepared))
     model = model.to(runtime.device)
+    if config.run.sync_batchnorm:
+        model = synchronised(model)
     return model.to(memory_format=torch.channels_last) if config.run.channels_last else model
 
 
@@ -161,9 +171,10 @@ def build_step(
 
 
 def check_batch(model: torch.nn.Module, config: Config, prepared: PreparedSet) -> None:
-    """ConfigError where batches are of one image, and so small a one that a BatchNorm of ``model`` gets a single value
-    per channel, which has no variance. The model stays as it is."""
-    if config.data.batch_size > 1:
+    """ConfigError where batches, or a rank's parts of them, are of one image, and so small a one that a BatchNorm of
+    ``model`` gets a single value per channel, which has no variance. The model stays as it is."""
+    ranks = current().size
+    if config.data.batch_size // ranks > 1 or (config.run.sync_batchnorm and ranks > 1):
         return
     channels, height, width = trained_shapes(config, prepared.manifest)[0]
     try:

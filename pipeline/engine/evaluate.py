@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,16 +12,19 @@ from torch import Tensor, nn
 
 from fast_train.pipeline.config.settings import TestTimeAugmentation
 from fast_train.pipeline.engine.augmentation import Augmentation
+from fast_train.pipeline.engine.stopping import BrokenOff
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import Loader
+from fast_train.pipeline.ranks import current
 
 # Images at once of CIFAR's size. A batch of larger ones has no more pixels than these, and so takes no more memory.
 _BATCH, _PIXELS = 1000, 1000 * 32 * 32
 
 
 def evaluation_batch(count: int, height: int, width: int) -> int:
-    """How many of a split's ``count`` images to evaluate at once, at least 1."""
-    return max(min(_BATCH, _PIXELS // (height * width), count), 1)
+    """How many of a split's ``count`` images to evaluate at once, at least 1. height, width: of what the network makes
+    of an image first."""
+    return max(min(_BATCH, _PIXELS // max(height * width, 1), count), 1)
 
 
 def check_tta(tta: TestTimeAugmentation, height: int, width: int) -> None:
@@ -59,51 +63,72 @@ def evaluate(
     *,
     amp: torch.dtype | None = None,
     tta: TestTimeAugmentation = "none",
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Evaluate ``model`` on a loader built with ``train=False``; the model's mode is put back afterwards.
+    """Evaluate ``model`` on a loader built with ``train=False``; the model's mode is put back afterwards. Several ranks
+    each evaluate their part, and all get the whole.
 
     tta: ``flip`` averages the logits of each image and of its mirror image. ``multicrop`` (Jordan 2024, arXiv
     2404.00498, section 3.5) averages six: image and mirror image weigh 1/4 each, and both of them moved by one pixel
     up and left, and down and right, 1/8 each; what comes in at the border is its reflection.
-    Raises ConfigError where the images are too small for that, and ValueError where the loader did not deliver each
-    image once.
+    stopped: asked after each batch whether to break off.
+    Raises ConfigError where the images are too small for that, ValueError where the loader did not deliver each image
+    once, and BrokenOff, on all ranks, where it was to break off on any.
     """
-    classes, device = len(loader.prepared.manifest.classes), loader.device
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    labels = torch.zeros(loader.count, dtype=torch.int64, device=device)
-    predictions, confidences = torch.zeros_like(labels), torch.zeros(loader.count, device=device)
-    delivered = [torch.empty_like(labels[:0])]
+    found = _Found(loader.count, loader.device)
     was_training = model.training
     model.eval()
     try:
         for batch in loader.feed():
-            truth = batch.targets()
-            log_probabilities = _predict(model, augmenter(batch), amp, tta)
-            loss += F.nll_loss(log_probabilities, truth, reduction="sum")
-            confidence, prediction = log_probabilities.max(dim=1)
-            labels[batch.indices], predictions[batch.indices] = truth, prediction
-            confidences[batch.indices] = confidence.exp()
-            # A copy: a loader may overwrite its batch.
-            delivered.append(batch.indices.clone())
+            found.put(batch.indices, batch.targets(), _predict(model, augmenter(batch), amp, tta))
+            if stopped():
+                break
     finally:
         model.train(was_training)
-    _check_delivered(torch.cat(delivered), loader)
-    confusion = torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes)
-    correct = int(confusion.diagonal().sum())
-    return Evaluation(
-        split=loader.split,
-        loss=float(loss) / loader.count,
-        accuracy=correct / loader.count,
-        confusion=confusion.cpu().numpy(),
-        labels=labels.cpu().numpy(),
-        predictions=predictions.cpu().numpy(),
-        confidences=confidences.cpu().numpy(),
-    )
+    if current().highest(1 if stopped() else None):
+        raise BrokenOff
+    found.gather()
+    _check_delivered(found.times, loader)
+    return found.evaluation(loader.split, classes=len(loader.prepared.manifest.classes))
 
 
-def _check_delivered(indices: Tensor, loader: Loader) -> None:
-    """indices: int64 [N], of all images that came."""
-    times = torch.bincount(indices, minlength=loader.count)
+class _Found:
+    """What is known of each image of a split, [N], and zero where nothing is: so the sum over ranks, of which each has
+    its own images, is exact. times: int64, how often each came."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.times, self.labels, self.predictions = torch.zeros(3, count, dtype=torch.int64, device=device)
+        self.confidences, self.losses = torch.zeros(2, count, device=device)
+
+    def put(self, indices: Tensor, labels: Tensor, log_probabilities: Tensor) -> None:
+        """indices, labels: int64 [B]. log_probabilities: float32 [B, K]."""
+        self.times.index_add_(0, indices, torch.ones_like(indices))
+        self.losses[indices] = F.nll_loss(log_probabilities, labels, reduction="none")
+        confidence, prediction = log_probabilities.max(dim=1)
+        self.labels[indices], self.predictions[indices] = labels, prediction
+        self.confidences[indices] = confidence.exp()
+
+    def gather(self) -> None:
+        """All of it, on every rank."""
+        for name, values in list(vars(self).items()):
+            setattr(self, name, current().sum(values))
+
+    def evaluation(self, split: str, *, classes: int) -> Evaluation:
+        pairs = torch.bincount(self.labels * classes + self.predictions, minlength=classes**2)
+        confusion, count = pairs.view(classes, classes), len(self.labels)
+        return Evaluation(
+            split=split,
+            loss=float(self.losses.double().sum()) / count,
+            accuracy=int(confusion.diagonal().sum()) / count,
+            confusion=confusion.cpu().numpy(),
+            labels=self.labels.cpu().numpy(),
+            predictions=self.predictions.cpu().numpy(),
+            confidences=self.confidences.cpu().numpy(),
+        )
+
+
+def _check_delivered(times: Tensor, loader: Loader) -> None:
+    """times: int64 [N], how often each image came."""
     missing, again = int((times == 0).sum()), int((times > 1).sum())
     if missing or again:
         raise ValueError(

@@ -8,9 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fast_train.pipeline.ranks import current
+
 
 class Glimpse:
     """Reads a tensor of sums now and then without making the host wait for the device. every: seconds in between.
+    Of several ranks, each takes its own part of the images for an example of all.
 
     On CUDA a copy to pinned memory is queued after the steps, and its values are looked at once it is done: what
     is shown is what the device has finished, not what the host has queued.
@@ -29,7 +32,7 @@ class Glimpse:
             return None
         if self._pinned is None:
             self._last_look = now
-            return totals(self._sums)
+            return totals(self._sums * current().size)
         if self._event is None:
             self._pinned.copy_(self._sums, non_blocking=True)
             self._event = torch.cuda.Event()
@@ -38,7 +41,7 @@ class Glimpse:
         if not self._event.query():
             return None
         self._event, self._last_look = None, now
-        return totals(self._pinned)
+        return totals(self._pinned * current().size)
 
 
 class Totals(NamedTuple):
@@ -50,7 +53,8 @@ class Totals(NamedTuple):
 
 
 class Metrics:
-    """Sums that the step adds to on the device; reading them is the epoch's only synchronisation."""
+    """Sums that the step adds to on the device; reading them is the epoch's only synchronisation. Each rank has those
+    of its images, and all of them read together."""
 
     def __init__(self, device: torch.device) -> None:
         # float64: sums of 50,000 losses keep their digits. Rows: loss, correct, images.
@@ -65,8 +69,21 @@ class Metrics:
         self.sums.zero_()
 
     def read(self) -> Totals:
-        """Wait for the device and return the sums."""
-        return totals(self.sums)
+        """Wait for the device and return the sums, over all ranks."""
+        return totals(current().sum(self.sums))
+
+    def state(self) -> Tensor:
+        """The sums, float64 [3], or [R, 3] of R ranks, which all ask for it."""
+        ranks = current()
+        return ranks.gather(self.sums) if ranks.size > 1 else self.sums
+
+    def load(self, state: Tensor) -> None:
+        """The inverse of `state`, of any number of ranks: what was summed on another number stays with the first."""
+        ranks, rows = current(), state.view(-1, len(self.sums))
+        if len(rows) == ranks.size:
+            self.sums.copy_(rows[ranks.rank])
+        else:
+            self.sums.copy_(rows.sum(dim=0) * ranks.first)
 
 
 def totals(sums: Tensor) -> Totals:

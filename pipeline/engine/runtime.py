@@ -18,6 +18,7 @@ from fast_train.pipeline.config.architectures import Fusion
 from fast_train.pipeline.config.settings import RunConfig, check_device
 from fast_train.pipeline.device import computes_bf16, device_name, gains_by, has_tf32
 from fast_train.pipeline.errors import ConfigError
+from fast_train.pipeline.ranks import current
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,7 +49,8 @@ class Runtime:
         return "TF32" if self.tf32 else str(self.image_dtype).removeprefix("torch.")
 
     def describe(self) -> str:
-        parts = [device_name(self.device)]
+        ranks = current().size
+        parts = [f"{ranks} ranks, each on {device_name(self.device)}" if ranks > 1 else device_name(self.device)]
         if self.device.type == "cpu" and self.threads is not None:
             parts += [f"steps of {self.threads} thread{'s'[: self.threads != 1]}"]
         parts += [self.dtype_name]
@@ -109,7 +111,8 @@ def resolve_runtime(run: RunConfig) -> Runtime:
 def _resolve_threads(run: RunConfig, device: torch.device) -> int | None:
     """A fixed number, or None where it is to be found by measuring."""
     cores = usable_cores()
-    measured = device.type == "cpu" and not run.deterministic and cores > 1
+    # The steps of ranks wait for each other: they can't be timed one by one.
+    measured = device.type == "cpu" and not run.deterministic and cores > 1 and current().size == 1
     return run.threads or (None if measured else cores)
 
 
@@ -136,15 +139,30 @@ def _check_triton_builds() -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that a setting names; ConfigError for one that is not here."""
+    """The device that a setting names, of several ranks the one that is this one's; ConfigError for one that is not
+    here."""
     check_device(name)
     available = torch.cuda.is_available()
+    if current().joined and (name.startswith("cuda") or (name == "auto" and available)):
+        return _device_of_rank(name)
     if name == "auto":
         return torch.device("cuda" if available else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
         raise ConfigError(f"no device '{name}' is visible here; give --device auto to use what there is")
     return device
+
+
+def _device_of_rank(name: str) -> torch.device:
+    ranks, devices = current(), torch.cuda.device_count()
+    if ranks.local_size > devices:
+        raise ConfigError(
+            f"{ranks.local_size} ranks on a machine with {devices} GPU{'s'[: devices != 1]}; give torchrun "
+            f"--nproc-per-node {devices or 1}, or add --device cpu"
+        )
+    if ":" in name and ranks.local_size > 1:
+        raise ConfigError(f"--device {name} is one GPU, and each rank has its own; give --device cuda")
+    return torch.device(name if ":" in name else f"cuda:{ranks.local_rank}")
 
 
 def _resolve_amp(name: str, device: torch.device) -> torch.dtype | None:

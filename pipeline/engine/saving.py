@@ -20,14 +20,23 @@ _SECONDS_BETWEEN_SAVES = 10.0
 
 class Checkpoints:
     """Those of one run's folder. A disk that takes no more costs no training: ``warn`` gets a line, the first time, and
-    the next save tries again. step: how far the run is."""
+    the next save tries again. step: how far the run is. writes: whether this process writes them, and not another rank.
+    """
 
-    def __init__(self, folder: Path, run: RunConfig, step: int, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, run: RunConfig, step: int, warn: Callable[[str], None], *, writes: bool = True
+    ) -> None:
         self._folder, self._run, self._warn = folder, run, warn
+        self._writes = writes
         self._every = run.save_interval
         self._step, self._saved_at = step, time.monotonic()
         # The last one, the best one, the kept ones: which could not be written when they were tried last.
         self._failing: set[str] = set()
+
+    @property
+    def by_steps(self) -> bool:
+        """Whether `due` looks at the steps alone, and not at the clock."""
+        return isinstance(self._every, int)
 
     def due(self, step: int, *, epoch_end: bool = False) -> bool:
         """Whether to save after a step, number ``step`` of the run."""
@@ -42,6 +51,8 @@ class Checkpoints:
         """Write the last checkpoint, and before it the one to keep, if any: a run that is killed in between comes to
         the same step again. final: OSError where the last one can't be written."""
         self._step, self._saved_at = state["done_steps"], time.monotonic()
+        if not self._writes:
+            return
         path, kept = self._folder / CHECKPOINT, of_step(self._folder, self._step)
         keeps = self._run.keep > 0 and self._written(kept, KEPT, state)
         if keeps:
@@ -61,7 +72,8 @@ class Checkpoints:
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Write the checkpoint of the best test accuracy so far."""
-        self._written(self._folder / BEST, BEST, state)
+        if self._writes:
+            self._written(self._folder / BEST, BEST, state)
 
     def _drop_old(self) -> None:
         # Those of later steps stay: a run that goes on from an earlier one has not come to them yet.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,15 +18,18 @@ from torch import Tensor, nn
 from fast_train.pipeline.config.settings import OptimizerConfig
 from fast_train.pipeline.engine.augmentation import Augmentation
 from fast_train.pipeline.engine.metrics import Metrics
+from fast_train.pipeline.engine.reduction import BYTES, FIRST_BYTES, MeanOverRanks
 from fast_train.pipeline.loaders import AnyBatch
 from fast_train.pipeline.optim.averaging import Lookahead, WeightAverage
 from fast_train.pipeline.optim.optimizer import build_optimizer, optimizer_tensors
+from fast_train.pipeline.ranks import current
 
 ForwardLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class TrainStep:
-    """A model and all that a training step of it needs.
+    """A model and all that a training step of it needs. On several ranks each has one, of its part of the batch, and
+    what it changes is the same on all of them.
 
     model: on its device, in its memory format. amp: the autocast type, None for float32; float16 scales the loss
     (torch.amp.GradScaler). compile: the forward pass, the loss and through it the backward pass by torch.compile, in
@@ -50,6 +54,7 @@ class TrainStep:
         self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
         self.lookahead = Lookahead(model, config.lookahead, config.lookahead_decay) if config.lookahead else None
         self.metrics = Metrics(device)
+        self._over_ranks = MeanOverRanks(model, current()) if current().joined else None
         self._forward_loss: ForwardLoss = self._plain_forward_loss
         if compile:
             compiled = _compile_for_any_threads if device.type == "cpu" else _compile
@@ -74,6 +79,8 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         loss, correct = self._forward_loss(images, labels)
         self.scaler.scale(loss).backward()
+        if self._over_ranks:
+            self._over_ranks.finish()
         if self.config.grad_clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip, foreach=True)
@@ -140,7 +147,7 @@ class TrainStep:
             "average": self.average.model.state_dict() if self.average else None,
             "lookahead": self.lookahead.slow if self.lookahead else None,
             "scaler": self.scaler.state_dict(),
-            "metrics": self.metrics.sums,
+            "metrics": self.metrics.state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -156,7 +163,7 @@ class TrainStep:
                     self.optimizer.state[parameter][name].copy_(value)
             if self.lookahead:
                 torch._foreach_copy_(self.lookahead.slow, state["lookahead"])
-            self.metrics.sums.copy_(state["metrics"])
+            self.metrics.load(state["metrics"])
         # A run that was not in float16 saved an empty one: a scaler that is needed all the same starts afresh.
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -164,7 +171,25 @@ class TrainStep:
 
 def _compile(function: ForwardLoss, mode: str) -> ForwardLoss:
     # Not dynamic: a second step of the process, of another batch size, is compiled for its own shape too.
-    return torch.compile(function, mode=mode, dynamic=False)
+    if not current().joined:
+        return torch.compile(function, mode=mode, dynamic=False)
+    options = torch._inductor.list_mode_options(mode)
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        return _in_parts(graph, inputs, partial(torch._inductor.compile, options=options))
+
+    return torch.compile(function, backend=backend, dynamic=False)
+
+
+def _in_parts(graph: torch.fx.GraphModule, inputs: list[Any], compile: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a graph in parts, where this process is a rank: a backward pass of one part gives all gradients at its
+    end, and none of them could leave before. By torch's own division for its DistributedDataParallel."""
+    if not current().joined:
+        return compile(graph, inputs)
+    # Here and not above: no other run needs it.
+    from torch._dynamo.backends.distributed import DDPOptimizer
+
+    return DDPOptimizer(BYTES, compile, FIRST_BYTES).compile_fn(graph, inputs)
 
 
 def _compile_for_any_threads(function: ForwardLoss, mode: str) -> ForwardLoss:
@@ -174,7 +199,7 @@ def _compile_for_any_threads(function: ForwardLoss, mode: str) -> ForwardLoss:
     compiled_with = wanted = torch.get_num_threads()
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        code = torch._inductor.compile(graph, inputs, options=options)
+        code = _in_parts(graph, inputs, partial(torch._inductor.compile, options=options))
 
         def run(*arguments: Any) -> Any:
             torch.set_num_threads(wanted)

@@ -36,11 +36,15 @@ from fast_train.pipeline.engine.memory import check_memory
 from fast_train.pipeline.engine.metrics import Glimpse, Totals
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.engine.saving import Checkpoints
+from fast_train.pipeline.engine.stopping import Requests
 from fast_train.pipeline.engine.threads import TunedStep
 from fast_train.pipeline.errors import CompileError, LoadingError, TrainingDiverged
 from fast_train.pipeline.loaders import AnyBatch, Loader
 from fast_train.pipeline.optim.schedules import build_schedule
+from fast_train.pipeline.ranks import current
 
+# Steps after which ranks hear of each other: a step on a GPU is short, and no host is to wait for another one.
+_LAG = {"cpu": 1, "cuda": 16}
 _REMEDY = "begin anew with a lower --lr or with --grad-clip 1; the last good checkpoint, if any, is kept"
 
 
@@ -108,7 +112,8 @@ class Trainer:
         """ConfigError where a step is to run eagerly on the CPU and can't fit into the memory that is free."""
         if self.runtime.device.type == "cpu" and not self.runtime.compile:
             largest = trained_shapes(self.config, self.prepared.manifest)[-1]
-            check_memory(self.step.model, largest, self.config.data.batch_size, self.runtime.amp)
+            here = self.config.data.batch_size // current().size * current().local_size
+            check_memory(self.step.model, largest, here, self.runtime.amp)
 
     def prepare(self, listeners: Sequence[Listener] = ()) -> None:
         """Compile and capture the step, so that the first epoch is as fast as the others."""
@@ -166,19 +171,23 @@ class Trainer:
         """Train to the end, to the target accuracy, to a signal, or to the end of epoch ``stop_after`` (1-based).
         Returns the last evaluation, or None and the number of the signal that ended it.
 
-        folder: of the checkpoints. Raises TrainingDiverged when a loss or a weight is no finite number; the last
-        checkpoint is then left as it was. Raises OSError where the last one can't be written.
+        folder: of the checkpoints. Raises TrainingDiverged when a loss or a weight is no finite number, and
+        PreparedSetError where the set's files were written to; the last checkpoint is then left as it was. Raises
+        OSError where the last one can't be written.
         """
         evaluation = None
-        checkpoints = Checkpoints(folder, self.config.run, self.done_steps, partial(warn, listeners))
+        checkpoints = Checkpoints(
+            folder, self.config.run, self.done_steps, partial(warn, listeners), writes=current().first
+        )
         with Interrupt() as interrupt, self._kept_where_loading_fails(folder, checkpoints):
+            requests = Requests(interrupt, lag=_LAG[self.runtime.device.type])
             while not self.finished and (stop_after is None or len(self.history) < stop_after):
                 epoch = len(self.history)
-                record = self._train_epoch(epoch, listeners, interrupt, checkpoints)
-                if interrupt.signum is not None:
+                record = self._train_epoch(epoch, listeners, requests, checkpoints)
+                if requests.signum is not None:
                     break
-                evaluation = interrupt.unless_stopped(partial(self._evaluate_epoch, epoch))
-                if interrupt.signum is not None and evaluation is None:
+                evaluation = requests.unless_stopped(partial(self._evaluate_epoch, epoch))
+                if requests.signum is not None and evaluation is None:
                     break
                 if evaluation:
                     record |= {
@@ -198,59 +207,45 @@ class Trainer:
                     checkpoints.save_best(self.state_dict())
                 if self.finished or epoch + 1 == stop_after:
                     break
-                if checkpoints.due(self.done_steps, epoch_end=True):
+                requests.between_steps(due=checkpoints.due(self.done_steps, epoch_end=True))
+                if requests.take_save():
                     checkpoints.save(self.state_dict())
+            requests.end()
             # Inside of the block: a signal meanwhile must not cost the run.
             checkpoints.save(self.state_dict(), final=True)
-        if interrupt.signum is not None and not self.finished:
-            return None, interrupt.signum
+        if requests.signum is not None and not self.finished:
+            return None, requests.signum
         return evaluation, None
 
     @contextmanager
     def _kept_where_loading_fails(self, folder: Path, checkpoints: Checkpoints) -> Iterator[None]:
-        """Save what was trained in the block where it ends by LoadingError, which then says so."""
+        """Save what was trained in the block where it ends by LoadingError, which then says so. Other ranks may be
+        inside of a step: of several, none saves."""
         began = self.done_steps
         try:
             yield
         except LoadingError as error:
-            if self.done_steps == began:
+            if self.done_steps == began or current().size > 1:
                 raise
             checkpoints.save(self.state_dict(), final=True)
             raise LoadingError(f"{error}; the run is saved, --resume {show_path(folder)} goes on") from error
 
     def _train_epoch(
-        self, epoch: int, listeners: Sequence[Listener], interrupt: Interrupt, checkpoints: Checkpoints
+        self, epoch: int, listeners: Sequence[Listener], requests: Requests, checkpoints: Checkpoints
     ) -> dict[str, Any]:
         """Train through what is left of an epoch; its record, which no evaluation is in yet."""
         if self.loader.epoch != epoch:
             self.loader.set_epoch(epoch)
         self.augmenter.set_epoch(epoch)
         self.augmenter.set_size(self._size(epoch))
-        run_step = self._run_steps[self._size(epoch)]
         self.step.model.train()
         already = self.step.metrics.read().images
         left = (self.total_steps - self.done_steps) * self.config.data.batch_size
         for listener in listeners:
             listener.on_epoch_begin(epoch + 1, already=already, images_left=left + already)
-        glimpse = Glimpse(self.step.metrics.sums)
         started = time.perf_counter()
-        if self.done_steps < self.total_steps and interrupt.signum is None:
-            for batch in interrupt.until_stopped(self.loader.feed()):
-                rate = self.schedule.rate(self.done_steps)
-                self.step.set_rate(rate, epochs=self.done_steps / len(self.loader))
-                run_step(batch)
-                self.done_steps += 1
-                self.step.after(self.done_steps, self.total_steps)
-                seen = glimpse.take()
-                if seen is not None:
-                    self._check_finite(seen, epoch)
-                    for listener in listeners:
-                        listener.on_progress(seen, rate)
-                if self.done_steps == self.total_steps or interrupt.signum is not None:
-                    break
-                # What is due after an epoch's last step waits for its evaluation.
-                if self.done_steps % len(self.loader) and checkpoints.due(self.done_steps):
-                    started += self._save_inside(epoch, started, checkpoints)
+        if self.done_steps < self.total_steps and requests.signum is None:
+            started = self._train_steps(started, epoch, listeners, requests, checkpoints)
         sums = self.step.metrics.read()
         seconds = time.perf_counter() - started
         self.train_seconds += seconds
@@ -271,6 +266,38 @@ class Trainer:
             "synthetic": self.prepared.synthetic,
         }
 
+    def _train_steps(
+        self,
+        started: float,
+        epoch: int,
+        listeners: Sequence[Listener],
+        requests: Requests,
+        checkpoints: Checkpoints,
+    ) -> float:
+        """The steps that are left of an epoch, to a signal at most; when it started, without the time to save."""
+        run_step = self._run_steps[self._size(epoch)]
+        glimpse = Glimpse(self.step.metrics.sums)
+        for batch in requests.batches(self.loader.feed()):
+            rate = self.schedule.rate(self.done_steps)
+            self.step.set_rate(rate, epochs=self.done_steps / len(self.loader))
+            run_step(batch)
+            self.done_steps += 1
+            self.step.after(self.done_steps, self.total_steps)
+            seen = glimpse.take()
+            if seen is not None:
+                self._check_finite(seen, epoch)
+                for listener in listeners:
+                    listener.on_progress(seen, rate)
+            due = checkpoints.due(self.done_steps)
+            requests.after_step(due=due and not checkpoints.by_steps)
+            if self.done_steps == self.total_steps or requests.signum is not None:
+                break
+            # What is due after an epoch's last step waits for its evaluation.
+            inside = self.done_steps % len(self.loader)
+            if inside and (requests.take_save() or (due and checkpoints.by_steps)):
+                started += self._save_inside(epoch, started, checkpoints)
+        return started
+
     def _check_finite(self, sums: Totals, epoch: int) -> None:
         if not math.isfinite(sums.loss):
             raise TrainingDiverged(
@@ -282,12 +309,12 @@ class Trainer:
         if not self.step.is_finite():
             raise TrainingDiverged(f"a weight became infinite or no number by step {self.done_steps:,}; {_REMEDY}")
 
-    def _evaluate_epoch(self, epoch: int) -> Evaluation | None:
+    def _evaluate_epoch(self, epoch: int, stopped: Callable[[], bool]) -> Evaluation | None:
         last = self.done_steps >= self.total_steps
         if not last and (epoch + 1) % self.config.run.eval_every:
             return None
         self._check_weights()
-        result = self.evaluate()
+        result = self.evaluate(stopped)
         if not math.isfinite(result.loss):
             images = f"the {result.split} images"
             raise TrainingDiverged(f"the loss of {images} became {result.loss} in epoch {epoch + 1}; {_REMEDY}")
@@ -295,13 +322,19 @@ class Trainer:
         self.target_reached = target is not None and result.accuracy >= target
         return result
 
-    def evaluate(self) -> Evaluation:
-        """Evaluate the present weights (the averaged ones where there are any) on the split that judges them."""
-        return self._evaluate(self.test_loader)
+    def evaluate(self, stopped: Callable[[], bool] = lambda: False) -> Evaluation:
+        """Evaluate the present weights (the averaged ones where there are any) on the split that judges them. stopped:
+        see `evaluate`."""
+        return self._evaluate(self.test_loader, stopped)
 
-    def _evaluate(self, loader: Loader) -> Evaluation:
+    def _evaluate(self, loader: Loader, stopped: Callable[[], bool] = lambda: False) -> Evaluation:
         return evaluate(
-            self.step.evaluated_model, loader, self.test_augmenter, amp=self.runtime.amp, tta=self.config.run.tta
+            self.step.evaluated_model,
+            loader,
+            self.test_augmenter,
+            amp=self.runtime.amp,
+            tta=self.config.run.tta,
+            stopped=stopped,
         )
 
     def final_test(self, state: Mapping[str, Any]) -> Evaluation:
@@ -318,8 +351,11 @@ class Trainer:
         return time.perf_counter() - began
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the continuation needs; TrainingDiverged where a weight is no finite number."""
+        """All that the continuation needs; TrainingDiverged where a weight is no finite number, PreparedSetError where
+        the images were not the set's."""
         self._check_weights()
+        for loader in (self.loader, self.test_loader):
+            loader.check_unchanged()
         cuda = torch.cuda.get_rng_state(self.runtime.device) if self.runtime.device.type == "cuda" else None
         return {
             "config": self.config.to_dict(),
@@ -334,6 +370,7 @@ class Trainer:
             "loader": {**self.loader.state_dict(), "step": self.done_steps - self.loader.epoch * len(self.loader)},
             "schedule": self.schedule.state_dict(),
             "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "ranks": current().size,
             "done_steps": self.done_steps,
             "train_seconds": self.train_seconds,
             "history": self.history,

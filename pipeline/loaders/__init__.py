@@ -50,6 +50,9 @@ def build_loader(
     native: NativeAugment | NativeCrop | None = None,
     resident_memory: ResidentMemory = "auto",
     progress: Progress | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+    shard: bool = False,
 ) -> Loader:
     """The loader ``name`` over a split; see `LoaderOptions`. native: what a `DaliLoader` is to augment by itself.
 
@@ -67,6 +70,9 @@ def build_loader(
         workers=workers,
         resident_memory=resident_memory,
         progress=progress,
+        rank=rank,
+        ranks=ranks,
+        shard=shard,
     )
     if native is None:
         return LOADERS[name](prepared, split, options)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from numbers import Integral
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,7 +19,8 @@ import torch
 from torch import Tensor
 
 from fast_train.common.cores import usable_cores
-from fast_train.common.text import one_line
+from fast_train.common.text import one_line, show_path
+from fast_train.data_prep.errors import ANEW, PreparedSetError
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.kernels.order import epoch_order
 from fast_train.kernels.spec import check_seed
@@ -26,7 +29,12 @@ from fast_train.pipeline.errors import LoadingError
 from fast_train.pipeline.loaders.batch import CHANNELS, AnyBatch, Batch, OwnBatch, RaggedBatch
 
 # What a position in the order depends on, and the user's name for it.
-_KEPT = {"seed": "seed", "batch_size": "batch size", "count": "split size"}
+_KEPT = {
+    "seed": "seed",
+    "batch_size": "batch size",
+    "count": "split size",
+    "shards": "number of --shard-resident ranks",
+}
 # Processes or threads: many more than there are cores only take memory, and in the end the machine.
 _MOST_WORKERS = 1024
 # Of an error of a library, in letters: DALI adds its stack.
@@ -40,8 +48,9 @@ T = TypeVar("T", bound=AnyBatch)
 @dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
     """What all loaders are built with. train, device: see `Loader`. seed: of the order. workers: loading processes or
-    threads, None for what suits the loader. resident_memory: see `ResidentLoader`. progress: shows what takes long
-    before the first batch. Raises ValueError for what is out of range."""
+    threads, None for what suits the loader. resident_memory, shard: see `ResidentLoader`. progress: shows what takes
+    long before the first batch. rank, ranks: which part of each batch is this loader's, of how many. Raises ValueError
+    for what is out of range."""
 
     batch_size: int
     seed: int
@@ -50,6 +59,9 @@ class LoaderOptions:
     workers: int | None
     resident_memory: ResidentMemory = "auto"
     progress: Progress | None = None
+    rank: int = 0
+    ranks: int = 1
+    shard: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "seed", "workers"):
@@ -59,6 +71,11 @@ class LoaderOptions:
         check_seed(self.seed)
         if self.batch_size < 1:
             raise ValueError(f"batch size {self.batch_size} is out of range; give 1 or more")
+        if self.train and self.batch_size % self.ranks:
+            raise ValueError(
+                f"a batch of {self.batch_size} images can't be shared out among {self.ranks} ranks; give a "
+                f"--batch-size that divides by {self.ranks}"
+            )
         if self.workers is not None and not 0 <= self.workers <= _MOST_WORKERS:
             raise ValueError(f"{self.workers} workers are out of range; give 0 to {_MOST_WORKERS}")
 
@@ -70,6 +87,9 @@ class Loader(ABC):
     remainder after the last whole batch. Evaluation sees every image exactly once, in the order of the file, and its
     last batch may be smaller.
 
+    On several ranks each has a loader, which gives its part of every batch in training, and in evaluation its part of
+    the images. Where it stands in an epoch (`state_dict`) does not depend on how many they are.
+
     Iterating starts at the epoch's first batch, or, once, where `load_state_dict` put it. A loader makes one pass at a
     time: another pass, another epoch or closing ends the one before, and its iterator then raises ValueError. It raises
     LoadingError where no more batches can come. Building one raises ValueError for a training split smaller than one
@@ -80,25 +100,34 @@ class Loader(ABC):
     format: ClassVar[str] = "packed"
     #: The module behind it, if that imports a library which is optional, and what to say where it can't be imported.
     optional: ClassVar[tuple[str, str] | None] = None
+    #: True: it reads no file any more once it is built.
+    holds_all: ClassVar[bool] = False
     #: True: a batch from `feed` lies in memory that is overwritten soon or scarce; iterating gives copies.
     lends_buffers: ClassVar[bool] = False
 
     def __init__(self, prepared: PreparedSet, split: str, options: LoaderOptions) -> None:
         self.prepared, self.split, self.seed, self.train = prepared, split, options.seed, options.train
-        self.batch_size, self.workers, self.device = options.batch_size, options.workers, options.device
+        self.global_batch_size, self.workers, self.device = options.batch_size, options.workers, options.device
+        self.rank, self.ranks = options.rank, options.ranks
+        #: Images of a batch that this loader gives: all of them, or in training a rank's part.
+        self.batch_size = options.batch_size // options.ranks if options.train else options.batch_size
         self.count = prepared.size(split)
         ragged = prepared.manifest.ragged
         #: Bytes of the largest image where each has its own shape, else 0.
         self.largest = CHANNELS * ragged.pixels if ragged is not None else 0
+        #: The number of parts that the split is divided into for good.
+        self.shards = options.ranks if options.shard and options.train else 1
         self.epoch = 0
         self._position = 0
         self._resume_at = 0
         self._pass: Callable[[], _Pass[Any] | None] = lambda: None
-        if self.train and self.count < self.batch_size:
+        if self.train and self.count < self.global_batch_size:
             raise ValueError(
                 f"split '{split}' of {prepared.root} holds {self.count} images, fewer than one batch of "
-                f"{self.batch_size}; give a smaller batch size"
+                f"{self.global_batch_size}; give a smaller batch size"
             )
+        entries = [] if self.holds_all else prepared.entries(split, self.format)
+        self._states = {entry: _state(prepared.root / entry.path) for entry in entries}
 
     @classmethod
     def missing(cls) -> str | None:
@@ -119,7 +148,14 @@ class Loader(ABC):
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return self.count // self.batch_size if self.train else -(-self.count // self.batch_size)
+        if self.train:
+            return self.count // self.global_batch_size
+        return -(-len(self._evaluated()) // self.batch_size)
+
+    def _evaluated(self) -> range:
+        """The images that evaluation gets from this loader."""
+        first, end = (self.count * part // self.ranks for part in (self.rank, self.rank + 1))
+        return range(first, end)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the first batch of an epoch."""
@@ -128,18 +164,23 @@ class Loader(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: the epoch and how many of its batches it has given out."""
-        return {"epoch": self.epoch, "step": self._position, **{name: getattr(self, name) for name in _KEPT}}
+        return {"epoch": self.epoch, "step": self._position, **self._kept()}
+
+    def _kept(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _KEPT} | {"batch_size": self.global_batch_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the last batch that was given out.
 
         ValueError if the seed, the batch size or the split's size differ, or if the epoch has fewer batches.
         """
-        for name, meaning in _KEPT.items():
-            if state.get(name, getattr(self, name)) != getattr(self, name):
+        for name, value in self._kept().items():
+            # An earlier version knew no shards.
+            before = state.get(name, 1 if name == "shards" else value)
+            if before != value:
+                meaning = _KEPT[name]
                 raise ValueError(
-                    f"the loader's state has {meaning} {state[name]}, this run {getattr(self, name)}; resume with "
-                    f"the same {meaning}"
+                    f"the loader's state has {meaning} {before}, this run {value}; resume with the same {meaning}"
                 )
         if not 0 <= state["step"] <= len(self):
             raise ValueError(f"the loader's state has step {state['step']}, the epoch {len(self)} batches")
@@ -179,6 +220,24 @@ class Loader(ABC):
         if begun is not None:
             begun.close()
 
+    def check_unchanged(self) -> None:
+        """PreparedSetError where another program has written into a file that it reads, so that images came which are
+        not the set's. Of a file that is deleted, or has another one in its place, it still reads the old one."""
+        for entry, before in self._states.items():
+            path = self.prepared.root / entry.path
+            now = _state(path)
+            if now[:2] != before[:2] or now == before:
+                continue
+            try:
+                # What was touched, or linked by a backup, has the same bytes.
+                self.prepared.check_hash(entry)
+            except PreparedSetError as error:
+                raise PreparedSetError(
+                    f"{show_path(path)} was written to while it was trained on; steps since the last checkpoint are "
+                    f"dropped; {ANEW}"
+                ) from error
+            self._states[entry] = now
+
     def failure(self, error: Exception) -> str:
         """What to tell of an error that ended a pass: what failed and what to do."""
         return f"loading failed ({one_line(error)[:_LONGEST_REASON]}); give another --loader, or --debug for all of it"
@@ -215,11 +274,13 @@ class Loader(ABC):
         self.close()
 
     def order(self, device: torch.device | str = "cpu") -> Tensor:
-        """The epoch's order, int64: for training a permutation cut to whole batches."""
+        """The epoch's order, int64: for training a permutation cut to whole batches, or a rank's part of each."""
         if not self.train:
-            return torch.arange(self.count, device=device)
+            evaluated = self._evaluated()
+            return torch.arange(evaluated.start, evaluated.stop, device=device)
         order = epoch_order(self.count, seed=self.seed, epoch=self.epoch, device=device)
-        return order[: len(self) * self.batch_size]
+        batches = order[: len(self) * self.global_batch_size].view(len(self), self.ranks, self.batch_size)
+        return batches[:, self.rank].flatten()
 
     def index_batches(self, start: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
         """The indices of each batch from number ``start`` on, int64 [N]."""
@@ -230,6 +291,15 @@ class Loader(ABC):
     @abstractmethod
     def _batches(self, start: int) -> Generator[OwnBatch]:
         """The epoch's batches from number ``start`` on; what it holds, it releases when it is closed."""
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Which file lies there, in two numbers, and those that a write to it changes; none where there is no file."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return ()
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 class _Pass(Iterator[T], Generic[T]):
@@ -246,7 +316,8 @@ class _Pass(Iterator[T], Generic[T]):
             )
         try:
             batch = next(self._batches)
-        except (RuntimeError, OSError) as error:
+        # A worker that is killed in the middle of a hand-over ends its connection early.
+        except (RuntimeError, OSError, EOFError) as error:
             if isinstance(error, torch.AcceleratorError):
                 raise
             raise LoadingError(self._loader.failure(error)) from error

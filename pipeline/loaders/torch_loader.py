@@ -65,18 +65,13 @@ class FileDataset(Dataset[Any]):
     def __getitems__(self, indices: list[int]) -> list[Tensor | PreparedSetError]:
         """What the DataLoader asks for: the pixels of a batch, one image after the other, uint8 [total], and int64 [N],
         their numbers; or instead of both what can't be decoded, since torch would raise it with its trace."""
-        files = self._files
-        files.expect(indices)
-        sizes = files.shapes.sizes[indices].tolist()
-        data = torch.empty(sum(sizes), dtype=torch.uint8)
-        at = 0
+        numbers = torch.tensor(indices)
+        data = torch.empty(int(self._files.shapes.sizes[numbers].sum()), dtype=torch.uint8)
         try:
-            for index, size in zip(indices, sizes, strict=True):
-                files.decode(index, index + 1, data[at : at + size].numpy())
-                at += size
+            self._files.decode(numbers.numpy(), data.numpy())
         except PreparedSetError as error:
             return [error]
-        return [data, torch.tensor(indices)]
+        return [data, numbers]
 
 
 def _as_it_is(batch: T) -> T:

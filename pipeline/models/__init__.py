@@ -7,7 +7,7 @@ from typing import Any, get_args
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from fast_train.pipeline.config.architectures import ARCHITECTURES, LARGEST_CIFAR_STEM, SPEEDNETS, Block, Fusion
+from fast_train.pipeline.config.architectures import ARCHITECTURES, SPEEDNETS, Block, Fusion
 from fast_train.pipeline.config.settings import ModelConfig
 from fast_train.pipeline.errors import check_name
 from fast_train.pipeline.models.blocks import PlainBlock, PreActBasicBlock, PreActBottleneck
@@ -51,16 +51,13 @@ def build_model(config: ModelConfig, *, fuse: Fusion = "none") -> ResNet | Speed
         if network not in twins:
             raise ValueError(f"--fuse {fuse} has no pre-activation network such as {config.arch}; take --fuse norm")
         network, block = twins[network], twins[block]
-    stem = config.stem
-    if stem == "auto":
-        stem = "cifar" if config.image_size <= LARGEST_CIFAR_STEM else "imagenet"
     return network(
         block,
         architecture.layers,
         architecture.widths,
         num_classes=config.num_classes,
         in_channels=config.in_channels,
-        stem=stem,
+        stem=config.first_layers,
         shortcut=config.shortcut or architecture.shortcut,
         activation=config.activation,
         zero_init_residual=config.zero_init_residual,

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from fast_train.pipeline.device import computes_bf16
+from fast_train.pipeline.ranks import current
 
 # The coefficients a x + b x^3 + c x^5 of the post: steep at zero, so that small singular values grow in few iterations,
 # while those of about 1 stay near 1.
@@ -111,12 +112,41 @@ def _step_filters(
     torch._foreach_reciprocal_(norms)
     torch._foreach_mul_(norms, [len(f) ** 0.5 for f in filters])
     torch._foreach_mul_(filters, norms)
-    updates = _orthogonal(directions, group["iterations"])
+    updates = (_shared_out if current().size > 1 else _orthogonal)(directions, group["iterations"])
     torch._foreach_mul_(updates, group["lr"])
     torch._foreach_sub_(filters, updates)
     if skip is not None:
         for tensor, value in before:
             tensor.copy_(torch.where(skip.bool(), value, tensor))
+
+
+def _shared_out(directions: Tensors, iterations: int) -> list[Tensor]:
+    """As `_orthogonal`, where each rank does its share of the directions, which are the same on all, and all get the
+    whole."""
+    ranks = current()
+    shares: list[list[int]] = [[] for _ in range(ranks.size)]
+    loads, sizes = [0.0] * ranks.size, [0] * ranks.size
+    # The longest work first, each to the rank that has least.
+    for number in sorted(range(len(directions)), key=lambda n: (-_work(directions[n]), n)):
+        rank = loads.index(min(loads))
+        shares[rank].append(number)
+        loads[rank] += _work(directions[number])
+        sizes[rank] += directions[number].numel()
+    own = directions[0].new_zeros(max(sizes))
+    if shares[ranks.rank]:
+        done = _orthogonal([directions[n] for n in shares[ranks.rank]], iterations)
+        own[: sizes[ranks.rank]] = torch.cat([update.permute(0, 2, 3, 1).flatten() for update in done])
+    updates = list(directions)
+    for share, row, size in zip(shares, ranks.gather(own).unbind(), sizes, strict=True):
+        for n, update in zip(share, row[:size].split([directions[n].numel() for n in share]), strict=True):
+            outputs, inputs, height, width = directions[n].shape
+            updates[n] = update.view(outputs, height, width, inputs).permute(0, 3, 1, 2)
+    return updates
+
+
+def _work(direction: Tensor) -> float:
+    """What it takes to orthogonalise, in proportion: its size times its smaller side."""
+    return float(direction.numel() * min(len(direction), direction[0].numel()))
 
 
 def _orthogonal(directions: Tensors, iterations: int) -> list[Tensor]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,12 @@ from fast_train.pipeline.engine.build import build_augmenter, build_network, bui
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.evaluate import evaluate as evaluate_split
 from fast_train.pipeline.engine.history import accuracies
+from fast_train.pipeline.engine.identity import identity
 from fast_train.pipeline.engine.listener import Listener, Start, warn
 from fast_train.pipeline.engine.runtime import fix_threads, running
 from fast_train.pipeline.engine.trainer import Trainer
 from fast_train.pipeline.paths import BEST, checkpoints
+from fast_train.pipeline.ranks import current
 from fast_train.pipeline.run.folder import claim_folder, default_folder
 from fast_train.pipeline.run.log import RunLog
 from fast_train.pipeline.run.plan import as_it_began
@@ -78,27 +80,52 @@ def train(
     last run of the same folder if there is one; that keeps the data and the length that it began with, but for what
     ``given`` says. stop_after: save and return after this epoch (1-based).
 
+    Of several ranks (`pipeline.ranks.joined`) the first one holds and writes the folder, and tells the listeners.
+
     Raises ConfigError for what can't be trained or resumed, TrainingDiverged where a loss or a weight is no finite
     number, and OSError where something can't be read or written. A signal ends it after a whole step, saved.
     """
+    ranks = current()
+    ranks.check_same([identity(prepared), override(config, {"data": {"path": ""}}).to_dict()], "settings or images")
     with ExitStack() as held:
-        folder = claim_folder(default_folder(config, prepared), resume, folder, held)
-        saved = resume if isinstance(resume, Saved) else None
-        notes: tuple[str, ...] = ()
-        if resume == "auto" and checkpoints(folder):
-            saved = load(folder)
-            plan = as_it_began(config, saved, prepared, given or {})
-            config, notes = plan.config, plan.notes
+        begin = partial(_begin, config, prepared, folder, resume, given or {}, held)
+        folder, saved, config, notes = ranks.of_first(begin)
         if saved is not None:
-            check_resumable(saved, config, prepared)
-            notes = (*saved.notes, *notes)
             prepared = as_trained(prepared, saved)
-            for section, name, was, now in differences(saved.config, config):
-                # Data that lie elsewhere change nothing.
-                if (section, name) != ("data", "path"):
-                    notes = (*notes, show(f"note: {section}.{name} was {was} so far, is {now} from here on"))
         with Session(config, prepared) as session:
+            listeners = listeners if ranks.first else ()
             return session.train(folder, saved=saved, notes=notes, stop_after=stop_after, listeners=listeners)
+
+
+def _begin(
+    config: Config, prepared: PreparedSet, folder: Path | None, resume: Resume, given: Given, held: ExitStack
+) -> tuple[Path, Saved | None, Config, tuple[str, ...]]:
+    """The folder, held; what it goes on from, which fits; the settings; and what there is to say, a line each."""
+    folder = claim_folder(default_folder(config, prepared), resume, folder, held)
+    saved = resume if isinstance(resume, Saved) else None
+    notes: tuple[str, ...] = ()
+    if resume == "auto" and checkpoints(folder):
+        saved = load(folder)
+        plan = as_it_began(config, saved, prepared, given)
+        config, notes = plan.config, plan.notes
+    if saved is not None:
+        check_resumable(saved, config, prepared)
+        notes = (*saved.notes, *notes, *_ranks_note(saved))
+        for section, name, was, now in differences(saved.config, config):
+            # Data that lie elsewhere change nothing.
+            if (section, name) != ("data", "path"):
+                notes = (*notes, show(f"note: {section}.{name} was {was} so far, is {now} from here on"))
+    return folder, saved, config, notes
+
+
+def _ranks_note(saved: Saved) -> Iterator[str]:
+    before, now = saved.state.get("ranks", 1), current().size
+    if before != now:
+        parts = "" if saved.config.run.sync_batchnorm else ", and BatchNorm has other parts of a batch"
+        yield (
+            f"note: the run had {before} rank{'s'[: before != 1]} so far, has {now} from here on: the same batches, "
+            f"whose gradients are summed in another order{parts}"
+        )
 
 
 class Session:
@@ -130,8 +157,8 @@ class Session:
         """Train into ``folder``, which the caller holds. seed: another one than the configuration's, of a new run.
         saved: a checkpoint to go on from, checked already. notes: for the listeners."""
         started = time.perf_counter()
-        with RunLog(partial(warn, listeners)) as log:
-            listeners = (log, *listeners)
+        with RunLog(partial(warn, listeners)) if current().first else nullcontext() as log:
+            listeners = (log, *listeners) if log is not None else listeners
             config = override(self._config, {} if seed is None else {"run": {"seed": seed}})
             start = Start(
                 config=config,
@@ -147,14 +174,14 @@ class Session:
             before, steps_before = trainer.train_seconds, trainer.done_steps
             evaluation, interrupted = None, None
             if not trainer.finished:
-                write_config(folder, config, self._prepared, self._runtime)
+                if current().first:
+                    write_config(folder, config, self._prepared, self._runtime)
                 trainer.prepare(listeners)
                 evaluation, interrupted = trainer.fit(folder, listeners, stop_after=stop_after)
                 if interrupted is None and evaluation is None:
                     evaluation = trainer.evaluate()
                 if trainer.finished and evaluation and evaluation.split != self._prepared.final_split:
-                    tested = tested_checkpoint(folder, config, self._prepared)
-                    evaluation = trainer.final_test(tested.state)
+                    evaluation = self._final_test(trainer, folder)
         return Outcome(
             folder=folder,
             config=config,
@@ -169,6 +196,10 @@ class Session:
             train_seconds_before=before,
             seconds=time.perf_counter() - started,
         )
+
+    def _final_test(self, trainer: Trainer, folder: Path) -> Evaluation:
+        tested = current().of_first(partial(tested_checkpoint, folder, trainer.config, self._prepared))
+        return trainer.final_test(tested.state)
 
     def _ready_trainer(self, config: Config, saved: Saved | None, listeners: Sequence[Listener]) -> Trainer:
         """A trainer that has trained nothing, or stands where ``saved`` does."""

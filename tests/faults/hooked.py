@@ -4,6 +4,7 @@
 PLACE: ``module:function`` or ``module:Class.method``. At its NUMBER-th call (from 1) ACTION happens first.
 """
 
+import errno
 import importlib
 import multiprocessing
 import os
@@ -45,7 +46,8 @@ def poison(arguments, _):
 
 
 def fail(_, kind):
-    raise {"MemoryError": MemoryError, "RuntimeError": RuntimeError}[kind]
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    raise {"MemoryError": MemoryError, "RuntimeError": RuntimeError, "full": full}[kind]
 
 
 def delete(_, path):

@@ -11,7 +11,7 @@ from torchvision.transforms import RandomErasing, RandomResizedCrop
 from fast_train.kernels.augment import normalisation_table
 from fast_train.kernels.resample import resampling
 from fast_train.kernels.resized_crop import Ragged, resized_crop
-from fast_train.kernels.resized_crop_cpu import resized_crop_cpu
+from fast_train.kernels.resized_crop_cpu import _compiled, resized_crop_cpu
 from fast_train.kernels.resized_crop_reference import (
     change_colours,
     crop_boxes,
@@ -227,3 +227,8 @@ def test_bad_inputs(change):
         resized_crop(
             ragged, arguments["indices"], arguments["table"], tables, spec=arguments["spec"], seed=0, epoch=0
         )  # fmt: skip
+
+
+def test_where_no_folder_takes_its_code_it_is_compiled_all_the_same(monkeypatch):
+    monkeypatch.setattr("numba.core.caching.CompileResultCacheImpl._locator_classes", [])
+    assert _compiled(lambda number: number + 1)(1) == 2

@@ -3,6 +3,7 @@ of each, at the size that is due."""
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
 
@@ -40,7 +41,7 @@ run.epochs = 3
 @pytest.fixture(scope="module")
 def ragged_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("sets") / "ragged"
-    make_ragged_set(path, counts={"train": 36, "test": 14})
+    make_ragged_set(path, counts={"train": 36, "test": 14}, formats=("packed", "ffcv", "dali"))
     return path
 
 
@@ -103,6 +104,15 @@ def test_crops_do_not_depend_on_the_number_of_threads(ragged_path):
     assert torch.equal(*made)
 
 
+def test_the_code_of_crops_is_kept_in_the_users_cache(ragged_path, tmp_path, monkeypatch):
+    # Both, so that it is as it was in the end.
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    augmenter(PreparedSet.open(ragged_path))
+    assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "fast-train" / "numba")
+
+
 @pytest.mark.parametrize("options", [["--image-size", "24"], ["--progressive", "16,24,20"]], ids=["one size", "three"])
 def test_a_checkpoint_from_inside_an_epoch_goes_on_to_the_same_bits(train, options):
     # Four steps an epoch; step 6 is inside the second one.
@@ -114,6 +124,14 @@ def test_a_checkpoint_from_inside_an_epoch_goes_on_to_the_same_bits(train, optio
         assert str(straight["step"][part]) == str(parts["step"][part])
     for name, weights in straight["step"]["model"].items():
         assert torch.equal(weights, parts["step"]["model"][name])
+
+
+def test_all_loaders_train_to_the_same_weights(train, name):
+    for loader in {"resident", name}:
+        options = ["--loader", loader, "--workers", "2", "--image-size", "24", "--epochs", "1"]
+        assert train("--out", f"by-{loader}", *options) == 0
+    first, second = (load_checkpoint(Path(f"by-{n}", "last.pt"))["step"]["model"] for n in ("resident", name))
+    assert all(torch.equal(weights, second[place]) for place, weights in first.items())
 
 
 def test_sizes_have_equal_parts_of_a_run_and_evaluation_one_size(train, monkeypatch):
@@ -256,9 +274,8 @@ def test_one_size_takes_the_place_of_a_recipes_several_and_the_other_way_round()
 
 @pytest.mark.skipif(LOADERS["dali"].missing() is not None, reason=str(LOADERS["dali"].missing()))
 def test_crops_by_dali_train_to_nearly_the_same(train, tmp_path, capsys):
-    make_ragged_set(Path("set"), counts={"train": 36, "test": 14}, formats=("packed", "dali"))
-    native = ["--data", "set", "--loader", "dali", "--dali-augment", "native"]
-    for name, options in (("kernel", ["--data", "set"]), ("native", native)):
+    native = ["--loader", "dali", "--dali-augment", "native"]
+    for name, options in (("kernel", []), ("native", native)):
         assert train("--out", name, "--image-size", "24", *options) == 0
     kernel, native_state = (load_checkpoint(Path(name, "last.pt"))["history"] for name in ("kernel", "native"))
     for ours, theirs in zip(kernel, native_state, strict=True):

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from inputs import make_ragged_set
 from PIL import Image
 
 from fast_train.data_prep import cli as prep_cli
@@ -15,7 +16,6 @@ from fast_train.kernels.spec import AugmentSpec, CropSpec
 from fast_train.pipeline import cli
 from fast_train.pipeline.loaders import LOADERS, build_loader
 from fast_train.pipeline.loaders.native import NativeAugment, NativeCrop
-from tests.inputs import make_ragged_set
 
 needs_dali = pytest.mark.skipif(LOADERS["dali"].missing() is not None, reason=str(LOADERS["dali"].missing()))
 

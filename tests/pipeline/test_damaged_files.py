@@ -1,5 +1,6 @@
 """Files that are not what was prepared: every loader refuses them in one line, before its library reads them."""
 
+import os
 import shutil
 
 import numpy as np
@@ -64,6 +65,35 @@ def test_a_file_changed_behind_the_open_set_is_named(name, prepared_path, tmp_pa
     path.write_bytes(raw)
     with pytest.raises(PreparedSetError, match="its SHA-256 is wrong"):
         build_loader(name, prepared, "train", batch_size=10, workers=0)
+
+
+@pytest.mark.parametrize("how", ["overwritten", "touched", "replaced", "deleted"])
+def test_what_is_written_into_the_files_of_an_open_loader_is_told(name, prepared_path, tmp_path, how):
+    root = tmp_path / "set"
+    shutil.copytree(prepared_path, root)
+    path = PreparedSet.open(root).files("train", LOADERS[name].format)[0]
+    # Beyond the tick of the clock.
+    os.utime(path, (1, 1))
+    with _open(name, root) as loader:
+        loader.check_unchanged()
+        raw = path.read_bytes()
+        if how == "overwritten":
+            with open(path, "r+b") as file:
+                file.seek(len(raw) // 2)
+                file.write(b"other")
+        elif how == "touched":
+            path.touch()
+        elif how == "replaced":
+            other = path.with_name("other")
+            other.write_bytes(raw[:-1])
+            os.replace(other, path)
+        else:
+            path.unlink()
+        if how != "overwritten" or loader.holds_all:
+            loader.check_unchanged()
+            return
+        with pytest.raises(PreparedSetError, match=f"{path.name} was written to while it was trained on"):
+            loader.check_unchanged()
 
 
 def test_a_set_without_the_loaders_files_says_how_to_make_them(name, image_folder, tmp_path, capsys):

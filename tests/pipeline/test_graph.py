@@ -4,6 +4,7 @@ Like a graph it keeps the operations of one step with their tensors and runs the
 not run again, so whatever a step takes from Python anew (a rate, an epoch, a tensor made outside) would stay as it was.
 """
 
+import dataclasses
 import gc
 import weakref
 from contextlib import contextmanager, nullcontext
@@ -15,9 +16,11 @@ from torch.utils._pytree import tree_leaves
 
 from fast_train.kernels.augment_reference import augment_reference
 from fast_train.kernels.spec import AugmentSpec
-from fast_train.pipeline.config.settings import ModelConfig, OptimizerConfig
+from fast_train.pipeline.config.settings import ModelConfig, OptimizerConfig, RunConfig
 from fast_train.pipeline.engine.augmentation import Augmenter
+from fast_train.pipeline.engine.build import ready_steps
 from fast_train.pipeline.engine.graph import CapturedStep
+from fast_train.pipeline.engine.runtime import resolve_runtime
 from fast_train.pipeline.engine.step import TrainStep
 from fast_train.pipeline.loaders import Batch, SplitView
 from fast_train.pipeline.models import build_model
@@ -63,11 +66,14 @@ class _Recorder(TorchDispatchMode):
 class _Graph:
     """torch.cuda.CUDAGraph on the CPU."""
 
-    last = None
+    first = last = None
 
     def __init__(self):
         self.recorder = _Recorder()
-        _Graph.last = self
+        _Graph.first, _Graph.last = _Graph.first or self, self
+
+    def pool(self):
+        return id(_Graph.first)
 
     @torch.no_grad()
     def replay(self):
@@ -104,7 +110,8 @@ class _Event:
 
 
 @contextmanager
-def _graph(graph, *, stream, capture_error_mode):
+def _graph(graph, *, pool, stream, capture_error_mode):
+    assert pool is None or pool == _Graph.first.pool(), "all graphs of a step share memory"
     assert not gc.isenabled(), "what the collector frees can break a capture"
     with graph.recorder:
         yield
@@ -121,15 +128,23 @@ def recorded(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", _Event)
     monkeypatch.setattr(_Event, "made", 0)
     monkeypatch.setattr(_Event, "log", [])
+    monkeypatch.setattr(_Graph, "first", None)
     monkeypatch.setattr(_Graph, "last", None)
     # In operations of PyTorch, as the kernel of a GPU reads tensors and no Python numbers.
     monkeypatch.setattr("fast_train.kernels.augment.augment_cpu", augment_reference)
 
 
-def _step(prepared, *, fuse="none", amp=None, arch="resnet8", **config):
+class _Growing(Augmenter):
+    """Gives images of several sizes."""
+
+    def __call__(self, batch):
+        return torch.nn.functional.interpolate(super().__call__(batch), size=self.size)
+
+
+def _step(prepared, *, fuse="none", amp=None, arch="resnet8", kind=Augmenter, **config):
     torch.manual_seed(0)
     spec = AugmentSpec(pad=2, flip=True, flip_mode="alternating", cutout=4)
-    augmenter = Augmenter(prepared.manifest, spec, normalise="set", dtype=amp or torch.float32, device=CPU)
+    augmenter = kind(prepared.manifest, spec, normalise="set", dtype=amp or torch.float32, device=CPU)
     model = build_model(ModelConfig(arch=arch, num_classes=3), fuse=fuse).to(memory_format=torch.channels_last)
     options = OptimizerConfig(**{"lr": 0.01, "weight_decay": 1e-3, **config})
     return TrainStep(model, augmenter, options, device=CPU, amp=amp)
@@ -174,6 +189,19 @@ def test_replays_equal_the_eager_step(prepared, recorded, kind, options):
     for ours, theirs in zip(step.tensors(), eager.tensors(), strict=True):
         assert torch.equal(ours, theirs)
     assert gc.isenabled()
+
+
+def test_a_step_of_several_sizes_has_a_graph_for_each(prepared, recorded):
+    eager, step = (_step(prepared, kind=_Growing, ema_decay=0.9) for _ in range(2))
+    batches = list(_batches(prepared, 6))
+    runtime = dataclasses.replace(resolve_runtime(RunConfig(device="cpu")), graph=True)
+    captured = ready_steps(step, batches[0], runtime, step.augmenter, {8, 16, 12})
+    for batch, size in zip(batches, (8, 8, 12, 16, 16, 8), strict=True):
+        eager.augmenter.set_size(size)
+        for one, run in ((eager, eager), (step, captured[size])):
+            one.set_rate(0.01)
+            run(batch)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(step.tensors(), eager.tensors(), strict=True))
 
 
 def test_a_captured_step_keeps_what_its_graph_reads_and_writes(prepared, recorded):

@@ -411,6 +411,18 @@ def test_what_a_library_fails_by_ends_the_pass_in_one_line(prepared, monkeypatch
     assert "\n" not in str(told.value)
 
 
+def test_a_worker_that_ends_in_the_middle_of_a_hand_over_is_told(prepared, monkeypatch):
+    """Its connection then ends early, which is none of the system's errors."""
+
+    def end_early(*arguments, **options):
+        raise EOFError
+
+    with _build("torch", prepared, workers=1) as loader:
+        monkeypatch.setattr("multiprocessing.connection.Client", end_early)
+        with pytest.raises(LoadingError, match="a loading process failed"):
+            list(loader)
+
+
 _KILLED_GROUP = """
 import os, signal, subprocess, sys
 from fast_train.data_prep.manifest import PreparedSet

@@ -6,6 +6,7 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
+import inputs
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,6 @@ from fast_train.kernels.order import epoch_order
 from fast_train.kernels.resized_crop import resampling, resized_crop
 from fast_train.kernels.spec import CropSpec
 from fast_train.pipeline.loaders import RaggedBatch, RaggedView, build_loader, turbojpeg
-from tests import inputs
 
 TRAIN, TEST, BATCH = 50, 11, 8
 FORMATS = ("packed", "ffcv", "dali")
@@ -80,6 +80,7 @@ def test_training_brings_the_files_pixels_in_our_order(name, ragged):
             assert _check([batch], ragged) == _order(2)[fed : fed + BATCH]
             fed += BATCH
         assert fed == len(_order(2))
+        _check_example(example, loader.feed())
     assert _check(kept, ragged) == _order(2)
 
 
@@ -121,9 +122,26 @@ def test_restart_in_the_middle_of_an_epoch(name, ragged):
         assert _check(resumed.feed(), ragged) == _order(4)[2 * BATCH :]
 
 
-@pytest.mark.parametrize("batch_size", [4, 100])
-def test_evaluation_sees_each_image_exactly_once_in_order(name, ragged, batch_size):
-    with _build(name, ragged, "test", train=False, batch_size=batch_size) as loader:
+@pytest.mark.parametrize("name", ["resident", "torch"])
+def test_ranks_share_a_batch_or_for_good_the_split(name, ragged):
+    """A part of the split is a view as the whole is: its indices are the split's."""
+    shards = (False, True) if name == "resident" else (False,)
+    for shard in shards:
+        seen = []
+        for rank in range(2):
+            with _build(name, ragged, rank=rank, ranks=2, shard=shard) as loader:
+                fed = [_check([batch], ragged) for batch in loader.feed()]
+                assert [index for batch in fed for index in batch] == _check(loader, ragged)
+                assert {len(batch) for batch in fed} == {BATCH // 2}
+                assert len(loader.example().indices) == BATCH // 2
+                seen.append(fed)
+        together = [index for parts in zip(*seen, strict=True) for part in parts for index in part]
+        assert len(set(together)) == TRAIN // BATCH * BATCH
+        assert shard or together == _order(0)
+
+
+def test_evaluation_sees_each_image_exactly_once_in_order(name, ragged):
+    with _build(name, ragged, "test", train=False, batch_size=4) as loader:
         for begin in (iter, type(loader).feed):
             assert _check(begin(loader), ragged, "test") == list(range(TEST))
 
@@ -140,15 +158,14 @@ def test_two_loaders_at_once_and_what_they_leave(name, ragged):
         next(second.feed())
 
 
-def test_the_example_is_a_batch_that_can_be_cropped(name, ragged):
-    with _build(name, ragged) as loader:
-        example = loader.example()
-        assert len(example.indices) == BATCH
-        sizes = 3 * example.heights.long() * example.widths
-        assert sizes.min() >= 3
-        assert example.offsets.min() >= 0
-        assert (example.offsets + sizes).max() <= len(example.data)
-        assert len(example.data) >= max(len(batch.data) for batch in loader.feed())
+def _check_example(example, batches):
+    """It can be cropped, and has as many bytes as any batch."""
+    assert len(example.indices) == BATCH
+    sizes = 3 * example.heights.long() * example.widths
+    assert sizes.min() >= 3
+    assert example.offsets.min() >= 0
+    assert (example.offsets + sizes).max() <= len(example.data)
+    assert len(example.data) >= max(len(batch.data) for batch in batches)
 
 
 def _broken_set(root: Path, change):
@@ -156,11 +173,11 @@ def _broken_set(root: Path, change):
     file = io.BytesIO()
     inputs.smooth_image(np.random.default_rng(0), 40, 30).save(file, "JPEG")
 
-    def image_file(generator, number, quality):
+    def encoded_image(generator, number, quality):
         return inputs.Encoded(change(file.getvalue()) if number == 7 else file.getvalue(), 40, 30)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inputs, "_image_file", image_file)
+        patch.setattr(inputs, "encoded_image", encoded_image)
         inputs.make_ragged_set(root, formats=FORMATS)
     return PreparedSet.open(root)
 
@@ -195,7 +212,7 @@ def test_memory_stays_flat_over_an_epoch_of_100_000_images(name, tmp_path, monke
         file = io.BytesIO()
         Image.fromarray(generator.integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(file, "JPEG")
         files.append(inputs.Encoded(file.getvalue(), 60, 60))
-    monkeypatch.setattr(inputs, "_image_file", lambda generator, number, quality: files[number % len(files)])
+    monkeypatch.setattr(inputs, "encoded_image", lambda generator, number, quality: files[number % len(files)])
     inputs.make_ragged_set(tmp_path / "set", counts={"train": 100_000, "test": 1})
     prepared, before, held = PreparedSet.open(tmp_path / "set"), _resident_bytes(), []
     with _build(name, prepared, workers=1, batch_size=250) as loader:

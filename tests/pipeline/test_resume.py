@@ -23,6 +23,7 @@ from fast_train.pipeline.engine.checkpoint import load_checkpoint, save_checkpoi
 from fast_train.pipeline.engine.listener import Ready, Start
 from fast_train.pipeline.engine.runtime import resolve_runtime
 from fast_train.pipeline.engine.saving import Checkpoints
+from fast_train.pipeline.engine.step import TrainStep
 from fast_train.pipeline.engine.trainer import Trainer
 from fast_train.pipeline.loaders.base import _Pass
 from fast_train.pipeline.loaders.resident import ResidentLoader
@@ -392,6 +393,28 @@ def test_a_loader_that_waits_or_fails_costs_no_trained_step(train, tmp_path, mon
     assert train("--out", "run", "--resume", "auto") == 0
     saved, straight = (load_checkpoint(tmp_path / name / "last.pt")["step"]["model"] for name in ("run", "straight"))
     assert all(torch.equal(saved[key], straight[key]) for key in straight)
+
+
+def test_what_is_trained_on_files_that_are_written_to_is_not_saved(train, prepared_path, tmp_path, monkeypatch, capsys):
+    data = shutil.copytree(prepared_path, tmp_path / "set")
+    path, after = data / "train.safetensors", TrainStep.after
+    # Beyond the tick of the clock.
+    os.utime(path, (1, 1))
+
+    def overwrite(step, done, total):
+        after(step, done, total)
+        if done == 8:
+            with open(path, "r+b") as file:
+                file.seek(path.stat().st_size // 2)
+                file.write(b"other")
+
+    monkeypatch.setattr(TrainStep, "after", overwrite)
+    flags = ["--data", str(data), "--loader", "torch", "--workers", "0", "--save-every", "5", "--out", "run"]
+    assert train(*flags) == 2
+    said = capsys.readouterr().err
+    assert "set/train.safetensors was written to while it was trained on; steps since the last checkpoint are" in said
+    assert said.count("\n") == 1
+    assert _steps(tmp_path / "run" / "last.pt") == 5
 
 
 def test_a_batch_that_comes_with_the_signal_is_not_left_out(train, tmp_path, monkeypatch):

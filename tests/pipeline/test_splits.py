@@ -32,7 +32,7 @@ def _with_validation(prepared, root, *, test=True):
     if not test:
         counts.pop("test")
         files = tuple(file for file in files if file.split != "test")
-    changed = dataclasses.replace(manifest, counts=counts, files=(*files, entry), name_files=())
+    changed = dataclasses.replace(manifest, counts=counts, files=(*files, entry), name_files=(), pixels={})
     (root / MANIFEST_NAME).write_text(changed.to_json())
     return PreparedSet.open(root)
 

@@ -17,6 +17,7 @@ from fast_train.benchmarks.throughput.records import (
     EndToEndDetails,
     LoaderDetails,
     PreparationDetails,
+    RanksDetails,
     RungDetails,
     StepDetails,
 )
@@ -59,6 +60,7 @@ SUITES: dict[str, Suite] = {
         module="accuracy", details=(AccuracyDetails,), flags=("target_accuracy", "runs", "epochs"), quick=False
     ),
     "startup": Suite(module="startup", quick=False, steps=True),
+    "ranks": Suite(module="ranks", details=(RanksDetails,), flags=("ranks",), quick=False, steps=True),
     "preparation": Suite(module="preparation", details=(PreparationDetails,), flags=("prep_dataset",), quick=False),
 }
 
@@ -68,7 +70,7 @@ class ThroughputSettings(Settings):
     """scaling: also over batch sizes and worker counts. slow_repeats: of what takes many seconds a repeat (starts,
     preparations). target_accuracy, runs, epochs: of time to accuracy; epochs None for the recipe's. accuracy_asked:
     whether a flag asks for time to accuracy. prep_dataset: what to prepare, as `prep-data --dataset` takes it, or
-    `OWN_FILES`."""
+    `OWN_FILES`. ranks: the numbers of ranks to compare; none for 1, 2, 4 ... GPUs."""
 
     scaling: bool = True
     batch_sizes: tuple[int, ...] = (128, 512, 2048)
@@ -80,6 +82,7 @@ class ThroughputSettings(Settings):
     epochs: int | None = None
     accuracy_asked: bool = False
     prep_dataset: str = _SYNTHETIC
+    ranks: tuple[int, ...] = ()
 
 
 def settings_of(flags: Flags, config: Config, cuda: bool) -> ThroughputSettings:
@@ -104,4 +107,5 @@ def settings_of(flags: Flags, config: Config, cuda: bool) -> ThroughputSettings:
         epochs=(None if cuda else 2) if flags.epochs is None else flags.epochs,
         accuracy_asked=asked or "accuracy" in names_in(flags.only or ""),
         prep_dataset=flags.prep_dataset or (OWN_FILES if crops else _SYNTHETIC),
+        ranks=flags.rank_counts(),
     )

@@ -153,7 +153,7 @@ def _ours(sample: _Sample) -> _One:
     def one(place: int) -> object:
         number = sample.numbers[place]
         pixels = np.empty(int(files.shapes.sizes[number]), dtype=np.uint8)
-        files.decode(number, number + 1, pixels)
+        files.decode(np.array([number]), pixels)
         return pixels
 
     return one
