@@ -116,6 +116,7 @@ def test_a_report_is_not_overwritten(quick_report, prepared_path, capsys, monkey
         (["--image-size", "32", "--arch", "resnet8"], "images of one shape are measured as they are; leave out"),
         (["--device", "gpu"], "unknown device 'gpu'; give cpu, cuda or cuda:N"),
         (["--only", "loaders", "--prep-dataset", "synthetic"], "--prep-dataset means nothing without the suite"),
+        (["--only", "ranks", "--ranks", "0,x"], "--ranks 0,x names no numbers of ranks"),
         (["--max-loss", "0.1"], "--max-loss means nothing without --compare"),
         (["--compare", "a", "b"], "--compare does not go with --data"),
     ],

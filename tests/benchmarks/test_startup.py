@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fast_train.benchmarks.throughput import first_step
+from fast_train.benchmarks.throughput import first_step, rank_rate
 from fast_train.benchmarks.throughput.suites.startup import package_environment
 from fast_train.pipeline.config.recipe import resolve
 
@@ -24,6 +24,11 @@ def _python(code):
         [sys.executable, "-c", code], env=package_environment(), capture_output=True, text=True, check=True
     )
     return done.stdout.splitlines()
+
+
+def test_a_process_of_the_suite_ranks_says_how_fast_it_trains(config, capsys):
+    rank_rate.main([str(config), "0.1"])
+    assert json.loads(capsys.readouterr().out)["rate"] > 0
 
 
 def test_it_trains_a_step_and_says_when(config, capsys):
