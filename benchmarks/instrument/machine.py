@@ -14,7 +14,10 @@ import torch
 from fast_train.common.cores import usable_cores
 from fast_train.common.text import one_line
 
-_PACKAGES = ("torch", "torchvision", "triton", "numpy", "ffcv", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
+_PACKAGES = (
+    *("torch", "torchvision", "triton", "numpy", "pillow", "ffcv", "nvidia-dali-cuda120", "nvidia-dali-cuda130"),
+    *("webdataset", "mosaicml-streaming"),
+)
 # More load than this part of the cores before a start is another program's.
 _BUSY = 0.5
 # Names of NVML's throttle reasons that slow the GPU down; idling and settings of the owner do not count.

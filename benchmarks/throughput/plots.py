@@ -24,6 +24,7 @@ from fast_train.benchmarks.present.tables import number, percent
 from fast_train.benchmarks.throughput.records import (
     AccuracyDetails,
     AugmentationDetails,
+    DecodeDetails,
     EndToEndDetails,
     LoaderDetails,
     RungDetails,
@@ -37,6 +38,36 @@ _OURS, _OTHERS = "this project", "others' recipes"
 _HATCH = "///"
 
 
+def is_ragged(result: Result) -> bool:
+    """Whether the images keep their own shapes, and are decoded and cropped."""
+    return result.data.get("shapes") is not None
+
+
+def decoders(result: Result) -> Picture | None:
+    """Images a second of each decoder, on one thread and on all."""
+    rows = sorted(result.about(DecodeDetails), key=lambda row: (row.details.threads, -row.value))
+    if not rows:
+        return None
+    megapixels = rows[0].details.pixels_per_image / 1e6
+
+    def text(row: Row[DecodeDetails]) -> str:
+        return f"{number(row.value)}, {number(row.value * megapixels)} MP/s"
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        _bars(axes, theme, rows, [row.name for row in rows], text)
+        axes.set_xlabel("images/s")
+
+    return Picture(
+        name="decode",
+        title="Decoding alone",
+        caption="JPEG files in memory to pixels, images a second with 95 % intervals, and millions of pixels a second "
+        "behind the bars. `resident` is what this project's loaders `resident` and `torch` decode with.",
+        size=(_WIDTH, 1.2 + 0.42 * len(rows)),
+        draw=draw,
+    )
+
+
 def loaders_alone(result: Result) -> Picture | None:
     """Bytes and augmented images a second of each loader, at the recipe's batch size."""
     rows = _side_by_side(result)
@@ -44,19 +75,22 @@ def loaders_alone(result: Result) -> Picture | None:
     if not names:
         return None
 
+    what = "decoded pixels" if is_ragged(result) else "bytes"
+
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
-        _lollipops(axes, theme, rows, names)
+        _lollipops(axes, theme, rows, names, what)
         axes.set_xlabel("images/s (logarithmic)")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
 
     batch, workers = result.config["data"]["batch_size"], result.settings["workers"]
+    counted = f"{workers} worker{'s' if workers != 1 else ''}"
     return Picture(
         name="loaders",
         title="Loaders alone",
-        caption=f"Images a second that each loader puts on the device, in batches of {batch:,}, with {workers} workers "
-        "where their number is open. Circles: bytes; squares: augmented and normalised. Lines through the marks: 95 % "
-        "intervals of the median, often narrower than the mark.",
+        caption=f"Images a second that each loader puts on the device, in batches of {batch:,}, with {counted} "
+        f"where their number is open. Circles: {what}; squares: augmented and normalised. Lines through the marks: "
+        "95 % intervals of the median, often narrower than the mark.",
         size=(_WIDTH, 1.5 + _ROW * len(names)),
         draw=draw,
     )
@@ -80,8 +114,9 @@ def _values(rows: Sequence[Row[LoaderDetails]], entry: str) -> dict[str, float]:
     return {row.details.kind: row.value for row in rows if row.details.entry == entry}
 
 
-def _lollipops(axes: Axes, theme: Theme, rows: Sequence[Row[LoaderDetails]], names: Sequence[str]) -> None:
-    styles = {RAW: ("o", theme.series[0], "bytes"), AUGMENTED: ("s", theme.series[1], "augmented")}
+def _lollipops(axes: Axes, theme: Theme, rows: Sequence[Row[LoaderDetails]], names: Sequence[str], raw: str) -> None:
+    """raw: what images are called that are not augmented."""
+    styles = {RAW: ("o", theme.series[0], raw), AUGMENTED: ("s", theme.series[1], "augmented")}
     for kind, (marker, colour, label) in styles.items():
         chosen = [row for row in rows if row.details.kind == kind]
         if not chosen:
@@ -101,7 +136,7 @@ def _lollipops(axes: Axes, theme: Theme, rows: Sequence[Row[LoaderDetails]], nam
         found = _values(rows, name)
         text = " / ".join(number(found.get(kind)) for kind in styles)
         axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
-    axes.text(1.02, 1.02, "bytes / augmented", transform=axes.transAxes, fontsize=9, color=theme.muted, va="bottom")
+    axes.text(1.02, 1.02, f"{raw} / augmented", transform=axes.transAxes, fontsize=9, color=theme.muted, va="bottom")
 
 
 def _label_log(axis: Axis) -> None:
@@ -307,7 +342,8 @@ def roofline(result: Result) -> Picture | None:
             # Hollow: rungs of nearly the same rate lie on one another.
             look: dict[str, Any] = {"color": theme.highlight, "markersize": 9, "fillstyle": "none", "mew": 1.6}
             axes.plot(x, y, marker, label=f"step {row.name}", zorder=4, **look)
-        values = math.prod(result.data["image_shape"])
+        crop = result.config.get("crop", {}).get("size")
+        values = 3 * crop**2 if crop else math.prod(result.data["image_shape"])
         for place, ends in enumerate(augmented[:1] + augmented[-1:] if len(augmented) > 1 else augmented):
             x, y = values / ends.details.bytes_per_image, ends.value * values
             # One full, one hollow: where they fall together both can be seen.

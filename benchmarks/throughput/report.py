@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fast_train.benchmarks.instrument import roofline as roofline_suite
 from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Result, Row
 from fast_train.benchmarks.instrument.statistics import CONFIDENCE
+from fast_train.benchmarks.peers import BASELINES
 from fast_train.benchmarks.present.page import Block, Document, Notice, write_document, write_files
 from fast_train.benchmarks.present.tables import Table, device_of, interval, machine_table, number, percent
 from fast_train.benchmarks.throughput import plots
 from fast_train.benchmarks.throughput.compare import FORMAT, REPORT
 from fast_train.benchmarks.throughput.records import (
+    OWN_FILES,
     AccuracyDetails,
     AugmentationDetails,
+    DecodeDetails,
     EndToEndDetails,
     LoaderDetails,
     PreparationDetails,
@@ -25,6 +28,10 @@ from fast_train.benchmarks.throughput.suites import accuracy, startup
 from fast_train.common.text import format_bytes
 
 Blocks = Sequence[Block | None]
+_WRITTEN = (
+    "They make crops of the same size, areas and ratios as ours, and read the very files of the prepared set: from its "
+    ".beton, or written out before, which is not counted, as class folders or shards."
+)
 _MEDIAN = ("median", f"{CONFIDENCE:.0%} interval", "spread")
 
 
@@ -39,6 +46,7 @@ def build_document(result: Result) -> Document:
     sections = {
         "End to end": _end_to_end(result),
         "Loaders alone": _loaders(result),
+        "Decoding alone": _decoders(result),
         "The step alone": _ladder(result),
         "Limits of the device": _roofline(result),
         "Time to accuracy": _accuracy(result),
@@ -60,8 +68,10 @@ def headline(result: Result) -> str:
     if not rows:
         return f"Measured on {where}.{made_up}{stopped}"
     best = max(rows, key=lambda row: row.value)
-    text = f"{best.details.entry} with {best.details.step} trains {number(best.value)} images/s"
-    baseline = next((row for row in rows if row.name == "baseline DataLoader, the baseline's step"), None)
+    crops = f" in crops of {crop} px" if (crop := result.config.get("crop", {}).get("size")) else ""
+    text = f"{best.details.entry} with {best.details.step} trains {number(best.value)} images/s{crops}"
+    baselines = [f"{entry}, the baseline's step" for entry in BASELINES]
+    baseline = next((row for row in rows if row.name in baselines), None)
     if baseline is not None and baseline is not best:
         text += f", {best.value / baseline.value:.1f} times the baseline's {number(baseline.value)}"
     return f"{text}, on {where}.{_equals(best, rows)}{made_up}{stopped}"
@@ -120,8 +130,33 @@ def _loaders(result: Result) -> Blocks:
     table = Table(columns, cells, caption="Images/s on the device", numeric=range(2, 7))
     sources = {row.details.entry: row.details.source for row in rows}
     peers = [f"{name}: {source}" for name, source in sources.items() if source != "this project"]
+    if peers and plots.is_ragged(result):
+        peers.append(_WRITTEN)
     blocks: list[Block] = [Notice("note", ["Recipes that are not ours follow:", *peers])] if peers else []
     return [plots.loaders_alone(result), plots.scaling(result), table, *blocks]
+
+
+def _decoders(result: Result) -> Blocks:
+    rows = result.about(DecodeDetails)
+    if not rows:
+        return []
+    cells = [
+        [
+            row.details.decoder,
+            str(row.details.threads),
+            *_statistics(row),
+            number(row.value / row.details.threads),
+            number(row.value * row.details.pixels_per_image / 1e6),
+        ]
+        for row in rows
+    ]
+    first = rows[0].details
+    text = (
+        f"The JPEG files are of the training split; one has {number(first.pixels_per_image / 1e6)} million pixels and "
+        f"{format_bytes(first.bytes_per_image)} in the mean."
+    )
+    columns = ["decoder", "threads", *_MEDIAN, "a thread", "megapixels/s"]
+    return [plots.decoders(result), text, Table(columns, cells, caption="Images/s decoded")]
 
 
 def _ladder(result: Result) -> Blocks:
@@ -163,13 +198,14 @@ def _roofline(result: Result) -> Blocks:
             [
                 row.name,
                 *_statistics(row),
+                number(row.value / row.details.threads) if row.details.threads else "-",
                 format_bytes(row.details.bytes_per_image),
                 format_bytes(row.details.bytes_per_second or 0) + "/s",
                 percent(row.details.share_of_copy),
             ]
             for row in augmented
         ]
-        columns = ["batch", *_MEDIAN, "bytes an image", "traffic", "of the copy bandwidth"]
+        columns = ["batch", *_MEDIAN, "a thread", "bytes an image", "traffic", "of the copy bandwidth"]
         tables.append(Table(columns, cells, caption="The augmentation alone, images/s"))
     return [plots.roofline(result), *tables]
 
@@ -235,7 +271,9 @@ def _preparation(result: Result) -> Blocks:
             images, size = row.details.images, sizes.get(row.details.format)
             rate = number(images / row.value) if images else "-"
             cells.append([row.details.format, *_statistics(row), rate, "-" if size is None else format_bytes(size)])
-    caption = f"Seconds of `prep-data --dataset {_without_path(rows[0].details.dataset)}`, hashes included"
+    dataset = rows[0].details.dataset
+    what = f"folder:DIR` of {OWN_FILES}" if dataset == OWN_FILES else f"{_without_path(dataset)}`"
+    caption = f"Seconds of `prep-data --dataset {what}, hashes included"
     return [Table(["format", *_MEDIAN, "images/s", "bytes"], cells, caption=caption)]
 
 
@@ -254,6 +292,7 @@ def _skipped(result: Result) -> Blocks:
 def _machine(result: Result) -> Blocks:
     settings, config, data = result.settings, result.config, result.data
     amp, batch = config["run"]["amp"], config["data"]["batch_size"]
+    crops = f", in crops of {crop} px" if (crop := config.get("crop", {}).get("size")) else ""
     method = (
         f"Cases that are compared ran in turn: {settings['warm_up']} round(s) of warm-up, which count for nothing, "
         f"then {settings['repeats']} rounds of about {settings['seconds']} s a case; starts and preparations, which "
@@ -266,8 +305,16 @@ def _machine(result: Result) -> Blocks:
         result.machine,
         [
             ["command", f"`{settings['command']}`"],
-            ["recipe", f"{config['recipe']}, AMP {amp}; steps are measured in batches of {batch:,}"],
-            ["data", f"{data['train_images']:,} training images of {data['source']}"],
+            ["recipe", f"{config['recipe']}, AMP {amp}; steps are measured in batches of {batch:,}{crops}"],
+            ["data", f"{data['train_images']:,} training images of {data['source']}{_shapes(data.get('shapes'))}"],
         ],
     )
     return [method, table]
+
+
+def _shapes(shapes: Mapping[str, float] | None) -> str:
+    """What is to be said of images that keep their own shapes: the medians; nothing of others."""
+    if shapes is None:
+        return ""
+    size = format_bytes(shapes["file_bytes"])
+    return f"; the medians: {shapes['width']:.0f} px wide, {shapes['height']:.0f} px high, files of {size}"

@@ -113,6 +113,7 @@ def test_a_report_is_not_overwritten(quick_report, prepared_path, capsys, monkey
         (["--only", "loaders", "--target-accuracy", "0.9"], "--target-accuracy means nothing without the suite"),
         (["--skip", "accuracy", "--runs", "2"], "--runs means nothing without the suite accuracy"),
         (["--quick", "--epochs", "1"], "--epochs means nothing without the suite accuracy"),
+        (["--image-size", "32", "--arch", "resnet8"], "images of one shape are measured as they are; leave out"),
         (["--device", "gpu"], "unknown device 'gpu'; give cpu, cuda or cuda:N"),
         (["--only", "loaders", "--prep-dataset", "synthetic"], "--prep-dataset means nothing without the suite"),
         (["--max-loss", "0.1"], "--max-loss means nothing without --compare"),

@@ -107,22 +107,22 @@ def test_of_short_epochs_whole_ones_are_timed(workers, ahead, per_epoch, expecte
 
 def _entries():
     """Each line of the comparison. FFCV's example takes Numba many seconds to compile."""
-    for entry in (*library_entries(), *peer_entries()):
+    for entry in (*library_entries(), *peer_entries(ragged=False)):
         yield pytest.param(entry, id=entry.name, marks=pytest.mark.slow if entry.name == FfcvReadme.name else ())
 
 
-def _open(entry, prepared):
+def _open(entry, prepared, scratch):
     config = Config.from_dict({"data": {"path": str(prepared.root), "batch_size": 16}, "run": {"device": "cpu"}})
     runtime = SimpleNamespace(device=torch.device("cpu"), image_dtype=torch.float32)
     workers = 1 if entry.workers is None else entry.workers
-    return entry.open(FeedOptions(prepared=prepared, config=config, runtime=runtime, workers=workers))
+    return entry.open(FeedOptions(prepared=prepared, config=config, runtime=runtime, workers=workers, scratch=scratch))
 
 
 # The baseline has four workers on any number of cores; bench-throughput says nothing of it either.
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("entry", list(_entries()))
-def test_a_pass_of_any_length_has_that_many_batches(entry, prepared):
-    feed = _open(entry, prepared)
+def test_a_pass_of_any_length_has_that_many_batches(entry, prepared, tmp_path):
+    feed = _open(entry, prepared, tmp_path)
     with_indices = isinstance(feed, LoaderFeed)
     try:
         for count in (1, 3, 4, 11):
@@ -133,9 +133,9 @@ def test_a_pass_of_any_length_has_that_many_batches(entry, prepared):
         feed.close()
 
 
-def test_a_peer_whose_workers_are_stopped_is_waited_for_no_longer_than_that(prepared, monkeypatch):
+def test_a_peer_whose_workers_are_stopped_is_waited_for_no_longer_than_that(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr("fast_train.benchmarks.instrument.feeds.LATEST_SECONDS", 0.5)
-    feed, others = _open(TunedDataLoader.entry(), prepared), set(multiprocessing.active_children())
+    feed, others = _open(TunedDataLoader.entry(), prepared, tmp_path), set(multiprocessing.active_children())
     batches = feed.batches(40)
     next(batches)
     started = set(multiprocessing.active_children()) - others
