@@ -84,10 +84,11 @@ def loaders_alone(result: Result) -> Picture | None:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
 
     batch, workers = result.config["data"]["batch_size"], result.settings["workers"]
+    counted = f"{workers} worker{'s' if workers != 1 else ''}"
     return Picture(
         name="loaders",
         title="Loaders alone",
-        caption=f"Images a second that each loader puts on the device, in batches of {batch:,}, with {workers} workers "
+        caption=f"Images a second that each loader puts on the device, in batches of {batch:,}, with {counted} "
         f"where their number is open. Circles: {what}; squares: augmented and normalised. Lines through the marks: "
         "95 % intervals of the median, often narrower than the mark.",
         size=(_WIDTH, 1.5 + _ROW * len(names)),

@@ -106,7 +106,7 @@ def report(tmp_path_factory):
     compile."""
     root = tmp_path_factory.mktemp("reports")
     folder = root / "report"
-    make_ragged_set(root / "set", counts={"train": 40, "test": 6})
+    make_ragged_set(root / "set", counts={"train": 64, "test": 6})
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("fast_train.benchmarks.throughput.suites.repeat_seconds", lambda **_: 0.01)
         flags = ["--data", str(root / "set"), "--device", "cpu", "--quick", "--workers", "1", "--arch", "resnet8"]

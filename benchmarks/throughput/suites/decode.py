@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -169,10 +170,8 @@ def _torchvision(sample: _Sample) -> _One:
 def _ffcv(sample: _Sample) -> _One:
     """FFCV's own compiled function, which its recipes take."""
     try:
-        # Importing FFCV by itself takes Numba seconds.
-        from ffcv import libffcv
-
-        import fast_train.pipeline.loaders.ffcv_reader  # noqa: F401
+        # Not FFCV itself, which takes Numba seconds to import.
+        libffcv = importlib.import_module("fast_train.pipeline.loaders.ffcv_reader").libffcv
     except ImportError as error:
         raise ValueError("ffcv is not installed; pip install 'fast-train[ffcv]'") from error
 
