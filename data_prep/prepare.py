@@ -152,7 +152,7 @@ def summary(prepared: PreparedSet) -> str:
     *first, last = (f"{prepared.size(split):,} {split}" for split in prepared.splits)
     images = f"{', '.join(first)} and {last} images"
     if isinstance(shape, RaggedShapes):
-        images += f" of their own shapes, most of {shape.side} px on the shorter side"
+        images += f" of their own shapes, shorter side {shape.side} px (median)"
     else:
         height, width, channels = shape
         images = f"{images} of {width}x{height}x{channels}"

@@ -47,7 +47,7 @@ def run(given: Given, actions: Actions) -> int:
 
 def _list_loaders(console: Console) -> int:
     for name, loader in LOADERS.items():
-        state = loader.missing() or f"ready; reads sets prepared with --formats {loader.format}"
+        state = loader.missing() or f"ready; reads sets prepared with --formats {loader.format}{loader.advice()}"
         console.print(f"{name:<9} {state}", soft_wrap=True)
     return 0
 

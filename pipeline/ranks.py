@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -242,6 +243,26 @@ def _together() -> Iterator[None]:
         raise RankLost(f"the connection to another rank broke ({one_line(error)[:200]})") from error
 
 
+def _is_lost(error: BaseException | None) -> bool:
+    """Whether it is a RankLost, or came while one was handled."""
+    while error is not None and not isinstance(error, RankLost):
+        error = error.__context__
+    return error is not None
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """In the block, signals that end a process are ignored: it ends already."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class _Group:
     """A process group, and a thread that looks whether all of it live."""
 
@@ -268,8 +289,14 @@ class _Group:
 
     def fail(self, error: BaseException) -> None:
         """End with an error, which is raised again where this rank is to tell it; else RankLost."""
-        lost = isinstance(error, RankLost)
+        with _deaf():
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        # torchrun ends all ranks by a signal where it misses one: what raised it does not matter.
+        lost = _is_lost(error) or not isinstance(error, Exception)
         record = self._record(_REASON_SECONDS if lost else 0.0 if self._place.rank == 0 else _FIRST_SECONDS)
+        known = record is not None
         if record is None:
             record = self._tell(one_line(error) if isinstance(error, Exception) else "stopped by a signal")
         # The watch goes on meanwhile: it ends what hangs here.
@@ -280,11 +307,9 @@ class _Group:
         if told:
             # torchrun ends all ranks as soon as one of them ends.
             time.sleep(_FIRST_SECONDS)
-        if lost and not (isinstance(error, RankLost) and error.told):
-            raise RankLost(record["reason"], told=told) from error
-        if told and not lost:
-            status = 2 if isinstance(error, (ValueError, OSError)) else 1
-            raise RankLost(record["reason"], told=True, status=status) from error
+        if told or (lost and (known or isinstance(error, Exception))):
+            status = 2 if isinstance(error, (ValueError, OSError)) else getattr(error, "status", 1)
+            raise RankLost(record["reason"], told=told, status=status) from error
 
     def _record(self, seconds: float) -> dict[str, Any] | None:
         """Why the run can't go on, as soon as that is known, in so many seconds; None where it is not."""

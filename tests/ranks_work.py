@@ -20,11 +20,16 @@ COMMON = {
     "device": "cpu",
     "deterministic": True,
     "threads": 1,
-    "schedule": {"name": "constant"},
-    "optimizer": {"lr": 0.05},
+    "amp": "off",
+    "schedule": {"name": "constant", "warmup": 0.0},
+    "optimizer": {"name": "sgd", "lr": 0.05},
 }
 CASES = {
-    "sgd": {"sync_batchnorm": True, "steps": 8, "optimizer": {"lr": 0.05, "grad_clip": 1.0, "ema_decay": 0.9}},
+    "sgd": {
+        "sync_batchnorm": True,
+        "steps": 8,
+        "optimizer": {"name": "sgd", "lr": 0.05, "grad_clip": 1.0, "ema_decay": 0.9},
+    },
     "muon": {"sync_batchnorm": True, "steps": 8, "optimizer": {"name": "muon", "lr": 0.02, "lookahead": 3}},
     "local": {"steps": 8},
     "first": {"steps": 3},

@@ -13,6 +13,7 @@ from fast_train.common.text import one_line, show_path
 from fast_train.pipeline.config.settings import RunConfig
 from fast_train.pipeline.engine.checkpoint import save_checkpoint
 from fast_train.pipeline.paths import BEST, CHECKPOINT, KEPT, kept_steps, of_step
+from fast_train.pipeline.ranks import current
 
 # A small model's epoch takes a second on a GPU: saving each one would cost as much as training it.
 _SECONDS_BETWEEN_SAVES = 10.0
@@ -20,14 +21,11 @@ _SECONDS_BETWEEN_SAVES = 10.0
 
 class Checkpoints:
     """Those of one run's folder. A disk that takes no more costs no training: ``warn`` gets a line, the first time, and
-    the next save tries again. step: how far the run is. writes: whether this process writes them, and not another rank.
-    """
+    the next save tries again. step: how far the run is. Of several ranks the first one writes
+    them."""
 
-    def __init__(
-        self, folder: Path, run: RunConfig, step: int, warn: Callable[[str], None], *, writes: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, run: RunConfig, step: int, warn: Callable[[str], None]) -> None:
         self._folder, self._run, self._warn = folder, run, warn
-        self._writes = writes
         self._every = run.save_interval
         self._step, self._saved_at = step, time.monotonic()
         # The last one, the best one, the kept ones: which could not be written when they were tried last.
@@ -51,7 +49,7 @@ class Checkpoints:
         """Write the last checkpoint, and before it the one to keep, if any: a run that is killed in between comes to
         the same step again. final: OSError where the last one can't be written."""
         self._step, self._saved_at = state["done_steps"], time.monotonic()
-        if not self._writes:
+        if not current().first:
             return
         path, kept = self._folder / CHECKPOINT, of_step(self._folder, self._step)
         keeps = self._run.keep > 0 and self._written(kept, KEPT, state)
@@ -72,7 +70,7 @@ class Checkpoints:
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Write the checkpoint of the best test accuracy so far."""
-        if self._writes:
+        if current().first:
             self._written(self._folder / BEST, BEST, state)
 
     def _drop_old(self) -> None:

@@ -176,9 +176,7 @@ class Trainer:
         OSError where the last one can't be written.
         """
         evaluation = None
-        checkpoints = Checkpoints(
-            folder, self.config.run, self.done_steps, partial(warn, listeners), writes=current().first
-        )
+        checkpoints = Checkpoints(folder, self.config.run, self.done_steps, partial(warn, listeners))
         with Interrupt() as interrupt, self._kept_where_loading_fails(folder, checkpoints):
             requests = Requests(interrupt, lag=_LAG[self.runtime.device.type])
             while not self.finished and (stop_after is None or len(self.history) < stop_after):

@@ -26,6 +26,7 @@ from fast_train.kernels.order import epoch_order
 from fast_train.kernels.spec import check_seed
 from fast_train.pipeline.config.settings import ResidentMemory
 from fast_train.pipeline.errors import LoadingError
+from fast_train.pipeline.loaders import turbojpeg
 from fast_train.pipeline.loaders.batch import CHANNELS, AnyBatch, Batch, OwnBatch, RaggedBatch
 
 # What a position in the order depends on, and the user's name for it.
@@ -140,6 +141,13 @@ class Loader(ABC):
         except Exception as error:
             return advice.format(one_line(error))
         return None
+
+    @classmethod
+    def advice(cls) -> str:
+        """What would make it faster here, to be added to a line; empty where nothing would."""
+        if cls.format != "packed" or turbojpeg.installed() is not None:
+            return ""
+        return "; with the system's libturbojpeg JPEG files are decoded twice as fast"
 
     def spare_cores(self) -> int:
         """How many threads or processes load by default: as many as there are usable cores, or a quarter of that where

@@ -189,7 +189,9 @@ class TorchLoader(Loader):
 
     def __init__(self, prepared: PreparedSet, split: str, options: LoaderOptions) -> None:
         super().__init__(prepared, split, options)
-        workers = min(DEFAULT_WORKERS, self.spare_cores()) if self.workers is None else self.workers
+        # Files take long to decode; of images that are not encoded a few processes bring more than enough.
+        most = self.spare_cores() if self.largest else min(DEFAULT_WORKERS, self.spare_cores())
+        workers = most if self.workers is None else self.workers
         if workers:
             check_sockets()
         self._workers: set[BaseProcess] = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,7 +93,6 @@ def train(
         if saved is not None:
             prepared = as_trained(prepared, saved)
         with Session(config, prepared) as session:
-            listeners = listeners if ranks.first else ()
             return session.train(folder, saved=saved, notes=notes, stop_after=stop_after, listeners=listeners)
 
 
@@ -157,8 +156,8 @@ class Session:
         """Train into ``folder``, which the caller holds. seed: another one than the configuration's, of a new run.
         saved: a checkpoint to go on from, checked already. notes: for the listeners."""
         started = time.perf_counter()
-        with RunLog(partial(warn, listeners)) if current().first else nullcontext() as log:
-            listeners = (log, *listeners) if log is not None else listeners
+        with RunLog(partial(warn, listeners)) as log:
+            listeners = (log, *listeners) if current().first else ()
             config = override(self._config, {} if seed is None else {"run": {"seed": seed}})
             start = Start(
                 config=config,
@@ -174,14 +173,7 @@ class Session:
             before, steps_before = trainer.train_seconds, trainer.done_steps
             evaluation, interrupted = None, None
             if not trainer.finished:
-                if current().first:
-                    write_config(folder, config, self._prepared, self._runtime)
-                trainer.prepare(listeners)
-                evaluation, interrupted = trainer.fit(folder, listeners, stop_after=stop_after)
-                if interrupted is None and evaluation is None:
-                    evaluation = trainer.evaluate()
-                if trainer.finished and evaluation and evaluation.split != self._prepared.final_split:
-                    evaluation = self._final_test(trainer, folder)
+                evaluation, interrupted = self._fit(trainer, folder, listeners, stop_after)
         return Outcome(
             folder=folder,
             config=config,
@@ -197,9 +189,20 @@ class Session:
             seconds=time.perf_counter() - started,
         )
 
-    def _final_test(self, trainer: Trainer, folder: Path) -> Evaluation:
-        tested = current().of_first(partial(tested_checkpoint, folder, trainer.config, self._prepared))
-        return trainer.final_test(tested.state)
+    def _fit(
+        self, trainer: Trainer, folder: Path, listeners: Sequence[Listener], stop_after: int | None
+    ) -> tuple[Evaluation | None, int | None]:
+        """The last evaluation, or the number of the signal that ended it."""
+        if current().first:
+            write_config(folder, trainer.config, self._prepared, self._runtime)
+        trainer.prepare(listeners)
+        evaluation, interrupted = trainer.fit(folder, listeners, stop_after=stop_after)
+        if interrupted is None and evaluation is None:
+            evaluation = trainer.evaluate()
+        if trainer.finished and evaluation and evaluation.split != self._prepared.final_split:
+            tested = current().of_first(partial(tested_checkpoint, folder, trainer.config, self._prepared))
+            evaluation = trainer.final_test(tested.state)
+        return evaluation, interrupted
 
     def _ready_trainer(self, config: Config, saved: Saved | None, listeners: Sequence[Listener]) -> Trainer:
         """A trainer that has trained nothing, or stands where ``saved`` does."""

@@ -184,7 +184,7 @@ def test_a_folder_of_several_sizes_keeps_them(prepare, photographs):
     manifest = prepared.manifest
     assert manifest.counts == {"train": (7, 6), "validation": (2, 2), "test": (3, 4)}
     assert "keep their shapes" in out
-    assert "13 train, 4 validation and 7 test images of their own shapes" in out
+    assert "13 train, 4 validation and 7 test images of their own shapes, shorter side" in out
     stored = [image for split in prepared.splits for image in _stored(prepared, split)]
     names = [name for split in prepared.splits for name in prepared.names(split)]
     copied = 0

