@@ -36,6 +36,9 @@ _BATCH = 512
 
 def run(bench: Bench[Settings]) -> None:
     """Images a second of each implementation, in each type and case; with --quick of one case."""
+    if bench.prepared.manifest.ragged is not None:
+        bench.skip(AUGMENTATION_CPU, "all of it", "it is about the augmentation of images of one shape")
+        return
     cases = dict(list(CASES.items())[-1:]) if bench.settings.quick else CASES
     packed = bench.prepared.packed("train")
     split = torch.tensor(packed.images)

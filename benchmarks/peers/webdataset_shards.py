@@ -40,7 +40,7 @@ class WebdatasetPeer(Peer):
         self.dtype = torch.float32
         folder = written(options.prepared, options.scratch, "webdataset", self._write)
         shards = sorted(map(str, folder.iterdir()))
-        images = webdataset.WebDataset(shards, resampled=True)
+        images = webdataset.WebDataset(shards, resampled=True, shardshuffle=False)
         images = images.shuffle(_BUFFER).decode("pil").to_tuple("jpg;png", "cls").map_tuple(pil_transforms(self), int)
         loader = webdataset.WebLoader(images.batched(self.batch_size), batch_size=None, num_workers=self.workers)
         self._loader: Any = loader.unbatched().shuffle(_MIXED).batched(self.batch_size)

@@ -152,7 +152,7 @@ def _decoders(result: Result) -> Blocks:
     ]
     first = rows[0].details
     text = (
-        f"The JPEG files are of the training split; one has {number(first.pixels_per_image / 1e6)} million pixels and "
+        f"The JPEG files are of the training split; one has {first.pixels_per_image:,.0f} pixels and "
         f"{format_bytes(first.bytes_per_image)} in the mean."
     )
     columns = ["decoder", "threads", *_MEDIAN, "a thread", "megapixels/s"]
