@@ -170,7 +170,7 @@ def _train(phases: _Phases, arguments: list[str]) -> int:
     from fast_train.pipeline.engine import saving, trainer
     from fast_train.pipeline.engine.step import TrainStep
 
-    phases.watch(trainer, "ready_step", "compilation")
+    phases.watch(trainer, "ready_steps", "compilation")
     phases.watch(TrainStep, "__call__", "step")
     phases.watch(saving, "save_checkpoint", "checkpoint")
     phases.watch(trainer, "evaluate", "evaluation")
