@@ -32,12 +32,6 @@ cores_time() {
     awk '/^cpu / { for (n = 2; n <= 9; n++) all += $n; print $5 + $6, all }' "${STAT_FILE:-/proc/stat}" 2>/dev/null
 }
 
-flags=${ARGS:-}
-if [ -z "$flags" ] && [ ! -e /dev/nvidiactl ] && cores_are_busy; then
-    echo "other programs keep the cores busy: training half as long, by recipe cpu-short (ARGS='--recipe cpu-quick' is the whole)"
-    flags='--recipe cpu-short'
-fi
-
 status=0
 # shellcheck disable=SC2086  # flags, to be split
 prep-data --dataset "$dataset" --out "data/$name" ${SOURCE:+--source "$SOURCE"} ${PREP_ARGS:-} || status=$?
@@ -48,5 +42,17 @@ if [ "$status" = 3 ] && [ -z "${DATA:-}" ]; then
 elif [ "$status" != 0 ]; then
     exit "$status"
 fi
+
+flags=${ARGS:-}
+if [ -z "$flags" ] && [ ! -e /dev/nvidiactl ] && cores_are_busy; then
+    if grep -qs '"image_shape": "ragged"' "data/$name/manifest.json"; then
+        echo "other programs keep the cores busy: training half as long (ARGS='--epochs 40' is the whole)"
+        flags='--epochs 20'
+    else
+        echo "other programs keep the cores busy: training half as long, by recipe cpu-short (ARGS='--recipe cpu-quick' is the whole)"
+        flags='--recipe cpu-short'
+    fi
+fi
+
 # shellcheck disable=SC2086  # flags, to be split
 exec fast-train --data "data/$name" $flags

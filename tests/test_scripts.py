@@ -54,6 +54,12 @@ def test_on_busy_cores_it_trains_half_as_long(train):
     assert train(busy=True, ARGS="--epochs 2")[1][-1] == "fast-train --data data/cifar10 --epochs 2"
 
 
+def test_on_busy_cores_images_of_their_own_shapes_keep_their_recipe(train, tmp_path):
+    (tmp_path / "data" / "photos").mkdir(parents=True)
+    (tmp_path / "data" / "photos" / "manifest.json").write_text('{\n "image_shape": "ragged"\n}\n')
+    assert train(busy=True, DATA="folder:photos")[1][1] == "fast-train --data data/photos --epochs 20"
+
+
 def test_a_folder_a_source_and_more_flags(train, tmp_path):
     more = {"ARGS": "--epochs 2", "PREP_ARGS": "--skip-bad --size 96", "SOURCE": "x.tar.gz"}
     _, calls, _ = train(DATA=f"folder:{tmp_path}/my photos/", **more)
