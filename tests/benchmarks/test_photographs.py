@@ -166,10 +166,7 @@ def test_what_bounds_the_rate_is_the_larger_part_of_the_slower_one(loader, step,
         entry="torch", step="the step", batch_size=8, workers=1, step_alone_row="", loader_alone_row=""
     )
     row = Row(suite="end-to-end", name="r", unit="images/s", repeats=(90, 90), details=details)
-    parts = Parts(
-        decoding=None if decoding is None else _row(decoding),
-        augmentation=None if augmentation is None else _row(augmentation),
-    )
+    parts = Parts(decoding=decoding, augmentation=augmentation)
     judged = judge(row, _row(step), _row(loader), parts, share_cores=False)
     assert judged.bound == bound
     assert re.search(said, judged.sentence)

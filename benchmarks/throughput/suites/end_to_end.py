@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
-from fast_train.benchmarks.instrument.feeds import DALI, Delivered, Entry, Feed, FeedOptions, LoaderFeed, is_view
+from fast_train.benchmarks.instrument.feeds import DALI, FFCV, Delivered, Entry, Feed, FeedOptions, LoaderFeed, is_view
 from fast_train.benchmarks.instrument.records import Details
 from fast_train.benchmarks.instrument.result import Row, rows_about
 from fast_train.benchmarks.instrument.timing import FAILURES, captured
@@ -88,24 +88,32 @@ def _group(bench: Bench[ThroughputSettings], step_name: str, config: Config, run
         if alone is not None:
             loader = bench.result.find(loaders.SUITE, row.details.loader_alone_row)
             entry, step = about[row.name]
-            parts = Parts(decoding=_decoding(bench, entry), augmentation=by_name.get(step.augmentation_row or ""))
+            augmentation = by_name.get(step.augmentation_row or "")
+            parts = Parts(
+                decoding=_decoding(bench, entry, row.details.workers),
+                augmentation=None if augmentation is None else augmentation.value,
+            )
             bench.amend(row, judge(row, alone, loader, parts, share_cores=bench.device.type == "cpu"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Rows of what a loader does and of what a step does, measured alone; None where that was not."""
+    """Images/s of what a loader does and of what a step does, each alone; None where that was not measured."""
 
-    decoding: Row[Details] | None = None
-    augmentation: Row[Details] | None = None
+    decoding: float | None = None
+    augmentation: float | None = None
 
 
-def _decoding(bench: Bench[ThroughputSettings], entry: Entry) -> Row[Details] | None:
+def _decoding(bench: Bench[ThroughputSettings], entry: Entry, workers: int) -> float | None:
+    """Images/s that its decoder reaches in all. FFCV and DALI decode in threads; the others in processes, which don't
+    share Python's lock and so reach what one thread does, each."""
     if entry.decoder is None:
         return None
+    cores, threads = usable_cores(), entry.decoder in (FFCV, DALI)
     on_gpu = entry.decoder == DALI and bench.device.type == "cuda"
-    name = decode.row_name(entry.decoder + decode.ON_GPU * on_gpu, usable_cores())
-    return bench.result.find(decode.SUITE, name)
+    name = decode.row_name(entry.decoder + decode.ON_GPU * on_gpu, cores if threads else 1)
+    row = bench.result.find(decode.SUITE, name)
+    return None if row is None else row.value * (1 if threads else max(min(workers, cores), 1))
 
 
 class _Steps:
@@ -236,9 +244,9 @@ def judge(
     )
 
 
-def _share(whole: Row[Details] | None, part: Row[Details] | None) -> float | None:
-    """Of the time of the one, what the other takes, which is a part of it."""
-    return None if whole is None or part is None else min(whole.value / part.value, 1.0)
+def _share(whole: Row[Details] | None, part: float | None) -> float | None:
+    """Of the time of the one, what the other takes, which is a part of it and alone reaches so many images/s."""
+    return None if whole is None or part is None else min(whole.value / part, 1.0)
 
 
 def slower(loader: Row[Details] | None, together: Row[Details], step: Row[Details]) -> str:
