@@ -191,17 +191,8 @@ def build_bench(
 ) -> Bench[S_co]:
     """Everything that suites need. settings: how to measure, by the configuration and whether it runs on a GPU.
     ConfigError or PreparedSetError for what can't be measured."""
-    given = subject.settings()
     prepared = PreparedSet.open(Path(subject.data))
-    config = resolve(subject.recipe or default_recipe(given, prepared), given)
-    baseline = resolve(BASELINE, {**given, "model": {"arch": config.model.arch}})
-    config = fit_to_data(config, prepared)
-    recipe, config = config, _of_one_size(config)
-    baseline = _comparable(fit_to_data(baseline, prepared), config)
-    # A step is measured alone on the resident split, whatever loader the recipe names.
-    recipe, config, baseline = (
-        dataclasses.replace(c, data=dataclasses.replace(c.data, loader="resident")) for c in (recipe, config, baseline)
-    )
+    recipe, config, baseline = _configurations(subject, prepared)
     runtime = resolve_runtime(config.run)
     apply_global_flags(config.run, runtime)
     cuda = runtime.device.type == "cuda"
@@ -232,6 +223,18 @@ def build_bench(
         scratch=scratch,
         debug=subject.debug,
     )
+
+
+def _configurations(subject: Subject, prepared: PreparedSet) -> Iterator[Config]:
+    """The recipe, what its step is measured by, and the baseline, for these images."""
+    given = subject.settings()
+    recipe = resolve(subject.recipe or default_recipe(given, prepared), given)
+    baseline = resolve(BASELINE, {**given, "model": {"arch": recipe.model.arch}})
+    recipe = fit_to_data(recipe, prepared)
+    config = _of_one_size(recipe)
+    for chosen in (recipe, config, _comparable(fit_to_data(baseline, prepared), config)):
+        # A step is measured alone on the resident split, whatever loader the recipe names.
+        yield dataclasses.replace(chosen, data=dataclasses.replace(chosen.data, loader="resident"))
 
 
 def _of_one_size(config: Config) -> Config:
