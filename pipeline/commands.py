@@ -22,7 +22,7 @@ from fast_train.pipeline.engine.listener import Listener, Start
 from fast_train.pipeline.engine.runtime import resolve_runtime, running
 from fast_train.pipeline.flags import PROGRAM, Actions
 from fast_train.pipeline.loaders import LOADERS
-from fast_train.pipeline.paths import checkpoints, of_name
+from fast_train.pipeline.paths import BEST, checkpoints, of_name
 from fast_train.pipeline.ranks import current, joined
 from fast_train.pipeline.report.predictions import print_mistakes, write_predictions
 from fast_train.pipeline.report.progress import Terminal
@@ -74,7 +74,7 @@ def _evaluate(given: Given, actions: Actions, checkpoint: Path, console: Console
     plan = plan_evaluation(given, saved, verify=actions.verify)
     runtime = resolve_runtime(plan.config.run)
     console.print(f"evaluating {show_path(saved.path)} on {device_name(runtime.device)}", soft_wrap=True)
-    _print_lines(console, runtime.notes())
+    _print_lines(console, (*runtime.notes(), *plan.notes))
     result = session.evaluate(plan.config, plan.prepared, saved)
     if actions.brief:
         print_accuracy(console, result, plan.prepared)
@@ -147,6 +147,8 @@ def _finish(outcome: session.Outcome, actions: Actions, console: Console) -> int
     else:
         plan = Plan(outcome.config, outcome.prepared)
         _report(console, folder, plan, outcome.evaluation, history=outcome.history)
+    if outcome.finished and session.tests_best(folder, outcome.config, outcome.prepared):
+        console.print(f"that is of the best weights, {show_path(folder / BEST)}, not of the last ones", soft_wrap=True)
     before = outcome.train_seconds_before
     in_all = f" ({outcome.train_seconds:.1f} s in all)" if before else ""
     spent = f"{outcome.seconds:.1f} s with compilation, evaluation and saving"

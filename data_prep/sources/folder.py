@@ -345,7 +345,11 @@ class ImageFolder(Source):
     def _announce_shapes(self, sizes: Counter[tuple[int, int]]) -> None:
         keeping = self._keeping
         scaled = sum(count for shape, count in sizes.items() if keeping.stored_shape(*shape) != shape)
+        # What is longer than that once its shorter side is as asked.
+        ratio = LONGEST_SIDE / keeping.shorter_side
+        long = sum(count for shape, count in sizes.items() if max(shape) > max(ratio * min(shape), LONGEST_SIDE))
         how = f"; {scaled:,} are scaled down to {keeping.shorter_side} px on the shorter side" if scaled else ""
+        how += f", {long:,} of them to {LONGEST_SIDE:,} on the longer" if long else ""
         flags = "--shorter-side N chooses another, " if scaled else ""
         self.display.say(
             f"{_images(len(self._headers))} of {_span(sizes)} keep their shapes{how} ({flags}--size N makes squares)"

@@ -44,7 +44,9 @@ class Terminal(Listener):
         self._note = data_note(prepared)
         for note in start.notes:
             self._console.print(note, soft_wrap=True)
-        crops = f", crops of {' then '.join(map(str, config.crop.sizes))} pixels" if config.crop.sizes else ""
+        # A run of few epochs takes the last sizes.
+        sizes = config.crop.sizes if config.run.steps else config.crop.sizes[-config.run.epochs :]
+        crops = f", crops of {' then '.join(map(str, sizes))} pixels" if sizes else ""
         self._console.print(
             f"{config.model.arch} by recipe {show(config.recipe)} on {prepared.size('train'):,} images of "
             f"{show(prepared.source_name)}{self._note}; loader {config.data.loader}, batch "

@@ -88,7 +88,16 @@ def plan_evaluation(given: Given, saved: Saved, *, verify: bool = False) -> Plan
     config = dataclasses.replace(plan.config, model=saved.config.model)
     check_classes(saved, plan.prepared)
     check_shape(saved, plan.prepared, evaluated_shape(config, plan.prepared.manifest))
-    return Plan(config, as_trained(plan.prepared, saved))
+    return Plan(config, as_trained(plan.prepared, saved), tuple(_scale_notes(config, plan.prepared)))
+
+
+def _scale_notes(config: Config, prepared: PreparedSet) -> Iterator[str]:
+    """For images that are not cropped, and of another size than those that the network was trained on."""
+    if not config.crop.sizes and min(prepared.manifest.image_shape[:2]) != config.model.image_size:
+        yield (
+            f"note: the network was trained on images of {config.model.image_size} pixels, and these have "
+            f"{min(prepared.manifest.image_shape[:2])}, so it sees them at another scale"
+        )
 
 
 def _check_data_is_there(saved: Saved, given: Given) -> None:
@@ -121,9 +130,10 @@ def _check_meant(given: Given, fitted: Config) -> None:
         return
     cropping = {**given.get("crop", {}), "eval_size": given.get("run", {}).get("eval_size")}
     for name, value in cropping.items():
+        where = f"run.{name}" if name == "eval_size" else f"crop.{name}"
         if not is_none(value) and value not in ((), []):
             raise ConfigError(
-                f"{name} is for images that are cropped, and these, which all have one shape, are not; leave it out, "
+                f"{where} is for images that are cropped, and these, which all have one shape, are not; leave it out, "
                 "or add --image-size"
             )
 
@@ -135,6 +145,11 @@ def _notes(config: Config, fitted: Config, manifest: Manifest) -> Iterator[str]:
     if fitted.crop.sizes and not config.crop.sizes and manifest.ragged:
         side = manifest.ragged.side
         yield f"crops of {fitted.crop.size} pixels, by the images' shorter sides of {side}; --image-size chooses others"
+    if manifest.ragged and max(fitted.crop.sizes) > manifest.ragged.side:
+        yield (
+            f"note: crops of {max(fitted.crop.sizes)} pixels are larger than the images, whose shorter sides are "
+            f"{manifest.ragged.side} (median); smaller ones by --image-size train faster"
+        )
     if fitted.augment != config.augment:
         yield "note: the images are cropped, by the settings crop.*; the recipe's augment.* are left out"
     if config.crop != CropConfig() and not fitted.crop.sizes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from fast_train.pipeline.engine.runtime import resolve_runtime
 from fast_train.pipeline.run.record import Saved, fitting
 
 _BATCH = 256
+Images: TypeAlias = Sequence[Path | str | NDArray[np.uint8] | Tensor] | NDArray[np.uint8] | Tensor
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,12 @@ class TrainedModel:
         self._table = normalisation_table(mean, std, self._runtime.image_dtype, self._runtime.device)
 
     @torch.no_grad()
-    def predict(self, images: Sequence[Path | str] | NDArray[np.uint8] | Tensor) -> list[Prediction]:
+    def predict(self, images: Images) -> list[Prediction]:
         """Predict the class of each image.
 
         images: paths of image files, which are brought to what the network was trained on as those of its prepared set
-        were (`prep-data --fit`, or `--shorter-side` and then the crop of the evaluation); or bytes uint8 [N, H, W, C].
+        were (`prep-data --fit`, or `--shorter-side` and then the crop of the evaluation); or bytes uint8 [N, H, W, C],
+        or a list of images uint8 [H, W, C], of any size where the network was trained on crops and else of its own.
         Raises ValueError for an image that can't be read or does not fit.
         """
         if isinstance(images, (str, Path)):
@@ -70,7 +73,7 @@ class TrainedModel:
                 found.append(Prediction(self.classes[best], float(row[best]), row))
         return found
 
-    def _inputs(self, images: Sequence[Path | str] | NDArray[np.uint8] | Tensor) -> Tensor:
+    def _inputs(self, images: Images) -> Tensor:
         """[n, C, H, W], as evaluation gives them to the network."""
         crop, device = self.config.evaluated_crop, self._runtime.device
         if crop is not None:
@@ -82,15 +85,27 @@ class TrainedModel:
         indices = torch.arange(len(pixels), device=device)
         return augment(pixels.to(device), indices, self._table, spec=NO_AUGMENT, seed=0, epoch=0)
 
-    def _pixels(
-        self, images: Sequence[Path | str] | NDArray[np.uint8] | Tensor
-    ) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+    def _pixels(self, images: Images) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
         """uint8 [H, W, C] of each."""
         if not isinstance(images, (np.ndarray, Tensor)):
-            return [self._read(path) for path in images]
+            return [
+                self._checked(image, "a list", dims=3) if isinstance(image, (np.ndarray, Tensor)) else self._read(image)
+                for image in images
+            ]
+        return self._checked(images, "an array", dims=4)
+
+    def _checked(self, images: NDArray[np.uint8] | Tensor, what: str, *, dims: int) -> NDArray[np.uint8]:
+        """Images of one shape, or one of a list; ValueError where the network can't take them."""
         pixels, channels = np.asarray(images.cpu() if isinstance(images, Tensor) else images), self._channels
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != channels:
-            raise ValueError(f"images must be uint8 [N, H, W, {channels}], not {pixels.dtype} {pixels.shape}")
+        if pixels.dtype != np.uint8 or pixels.ndim != dims or pixels.shape[-1] != channels:
+            form = f"[{'N, ' * (dims == 4)}H, W, {channels}]"
+            raise ValueError(f"images of {what} must be uint8 {form}, not {pixels.dtype} {pixels.shape}")
+        height, width = pixels.shape[-3:-1]
+        size = self.config.model.image_size
+        fits = min(height, width) >= 1 if self.config.evaluated_crop is not None else min(height, width) == size
+        if not fits:
+            wanted = "at least a pixel" if self.config.evaluated_crop is not None else f"a shorter side of {size}"
+            raise ValueError(f"images of {height}x{width} pixels do not fit the network, which takes {wanted}")
         return pixels
 
     @property

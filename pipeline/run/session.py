@@ -218,12 +218,16 @@ class Session:
         return trainer
 
 
-def tested_checkpoint(folder: Path, config: Config, prepared: PreparedSet) -> Saved:
-    """Of a training that is over, the checkpoint whose weights its last figure is of: the best one where it is kept and
-    was chosen by another split than the one that it is tested on."""
-    best = folder / BEST
+def tests_best(folder: Path, config: Config, prepared: PreparedSet) -> bool:
+    """Whether the last figure of a training that is over is of its best weights: where they are kept, and were chosen
+    by another split than the one that they are tested on."""
     chosen = config.run.keeps_best and prepared.final_split != prepared.evaluated_split
-    return load(best if chosen and best.is_file() else folder)
+    return chosen and (folder / BEST).is_file()
+
+
+def tested_checkpoint(folder: Path, config: Config, prepared: PreparedSet) -> Saved:
+    """Of a training that is over, the checkpoint whose weights its last figure is of."""
+    return load(folder / BEST if tests_best(folder, config, prepared) else folder)
 
 
 def evaluate(config: Config, prepared: PreparedSet, saved: Saved) -> Evaluation:

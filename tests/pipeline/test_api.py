@@ -64,6 +64,13 @@ def test_predicting_files_and_bytes(run, image_folder, prepared, tmp_path):
         model.predict([paths[0], "nowhere.png"])
     with pytest.raises(ValueError, match="give a list"):
         model.predict(str(paths[0]))
+    of_list = model.predict([*pixels[:2], paths[2]])
+    assert [p.label for p in of_list] == [p.label for p in of_files[:3]]
+    for wrong in (np.zeros((1, 0, 16, 3), np.uint8), np.zeros((1, 40, 50, 3), np.uint8)):
+        with pytest.raises(ValueError, match="do not fit the network, which takes a shorter side of 16"):
+            model.predict(wrong)
+        with pytest.raises(ValueError, match="do not fit the network"):
+            model.predict(list(wrong))
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])

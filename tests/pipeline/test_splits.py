@@ -88,6 +88,7 @@ def test_target_and_best_go_by_validation(three_splits, tmp_path, capsys):
     length = ["--batch-size", "24", "--epochs", "4", "--keep-best", "--target-accuracy", "0.2", "--out"]
     assert cli.main([*arguments, *length, str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
+    assert "that is of the best weights" in out
     assert "validation " in out
     assert "test accuracy" in out
     assert "test images" in out
