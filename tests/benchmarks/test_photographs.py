@@ -25,6 +25,9 @@ from fast_train.data_prep import cli as prep_cli
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import Config
 
+# A peer's recipe calls it; only pytest shows it.
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")
+
 SIZE, BATCH = 16, 8
 _OPTIONAL = {
     "FFCV's ImageNet pipeline": "ffcv",
