@@ -186,7 +186,9 @@ def read_only(*paths: str) -> Fault:
 
 
 def no_temporary_folder(run: Run) -> None:
-    run.environment |= {"TMPDIR": "/nowhere", "TEMP": "/nowhere", "TMP": "/nowhere"}
+    # The user's caches lie elsewhere, and can be written.
+    caches = {"XDG_CACHE_HOME": f"{run.disk}/cache", "XDG_CONFIG_HOME": f"{run.disk}/config"}
+    run.environment |= {"TMPDIR": "/nowhere", "TEMP": "/nowhere", "TMP": "/nowhere", **caches}
     read_only(str(Path(tempfile.gettempdir()).resolve()), "/tmp", "/var/tmp", "/usr/tmp", "{root}")(run)
     run.mounts.append(f"mount -t tmpfs -o size=64m none {run.disk}")
 
