@@ -377,6 +377,11 @@ class PreparedSet:
         self._check_labels(path, split, encoded.labels)
         return encoded
 
+    def any_packed(self, split: str) -> PackedSplit | EncodedSplit:
+        """The split's packed file, opened, whether the images have one shape (`packed`) or keep their own
+        (`encoded`)."""
+        return self.packed(split) if self.manifest.ragged is None else self.encoded(split)
+
     def beton(self, split: str) -> BetonSplit:
         """The split's FFCV file, safe to be opened by FFCV; PreparedSetError if it is not whole."""
         path, shapes = self.files(split, "ffcv")[0], self.manifest.ragged

@@ -119,12 +119,8 @@ def default_place(source: Source) -> Path:
     return Path("data") / source.default_name
 
 
-def _open_packed(prepared: PreparedSet, split: str) -> object:
-    return prepared.packed(split) if prepared.manifest.ragged is None else prepared.encoded(split)
-
-
 _OPENERS: dict[str, Callable[[PreparedSet, str], object]] = {
-    "packed": _open_packed,
+    "packed": PreparedSet.any_packed,
     "ffcv": PreparedSet.beton,
     "dali": PreparedSet.tfrecords,
 }

@@ -53,18 +53,13 @@ def decoders(result: Result) -> Picture | None:
     def text(row: Row[DecodeDetails]) -> str:
         return f"{number(row.value)}, {number(row.value * megapixels)} MP/s"
 
-    def draw(figure: Figure, theme: Theme) -> None:
-        axes = figure.subplots()
-        _bars(axes, theme, rows, [row.name for row in rows], text)
-        axes.set_xlabel("images/s")
-
-    return Picture(
+    return _bar_chart(
+        rows,
+        text,
         name="decode",
         title="Decoding alone",
         caption="JPEG files in memory to pixels, images a second with 95 % intervals, and millions of pixels a second "
         "behind the bars. `resident` is what this project's loaders `resident` and `torch` decode with.",
-        size=(_WIDTH, 1.2 + 0.42 * len(rows)),
-        draw=draw,
     )
 
 
@@ -242,19 +237,27 @@ def step_ladder(result: Result) -> Picture | None:
         of_peak = "" if share is None else f", {percent(share)} of peak"
         return f"{number(row.value)} ({row.value / first:.2f} times{of_peak})"
 
+    return _bar_chart(
+        rows,
+        text,
+        name="ladder",
+        title="The step alone, one change a rung",
+        caption="Training images a second on one batch that lies on the device. Each rung keeps what the rungs above "
+        "it changed. Peak: of this device's own matrix product in the rung's type.",
+    )
+
+
+def _bar_chart(
+    rows: Sequence[Row[D]], text: Callable[[Row[D]], str], *, name: str, title: str, caption: str
+) -> Picture:
+    """A bar a row: images a second, and ``text`` behind it."""
+
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
         _bars(axes, theme, rows, [row.name for row in rows], text)
         axes.set_xlabel("images/s")
 
-    return Picture(
-        name="ladder",
-        title="The step alone, one change a rung",
-        caption="Training images a second on one batch that lies on the device. Each rung keeps what the rungs above "
-        "it changed. Peak: of this device's own matrix product in the rung's type.",
-        size=(_WIDTH, 1.2 + 0.42 * len(rows)),
-        draw=draw,
-    )
+    return Picture(name=name, title=title, caption=caption, size=(_WIDTH, 1.2 + 0.42 * len(rows)), draw=draw)
 
 
 def _bars(

@@ -16,8 +16,7 @@ import torch
 from fast_train.common.cores import usable_cores
 from fast_train.common.signals import Interrupt
 from fast_train.common.text import show_path
-from fast_train.data_prep.keep import Keeping
-from fast_train.data_prep.manifest import Manifest, PreparedSet
+from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.recipe import override
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.build import (
@@ -335,9 +334,11 @@ class Trainer:
             stopped=stopped,
         )
 
-    def final_test(self, state: Mapping[str, Any]) -> Evaluation:
-        """Evaluate on the test split of a set that is judged by its validation split: a checkpoint's weights."""
-        self.step.load_state_dict(state["step"])
+    def final_test(self, best: Mapping[str, Any] | None) -> Evaluation:
+        """Evaluate on the test split of a set that is judged by its validation split. best: a checkpoint's state, of
+        which the weights are to be evaluated; None for the present ones."""
+        if best is not None:
+            self.step.load_state_dict(best["step"])
         with build_split_loader(self.config, self.prepared, self.runtime, train=False, split="test") as loader:
             return self._evaluate(loader)
 
@@ -362,7 +363,7 @@ class Trainer:
             "mean": list(self.prepared.manifest.mean),
             "std": list(self.prepared.manifest.std),
             "reading": self.prepared.manifest.source.get("reading", {}),
-            "keeping": dataclasses.asdict(_keeping(self.prepared.manifest)),
+            "keeping": self.prepared.manifest.source.get("keeping", {}),
             "step": self.step.state_dict(),
             # A batch that a signal came with may be given out, and was not trained on.
             "loader": {**self.loader.state_dict(), "step": self.done_steps - self.loader.epoch * len(self.loader)},
@@ -390,8 +391,3 @@ class Trainer:
         inside = self.done_steps % len(self.loader) and len(self.history) > self.loader.epoch
         if inside and self.done_steps < self.total_steps:
             self.history.pop()
-
-
-def _keeping(manifest: Manifest) -> Keeping:
-    """How images were scaled and stored, where they keep their own shapes."""
-    return Keeping.from_dict({**manifest.source, **manifest.encoding(manifest.formats[0])})

@@ -200,9 +200,12 @@ class Session:
         if interrupted is None and evaluation is None:
             evaluation = trainer.evaluate()
         if trainer.finished and evaluation and evaluation.split != self._prepared.final_split:
-            tested = current().of_first(partial(tested_checkpoint, folder, trainer.config, self._prepared))
-            evaluation = trainer.final_test(tested.state)
+            evaluation = trainer.final_test(current().of_first(partial(self._best, folder, trainer.config)))
         return evaluation, interrupted
+
+    def _best(self, folder: Path, config: Config) -> Mapping[str, Any] | None:
+        """The state whose weights the last figure is of; None where that is the present one."""
+        return load(folder / BEST).state if tests_best(folder, config, self._prepared) else None
 
     def _ready_trainer(self, config: Config, saved: Saved | None, listeners: Sequence[Listener]) -> Trainer:
         """A trainer that has trained nothing, or stands where ``saved`` does."""
