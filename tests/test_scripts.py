@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fast_train.pipeline.config.recipe import read_recipe
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "train.sh"
 
@@ -57,7 +59,11 @@ def test_on_busy_cores_it_trains_half_as_long(train):
 def test_on_busy_cores_images_of_their_own_shapes_keep_their_recipe(train, tmp_path):
     (tmp_path / "data" / "photos").mkdir(parents=True)
     (tmp_path / "data" / "photos" / "manifest.json").write_text('{\n "image_shape": "ragged"\n}\n')
-    assert train(busy=True, DATA="folder:photos")[1][1] == "fast-train --data data/photos --epochs 20"
+    _, calls, said = train(busy=True, DATA="folder:photos")
+    assert calls[1] == "fast-train --data data/photos --epochs 20"
+    epochs = read_recipe("photos-cpu")["run"]["epochs"]
+    assert epochs == 2 * 20
+    assert f"--epochs {epochs}' is the whole" in said
 
 
 def test_a_folder_a_source_and_more_flags(train, tmp_path):

@@ -18,6 +18,7 @@ from fast_train.common.cores import usable_cores
 from fast_train.common.files import whole_file
 from fast_train.common.text import is_plain, one_line, show, show_path
 from fast_train.data_prep.images import Reading
+from fast_train.data_prep.keep import Keeping
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import SECTIONS, Config, ModelConfig, differences
 from fast_train.pipeline.engine.checkpoint import CheckpointError, DamagedCheckpoint, load_run_state
@@ -164,10 +165,11 @@ def _unusable(state: Mapping[str, Any], model: ModelConfig) -> str | None:
         values = state.get(name, [0.0] * model.in_channels)
         if not isinstance(values, list) or len(values) != model.in_channels or not all(map(_is_level, values)):
             return name
-    try:
-        Reading.from_dict(state.get("reading", {}))
-    except (ValueError, TypeError, AttributeError):
-        return "reading"
+    for name, kind in (("reading", Reading), ("keeping", Keeping)):
+        try:
+            kind.from_dict(state.get(name, {}))
+        except (ValueError, TypeError, AttributeError):
+            return name
     return _unusable_progress(state)
 
 

@@ -193,6 +193,8 @@ def test_an_evaluation_on_other_images_normalises_as_the_training_did(image_fold
     (lambda state: state["config"]["model"].update(arch=ESCAPE), "unknown architecture"),
     (lambda state: state.update(classes=["a", "b", ESCAPE]), "no usable classes"),
     (lambda state: state.update(classes=["a"]), "no usable classes"),
+    (lambda state: state.update(keeping={"shorter_side": -1}), "no usable keeping"),
+    (lambda state: state.update(keeping=[1]), "no usable keeping"),
     (lambda state: state.update(history=[1]), "no usable history"),
     (lambda state: state["history"].append(state["history"][-1]), "no usable history"),
     (lambda state: state["history"][-1].update(epoch=-1), "no usable history"),
