@@ -12,9 +12,9 @@ from typing import Any
 JUDGES = ("validation", "test")
 
 
-def judge(record: Mapping[str, Any]) -> str:
-    """The split that a record's training is judged by."""
-    return next(split for split in JUDGES if f"{split}_accuracy" in record)
+def judge(*records: Mapping[str, Any]) -> str:
+    """The split that the training of these records is judged by."""
+    return "validation" if any("validation_accuracy" in record for record in records) else "test"
 
 
 def accuracy(record: Mapping[str, Any]) -> float | None:

@@ -21,8 +21,7 @@ _SECONDS_BETWEEN_SAVES = 10.0
 
 class Checkpoints:
     """Those of one run's folder. A disk that takes no more costs no training: ``warn`` gets a line, the first time, and
-    the next save tries again. step: how far the run is. Of several ranks the first one writes
-    them."""
+    the next save tries again. step: how far the run is. Of several ranks the first one writes them."""
 
     def __init__(self, folder: Path, run: RunConfig, step: int, warn: Callable[[str], None]) -> None:
         self._folder, self._run, self._warn = folder, run, warn

@@ -25,6 +25,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fast_train.common.files import whole_file
+from fast_train.pipeline.engine.history import judge
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 DPI = 130
@@ -92,7 +93,7 @@ def _draw_rate(axes: Axes, epochs: np.ndarray, rates: np.ndarray) -> None:
 
 
 def _lines(axes: Axes, epochs: np.ndarray, history: Sequence[Mapping[str, Any]], what: str) -> None:
-    for split, colour, style, marker in (("train", BLUE, "-", "o"), (_judge(history), ORANGE, "--", "s")):
+    for split, colour, style, marker in (("train", BLUE, "-", "o"), (judge(*history), ORANGE, "--", "s")):
         values = _column(history, f"{split}_{what}")
         # Epochs without a value are left out, so that the line joins its neighbours.
         there = np.isfinite(values)
@@ -102,13 +103,8 @@ def _lines(axes: Axes, epochs: np.ndarray, history: Sequence[Mapping[str, Any]],
     axes.set_ylabel(what)
 
 
-def _judge(history: Sequence[Mapping[str, Any]]) -> str:
-    """The split other than the training's that the records speak of."""
-    return "validation" if any("validation_accuracy" in record for record in history) else "test"
-
-
 def _mark_best(axes: Axes, epochs: np.ndarray, history: Sequence[Mapping[str, Any]]) -> None:
-    split = _judge(history)
+    split = judge(*history)
     accuracies = _column(history, f"{split}_accuracy")
     if np.isfinite(accuracies).any():
         best = int(np.nanargmax(accuracies))
