@@ -31,7 +31,7 @@ class DaliResnet50(DaliPeer):
 
     def check(self, options: FeedOptions) -> None:
         self.dtype = torch.float32
-        self._folders = class_folders(options) / "train"
+        self._folders = class_folders(options.prepared, options.scratch) / "train"
 
     def graph(self) -> tuple[Any, Any]:
         from nvidia.dali import fn, types

@@ -40,7 +40,12 @@ class DecodeJpegPeer(DataLoaderPeer):
                 v2.Normalize(list(manifest.mean), list(manifest.std)),
             ]
         )
-        return DatasetFolder(str(class_folders(options) / "train"), _decode, extensions=SUFFIXES, transform=whole)
+        return DatasetFolder(
+            str(class_folders(options.prepared, options.scratch) / "train"),
+            _decode,
+            extensions=SUFFIXES,
+            transform=whole,
+        )
 
 
 def _decode(path: str) -> Tensor:

@@ -23,4 +23,4 @@ class ImageFolderPeer(DataLoaderPeer):
     decoder = PILLOW
 
     def dataset(self, options: FeedOptions) -> ImageFolder:
-        return ImageFolder(str(class_folders(options) / "train"), pil_transforms(self))
+        return ImageFolder(str(class_folders(options.prepared, options.scratch) / "train"), pil_transforms(self))

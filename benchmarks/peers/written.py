@@ -9,13 +9,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fast_train.benchmarks.instrument.feeds import FeedOptions
 from fast_train.common.text import format_bytes, show_path
+from fast_train.data_prep.formats.decode import is_jpeg
 from fast_train.data_prep.manifest import PreparedSet
 
 #: Of files, by what they hold.
 SUFFIXES = (".jpg", ".png")
-_JPEG = b"\xff\xd8"
 # A file's share of the disk is a little more than its bytes.
 _AROUND_FILE = 4096
 
@@ -25,7 +24,7 @@ def stored_files(prepared: PreparedSet, split: str) -> Iterator[tuple[bytes, str
     encoded = prepared.encoded(split)
     for index, label in enumerate(encoded.labels.tolist()):
         file = encoded.file(index).tobytes()
-        yield file, SUFFIXES[not file.startswith(_JPEG)], label
+        yield file, SUFFIXES[not is_jpeg(file)], label
 
 
 def written(prepared: PreparedSet, scratch: Path, name: str, write: Callable[[Path], None]) -> Path:
@@ -51,13 +50,8 @@ def written(prepared: PreparedSet, scratch: Path, name: str, write: Callable[[Pa
     return place
 
 
-def class_folders(options: FeedOptions) -> Path:
+def class_folders(prepared: PreparedSet, scratch: Path) -> Path:
     """A folder of the set's files, as SPLIT/CLASS/NUMBER.jpg; classes are called by their numbers."""
-    return write_class_folders(options.prepared, options.scratch)
-
-
-def write_class_folders(prepared: PreparedSet, scratch: Path) -> Path:
-    """`class_folders` of a set."""
 
     def write(folder: Path) -> None:
         for split in prepared.splits:

@@ -18,6 +18,7 @@ from PIL import Image
 from fast_train.common.cores import usable_cores
 from fast_train.common.files import naming, sync
 from fast_train.data_prep.errors import PreparedSetError
+from fast_train.data_prep.formats.decode import is_jpeg
 
 FFCV_MODES = ("raw", "jpg", "proportion")
 DALI_MODES = ("raw", "jpg")
@@ -174,7 +175,7 @@ class Encoded(NamedTuple):
 
     @property
     def is_jpeg(self) -> bool:
-        return self.data.startswith(b"\xff\xd8")
+        return is_jpeg(self.data)
 
 
 class RaggedWriter(SplitWriter):

@@ -15,6 +15,11 @@ from fast_train.data_prep.errors import ANEW, PreparedSetError
 FORMATS = ("JPEG", "PNG")
 
 
+def is_jpeg(file: NDArray[np.uint8] | bytes) -> bool:
+    """Whether a stored file's bytes are a JPEG file, and no PNG file."""
+    return bytes(file[:2]) == b"\xff\xd8"
+
+
 def decode_rgb(file: NDArray[np.uint8] | bytes, height: int, width: int) -> NDArray[np.uint8]:
     """The pixels uint8 [H, W, 3] of a file's bytes, as they are stored: metadata turn nothing.
 

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from fast_train.common.text import show
 from fast_train.data_prep.errors import ANEW, PreparedSetError
-from fast_train.data_prep.formats.decode import decode_rgb
+from fast_train.data_prep.formats.decode import decode_rgb, is_jpeg
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.loaders import turbojpeg
 from fast_train.pipeline.loaders.batch import CHANNELS, RaggedBatch, begins
-
-_JPEG = b"\xff\xd8"
 
 
 class Shapes:
@@ -83,7 +81,7 @@ class ImageFiles:
         """Write the pixels of one file into uint8 [H * W * 3]."""
         height, width = int(self.shapes.heights[index]), int(self.shapes.widths[index])
         library = turbojpeg.installed()
-        if library is not None and file[:2].tobytes() == _JPEG and turbojpeg.decode(library, file, into, height, width):
+        if library is not None and is_jpeg(file) and turbojpeg.decode(library, file, into, height, width):
             return
         try:
             # What the library could not decode, too: it does not say why.

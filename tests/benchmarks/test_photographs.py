@@ -87,7 +87,7 @@ def test_a_recipe_gives_crops_of_our_size_in_our_batches(entry, photographs, tmp
 
 
 def test_recipes_read_the_files_of_the_set(photographs, tmp_path):
-    folder = class_folders(_options(photographs, tmp_path))
+    folder = class_folders(photographs, tmp_path)
     for split in photographs.splits:
         encoded = photographs.encoded(split)
         files = sorted((path.stem, path) for path in (folder / split).rglob("*.*"))
@@ -99,7 +99,7 @@ def test_recipes_read_the_files_of_the_set(photographs, tmp_path):
 def test_a_disk_without_room_is_named_before_it_is_full(photographs, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(ValueError, match=r"its files take .* where 10 B are free; set TMPDIR"):
-        class_folders(_options(photographs, tmp_path))
+        class_folders(photographs, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,13 +22,13 @@ from fast_train.benchmarks.throughput.records import DecodeDetails
 from fast_train.benchmarks.throughput.suites import ThroughputSettings
 from fast_train.common.cores import usable_cores
 from fast_train.common.text import one_line
+from fast_train.data_prep.formats.decode import is_jpeg
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.loaders.image_files import ImageFiles
 
 SUITE = "decode"
 #: After the name of a decoder that works there.
 ON_GPU = " on the GPU"
-_JPEG = (0xFF, 0xD8)
 # Of each thread in a repeat; a GPU takes them all at once.
 _IMAGES = 32
 _FEWEST = 64
@@ -90,7 +90,7 @@ def _sample(prepared: PreparedSet) -> _Sample:
     encoded = prepared.encoded("train")
     wanted = max(_IMAGES * usable_cores(), _FEWEST)
     order = np.random.default_rng(0).permutation(prepared.size("train"))
-    chosen = [i for i in order[: 2 * wanted].tolist() if tuple(encoded.file(i)[:2].tolist()) == _JPEG][:wanted]
+    chosen = [i for i in order[: 2 * wanted].tolist() if is_jpeg(encoded.file(i))][:wanted]
     return _Sample(
         prepared,
         chosen,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
 from fast_train.benchmarks.instrument.result import Row
-from fast_train.benchmarks.peers.written import write_class_folders
+from fast_train.benchmarks.peers.written import class_folders
 from fast_train.benchmarks.throughput.records import OWN_FILES, PreparationDetails
 from fast_train.benchmarks.throughput.suites import ThroughputSettings
 from fast_train.benchmarks.throughput.suites.startup import run_module
@@ -23,7 +23,7 @@ def run(bench: Bench[ThroughputSettings]) -> None:
     """Formats in turn, a set of one format each."""
     given = bench.settings.prep_dataset
     if given == OWN_FILES:
-        given = f"folder:{write_class_folders(bench.prepared, bench.scratch)}"
+        given = f"folder:{class_folders(bench.prepared, bench.scratch)}"
     cases = [_case(bench, name, given) for name in WRITERS]
     rows = bench.measure(SUITE, "preparation", cases, repeats=bench.settings.slow_repeats)
     for row in rows:
