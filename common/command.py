@@ -96,10 +96,10 @@ def run_command(
     dropped (`steady_output`): the work goes on.
 
     debug: show the trace of an error. ends_process: nothing comes after the command, so that Ctrl-C while Python ends
-    is silent. on_ranks: whether it may be one of several processes that torchrun started. interrupted: what to add to
-    the line about a signal. statuses: exit statuses of errors other than 2. explain: what to tell the user in place of
-    an error that came from a library; an error that is neither explained nor in ``statuses`` nor a ValueError, OSError
-    or MemoryError keeps its trace.
+    is silent, and a second hang-up is ignored. on_ranks: whether it may be one of several processes that torchrun
+    started. interrupted: what to add to the line about a signal. statuses: exit statuses of errors other than 2.
+    explain: what to tell the user in place of an error that came from a library; an error that is neither explained nor
+    in ``statuses`` nor a ValueError, OSError or MemoryError keeps its trace.
     """
     statuses = {**(statuses or {}), ValueError: 2, OSError: 2, MemoryError: 2}
     with steady_output():
@@ -108,7 +108,7 @@ def run_command(
                 raise_by_ctrl_c()
             if not on_ranks and not _is_alone(program):
                 return 2
-            with termination_as_interrupt(), _quiet_threads(debug=debug):
+            with termination_as_interrupt(ends_process=ends_process), _quiet_threads(debug=debug):
                 return work()
         except KeyboardInterrupt as stop:
             word = "interrupted" if exit_status(stop) == 128 + signal.SIGINT else "terminated"

@@ -43,12 +43,13 @@ def raise_by_ctrl_c() -> None:
 
 
 @contextmanager
-def termination_as_interrupt() -> Iterator[None]:
+def termination_as_interrupt(*, ends_process: bool = False) -> Iterator[None]:
     """In the block SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does; `exit_status` tells them apart.
 
     A hang-up takes the terminal away: from then on, what is printed to it is dropped. The kernel and the shell both
-    send it, so the second one is ignored. A hang-up that is ignored from the start (nohup) stays ignored. Outside of
-    the main thread, the only one that gets signals, nothing changes.
+    send it, so the second one is ignored; with ``ends_process``, where nothing comes after the block, also behind it.
+    A hang-up that is ignored from the start (nohup) stays ignored. Outside of the main thread, the only one that gets
+    signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -83,7 +84,9 @@ def termination_as_interrupt() -> Iterator[None]:
         for timer in again:
             timer.cancel()
         for signum, handler in previous.items():
-            signal.signal(signum, handler)
+            # The second hang-up may come while the process ends, and would take its status.
+            if not (ends_process and signal.getsignal(signum) is signal.SIG_IGN):
+                signal.signal(signum, handler)
 
 
 def ignore_requests_to_save() -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -173,6 +174,18 @@ def test_a_second_hang_up_does_not_stop_the_way_out():
 
     assert run_command("tool", work, debug=False) == 129
     assert cleaned
+
+
+@pytest.mark.usefixtures("hears_hang_ups")
+@pytest.mark.parametrize("ends_process", [True, False])
+def test_a_second_hang_up_does_not_take_the_status_of_a_process_that_ends(ends_process):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        work = partial(signal.raise_signal, signal.SIGHUP)
+        assert run_command("tool", work, debug=False, ends_process=ends_process) == 129
+        assert (signal.getsignal(signal.SIGHUP) == signal.SIG_IGN) == ends_process
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("hears_hang_ups")
@@ -357,11 +370,13 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def work():
     try:
         print("ready", flush=True)
-        time.sleep(60)
+        # Python may see a signal only after the sleep that it comes just before.
+        for _ in range(600):
+            time.sleep(0.1)
     finally:
         print("cleaning up", flush=True)
         open(sys.argv[1], "w").close()
-sys.exit(run_command("tool", work, debug=False))
+sys.exit(run_command("tool", work, debug=False, ends_process=True))
 """
 
 
