@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -29,6 +30,7 @@ try:
     from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
     from ffcv.loader import Loader as FfcvLoader
     from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.memory_managers import OSCacheManager
     from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline.compiler import Compiler
     from ffcv.pipeline.state import State
@@ -50,6 +52,47 @@ def _set_decoding_threads(compiler: type[Compiler], count: int) -> None:
 
 
 Compiler.set_num_threads = classmethod(_set_decoding_threads)
+
+_compile = Compiler.compile
+_compiled: dict[tuple[Any, ...], Any] = {}
+
+
+def _compile_once(compiler: type[Compiler], code: FunctionType, signature: Any = None) -> Any:
+    """In place of FFCV's own, which compiles the functions of each loader anew, for a second.
+
+    Two are the same where their code is and what they hold from around it, such as other compiled functions.
+    """
+    held = tuple((type(cell.cell_contents), cell.cell_contents) for cell in code.__closure__ or ())
+    key = (code.__code__, held, signature, compiler.num_threads > 1)
+    try:
+        if key not in _compiled:
+            _compiled[key] = _compile(code, signature)
+        return _compiled[key]
+    except TypeError:
+        # It holds an array.
+        return _compile(code, signature)
+
+
+Compiler.compile = classmethod(_compile_once)
+
+# FFCV's own way to say that a file is only read changes Numba's type of all arrays of bytes, for the whole process.
+_FILE = numba.types.Array(numba.uint8, 1, "C", readonly=True)
+_STATE = numba.types.Tuple([_FILE, numba.uint64[::1], numba.uint64[::1]])
+
+
+def _compile_read(manager: OSCacheManager) -> Any:
+    """What gives compiled code the bytes that begin at an address: a function of it and of (file, addresses, sizes)."""
+    del manager
+
+    def read(address: Any, state: Any) -> Any:
+        file, addresses, sizes = state
+        return file[address : address + sizes[np.searchsorted(addresses, address)]]
+
+    return Compiler.compile(read, _FILE(numba.uint64, _STATE))
+
+
+OSCacheManager.state_type = _STATE
+OSCacheManager.compile_reader = _compile_read
 
 
 class Order(TraversalOrder):

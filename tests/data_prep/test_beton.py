@@ -14,16 +14,14 @@ from fast_train.data_prep.formats import FormatOptions, beton
 from fast_train.data_prep.formats.beton import BetonWriter, open_beton
 from fast_train.data_prep.manifest import PreparedSet
 
-threads = torch.get_num_threads()
-pytest.importorskip("ffcv", reason="FFCV is not installed: pip install 'fast-train[ffcv]'")
+# By our module, which keeps FFCV from changing torch's threads and Numba's types for the whole process.
+_READER = "fast_train.pipeline.loaders.ffcv_reader"
+pytest.importorskip(_READER, reason="FFCV is not installed: pip install 'fast-train[ffcv]'")
 import ffcv.types  # noqa: E402
 from ffcv.fields import IntField, RGBImageField  # noqa: E402
 from ffcv.loader import Loader, OrderOption  # noqa: E402
 from ffcv.reader import Reader  # noqa: E402
 from ffcv.writer import DatasetWriter  # noqa: E402
-
-# Importing FFCV sets torch's threads for the whole process.
-torch.set_num_threads(threads)
 
 
 def _write(folder, images, labels, *, capacity=None, step=7, **options):
