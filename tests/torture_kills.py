@@ -85,13 +85,13 @@ class _Plan:
 
 
 class _Phases:
-    """What a process tells of its phases, to a pipe; and its end."""
+    """What a process tells of its phases, to a file; and its end."""
 
-    def __init__(self, plan: _Plan, pipe: int) -> None:
-        self._plan, self._pipe, self._seen = plan, pipe, -1
+    def __init__(self, plan: _Plan, told: int) -> None:
+        self._plan, self._told, self._seen = plan, told, -1
 
     def tell(self, begins: bool, phase: str) -> None:
-        os.write(self._pipe, f"{'+' if begins else '-'} {phase} {time.monotonic()}\n".encode())
+        os.write(self._told, f"{'+' if begins else '-'} {phase} {time.monotonic()}\n".encode())
         self._seen += begins and phase == self._plan.phase
         if begins and phase == self._plan.phase and self._seen == self._plan.number:
             signal.setitimer(signal.ITIMER_REAL, max(self._plan.seconds, 1e-6))
@@ -122,11 +122,12 @@ class _Child:
     durations: what each phase took, each time, and open: those that it was in, once it has ended."""
 
     def __init__(self, work: _Work, output: Path, plan: _Plan | None = None) -> None:
-        self._read, write = os.pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
-            _do(work, _Phases(plan or _Plan(), write), output)
-        os.close(write)
+        # A file: a pipe is held open by torch's loading processes, which outlive a killed parent by seconds.
+        self._told = output.with_name("told.txt")
+        with open(self._told, "wb") as told:
+            self._pid = os.fork()
+            if self._pid == 0:
+                _do(work, _Phases(plan or _Plan(), told.fileno()), output)
         self.durations: dict[str, list[float]] = {}
         self.open: list[str] = []
 
@@ -135,16 +136,15 @@ class _Child:
 
     def wait(self) -> int:
         """Its exit status, or a signal's number with a minus."""
-        began = []
-        with open(self._read, encoding="ascii") as told:
-            for line in told:
-                sign, phase, moment = line.split()
-                if sign == "+":
-                    self.open.append(phase)
-                    began.append(float(moment))
-                else:
-                    self.durations.setdefault(self.open.pop(), []).append(float(moment) - began.pop())
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        status, began = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1]), []
+        for line in self._told.read_text().splitlines():
+            sign, phase, moment = line.split()
+            if sign == "+":
+                self.open.append(phase)
+                began.append(float(moment))
+            else:
+                self.durations.setdefault(self.open.pop(), []).append(float(moment) - began.pop())
+        return status
 
 
 def _do(work: _Work, phases: _Phases, output: Path) -> None:
