@@ -1,12 +1,18 @@
 """Without a CUDA device, tests marked `gpu` skip visibly and Triton kernels run in Triton's interpreter."""
 
+import gc
 import os
 import signal
 import sys
 
 import hypothesis
 import pytest
-import torch
+
+# What is imported lives as long as the process. Python's collector would look through it again and again: it begins
+# after the imports, and leaves them out.
+gc.disable()
+
+import torch  # noqa: E402
 
 # Tensors here are tiny: more threads would only wait for each other, long where the machine is busy. Trainings, and the
 # commands that tests start, follow the variable.
@@ -47,6 +53,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker("fuzz")
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(_SLOW_SECONDS))
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
