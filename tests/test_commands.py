@@ -53,7 +53,7 @@ COMMANDS = {
     "bench-throughput": Command(
         "bench-throughput",
         "benchmarks.throughput.cli",
-        f"{_CPU} --quick --arch resnet8 --only roofline",
+        f"{_CPU} --quick --repeats 1 --arch resnet8 --only roofline",
         "report.json",
         "report folder",
     ),

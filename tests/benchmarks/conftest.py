@@ -1,6 +1,8 @@
 """A small prepared set, and one quick report of it that many tests look at."""
 
-import gc
+import fcntl
+import os
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -15,18 +17,32 @@ from fast_train.benchmarks.throughput.compare import read_result
 from fast_train.data_prep import cli as prep_cli
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _quick_collections():
-    """Python's collector looks no more through what the imports made: each suite and each training ends with one."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder of this session, the same in all of its processes (pytest-xdist)."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "benchmarks"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _alone(folder):
+    """One process at a time is in the block."""
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
-def prepared_path(tmp_path_factory):
-    root = tmp_path_factory.mktemp("bench")
+def prepared_path(shared):
+    with _alone(shared):
+        if not (shared / "set").exists():
+            _prepare(shared)
+    return shared / "set"
+
+
+def _prepare(root):
     generator = np.random.default_rng(0)
     for split, count in (("train", 32), ("test", 8)):
         for name in ("bright", "dark"):
@@ -37,13 +53,18 @@ def prepared_path(tmp_path_factory):
     # Without FFCV's and DALI's files: a report lists what it can't measure.
     arguments = ["--dataset", f"folder:{root / 'images'}", "--out", str(root / "set"), "--formats", "packed"]
     assert prep_cli.main(arguments) == 0
-    return root / "set"
 
 
 @pytest.fixture(scope="session")
-def quick_report(prepared_path, tmp_path_factory):
+def quick_report(prepared_path, shared):
     """The folder of a report of the suites that take no training."""
-    reports = tmp_path_factory.mktemp("reports")
+    with _alone(shared):
+        if not (shared / "report").exists():
+            _measure(prepared_path, shared).rename(shared / "report")
+    return shared / "report"
+
+
+def _measure(prepared_path, root):
     arguments = ["--data", str(prepared_path), "--device", "cpu", "--quick", "--arch", "resnet8", "--workers", "1"]
     with pytest.MonkeyPatch.context() as patched:
         # The baseline starts its workers anew in each epoch, which here is one batch.
@@ -51,7 +72,7 @@ def quick_report(prepared_path, tmp_path_factory):
         # No figure is looked at, only how they are presented.
         patched.setattr(suites, "repeat_seconds", lambda **_: 0.02)
         # Repeats this short can be impossible beside other processes, more than the measured peak: then once more.
-        folders = (reports / str(number) for number in range(5))
+        folders = (root / str(number) for number in range(5))
         folder = next((folder for folder in folders if cli.main([*arguments, "--out", str(folder)]) == 0), None)
     assert folder is not None, "five reports in a row have figures that can't be true"
     return folder

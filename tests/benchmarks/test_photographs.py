@@ -112,10 +112,11 @@ def report(tmp_path_factory):
     make_ragged_set(root / "set", counts={"train": 64, "test": 6})
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("fast_train.benchmarks.throughput.suites.repeat_seconds", lambda **_: 0.01)
-        flags = ["--data", str(root / "set"), "--device", "cpu", "--quick", "--workers", "1", "--arch", "resnet8"]
+        flags = ["--data", str(root / "set"), "--device", "cpu", "--quick", "--workers", "1"]
         only = "decode,augmentation,loaders,ladder,end-to-end"
         # A share of more than all is possible in repeats this short.
-        flags += ["--recipe", "photos-cpu", "--image-size", "32", "--only", only, "--out", str(folder)]
+        flags += ["--repeats", "1", "--arch", "resnet8"]
+        flags += ["--recipe", "photos-cpu", "--image-size", str(SIZE), "--only", only, "--out", str(folder)]
         assert cli.main(flags) in (0, 1)
     return folder
 
@@ -133,7 +134,7 @@ def test_a_report_has_decoders_loaders_and_recipes(report):
 
 def test_a_report_says_what_the_images_are(report):
     text = (report / "report.md").read_text()
-    assert "in crops of 32 px" in text
+    assert f"in crops of {SIZE} px" in text
     assert "px high, files of" in text
     assert "ImageFolder: pytorch/examples, imagenet/main.py" in text
     assert {path.name for path in report.glob("*.png")} == {

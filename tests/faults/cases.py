@@ -96,7 +96,7 @@ DISKS = (
     ),
     Case(
         name="full at the first checkpoint",
-        command="fast-train", faults=(full_at(_SAVES),), says=_FULL, again=_RESUMED, quick=True,
+        command="fast-train", faults=(full_at(_SAVES),), flags="--brief", says=_FULL, again=_RESUMED, quick=True,
     ),
     Case(
         name="full at the next checkpoint",

@@ -329,8 +329,8 @@ COMMANDS = {
         "fast_train.pipeline.cli", f"{_TRAINS} --arch resnet8 --batch-size 16 --amp off --epochs 2", "last.pt"
     ),
     "bench-throughput": Command(
-        "fast_train.benchmarks.throughput.cli", f"{_TRAINS} --quick --arch resnet8 --workers 1 --only roofline",
-        "report.html",
+        "fast_train.benchmarks.throughput.cli",
+        f"{_TRAINS} --quick --repeats 1 --arch resnet8 --workers 1 --only roofline", "report.html",
     ),
     "bench-study": Command(
         "fast_train.benchmarks.studies.cli",

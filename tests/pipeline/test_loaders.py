@@ -346,6 +346,13 @@ def test_more_workers_than_cores_are_no_warning(prepared, recwarn):
         assert not [warning for warning in recwarn if "DataLoader" in str(warning.message)]
 
 
+@pytest.fixture
+def looks_often(monkeypatch):
+    """torch looks after its workers every five seconds."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
+
+
+@pytest.mark.usefixtures("looks_often")
 def test_a_stopped_worker_ends_the_wait(prepared, monkeypatch):
     with _build("torch", prepared, workers=1, batch_size=4) as loader:
         batches = iter(loader)
@@ -357,6 +364,7 @@ def test_a_stopped_worker_ends_the_wait(prepared, monkeypatch):
             list(batches)
 
 
+@pytest.mark.usefixtures("looks_often")
 def test_a_killed_worker_is_told_where_its_batch_is_waited_for(prepared):
     """And not in the middle of a step, which could then not be saved."""
     with _build("torch", prepared, workers=1) as loader:
