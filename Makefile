@@ -15,10 +15,10 @@ train: .venv/.train
 	@scripts/train.sh
 
 test: .venv/.test
-	$(VENV)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-long: .venv/.test
-	HYPOTHESIS_PROFILE=thorough $(VENV)/python -m pytest -n 2 --dist loadfile -m "slow or fuzz"
+	HYPOTHESIS_PROFILE=thorough $(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow or fuzz"
 
 torture: .venv/.test
 	$(VENV)/python tests/torture.py

@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+from collections import Counter
 
 import hypothesis
 import pytest
@@ -29,6 +30,16 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # Of one slow test; the others' limit is in pyproject.toml.
 _SLOW_SECONDS = 1800
 
+# Files of few tests that take long: they come first, so that neither worker waits for the other's last file.
+_LONG = (
+    "test_kills.py",
+    "test_ranks.py",
+    "test_mutants.py",
+    "test_faults.py",
+    "test_photographs.py",
+    "test_commands.py",
+)
+
 HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
     # Triton reads this when a kernel is defined, so it must be set before any kernel is imported.
@@ -43,6 +54,8 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name not in _LONG, -tests[item.path]))
     absent, reason = ("interpreter", "Triton interprets its kernels only where no GPU is: CUDA_VISIBLE_DEVICES= pytest")
     if not HAS_CUDA:
         absent, reason = "gpu", "needs a CUDA device; none is visible here"
