@@ -119,6 +119,8 @@ def _end_of(done: subprocess.CompletedProcess[str]) -> str:
 
 def _work(folder: Path, left: dict[str, list[int]]) -> None:
     """In the process: read mutants, and say in the log what came of each."""
+    from fast_train.common.startup import quick_imports
+
     faulthandler.enable()
     with open(folder / "log", "a", buffering=1) as log:
 
@@ -126,10 +128,11 @@ def _work(folder: Path, left: dict[str, list[int]]) -> None:
             log.write(json.dumps([name, seed, verdict, what]) + "\n")
 
         rights = []
-        for name, seeds in left.items():
-            if seeds:
-                reader = READERS[name](folder / name)
-                rights.append((name, seeds, reader, {path: reader.read(path) for path in reader.targets}))
+        with quick_imports():
+            for name, seeds in left.items():
+                if seeds:
+                    reader = READERS[name](folder / name)
+                    rights.append((name, seeds, reader, {path: reader.read(path) for path in reader.targets}))
         _bound_memory()
         for name, seeds, reader, right in rights:
             for seed in seeds:
