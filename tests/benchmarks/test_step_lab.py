@@ -269,6 +269,8 @@ def test_every_convolution_and_norm_has_floors(arch):
     ("gradient_sums_kernel", profile.NORM),
     ("apply_kernel", profile.NORM),
     ("convolution_kernel", profile.CONVOLUTION_FORWARD),
+    ("cudnn_generated_fort_native_sm90_convFwd_pointwise_reduction_knob_3_128x128x64_5_0", profile.CONVOLUTION_FORWARD),
+    ("cudnn_generated_fort_native_sm90_convBwdData_pointwise_reduction_knob_6_256x64x64_4_0", profile.CONVOLUTION_DATA),
     ("data_gradient_kernel", profile.CONVOLUTION_DATA),
     ("input_gradient_kernel", profile.NORM),
     ("augment_kernel", profile.AUGMENTATION),
