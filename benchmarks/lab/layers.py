@@ -237,8 +237,8 @@ def _verdict(records: Sequence[dict[str, Any]], found: Counter[Layer], batch: in
         return f"{GRAPHS}: T not measured: {reason or 'a layer failed'}"
     more, sums = NORMS_MS - ms, "added to what is there" if adds(device) else "set"
     return (
-        f"{GRAPHS} save {ms:.2f} ms a step; T = {NORMS_MS} - {ms:.2f} = {more:.2f} ms, and {MOST_MS} is the limit: "
-        f"{'keep them' if more < MOST_MS else 'drop them'}. Sums are {sums}."
+        f"{GRAPHS} save {ms:.2f} ms a step; T = {NORMS_MS} - {ms:.2f} = {more:.2f} ms, and an H100's limit is "
+        f"{MOST_MS}: {'keep them' if more < MOST_MS else 'drop them'}. Sums are {sums}."
     )
 
 
