@@ -8,14 +8,15 @@ gradients; dz is the gradient before the ReLU):
 | | reads | writes |
 | --- | --- | --- |
 | forward, statistics | x | |
-| forward, result | x, residual if any | y |
+| forward, result | x, residual if any | y, bits if residual and ReLU |
 | backward, sums; neither residual nor second gradient | dy, x | |
 | backward, dx | dy, x | dx |
-| backward, sums; otherwise | dy, second dy if any, x, y if residual and ReLU | dz |
+| backward, sums; otherwise | dy, second dy if any, x, bits if residual and ReLU | dz |
 | backward, dx | dz, x | dx |
 
-So 8 without and 11 with a residual, one or two more for a second gradient. No mask is stored: the sign of y, or of y
-computed once more, tells where the ReLU passed. dz is the residual's gradient too.
+So 8 without and 10 with a residual, one or two more for a second gradient. Where the ReLU passed, the sign of y tells:
+y is computed once more, or with a residual read from a bit a value (1/16 of a pass in bfloat16). dz is the residual's
+gradient too.
 """
 
 from __future__ import annotations

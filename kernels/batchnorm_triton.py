@@ -26,7 +26,8 @@ from fast_train.kernels.rows_triton import (
     statistics_kernel,
     tiling_of,
 )
-from fast_train.kernels.tiling import join_options
+from fast_train.kernels.switches import SWITCHES
+from fast_train.kernels.tiling import cdiv, join_options
 
 
 @triton.jit
@@ -66,7 +67,7 @@ def moments_kernel(
 
 @triton.jit
 def _last_tile_first(n_rows, n_cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """cols, col_mask [BLOCK_N] and offsets, mask [BLOCK_M, BLOCK_N] of a program's one tile.
+    """rows [BLOCK_M], cols, col_mask [BLOCK_N] and offsets, mask [BLOCK_M, BLOCK_N] of a program's one tile.
 
     The first program takes the last rows, and so on: what the kernel before it read last is still in the cache.
     """
@@ -74,17 +75,28 @@ def _last_tile_first(n_rows, n_cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexp
     col_mask = cols < n_cols
     rows = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask = (rows < n_rows)[:, None] & col_mask[None, :]
-    return cols, col_mask, rows[:, None] * n_cols + cols[None, :], mask
+    return rows, cols, col_mask, rows[:, None] * n_cols + cols[None, :], mask
+
+
+@triton.jit
+def _bytes_of_tile(rows, n_rows, n_cols, BLOCK_N: tl.constexpr):
+    """Offsets and mask [BLOCK_M, BLOCK_N // 8] of a tile's bits: a byte holds 8 channels, the first one lowest."""
+    groups = tl.program_id(1) * (BLOCK_N // 8) + tl.arange(0, BLOCK_N // 8)
+    mask = (rows < n_rows)[:, None] & (groups * 8 < n_cols)[None, :]
+    return rows[:, None] * tl.cdiv(n_cols, 8) + groups[None, :], mask
 
 
 @triton.jit
 def apply_kernel(
-    x_ptr, residual_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, y_ptr, n_rows, n_cols,
-    RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    x_ptr, residual_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, y_ptr, bits_ptr, n_rows, n_cols,
+    RESIDUAL: tl.constexpr, RELU: tl.constexpr, BITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """y = relu(x_hat * weight + bias + residual) of one tile; x, residual, y [n_rows, n_cols], the others [n_cols]."""
+    """y = relu(x_hat * weight + bias + residual) of one tile; x, residual, y [n_rows, n_cols], the others [n_cols].
+
+    BITS: write whether y > 0 as well, bits [n_rows, n_cols / 8].
+    """
     # Load and normalise.
-    cols, col_mask, offsets, mask = _last_tile_first(n_rows, n_cols, BLOCK_M, BLOCK_N)
+    rows, cols, col_mask, offsets, mask = _last_tile_first(n_rows, n_cols, BLOCK_M, BLOCK_N)
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     mean = tl.load(mean_ptr + cols, mask=col_mask, other=0.0)[None, :]
     rstd = tl.load(rstd_ptr + cols, mask=col_mask, other=0.0)[None, :]
@@ -100,19 +112,26 @@ def apply_kernel(
         z = tl.where(z < 0.0, 0.0, z)
 
     # Store, rounded to y's type.
-    tl.store(y_ptr + offsets, z, mask=mask)
+    y = z.to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + offsets, y, mask=mask)
+    if BITS:
+        # A thread has 8 neighbours of a row, a byte's worth.
+        bits = tl.reshape((y > 0.0).to(tl.int32), [BLOCK_M, BLOCK_N // 8, 8]) << tl.arange(0, 8)[None, None, :]
+        offsets, mask = _bytes_of_tile(rows, n_rows, n_cols, BLOCK_N)
+        tl.store(bits_ptr + offsets, tl.sum(bits, axis=2).to(tl.uint8), mask=mask)
 
 
 @triton.jit
 def gradient_sums_kernel(
     dy_ptr, dy2_ptr, x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dz_ptr, partials_ptr,
     n_rows, n_cols, n_chunks, n_steps,
-    SECOND: tl.constexpr, RELU: tl.constexpr, FROM_Y: tl.constexpr, STORE: tl.constexpr,
+    SECOND: tl.constexpr, RELU: tl.constexpr, FROM_Y: tl.constexpr, BITS: tl.constexpr, STORE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The sums of one chunk, of dz and of dz * x_hat.
 
-    SECOND: y was used twice, its gradient is dy + dy2. FROM_Y: see `relu_backward`. STORE: write dz as well.
+    SECOND: y was used twice, its gradient is dy + dy2. FROM_Y: see `relu_backward`. BITS: y_ptr holds the bits of
+    `apply_kernel`. STORE: write dz as well.
     """
     chunk = tl.program_id(0)
     cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -131,7 +150,12 @@ def gradient_sums_kernel(
             dz += tl.load(dy2_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         x_hat = (tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) - mean) * rstd
         # Back through the ReLU.
-        if RELU:
+        if BITS:
+            byte_offsets, byte_mask = _bytes_of_tile(rows, n_rows, n_cols, BLOCK_N)
+            bits = tl.load(y_ptr + byte_offsets, mask=byte_mask, other=0).to(tl.int32)[:, :, None]
+            bits = (bits >> tl.arange(0, 8)[None, None, :]) & 1
+            dz = tl.where(tl.reshape(bits, [BLOCK_M, BLOCK_N]) > 0, dz, 0.0)
+        elif RELU:
             dz = relu_backward(dz, x_hat, weight_ptr, bias_ptr, cols, col_mask, y_ptr, offsets, mask, FROM_Y)
         if STORE:
             # Sum what is stored, after rounding: `input_gradient_kernel` then sees the same dz.
@@ -158,7 +182,7 @@ def input_gradient_kernel(
     Ioffe and Szegedy 2015, section 3, the chain rule through mean and variance. RELU: dz_ptr holds dy instead.
     """
     # Load what belongs to channels, all [1, BLOCK_N].
-    cols, col_mask, offsets, mask = _last_tile_first(n_rows, n_cols, BLOCK_M, BLOCK_N)
+    _, cols, col_mask, offsets, mask = _last_tile_first(n_rows, n_cols, BLOCK_M, BLOCK_N)
     mean = tl.load(mean_ptr + cols, mask=col_mask, other=0.0)[None, :]
     rstd = tl.load(rstd_ptr + cols, mask=col_mask, other=0.0)[None, :]
     weight = tl.load(weight_ptr + cols, mask=col_mask, other=0.0)[None, :]
@@ -205,22 +229,28 @@ def _(x, running_mean, running_var, momentum, eps):
 
 @torch.library.custom_op("fast_train::batch_norm_apply", mutates_args=())
 def apply_op(
-    x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool
-) -> Tensor:
-    """y [N, C, H, W] of x's type, in channels_last memory."""
+    x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """(y [N, C, H, W] of x's type in channels_last memory; whether y > 0 if ``keep``, a bit a value: uint8 [N*H*W,
+    C / 8 rounded up], else empty)."""
     x, tiles = channels_last(x), tiling_of(x)
-    y = torch.empty_like(x, memory_format=torch.channels_last)
+    y, bits = torch.empty_like(x, memory_format=torch.channels_last), _empty_bits(x, keep)
     with torch.cuda.device_of(x):
         apply_kernel[tiles.tile_grid](
-            x, x if residual is None else channels_last(residual), mean, rstd, weight, bias, y,
-            tiles.n_rows, tiles.n_cols, RESIDUAL=residual is not None, RELU=relu, **tiles.blocks,
+            x, x if residual is None else channels_last(residual), mean, rstd, weight, bias, y, bits,
+            tiles.n_rows, tiles.n_cols, RESIDUAL=residual is not None, RELU=relu, BITS=keep, **tiles.blocks,
         )  # fmt: skip
-    return y
+    return y, bits
 
 
 @apply_op.register_fake
-def _(x, mean, rstd, weight, bias, residual, relu):
-    return torch.empty_like(x, memory_format=torch.channels_last)
+def _(x, mean, rstd, weight, bias, residual, relu, keep):
+    return torch.empty_like(x, memory_format=torch.channels_last), _empty_bits(x, keep)
+
+
+def _empty_bits(x: Tensor, keep: bool) -> Tensor:
+    count, channels, height, width = x.shape
+    return x.new_empty((count * height * width, cdiv(channels, 8)) if keep else 0, dtype=torch.uint8)
 
 
 @torch.library.custom_op("fast_train::batch_norm_gradients", mutates_args=())
@@ -230,19 +260,21 @@ def gradients_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dx, dweight, dbias, dz or, unless ``store``, an empty tensor).
 
-    y: given where a residual went into it, so that x alone does not tell where the ReLU passed. store: needed with y
-    and with dy2.
+    y, or bits of `apply_op` in its place: given where a residual went into it, so that x alone does not tell where the
+    ReLU passed. store: needed with y and with dy2.
     """
     dy, x, tiles = channels_last(dy), channels_last(x), tiling_of(x)
     dx = torch.empty_like(x, memory_format=torch.channels_last)
     dz = torch.empty_like(dx) if store else x.new_empty(0)
     dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
     partials = empty_partials(tiles.n_cols, tiles.n_chunks, x)
+    bits = y is not None and y.dtype == torch.uint8
     with torch.cuda.device_of(x):
         gradient_sums_kernel[tiles.chunk_grid](
-            dy, dy if dy2 is None else channels_last(dy2), x, x if y is None else channels_last(y),
+            dy, dy if dy2 is None else channels_last(dy2), x, x if y is None else y if bits else channels_last(y),
             mean, rstd, weight, bias, dz, partials, tiles.n_rows, tiles.n_cols, tiles.n_chunks, tiles.n_steps,
-            SECOND=dy2 is not None, RELU=relu, FROM_Y=y is not None, STORE=store, **tiles.blocks,
+            SECOND=dy2 is not None, RELU=relu, FROM_Y=y is not None and not bits, BITS=bits, STORE=store,
+            **tiles.blocks,
         )  # fmt: skip
         join_sums_kernel[(tiles.n_cols,)](
             partials, dbias, dweight, tiles.n_cols, tiles.n_chunks, **join_options(tiles.n_chunks)
@@ -265,9 +297,11 @@ class BatchNormFn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x, weight, bias, residual, mean, rstd, relu: bool, twice: bool) -> Any:
-        y = apply_op(x, mean, rstd, weight, bias, residual, relu)
         ctx.relu, ctx.residual = relu, residual is not None
-        ctx.save_for_backward(x, y if relu and ctx.residual else None, mean, rstd, weight, bias)
+        needs_y = relu and ctx.residual
+        keep = needs_y and SWITCHES.relu_bits
+        y, bits = apply_op(x, mean, rstd, weight, bias, residual, relu, keep)
+        ctx.save_for_backward(x, bits if keep else y if needs_y else None, mean, rstd, weight, bias)
         ctx.set_materialize_grads(False)
         return (y, y.view_as(y)) if twice else y
 

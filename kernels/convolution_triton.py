@@ -263,7 +263,8 @@ class _NormConvolutionFn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x, weight, bias, residual, mean, rstd, filters, stride: int, shared: bool, tiles) -> Any:
-        y = apply_op(x, mean, rstd, weight, bias, residual, True)
+        # y is kept for the filters' gradient, and so tells where the ReLU passed.
+        y, _ = apply_op(x, mean, rstd, weight, bias, residual, True, False)
         # A list: torch.compile of torch 2.11 passes no named tuple on to an operator.
         out, partials = convolution_op(y, filters, stride, list(tiles.forward))
         ctx.residual, ctx.stride, ctx.tile = residual is not None, stride, tiles.gradient

@@ -36,7 +36,8 @@ _ACTIVATIONS = {f"{name}_ptr" for name in ("x", "y", "dy", "dy2", "dz", "dx", "r
 # Divisible by 16 in every layer, which Triton finds out at a launch; the sides of layer4's images are not.
 _ROUND = ("n_rows", "n_cols", "depth")
 _SIDES = ("height", "width", "out_height", "out_width")
-_NUMBERS = {**dict.fromkeys((*_ROUND, *_SIDES, "n_chunks", "n_steps"), "i32"), "momentum": "fp32", "eps": "fp32"}
+_TYPES = {**dict.fromkeys((*_ROUND, *_SIDES, "n_chunks", "n_steps"), "i32"), "momentum": "fp32", "eps": "fp32"}
+_BITS_OUT, _BITS_IN = ({**_TYPES, name: "*u8"} for name in ("bits_ptr", "y_ptr"))
 _CONVOLUTIONS = ("convolution_kernel", "data_gradient_kernel")
 _WHOLE = {
     **dict.fromkeys(("data_ptr", "crops_ptr"), "*u8"),
@@ -56,7 +57,7 @@ class Compiled(NamedTuple):
     constants: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 3
-    types: Mapping[str, str] = _NUMBERS
+    types: Mapping[str, str] = _TYPES
 
 
 def measure() -> list[dict[str, Any]]:
@@ -78,18 +79,19 @@ def _norms() -> list[Compiled]:
 
     tiles = tiling(1024 * 32 * 32, 64)
     blocks, join = tiles.blocks, join_options(tiles.n_chunks)
-    flags = ("SECOND", "RELU", "FROM_Y", "STORE")
-    cases: list[tuple[Any, dict[str, Any]]] = [
-        (norm.moments_kernel, blocks),
-        (rows.statistics_kernel, {"BLOCK_M": tiles.block_m, "CHUNKS": join["CHUNKS"]}),
-        (norm.apply_kernel, {"RESIDUAL": False, "RELU": True, **blocks}),
-        (norm.apply_kernel, {"RESIDUAL": True, "RELU": True, **blocks}),
-        (norm.gradient_sums_kernel, {**dict.fromkeys(flags, False), "RELU": True, **blocks}),
-        (norm.gradient_sums_kernel, {**dict.fromkeys(flags, True), **blocks}),
-        (rows.join_sums_kernel, {"CHUNKS": join["CHUNKS"]}),
-        (norm.input_gradient_kernel, {"RELU": True, **blocks}),
+    plain = {**dict.fromkeys(("SECOND", "FROM_Y", "BITS", "STORE"), False), "RELU": True, **blocks}
+    residual = {**plain, "SECOND": True, "STORE": True}
+    return [
+        Compiled(norm.moments_kernel, blocks),
+        Compiled(rows.statistics_kernel, {"BLOCK_M": tiles.block_m, "CHUNKS": join["CHUNKS"]}),
+        Compiled(norm.apply_kernel, {"RESIDUAL": False, "RELU": True, "BITS": False, **blocks}),
+        Compiled(norm.apply_kernel, {"RESIDUAL": True, "RELU": True, "BITS": True, **blocks}, types=_BITS_OUT),
+        Compiled(norm.gradient_sums_kernel, plain),
+        Compiled(norm.gradient_sums_kernel, {**residual, "FROM_Y": True}),
+        Compiled(norm.gradient_sums_kernel, {**residual, "BITS": True}, types=_BITS_IN),
+        Compiled(rows.join_sums_kernel, {"CHUNKS": join["CHUNKS"]}),
+        Compiled(norm.input_gradient_kernel, {"RELU": True, **blocks}),
     ]
-    return [Compiled(*case) for case in cases]
 
 
 def _convolutions() -> Iterator[Compiled]:

@@ -15,7 +15,6 @@ from fast_train.benchmarks.lab import floors, profile, registers, report
 from fast_train.benchmarks.lab import run as lab_run
 from fast_train.benchmarks.lab.cli import Flags
 from fast_train.benchmarks.lab.losses import compare
-from fast_train.benchmarks.lab.options import OPTIONS
 from fast_train.benchmarks.lab.records import POINTS
 from fast_train.benchmarks.lab.run import kernel_rows
 from fast_train.pipeline.config.settings import ModelConfig
@@ -48,7 +47,7 @@ def test_each_option_and_point_is_measured_or_listed_with_a_reason(lab):
         (point, option) for point in ("step", "end-to-end") for option in ("plain", "fused norm", "fused conv")
     } <= measured
     listed = {(skipped["suite"], skipped["name"].split(",")[0]) for skipped in data["skipped"]}
-    for option in OPTIONS:
+    for option in Flags().chosen_options():
         for point in ("step", "end-to-end", "kernels", "losses"):
             in_losses = point == "losses" and option.name in {"plain", *data["losses"]["difference"]}
             anyhow = (point, "all options") in listed
@@ -130,6 +129,8 @@ def test_floors_of_another_machine(prepared_path, tmp_path):
     (["--copy-bandwidth", "-1"], "must be above 0"),
     (["--minutes", "-1"], "--minutes -1.0 must be 0 or more"),
     (["--only", ","], "--only ',' names no point"),
+    (["--options", "fused norms"], "did you mean 'fused norm'"),
+    (["--only", "floors", "--options", "plain"], "--options means nothing without a point of steps"),
     (["--only", "step", "--matrix-rate", "1e12"], "--matrix-rate means nothing without the point floors"),
     (["--data", "nowhere"], "nowhere"),
 ])  # fmt: skip
@@ -222,9 +223,9 @@ def test_floors_of_one_layer_by_hand():
     # Without residual: x twice, y; then dy and x twice, dx.
     assert found["layer1.0.bn1", "forward"].moved(1024) == 3 * 134_217_728
     assert found["layer1.0.bn1", "backward"].moved(1024) == 5 * 134_217_728
-    # And the residual; two gradients, x, y, their sum; the sum, x, dx.
-    assert found["layer1.0.bn2", "forward"].moved(1024) == 4 * 134_217_728
-    assert found["layer1.0.bn2", "backward"].moved(1024) == 8 * 134_217_728
+    # And the residual and a bit a value; two gradients, x, the bits, their sum; the sum, x, dx.
+    assert found["layer1.0.bn2", "forward"].moved(1024) == 4 * 134_217_728 + 8_388_608
+    assert found["layer1.0.bn2", "backward"].moved(1024) == 7 * 134_217_728 + 8_388_608
     # The stride halves the image before the convolution reads it: 128 x 16 x 16 out of 64 x 32 x 32, a 1x1 kernel.
     projection = found["layer2.0.downsample.0", "data gradient"]
     assert projection.flops == 2 * 32_768 * 64

@@ -14,6 +14,7 @@ from fast_train.kernels.batchnorm_triton import (
     gradients_op,
     statistics_op,
 )
+from fast_train.kernels.switches import switched
 from fast_train.kernels.tiling import tiling
 from fast_train.pipeline.engine.graph import no_garbage_collection
 
@@ -161,6 +162,26 @@ def test_a_large_mean_does_not_cost_the_variance(offset):
 
 
 @pytest.mark.interpreter
+@pytest.mark.parametrize("channels", [3, 8, 70])
+def test_the_relu_passes_where_its_rounded_result_is_above_zero(channels):
+    """By a bit a value as by y itself: float16 rounds 1e-9 to zero. All gradients, to the last bit."""
+    results = []
+    for bits in (True, False):
+        inputs = _inputs((3, channels, 5, 7), torch.float16, residual=True)
+        with torch.no_grad():
+            inputs[1].fill_(1e-9)
+            inputs[2].zero_()
+            inputs[5][1:] = 0
+        with switched(relu_bits=bits):
+            y = batch_norm_triton(*inputs, relu=True, momentum=0.1, eps=1e-5)
+        y.float().sum().backward()
+        results.append([leaf.grad for leaf in _leaves(inputs)])
+    assert torch.equal(inputs[5].grad, (y > 0).half())
+    assert 0 < (y[0] > 0).sum() < y[0].numel()
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@pytest.mark.interpreter
 def test_results_repeat_bit_for_bit():
     runs = []
     for _ in range(2):
@@ -224,8 +245,10 @@ def test_operators_keep_their_contracts():
     mean, rstd = statistics_op(x, running_mean, running_var, 0.1, 1e-5)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(statistics_op, (x, running_mean, running_var, 0.1, 1e-5), test_utils=checks)
-    torch.library.opcheck(apply_op, (x, mean, rstd, weight, bias, residual, True), test_utils=checks)
-    for dy2, y, store in ((None, None, False), (residual, None, True), (residual, x, True)):
+    for keep in (False, True):
+        torch.library.opcheck(apply_op, (x, mean, rstd, weight, bias, residual, True, keep), test_utils=checks)
+    _, bits = apply_op(x, mean, rstd, weight, bias, residual, True, True)
+    for dy2, y, store in ((None, None, False), (residual, None, True), (residual, x, True), (residual, bits, True)):
         arguments = (residual, dy2, x, y, mean, rstd, weight, bias, True, store)
         torch.library.opcheck(gradients_op, arguments, test_utils=checks)
 
