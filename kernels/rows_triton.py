@@ -2,8 +2,8 @@
 
 An activation [N, C, H, W] in channels_last memory is a matrix of ``n_rows`` = N*H*W rows and ``n_cols`` = C columns.
 Sums over its rows take two kernels: each program sums one chunk of the rows (`kernels.tiling.Tiling`) into
-``partials``, float32 [2, C, n_chunks], and the kernels here join a channel's chunks. The order is fixed and no addition
-is atomic, so a result repeats bit for bit.
+``partials``, float32 [2 or 3, C, n_chunks], and the kernels here join a channel's chunks. The order is fixed and no
+addition is atomic, so a result repeats bit for bit.
 """
 
 # Triton's decorators have no types, nor have the values in its functions; torch.cuda.device_of has none either.
@@ -66,18 +66,29 @@ def statistics_kernel(
 
 
 @triton.jit
-def join_sums_kernel(partials_ptr, dbias_ptr, dweight_ptr, n_cols, n_chunks, CHUNKS: tl.constexpr):
-    """The gradients of one channel's bias and weight: the sums of its chunks' sums of dz, and of dz * x_hat."""
+def join_sums_kernel(
+    partials_ptr, dbias_ptr, dweight_ptr, shortcut_dbias_ptr, shortcut_dweight_ptr, n_cols, n_chunks,
+    SHORTCUT: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """The gradients of one channel's bias and weight: the sums of its chunks' sums of dz, and of dz * x_hat.
+
+    SHORTCUT: those of a shortcut's norm as well, whose x_hat the third of the chunks' sums is with.
+    """
     # Load the chunks' sums, [CHUNKS].
     channel = tl.program_id(0)
     chunks = tl.arange(0, CHUNKS)
+    mask = chunks < n_chunks
     ptrs = partials_ptr + channel * n_chunks + chunks
-    sums_dz = tl.load(ptrs, mask=chunks < n_chunks, other=0.0)
-    sums_dz_x_hat = tl.load(ptrs + n_cols * n_chunks, mask=chunks < n_chunks, other=0.0)
+    sums_dz = tl.load(ptrs, mask=mask, other=0.0)
+    sums_dz_x_hat = tl.load(ptrs + n_cols * n_chunks, mask=mask, other=0.0)
 
     # Reduce and store.
     tl.store(dbias_ptr + channel, tl.sum(sums_dz, axis=0))
     tl.store(dweight_ptr + channel, tl.sum(sums_dz_x_hat, axis=0))
+    if SHORTCUT:
+        tl.store(shortcut_dbias_ptr + channel, tl.sum(sums_dz, axis=0))
+        sums_shortcut = tl.load(ptrs + 2 * n_cols * n_chunks, mask=mask, other=0.0)
+        tl.store(shortcut_dweight_ptr + channel, tl.sum(sums_shortcut, axis=0))
 
 
 @triton.jit
@@ -104,6 +115,6 @@ def tiling_of(x: Tensor) -> Tiling:
     return tiling(x.numel() // x.shape[1], x.shape[1])
 
 
-def empty_partials(n_cols: int, n_chunks: int, x: Tensor) -> Tensor:
-    """Room for two float32 sums of each channel and chunk, on the device of x."""
-    return x.new_empty((2, n_cols, n_chunks), dtype=torch.float32)
+def empty_partials(n_cols: int, n_chunks: int, x: Tensor, *, sums: int = 2) -> Tensor:
+    """Room for ``sums`` float32 sums of each channel and chunk, on the device of x."""
+    return x.new_empty((sums, n_cols, n_chunks), dtype=torch.float32)

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 
 @dataclasses.dataclass
 class Switches:
-    """relu_bits: a norm with residual and ReLU keeps a bit a value for its backward pass, which else reads y."""
+    """relu_bits: a norm with residual and ReLU keeps a bit a value for its backward pass, which else reads y.
+    joined_shortcut: a projection's norm is applied by the norm that adds it, in the same kernels."""
 
     relu_bits: bool = True
+    joined_shortcut: bool = True
 
 
 SWITCHES = Switches()

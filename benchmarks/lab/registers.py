@@ -32,7 +32,8 @@ CAPABILITY = 90
 # more than it asks for (CUDA C++ programming guide, table "technical specifications").
 _REGISTERS, _THREADS, _SHARED, _SHARED_MORE = 65_536, 2_048, 228 << 10, 1 << 10
 # Pointers to bfloat16; all others point to float32.
-_ACTIVATIONS = {f"{name}_ptr" for name in ("x", "y", "dy", "dy2", "dz", "dx", "residual", "out", "dout", "filters")}
+_ACTIVATIONS = {f"{name}_ptr" for name in ("x", "y", "dy", "dy2", "dz", "dx", "residual", "shortcut", "dshortcut")}
+_ACTIVATIONS |= {"out_ptr", "dout_ptr", "filters_ptr"}
 # Divisible by 16 in every layer, which Triton finds out at a launch; the sides of layer4's images are not.
 _ROUND = ("n_rows", "n_cols", "depth")
 _SIDES = ("height", "width", "out_height", "out_width")
@@ -79,18 +80,23 @@ def _norms() -> list[Compiled]:
 
     tiles = tiling(1024 * 32 * 32, 64)
     blocks, join = tiles.blocks, join_options(tiles.n_chunks)
-    plain = {**dict.fromkeys(("SECOND", "FROM_Y", "BITS", "STORE"), False), "RELU": True, **blocks}
+    plain = {**dict.fromkeys(("SECOND", "FROM_Y", "BITS", "STORE", "SHORTCUT"), False), "RELU": True, **blocks}
     residual = {**plain, "SECOND": True, "STORE": True}
+    result = {"RELU": True, "SHORTCUT": False, **blocks}
+    joined = {"SHORTCUT": True}
     return [
         Compiled(norm.moments_kernel, blocks),
         Compiled(rows.statistics_kernel, {"BLOCK_M": tiles.block_m, "CHUNKS": join["CHUNKS"]}),
-        Compiled(norm.apply_kernel, {"RESIDUAL": False, "RELU": True, "BITS": False, **blocks}),
-        Compiled(norm.apply_kernel, {"RESIDUAL": True, "RELU": True, "BITS": True, **blocks}, types=_BITS_OUT),
+        Compiled(norm.apply_kernel, {**result, "RESIDUAL": False, "BITS": False}),
+        Compiled(norm.apply_kernel, {**result, "RESIDUAL": True, "BITS": True}, types=_BITS_OUT),
+        Compiled(norm.apply_kernel, {**result, "RESIDUAL": True, "BITS": True, **joined}, types=_BITS_OUT),
         Compiled(norm.gradient_sums_kernel, plain),
         Compiled(norm.gradient_sums_kernel, {**residual, "FROM_Y": True}),
         Compiled(norm.gradient_sums_kernel, {**residual, "BITS": True}, types=_BITS_IN),
-        Compiled(rows.join_sums_kernel, {"CHUNKS": join["CHUNKS"]}),
-        Compiled(norm.input_gradient_kernel, {"RELU": True, **blocks}),
+        Compiled(norm.gradient_sums_kernel, {**residual, "BITS": True, **joined}, types=_BITS_IN),
+        Compiled(rows.join_sums_kernel, {"CHUNKS": join["CHUNKS"], **joined}),
+        Compiled(norm.input_gradient_kernel, {"RELU": True, "SHORTCUT": False, **blocks}),
+        Compiled(norm.input_gradient_kernel, {"RELU": False, **joined, **blocks}),
     ]
 
 

@@ -226,6 +226,9 @@ def test_floors_of_one_layer_by_hand():
     # And the residual and a bit a value; two gradients, x, the bits, their sum; the sum, x, dx.
     assert found["layer1.0.bn2", "forward"].moved(1024) == 4 * 134_217_728 + 8_388_608
     assert found["layer1.0.bn2", "backward"].moved(1024) == 7 * 134_217_728 + 8_388_608
+    # A projection's norm is applied by the block's last one, whose residual its x is: x once more; x twice and dx.
+    assert found["layer2.0.downsample.1", "forward"].moved(1024) == 67_108_864
+    assert found["layer2.0.downsample.1", "backward"].moved(1024) == 3 * 67_108_864
     # The stride halves the image before the convolution reads it: 128 x 16 x 16 out of 64 x 32 x 32, a 1x1 kernel.
     projection = found["layer2.0.downsample.0", "data gradient"]
     assert projection.flops == 2 * 32_768 * 64
