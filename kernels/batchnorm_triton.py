@@ -21,6 +21,7 @@ from torch import Tensor
 from fast_train.kernels.batchnorm_reference import Unnormalised
 from fast_train.kernels.rows_triton import (
     channels_last,
+    dependent_launch,
     empty_partials,
     join_sums_kernel,
     relu_backward,
@@ -35,7 +36,7 @@ from fast_train.kernels.tiling import cdiv, join_options
 @triton.jit
 def moments_kernel(
     x_ptr, partials_ptr, n_rows, n_cols, n_chunks, n_steps,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
     """The moments of one chunk: its mean, and its sum of squared deviations from that mean.
 
@@ -59,6 +60,8 @@ def moments_kernel(
         sums += shifted
         squares += shifted * shifted
 
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     # Reduce over rows, to [BLOCK_N], and take the shift back.
     total = tl.sum(sums, axis=0)
     mean_shifted = total / rows_in_chunk(chunk, n_chunks, n_rows, BLOCK_M)
@@ -105,13 +108,15 @@ def apply_kernel(
     x_ptr, residual_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr,
     shortcut_mean_ptr, shortcut_rstd_ptr, shortcut_weight_ptr, shortcut_bias_ptr, y_ptr, bits_ptr, n_rows, n_cols,
     RESIDUAL: tl.constexpr, SHORTCUT: tl.constexpr, RELU: tl.constexpr, BITS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
     """y = relu(x_hat * weight + bias + residual) of one tile; x, residual, y [n_rows, n_cols], the others [n_cols].
 
     SHORTCUT: normalise the residual too, by its own statistics. BITS: write whether y > 0 as well, bits [n_rows,
     n_cols / 8].
     """
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     # Load, normalise, scale and shift.
     rows, cols, col_mask, offsets, mask = _last_tile_first(n_rows, n_cols, BLOCK_M, BLOCK_N)
     mean, rstd = _vector(mean_ptr, cols, col_mask), _vector(rstd_ptr, cols, col_mask)
@@ -144,7 +149,7 @@ def gradient_sums_kernel(
     dy_ptr, dy2_ptr, x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr,
     shortcut_ptr, shortcut_mean_ptr, shortcut_rstd_ptr, dz_ptr, partials_ptr, n_rows, n_cols, n_chunks, n_steps,
     SECOND: tl.constexpr, RELU: tl.constexpr, FROM_Y: tl.constexpr, BITS: tl.constexpr, STORE: tl.constexpr,
-    SHORTCUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SHORTCUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
     """The sums of one chunk, of dz and of dz * x_hat.
 
@@ -189,6 +194,8 @@ def gradient_sums_kernel(
         if SHORTCUT:
             sums_shortcut += dz * _normalised(shortcut_ptr, shortcut_mean, shortcut_rstd, offsets, mask)
 
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     # Reduce over rows, to [BLOCK_N], and store.
     ptrs = partials_ptr + cols * n_chunks + chunk
     tl.store(ptrs, tl.sum(sums_dz, axis=0), mask=col_mask)
@@ -201,13 +208,16 @@ def gradient_sums_kernel(
 def input_gradient_kernel(
     dz_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dbias_ptr, dweight_ptr, dx_ptr,
     shortcut_ptr, shortcut_mean_ptr, shortcut_rstd_ptr, shortcut_weight_ptr, shortcut_dweight_ptr, dshortcut_ptr,
-    n_rows, n_cols, RELU: tl.constexpr, SHORTCUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    n_rows, n_cols, RELU: tl.constexpr, SHORTCUT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
     """dx = (dz - mean(dz) - x_hat * mean(dz * x_hat)) * weight * rstd of one tile.
 
     Ioffe and Szegedy 2015, section 3, the chain rule through mean and variance. RELU: dz_ptr holds dy instead.
     SHORTCUT: the same for the shortcut's norm, which has the same dz.
     """
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     # Load what belongs to channels, all [1, BLOCK_N].
     _, cols, col_mask, offsets, mask = _last_tile_first(n_rows, n_cols, BLOCK_M, BLOCK_N)
     mean, rstd = _vector(mean_ptr, cols, col_mask), _vector(rstd_ptr, cols, col_mask)
@@ -243,12 +253,13 @@ def statistics_op(
     mean, rstd = torch.empty_like(running_mean), torch.empty_like(running_var)
     partials = empty_partials(tiles.n_cols, tiles.n_chunks, x)
     with torch.cuda.device_of(x):
+        dependent = dependent_launch(x)
         moments_kernel[tiles.chunk_grid](
-            x, partials, tiles.n_rows, tiles.n_cols, tiles.n_chunks, tiles.n_steps, **tiles.blocks
+            x, partials, tiles.n_rows, tiles.n_cols, tiles.n_chunks, tiles.n_steps, **tiles.blocks, PDL=bool(dependent)
         )
         statistics_kernel[(tiles.n_cols,)](
             partials, running_mean, running_var, mean, rstd, tiles.n_rows, tiles.n_cols, tiles.n_chunks, momentum, eps,
-            BLOCK_M=tiles.block_m, **join_options(tiles.n_chunks),
+            BLOCK_M=tiles.block_m, **join_options(tiles.n_chunks), **dependent,
         )  # fmt: skip
     return mean, rstd
 
@@ -275,6 +286,7 @@ def apply_op(
             x, x if residual is None else channels_last(residual), mean, rstd, weight, bias,
             *(shortcut or (mean, rstd, weight, bias)), y, bits, tiles.n_rows, tiles.n_cols,
             RESIDUAL=residual is not None, SHORTCUT=len(shortcut) > 0, RELU=relu, BITS=keep, **tiles.blocks,
+            **dependent_launch(x),
         )  # fmt: skip
     return y, bits
 
@@ -310,21 +322,22 @@ def gradients_op(
     partials = empty_partials(tiles.n_cols, tiles.n_chunks, x, sums=2 + joined)
     bits = y is not None and y.dtype == torch.uint8
     with torch.cuda.device_of(x):
+        dependent = dependent_launch(x)
         gradient_sums_kernel[tiles.chunk_grid](
             dy, dy if dy2 is None else channels_last(dy2), x, x if y is None else y if bits else channels_last(y),
             mean, rstd, weight, bias, shortcut_x, *shortcut_norm[:2], dz, partials,
             tiles.n_rows, tiles.n_cols, tiles.n_chunks, tiles.n_steps,
             SECOND=dy2 is not None, RELU=relu, FROM_Y=y is not None and not bits, BITS=bits, STORE=store,
-            SHORTCUT=joined, **tiles.blocks,
+            SHORTCUT=joined, **tiles.blocks, PDL=bool(dependent),
         )  # fmt: skip
         join_sums_kernel[(tiles.n_cols,)](
             partials, dbias, dweight, shortcut_dbias, shortcut_dweight, tiles.n_cols, tiles.n_chunks,
-            SHORTCUT=joined, **join_options(tiles.n_chunks),
+            SHORTCUT=joined, **join_options(tiles.n_chunks), **dependent,
         )  # fmt: skip
         input_gradient_kernel[tiles.tile_grid](
             dz if store else dy, x, mean, rstd, weight, bias, dbias, dweight, dx,
             shortcut_x, *shortcut_norm, shortcut_dweight, dshortcut, tiles.n_rows, tiles.n_cols,
-            RELU=relu and not store, SHORTCUT=joined, **tiles.blocks,
+            RELU=relu and not store, SHORTCUT=joined, **tiles.blocks, **dependent,
         )  # fmt: skip
     return gradients
 

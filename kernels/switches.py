@@ -10,10 +10,12 @@ from contextlib import contextmanager
 @dataclasses.dataclass
 class Switches:
     """relu_bits: a norm with residual and ReLU keeps a bit a value for its backward pass, which else reads y.
-    joined_shortcut: a projection's norm is applied by the norm that adds it, in the same kernels."""
+    joined_shortcut: a projection's norm is applied by the norm that adds it, in the same kernels. dependent_launch: a
+    kernel of a norm is started while the norm's kernel before it ends, from compute capability 9.0 on."""
 
     relu_bits: bool = True
     joined_shortcut: bool = True
+    dependent_launch: bool = False
 
 
 SWITCHES = Switches()

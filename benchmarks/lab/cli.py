@@ -34,7 +34,7 @@ PROGRAM = "python -m fast_train.benchmarks.lab.cli"
 _EPILOG = f"""points: {", ".join(POINTS)}
 options: {", ".join(option.name for option in OPTIONS)}
 
-Options that begin with "norm" are measured only where --options names them: the fused norm without one of its parts.
+Options that begin with "norm" are the fused norm with one of its parts the other way, where --options names them.
 On a GPU {", ".join(OF_A_CPU)} is measured only where --only names it. Losses and kernels are of the first batch size.
 
 With --copy-bandwidth and --matrix-rate, `--only floors` computes the floors for another machine.

@@ -38,6 +38,7 @@ OPTIONS = (
     Option(name="fused norm", run={"fuse": "norm"}),
     Option(name="norm without bits", run={"fuse": "norm"}, switches={"relu_bits": False}),
     Option(name="norm without joining", run={"fuse": "norm"}, switches={"joined_shortcut": False}),
+    Option(name="norm with dependent launch", run={"fuse": "norm"}, switches={"dependent_launch": True}),
     Option(name="fused conv", run={"fuse": "conv"}),
     Option(name="fp16", run={"amp": "fp16"}),
     Option(name="max-autotune", run={"compile_mode": "max-autotune-no-cudagraphs"}, build_seconds=180.0),

@@ -63,7 +63,8 @@ class Compiled(NamedTuple):
 
 def measure() -> list[dict[str, Any]]:
     """A record for each kernel: registers a thread, bytes of shared memory, programs that fit on an SM, bytes spilled,
-    16-byte loads, products of warp groups. Raises Triton's errors, and RuntimeError where ptxas fails.
+    16-byte loads, waits for the kernel before and starts of the next one, products of warp groups. Raises Triton's
+    errors, and RuntimeError where ptxas fails.
 
     ConfigError where Triton is not installed, or interprets its kernels (TRITON_INTERPRET) rather than compiling them.
     """
@@ -75,6 +76,8 @@ def measure() -> list[dict[str, Any]]:
 
 
 def _norms() -> list[Compiled]:
+    import triton.language as tl
+
     from fast_train.kernels import batchnorm_triton as norm
     from fast_train.kernels import rows_triton as rows
 
@@ -84,7 +87,7 @@ def _norms() -> list[Compiled]:
     residual = {**plain, "SECOND": True, "STORE": True}
     result = {"RELU": True, "SHORTCUT": False, **blocks}
     joined = {"SHORTCUT": True}
-    return [
+    cases = [
         Compiled(norm.moments_kernel, blocks),
         Compiled(rows.statistics_kernel, {"BLOCK_M": tiles.block_m, "CHUNKS": join["CHUNKS"]}),
         Compiled(norm.apply_kernel, {**result, "RESIDUAL": False, "BITS": False}),
@@ -97,6 +100,11 @@ def _norms() -> list[Compiled]:
         Compiled(rows.join_sums_kernel, {"CHUNKS": join["CHUNKS"], **joined}),
         Compiled(norm.input_gradient_kernel, {"RELU": True, "SHORTCUT": False, **blocks}),
         Compiled(norm.input_gradient_kernel, {"RELU": False, **joined, **blocks}),
+    ]
+    dependent = {case.kernel.__name__: case for case in cases}.values() if hasattr(tl.extra.cuda, "gdc_wait") else ()
+    return [
+        *(case._replace(constants={**case.constants, "PDL": False}) for case in cases),
+        *(case._replace(constants={**case.constants, "PDL": True}) for case in dependent),
     ]
 
 
@@ -171,6 +179,7 @@ def _compile(case: Compiled) -> dict[str, Any]:
         ),
         "spilled_bytes": _number(r"(\d+) bytes spill stores", said) + _number(r"(\d+) bytes spill loads", said),
         "wide_loads": len(re.findall(r"ld\.global[\w.:]*v4\.b32|cp\.async[\w.]*global [^;]*0x10", ptx)),
+        "dependency_controls": len(re.findall(r"griddepcontrol\.", ptx)),
         "group_products": len(re.findall(r"wgmma\.mma_async", ptx)),
     }
 

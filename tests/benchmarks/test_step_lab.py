@@ -113,6 +113,14 @@ def test_no_time_means_no_step_and_says_so(prepared_path, tmp_path, instant):
     assert {point for point in POINTS if point != "step"} <= {skipped["suite"] for skipped in data["skipped"]}
 
 
+def test_parts_of_the_fused_norm_are_of_a_gpu(prepared_path, tmp_path, instant):
+    status, data = _run(prepared_path, tmp_path, "--only", "step", "--options", "fused norm,norm without bits")
+    assert status == 0
+    assert [row["name"] for row in data["rows"] if row["suite"] == "step"] == ["fused norm, batch 32"]
+    reasons = {skipped["name"]: skipped["reason"] for skipped in data["skipped"]}
+    assert reasons["norm without bits, batch 32"] == "it is about kernels of a GPU"
+
+
 def test_floors_of_another_machine(prepared_path, tmp_path):
     rates = ["--copy-bandwidth", "1e9", "--matrix-rate", "1e12", "--batch-sizes", "7"]
     _, data = _run(prepared_path, tmp_path, "--only", "floors", *rates)
@@ -340,6 +348,7 @@ def test_the_kernels_compile_for_an_h100_without_one(tmp_path):
         # A convolution may spill a little at its end, after thousands of loads.
         assert record["spilled_bytes"] <= (256 if multiplies else 0)
         assert record["programs_a_processor"] >= (1 if multiplies else 4)
+        assert (record["dependency_controls"] > 0) == record["constants"].get("PDL", False)
         assert record["wide_loads"] > 0 or record["kernel"] in narrow
 
 

@@ -324,8 +324,12 @@ def test_gpu_equals_pytorch(dtype, shape, residual, relu, twice):
 
 
 @pytest.mark.gpu
-def test_gpu_replays_in_a_graph():
-    """Captured, forward and backward; a replay reads what its inputs hold by then and moves the statistics."""
+@pytest.mark.parametrize("dependent", [False, True])
+def test_gpu_replays_in_a_graph(dependent):
+    """Captured, forward and backward; a replay reads what its inputs hold by then and moves the statistics.
+
+    dependent: with kernels that start early, whose bits are those of kernels that don't.
+    """
     inputs = _inputs((32, 64, 16, 16), torch.bfloat16, residual=True, device="cuda")
     x, running = inputs[0], inputs[3:5]
 
@@ -335,11 +339,11 @@ def test_gpu_replays_in_a_graph():
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(stream), switched(dependent_launch=dependent):
         run(inputs)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with no_garbage_collection(), torch.cuda.graph(graph):
+    with no_garbage_collection(), torch.cuda.graph(graph), switched(dependent_launch=dependent):
         captured = run(inputs)
     with torch.no_grad():
         x.mul_(1.5).add_(0.25)
