@@ -200,8 +200,9 @@ def data_gradients_op(
     plan_of(graph, x.device).run(dout, filters, *second, x, mean, rstd, *mask, dz, sums)
     with torch.cuda.device_of(x):
         input_gradient_kernel[tiles.tile_grid](
-            dz, x, mean, rstd, weight, bias, *sums, dx, tiles.n_rows, tiles.n_cols, RELU=False, **tiles.blocks
-        )
+            dz, x, mean, rstd, weight, bias, *sums, dx, x, mean, rstd, weight, bias, dx, tiles.n_rows, tiles.n_cols,
+            RELU=False, SHORTCUT=False, **tiles.blocks,
+        )  # fmt: skip
     return dx, dz, sums
 
 
@@ -222,7 +223,7 @@ class _NormConvolutionFn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x, weight, bias, residual, mean, rstd, filters, shift, stride: int, shared: bool) -> Any:
-        y = apply_op(x, mean, rstd, weight, bias, residual, True)
+        y, _ = apply_op(x, mean, rstd, weight, bias, residual, [], True, False)
         out, sums = convolution_op(y, filters, shift, stride)
         ctx.residual, ctx.stride = residual is not None, stride
         ctx.save_for_backward(x, y, mean, rstd, weight, bias, filters)

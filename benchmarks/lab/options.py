@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from fast_train.benchmarks.instrument.bench import Bench
 from fast_train.benchmarks.instrument.feeds import LoaderFeed
 from fast_train.benchmarks.instrument.flags import Settings
+from fast_train.benchmarks.lab.records import Option
+from fast_train.kernels.switches import switched
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.build import build_augmenter, build_step, ready_step
 from fast_train.pipeline.engine.runtime import Runtime, resolve_runtime
 from fast_train.pipeline.engine.step import TrainStep
 from fast_train.pipeline.loaders import AnyBatch, Loader
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """run: the settings of `RunConfig` that it changes. plans: how many plans of a convolution cuDNN times at most, as
-    torch.backends.cudnn.benchmark_limit, 0 for all; None for torch's own number. build_seconds: how long compiling and
-    capturing it may take on a GPU, a guess on the safe side: it is not begun with less time left."""
-
-    name: str
-    run: Mapping[str, Any] = field(default_factory=dict)
-    plans: int | None = None
-    build_seconds: float = 50.0
-
-
-PLAIN = Option(name="plain")
-# The slowest to build comes last.
-OPTIONS = (
-    PLAIN,
-    Option(name="fused norm", run={"fuse": "norm"}),
-    Option(name="fused conv", run={"fuse": "conv"}),
-    Option(name="fp16", run={"amp": "fp16"}),
-    Option(name="all plans", plans=0, build_seconds=100.0),
-    Option(name="max-autotune", run={"compile_mode": "max-autotune-no-cudagraphs"}, build_seconds=180.0),
-    Option(name="fused cudnn", run={"fuse": "cudnn"}, build_seconds=200.0),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +47,8 @@ def why_not(option: Option, runtime: Runtime) -> str | None:
         return "float16 is a type of tensor cores; a CPU emulates it"
     if "compile_mode" in option.run:
         return "the step is not compiled on a CPU"
+    if option.switches:
+        return "it is about kernels of a GPU"
     return None
 
 
@@ -84,7 +62,7 @@ def build(bench: Bench[Settings], option: Option, loader: Loader) -> Built:
         raise ValueError(runtime.less_fused)
     augmenter = build_augmenter(config, bench.prepared, runtime, train=True)
     step = build_step(config, augmenter, runtime)
-    with _timing(option.plans):
+    with switched(**option.switches), _timing(option.plans):
         ready = ready_step(step, loader.example(), runtime)
     feed = LoaderFeed(loader, augmenter, raw=False)
     (given,) = feed.batches(1)
