@@ -63,8 +63,8 @@ class Compiled(NamedTuple):
 
 def measure() -> list[dict[str, Any]]:
     """A record for each kernel: registers a thread, bytes of shared memory, programs that fit on an SM, bytes spilled,
-    16-byte loads, waits for the kernel before and starts of the next one, products of warp groups. Raises Triton's
-    errors, and RuntimeError where ptxas fails.
+    16-byte loads, waits for the kernel before and starts of the next one, loads ahead of the wait (None without one),
+    products of warp groups. Raises Triton's errors, and RuntimeError where ptxas fails.
 
     ConfigError where Triton is not installed, or interprets its kernels (TRITON_INTERPRET) rather than compiling them.
     """
@@ -157,6 +157,7 @@ def _compile(case: Compiled) -> dict[str, Any]:
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
     ptx, threads = compiled.asm["ptx"], 32 * case.num_warps
+    before, wait, _ = ptx.partition("griddepcontrol.wait")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
@@ -180,6 +181,7 @@ def _compile(case: Compiled) -> dict[str, Any]:
         "spilled_bytes": _number(r"(\d+) bytes spill stores", said) + _number(r"(\d+) bytes spill loads", said),
         "wide_loads": len(re.findall(r"ld\.global[\w.:]*v4\.b32|cp\.async[\w.]*global [^;]*0x10", ptx)),
         "dependency_controls": len(re.findall(r"griddepcontrol\.", ptx)),
+        "loads_before_wait": before.count("ld.global") if wait else None,
         "group_products": len(re.findall(r"wgmma\.mma_async", ptx)),
     }
 

@@ -198,12 +198,12 @@ def test_a_large_mean_does_not_cost_the_variance(offset):
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("channels", [3, 8, 70])
+@pytest.mark.parametrize("channels", [3, 70])
 def test_the_relu_passes_where_its_rounded_result_is_above_zero(channels):
     """By a bit a value as by y itself: float16 rounds 1e-9 to zero. All gradients, to the last bit."""
     results = []
     for bits in (True, False):
-        inputs = _inputs((3, channels, 5, 7), torch.float16, residual=True)
+        inputs = _inputs((2, channels, 3, 5), torch.float16, residual=True)
         with torch.no_grad():
             inputs[1].fill_(1e-9)
             inputs[2].zero_()
