@@ -269,8 +269,8 @@ class ScheduleConfig:
 
 def check_device(name: str) -> None:
     """ConfigError for what names no kind of device, here or elsewhere."""
-    _require(re.fullmatch("auto|cpu|cuda(:[0-9]{1,3})?", name) is not None,
-             f"unknown device '{name}'; give cpu, cuda or cuda:N")  # fmt: skip
+    _require(re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,3})?", name) is not None,
+             f"unknown device '{name}'; give cpu, cuda, cuda:N or mps")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +284,7 @@ class RunConfig:
     seed: int = 0
     """Of weights, order and augmentation."""
     device: str = "auto"
-    """`cpu`, `cuda` or `cuda:N`; `auto` is a GPU if there is one."""
+    """`cpu`, `cuda`, `cuda:N` or `mps`, which is Apple's GPU; `auto` is a GPU if there is one."""
     amp: Literal["off", "auto", "bf16", "fp16"] = "off"
     """Mixed precision, by its type; `auto` is bf16 where the hardware has it."""
     tf32: bool = True

@@ -43,7 +43,7 @@ from fast_train.pipeline.optim.schedules import build_schedule
 from fast_train.pipeline.ranks import current
 
 # Steps after which ranks hear of each other: a step on a GPU is short, and no host is to wait for another one.
-_LAG = {"cpu": 1, "cuda": 16}
+_LAG = {"cpu": 1, "mps": 1, "cuda": 16}
 _REMEDY = "begin anew with a lower --lr or with --grad-clip 1; the last good checkpoint, if any, is kept"
 
 
