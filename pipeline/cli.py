@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from functools import partial
 
 from fast_train.common.command import run_command
 from fast_train.common.processes import world
@@ -16,7 +17,7 @@ from fast_train.pipeline.config.convert import build
 from fast_train.pipeline.config.recipe import Given, check_given
 from fast_train.pipeline.config.settings import DataConfig
 from fast_train.pipeline.errors import ConfigError, RankLost, TrainingDiverged
-from fast_train.pipeline.flags import PROGRAM, Actions, check_flags, check_paths, parse_flags
+from fast_train.pipeline.flags import PROGRAM, Actions, as_typed, check_flags, check_paths, parse_flags
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         ends_process=arguments is None,
         on_ranks=True,
         statuses={TrainingDiverged: 1, RankLost: 1},
-        explain=_explain,
+        explain=partial(_explain, given),
     )
 
 
@@ -44,7 +45,12 @@ def _program() -> str:
     return PROGRAM
 
 
-def _explain(error: Exception) -> Exception | None:
+def _explain(given: Given, error: Exception) -> Exception | None:
+    """What to tell of an error in its place. given: settings by flags."""
+    if isinstance(error, ConfigError):
+        told = ConfigError(as_typed(str(error), given))
+        told.__cause__ = error
+        return told
     # Where it is not imported, torch has raised no error.
     memory = sys.modules.get("fast_train.pipeline.engine.memory")
     return memory.memory_error(error) if memory else None

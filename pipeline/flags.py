@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +200,16 @@ def parse_flags(arguments: list[str] | None = None) -> tuple[Given, Actions]:
         else:
             actions[name] = tuple(value) if isinstance(value, list) else value
     return nested, Actions(**actions)
+
+
+def as_typed(text: str, given: Given) -> str:
+    """A line about settings that names those of ``given``, which are of flags, as they were typed: crop.size as
+    --image-size."""
+    for flag, place in chain.from_iterable(flags.items() for flags in _FLAGS.values()):
+        section, _, name = place.partition(".")
+        if name in given.get(section, {}):
+            text = re.sub(rf"(?<![\w.]){re.escape(place)}(?!\w| ?=)", flag, text)
+    return text
 
 
 def check_flags(given: Given, actions: Actions) -> Given:
