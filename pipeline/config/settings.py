@@ -363,6 +363,10 @@ class RunConfig:
         """Whether the best checkpoint is kept beside the last one."""
         return self.keep_best or self.patience is not None
 
+    def epochs_begun(self, steps_per_epoch: int) -> int:
+        """How many epochs the run takes; the last may be a part of one where its length is in steps."""
+        return self.epochs if self.steps is None else math.ceil(self.steps / steps_per_epoch)
+
     @property
     def save_interval(self) -> int | float | None:
         """``save_every`` as steps, an int, or seconds, a float."""

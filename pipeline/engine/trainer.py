@@ -79,7 +79,7 @@ class Trainer:
         self.config = config
         steps_per_epoch = len(self.loader)
         self.total_steps = config.run.steps or config.run.epochs * steps_per_epoch
-        self.epochs = math.ceil(self.total_steps / steps_per_epoch)
+        self.epochs = config.run.epochs_begun(steps_per_epoch)
         self.schedule = build_schedule(config.schedule, peak=config.optimizer.lr, total_steps=self.total_steps)
         self.done_steps = 0
         self.train_seconds = 0.0
