@@ -11,7 +11,7 @@ from functools import partial
 
 from fast_train.common.command import run_command
 from fast_train.common.processes import world
-from fast_train.common.signals import ignore_requests_to_save
+from fast_train.common.signals import exit_status, ignore_requests_to_save
 from fast_train.common.startup import quick_imports
 from fast_train.pipeline.config.convert import build
 from fast_train.pipeline.config.recipe import Given, check_given
@@ -63,6 +63,11 @@ def _run_as_rank(given: Given, actions: Actions) -> int:
         if lost.told:
             return lost.status
         raise
+    except KeyboardInterrupt as stop:
+        if _program() == PROGRAM:
+            raise
+        # The first of several processes speaks for all.
+        return exit_status(stop)
 
 
 def _run(given: Given, actions: Actions) -> int:
