@@ -151,8 +151,8 @@ class CropConfig(CropChanges):
     """Side of the crops in pixels; none for 224 where images have their own shapes, or the largest multiple of 32 that
     is not above the median of their shorter sides, and for no crops where all have one shape."""
     progressive: tuple[int, ...] = ()
-    """Sizes for equal parts of the run, one after the other, in place of `crop.size`: small crops train faster, and the
-    last size is the one that counts."""
+    """Sizes of the crops for equal parts of the run, one after the other, in place of one size: small crops train
+    faster, and the last size is the one that counts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -292,7 +292,7 @@ class RunConfig:
     compile: bool | None = None
     """torch.compile; none for where it is faster: on a GPU."""
     compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
-    """Of torch.compile; `max-autotune-no-cudagraphs` times more kernels before the first step."""
+    """Of torch.compile; `max-autotune-no-cudagraphs` measures more kernels before the first step."""
     fuse: Fusion = "none"
     """`norm`: BatchNorm, addition and ReLU in one kernel; `conv`: BatchNorm's sums in the convolutions too."""
     channels_last: bool = True
@@ -304,22 +304,22 @@ class RunConfig:
     deterministic: bool = False
     """Bit-reproducible algorithms, slower."""
     threads: int | None = None
-    """Threads of a step on the CPU, which its last bits depend on; none for the fastest number, which its first steps
-    find, and with `deterministic` for all usable cores."""
+    """Threads of a step on the CPU; the last bits of its results depend on them; none for the fastest number, which the
+    first steps find (with `deterministic`: all usable cores)."""
     eval_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     save_every: str | int | None = None
     """Steps (`500`) or time (`90s`, `10m`, `2h`) between checkpoints, inside epochs too; none for the ends of epochs,
     at most every ten seconds. The end and a signal always save."""
     keep: int = 0
-    """Checkpoints to keep beside the last one, as `checkpoints/step-N.pt`: the newest so many of those saved."""
+    """How many checkpoints to keep beside the last one, as `checkpoints/step-N.pt`: the newest ones."""
     keep_best: bool = False
     """Keep the checkpoint of the best accuracy, on the validation split of a set that has one, else on the test split,
-    as `best.pt`. A test split beside a validation split is then looked at with its weights."""
+    as `best.pt`. Of a set that has both, the test split is evaluated with these weights, once, at the end."""
     target_accuracy: float | None = None
-    """Stop when that accuracy reaches this fraction."""
+    """Stop when the accuracy on the validation split, else on the test split, reaches this fraction."""
     patience: int | None = None
-    """Stop when that accuracy has not risen for so many evaluations; keeps `best.pt` too. None to train to the end."""
+    """Stop when that accuracy has not risen for so many evaluations, and keep `best.pt` too; none for no such end."""
     tta: TestTimeAugmentation = "none"
     """Test-time augmentation: `flip` averages the predictions for each image and its mirror image, `multicrop` those
     for both and for both moved by a pixel either way along the diagonal."""
