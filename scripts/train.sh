@@ -47,7 +47,7 @@ elif [ "$status" != 0 ]; then
 fi
 
 flags=${ARGS:-}
-# The second is a GPU in WSL.
+# /dev/dxg: a GPU in WSL.
 if [ -z "$flags" ] && [ ! -e /dev/nvidiactl ] && [ ! -e /dev/dxg ] && cores_are_busy; then
     if grep -qs '"image_shape": "ragged"' "data/$name/manifest.json"; then
         echo "other programs keep the cores busy: training half as long (ARGS='--epochs 40' is the whole)"

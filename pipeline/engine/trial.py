@@ -48,7 +48,7 @@ def _mean_loss(device: torch.device, amp: torch.dtype | None) -> float:
     """Over the first steps of a small network; the process's random numbers stay as they are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build_model(ModelConfig(arch="resnet8")).to(device)
+        model = build_model(ModelConfig(arch="resnet8", shortcut="B")).to(device)
         images, labels = torch.randn(_IMAGES, 3, 32, 32), torch.arange(_IMAGES) % 10
     augmentation = _Ready(images.to(device, amp or torch.float32))
     step = TrainStep(model, augmentation, OptimizerConfig(name="muon", lr=0.1), device=device, amp=amp)
