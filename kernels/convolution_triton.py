@@ -245,10 +245,13 @@ def data_gradients_op(
             mean, rstd, weight, bias, dz, partials, tiles.n_rows, n_cols, depth, height, width, grid[0],
             SECOND=dy2 is not None, FROM_Y=y is not None, SIZE=size, UPCAST=_upcast(x), **chosen.options,
         )  # fmt: skip
-        join_sums_kernel[(n_cols,)](partials, dbias, dweight, n_cols, grid[0], **join_options(grid[0]))
-        input_gradient_kernel[tiles.tile_grid](
-            dz, x, mean, rstd, weight, bias, dbias, dweight, dx, tiles.n_rows, n_cols, RELU=False, **tiles.blocks
+        join_sums_kernel[(n_cols,)](
+            partials, dbias, dweight, dbias, dweight, n_cols, grid[0], SHORTCUT=False, **join_options(grid[0])
         )
+        input_gradient_kernel[tiles.tile_grid](
+            dz, x, mean, rstd, weight, bias, dbias, dweight, dx, x, mean, rstd, weight, dweight, dx,
+            tiles.n_rows, n_cols, RELU=False, SHORTCUT=False, **tiles.blocks,
+        )  # fmt: skip
     return dx, dweight, dbias, dz
 
 
@@ -263,7 +266,8 @@ class _NormConvolutionFn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x, weight, bias, residual, mean, rstd, filters, stride: int, shared: bool, tiles) -> Any:
-        y = apply_op(x, mean, rstd, weight, bias, residual, True)
+        # y is kept for the filters' gradient, and so tells where the ReLU passed.
+        y, _ = apply_op(x, mean, rstd, weight, bias, residual, [], True, False)
         # A list: torch.compile of torch 2.11 passes no named tuple on to an operator.
         out, partials = convolution_op(y, filters, stride, list(tiles.forward))
         ctx.residual, ctx.stride, ctx.tile = residual is not None, stride, tiles.gradient
@@ -281,7 +285,7 @@ class _NormConvolutionFn(torch.autograd.Function):
             # Only the shared activation was used; autograd calls for neither only if a caller does.
             if dy2 is None:
                 return (None,) * 10
-            dx, dweight, dbias, dz = gradients_op(dy2, None, x, y_if_needed, *norm, True, ctx.residual)
+            dx, dweight, dbias, dz = gradients_op(dy2, None, x, y_if_needed, *norm, [], True, ctx.residual)
             return dx, dweight, dbias, dz if ctx.residual else None, *[None] * 6
         stride, padding = [ctx.stride] * 2, [filters.shape[-1] // 2] * 2
         # cuDNN computes the gradient of the filters, and of y where the stride leaves gaps between the pixels read.
@@ -292,7 +296,7 @@ class _NormConvolutionFn(torch.autograd.Function):
             dx, dweight, dbias, dz = data_gradients_op(dout, filters, dy2, x, y_if_needed, *norm, list(ctx.tile))
         else:
             store = dy2 is not None or ctx.residual
-            dx, dweight, dbias, dz = gradients_op(dy, dy2, x, y_if_needed, *norm, True, store)
+            dx, dweight, dbias, dz = gradients_op(dy, dy2, x, y_if_needed, *norm, [], True, store)
         return dx, dweight, dbias, dz if ctx.residual else None, None, None, dfilters, None, None, None
 
 

@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from fast_train.benchmarks.instrument.bench import Bench
 from fast_train.benchmarks.instrument.feeds import LoaderFeed
 from fast_train.benchmarks.instrument.flags import Settings
+from fast_train.benchmarks.lab.records import Option
+from fast_train.kernels.switches import switched
 from fast_train.pipeline.config.settings import Config
 from fast_train.pipeline.engine.build import build_augmenter, build_step, ready_step
 from fast_train.pipeline.engine.runtime import Runtime, resolve_runtime
 from fast_train.pipeline.engine.step import TrainStep
 from fast_train.pipeline.loaders import AnyBatch, Loader
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """run: the settings of `RunConfig` that it changes. build_seconds: how long compiling and capturing it may take on
-    a GPU, a guess on the safe side: it is not begun with less time left."""
-
-    name: str
-    run: Mapping[str, Any] = field(default_factory=dict)
-    build_seconds: float = 50.0
-
-
-PLAIN = Option(name="plain")
-# The slowest to build comes last.
-OPTIONS = (
-    PLAIN,
-    Option(name="fused norm", run={"fuse": "norm"}),
-    Option(name="fused conv", run={"fuse": "conv"}),
-    Option(name="fp16", run={"amp": "fp16"}),
-    Option(name="max-autotune", run={"compile_mode": "max-autotune-no-cudagraphs"}, build_seconds=180.0),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +42,8 @@ def why_not(option: Option, runtime: Runtime) -> str | None:
         return "float16 is a type of tensor cores; a CPU emulates it"
     if "compile_mode" in option.run:
         return "the step is not compiled on a CPU"
+    if option.switches:
+        return "it is about kernels of a GPU"
     return None
 
 
@@ -73,7 +55,8 @@ def build(bench: Bench[Settings], option: Option, loader: Loader) -> Built:
     runtime = resolve_runtime(run)
     augmenter = build_augmenter(config, bench.prepared, runtime, train=True)
     step = build_step(config, augmenter, runtime)
-    ready = ready_step(step, loader.example(), runtime)
+    with switched(**option.switches):
+        ready = ready_step(step, loader.example(), runtime)
     feed = LoaderFeed(loader, augmenter, raw=False)
     (given,) = feed.batches(1)
     # Indices of its own: the loader's belong to an epoch.

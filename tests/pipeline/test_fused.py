@@ -8,12 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from fast_train.kernels.batchnorm_reference import Unnormalised
+from fast_train.kernels.switches import switched
 from fast_train.pipeline.config.settings import Config, ModelConfig, RunConfig
 from fast_train.pipeline.engine.build import build_augmenter, build_network, build_step, ready_step
 from fast_train.pipeline.engine.runtime import resolve_runtime
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import SplitView
 from fast_train.pipeline.models import FUSIONS, build_model
+from fast_train.pipeline.models import fused as fused_norm
 from fast_train.pipeline.models.blocks import PreActBottleneck
 from fast_train.pipeline.models.fused import FusedNorm
 from fast_train.pipeline.models.resnet import PreActResNet, ResNet
@@ -136,6 +139,22 @@ def test_every_norm_is_fused_and_no_relu_is_left(kind):
             module.register_forward_hook(lambda m, *_: calls.append(m))
     fused.train()(_images())
     assert sorted(map(id, calls)) == sorted(map(id, norms))
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_projection_is_normalised_by_the_norm_that_adds_it(joined, monkeypatch):
+    """Unless that is switched off: then by itself, with the same result."""
+    plain, fused = _pair("bottleneck", "norm")
+    calls = []
+    for name in ("batch_norm", "batch_norm_twice"):
+        run = getattr(fused_norm, name)
+        monkeypatch.setattr(fused_norm, name, lambda *a, run=run, **o: calls.append(o["residual"]) or run(*a, **o))
+    with switched(joined_shortcut=joined):
+        _same(plain, fused, 1e-4)
+    norms = sum(isinstance(module, FusedNorm) for module in fused.modules())
+    # One in the first block of each stage.
+    assert sum(isinstance(residual, Unnormalised) for residual in calls) == (3 if joined else 0)
+    assert len(calls) == norms - (3 if joined else 0)
 
 
 @pytest.mark.parametrize("kind", [kind for fuse, kind in _FUSED if fuse == "conv"])
