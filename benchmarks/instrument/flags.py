@@ -158,7 +158,7 @@ def add_subject(parser: Parser, default: str = "fast on a GPU or with --arch, cp
     add("--data", **DATA)
     add("--arch", metavar="NAME", help="network (default: the recipe's)")
     add("--recipe", metavar="NAME", help=f"whose step is measured (default: {default})")
-    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or mps (default: a GPU if there is one)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,8 +151,8 @@ class CropConfig(CropChanges):
     """Side of the crops in pixels; none for 224 where images have their own shapes, or the largest multiple of 32 that
     is not above the median of their shorter sides, and for no crops where all have one shape."""
     progressive: tuple[int, ...] = ()
-    """Sizes for equal parts of the run, one after the other, in place of `crop.size`: small crops train faster, and the
-    last size is the one that counts."""
+    """Sizes of the crops for equal parts of the run, one after the other, in place of one size: small crops train
+    faster, and the last size is the one that counts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -269,8 +269,8 @@ class ScheduleConfig:
 
 def check_device(name: str) -> None:
     """ConfigError for what names no kind of device, here or elsewhere."""
-    _require(re.fullmatch("auto|cpu|cuda(:[0-9]{1,3})?", name) is not None,
-             f"unknown device '{name}'; give cpu, cuda or cuda:N")  # fmt: skip
+    _require(re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,3})?", name) is not None,
+             f"unknown device '{name}'; give cpu, cuda, cuda:N or mps")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +284,7 @@ class RunConfig:
     seed: int = 0
     """Of weights, order and augmentation."""
     device: str = "auto"
-    """`cpu`, `cuda` or `cuda:N`; `auto` is a GPU if there is one."""
+    """`cpu`, `cuda`, `cuda:N` or `mps`, which is Apple's GPU; `auto` is a GPU if there is one."""
     amp: Literal["off", "auto", "bf16", "fp16"] = "off"
     """Mixed precision, by its type; `auto` is bf16 where the hardware has it."""
     tf32: bool = True
@@ -292,7 +292,7 @@ class RunConfig:
     compile: bool | None = None
     """torch.compile; none for where it is faster: on a GPU."""
     compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
-    """Of torch.compile; `max-autotune-no-cudagraphs` times more kernels before the first step."""
+    """Of torch.compile; `max-autotune-no-cudagraphs` measures more kernels before the first step."""
     fuse: Fusion = "none"
     """`norm`: BatchNorm, addition and ReLU in one kernel; `conv`: BatchNorm's sums in the convolutions too; `cudnn`:
     the same by cuDNN 9.24 on an H100, in bfloat16, and `norm` where that can't be."""
@@ -305,22 +305,22 @@ class RunConfig:
     deterministic: bool = False
     """Bit-reproducible algorithms, slower."""
     threads: int | None = None
-    """Threads of a step on the CPU, which its last bits depend on; none for the fastest number, which its first steps
-    find, and with `deterministic` for all usable cores."""
+    """Threads of a step on the CPU; the last bits of its results depend on them; none for the fastest number, which the
+    first steps find (with `deterministic`: all usable cores)."""
     eval_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     save_every: str | int | None = None
     """Steps (`500`) or time (`90s`, `10m`, `2h`) between checkpoints, inside epochs too; none for the ends of epochs,
     at most every ten seconds. The end and a signal always save."""
     keep: int = 0
-    """Checkpoints to keep beside the last one, as `checkpoints/step-N.pt`: the newest so many of those saved."""
+    """How many checkpoints to keep beside the last one, as `checkpoints/step-N.pt`: the newest ones."""
     keep_best: bool = False
     """Keep the checkpoint of the best accuracy, on the validation split of a set that has one, else on the test split,
-    as `best.pt`. A test split beside a validation split is then looked at with its weights."""
+    as `best.pt`. Of a set that has both, the test split is evaluated with these weights, once, at the end."""
     target_accuracy: float | None = None
-    """Stop when that accuracy reaches this fraction."""
+    """Stop when the accuracy on the validation split, else on the test split, reaches this fraction."""
     patience: int | None = None
-    """Stop when that accuracy has not risen for so many evaluations; keeps `best.pt` too. None to train to the end."""
+    """Stop when that accuracy has not risen for so many evaluations, and keep `best.pt` too; none for no such end."""
     tta: TestTimeAugmentation = "none"
     """Test-time augmentation: `flip` averages the predictions for each image and its mirror image, `multicrop` those
     for both and for both moved by a pixel either way along the diagonal."""
@@ -365,6 +365,10 @@ class RunConfig:
     def keeps_best(self) -> bool:
         """Whether the best checkpoint is kept beside the last one."""
         return self.keep_best or self.patience is not None
+
+    def epochs_begun(self, steps_per_epoch: int) -> int:
+        """How many epochs the run takes; the last may be a part of one where its length is in steps."""
+        return self.epochs if self.steps is None else math.ceil(self.steps / steps_per_epoch)
 
     @property
     def save_interval(self) -> int | float | None:

@@ -14,6 +14,7 @@ from fast_train.data_prep.manifest import Manifest, PreparedSet
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import NO_AUGMENT
 from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.device import data_device
 from fast_train.pipeline.engine.augmentation import (
     AnyAugmenter,
     Augmentation,
@@ -64,7 +65,7 @@ def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, 
         "dtype": runtime.image_dtype,
         "device": runtime.device,
         "seed": config.run.seed,
-        "channels_last": config.run.channels_last,
+        "channels_last": runtime.channels_last,
     }
     if train and config.data.dali_augment == "native":
         return NativeAugmenter(manifest, (config.model.image_size,), **common)
@@ -98,7 +99,7 @@ def build_split_loader(
         split,
         batch_size=config.data.batch_size if train else at_once,
         seed=config.run.seed,
-        device=runtime.device,
+        device=data_device(runtime.device),
         train=train,
         workers=config.data.workers,
         native=_native(config, prepared, runtime) if train else None,
@@ -139,7 +140,7 @@ def build_network(config: Config, runtime: Runtime, prepared: PreparedSet | None
     model = model.to(runtime.device)
     if config.run.sync_batchnorm:
         model = synchronised(model)
-    return model.to(memory_format=torch.channels_last) if config.run.channels_last else model
+    return model.to(memory_format=torch.channels_last) if runtime.channels_last else model
 
 
 def _first_images(config: Config, prepared: PreparedSet) -> torch.Tensor:
@@ -192,7 +193,7 @@ def ready_steps(
     step: TrainStep, example: AnyBatch, runtime: Runtime, augmenter: AnyAugmenter, sizes: Collection[int]
 ) -> dict[int, Callable[[AnyBatch], None]]:
     """The step for images of each size, which the augmenter of the step makes: see `ready_step`."""
-    if runtime.device.type == "cpu":
+    if data_device(runtime.device).type == "cpu":
         # Here, and not in the first step: Numba compiles a crop when one is first made.
         augmenter(example)
     ready: dict[int, Callable[[AnyBatch], None]] = {}

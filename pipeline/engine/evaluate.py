@@ -101,7 +101,8 @@ class _Found:
         self.confidences, self.losses = torch.zeros(2, count, device=device)
 
     def put(self, indices: Tensor, labels: Tensor, log_probabilities: Tensor) -> None:
-        """indices, labels: int64 [B]. log_probabilities: float32 [B, K]."""
+        """indices, labels: int64 [B]. log_probabilities: float32 [B, K], from wherever the model is."""
+        log_probabilities = log_probabilities.to(labels.device)
         self.times.index_add_(0, indices, torch.ones_like(indices))
         self.losses[indices] = F.nll_loss(log_probabilities, labels, reduction="none")
         confidence, prediction = log_probabilities.max(dim=1)

@@ -74,7 +74,7 @@ class TrainStep:
         self.rates.set(scheduled, epochs)
 
     def __call__(self, batch: AnyBatch) -> None:
-        images, labels = self.augmenter(batch), batch.targets()
+        images, labels = self.augmenter(batch), batch.targets().to(self.device)
         # None, not zeros: the backward pass then writes gradients instead of adding to them.
         self.optimizer.zero_grad(set_to_none=True)
         loss, correct = self._forward_loss(images, labels)
@@ -83,7 +83,7 @@ class TrainStep:
             self._over_ranks.finish()
         if self.config.grad_clip is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip, foreach=True)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average:

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import ranks_work
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import fast_train
 from fast_train.common.cores import usable_cores
 from fast_train.common.processes import World, world
 from fast_train.data_prep import cli as prep_cli
-from fast_train.pipeline import cli
+from fast_train.pipeline import cli, commands
 from fast_train.pipeline.loaders import build_loader
 
 TESTS = Path(__file__).parents[1]
@@ -244,6 +245,26 @@ def test_what_is_the_work_of_one_is_refused_by_the_first(monkeypatch, capsys, tm
     printed = capsys.readouterr().err
     assert ("is the work of one; start it without torchrun" in printed) == (rank == 0)
     assert len(printed.splitlines()) == (rank == 0)
+
+
+def test_torchrun_shows_the_line_of_an_error_at_its_end(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert cli.main(["--data", str(tmp_path / "nowhere")]) == 2
+    line = capsys.readouterr().err.strip()
+    shown = ChildFailedError("fast-train", {0: ProcessFailure(0, 7, 2, str(tmp_path / "error.json"))})
+    assert line in str(shown).splitlines()[-2]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_that_a_signal_ends_the_first_says_so(prepared_path, monkeypatch, capsys, rank):
+    def run(given, actions):
+        raise KeyboardInterrupt(signal.SIGTERM)
+
+    monkeypatch.setattr(commands, "run", run)
+    for name, value in {**_WHOLE, "RANK": str(rank), "LOCAL_RANK": str(rank)}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["--data", str(prepared_path)]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == ("" if rank else "fast-train: terminated\n")
 
 
 def test_a_platform_that_counts_one_process_is_no_group(monkeypatch):
