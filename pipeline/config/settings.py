@@ -323,6 +323,9 @@ class RunConfig:
     tta: TestTimeAugmentation = "none"
     """Test-time augmentation: `flip` averages the predictions for each image and its mirror image, `multicrop` those
     for both and for both moved by a pixel either way along the diagonal."""
+    tta_share: float = 1.0
+    """The part of each evaluated batch that gets these views, 0 to 1: the images whose prediction from the image alone
+    is the least certain. The others keep that prediction."""
     eval_size: int | None = None
     """Side in pixels of the crops that are evaluated, the images' centres (`crop.centre`); none for that of training,
     its last one."""
@@ -353,6 +356,7 @@ class RunConfig:
         fits = self.fuse == "none" or not self.sync_batchnorm
         _require(fits, f"--fuse {self.fuse} has no --sync-batchnorm; leave one of them out")
         check_choice("test-time augmentation", self, "tta")
+        _require(0 <= self.tta_share <= 1, f"tta_share {self.tta_share} must be a fraction in [0, 1]")
         if self.eval_size is not None:
             check_size(self.eval_size)
         target = self.target_accuracy

@@ -331,6 +331,7 @@ class Trainer:
             self.test_augmenter,
             amp=self.runtime.amp,
             tta=self.config.run.tta,
+            tta_share=self.config.run.tta_share,
             stopped=stopped,
         )
 

@@ -109,6 +109,8 @@ def test_multicrop_can_be_turned_off_and_on(train, capsys):
     assert saved["config"]["run"]["tta"] == "none"
     for kind in ("flip", "multicrop"):
         assert cli.main(["--evaluate", "run", "--tta", kind, "--device", "cpu", "--out", kind]) == 0
+    share = ["--tta", "multicrop", "--set", "run.tta_share=0.25"]
+    assert cli.main(["--evaluate", "run", *share, "--device", "cpu", "--out", "share"]) == 0
     assert cli.main(["--evaluate", "run", "--set", "run.tta=crop", "--device", "cpu"]) == 2
     assert "unknown test-time augmentation 'crop'" in capsys.readouterr().err
 
