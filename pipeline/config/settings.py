@@ -172,6 +172,23 @@ class CropConfig(CropChanges):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """Which images of a batch the network is trained on. The choice is of a small network, the proxy, which is trained
+    beside it on the same images, by the same settings but for averages of weights (the idea of airbench96_faster,
+    Jordan 2024)."""
+
+    keep: float = 1.0
+    """The part of each batch that is trained on, above 0: the images of the proxy's highest losses. 1 for all of them,
+    without a proxy."""
+    proxy: str = "small-speednet8"
+    """The proxy's network."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.keep <= 1, f"selection.keep {self.keep} must be a fraction above 0, up to 1")
+        check_name("architecture", self.proxy, architecture_names())
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """How weights are moved. Rates are peaks, for the mean loss of a batch; the schedule scales all of them alike."""
 
@@ -385,6 +402,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     crop: CropConfig = field(default_factory=CropConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -395,6 +413,11 @@ class Config:
         for section in SECTIONS:
             plain[section] = {k: list(v) if isinstance(v, tuple) else v for k, v in plain[section].items()}
         return plain
+
+    @property
+    def trained_images(self) -> int:
+        """Images of a batch, of all ranks together, that the network is trained on."""
+        return max(round(self.selection.keep * self.data.batch_size), 1)
 
     @property
     def evaluated_crop(self) -> CropSpec | None:
@@ -414,6 +437,7 @@ SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "augment": AugmentSpec,
     "crop": CropConfig,
+    "selection": SelectionConfig,
     "optimizer": OptimizerConfig,
     "schedule": ScheduleConfig,
     "run": RunConfig,
