@@ -183,7 +183,7 @@ def check_batch(model: torch.nn.Module, config: Config, prepared: PreparedSet) -
     """ConfigError where batches, or a rank's parts of them, are of one image, and so small a one that a BatchNorm of
     ``model`` gets a single value per channel, which has no variance. The model stays as it is."""
     ranks = current().size
-    if config.data.batch_size // ranks > 1 or (config.run.sync_batchnorm and ranks > 1):
+    if config.trained_images // ranks > 1 or (config.run.sync_batchnorm and ranks > 1):
         return
     channels, height, width = trained_shapes(config, prepared.manifest)[0]
     try:

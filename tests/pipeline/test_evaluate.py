@@ -98,8 +98,8 @@ def test_multicrop_is_the_weighted_mean_of_the_logits_of_six_views(prepared):
     assert result.confidences == pytest.approx(expected.max(1).values.numpy(), abs=1e-5)
 
 
-def _evaluated(model, prepared, tta, share, batch_size=10):
-    with build_loader("resident", prepared, "test", batch_size=batch_size, train=False) as loader:
+def _evaluated(model, prepared, tta, share):
+    with build_loader("resident", prepared, "test", batch_size=10, train=False) as loader:
         return evaluate(model, loader, _augmenter(prepared), tta=tta, tta_share=share)
 
 
