@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -216,7 +216,7 @@ def as_typed(text: str, given: Given) -> str:
 def check_flags(given: Given, actions: Actions) -> Given:
     """All settings that are given, those of ``--set`` too; ConfigError for flags that do not go together, and for
     settings that would be overruled without a word."""
-    given = merge(given, _parse_sets(actions.set))
+    given = merge(given, parse_sets(actions.set))
     if actions.stop_after is not None and actions.stop_after < 1:
         raise ConfigError(f"--stop-after {actions.stop_after} is no epoch; give 1 or more")
     for name in ("out", "resume", "evaluate", "recipe"):
@@ -255,7 +255,8 @@ def check_paths(actions: Actions) -> None:
         check_writable(Path(actions.out))
 
 
-def _parse_sets(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def parse_sets(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Settings that ``--set SECTION.NAME=VALUE`` gives, nested by section; ConfigError for what is none."""
     nested: dict[str, dict[str, Any]] = {}
     for text in assignments:
         place, equals, value = text.partition("=")

@@ -234,7 +234,8 @@ def build_bench(
 def _configurations(subject: Subject, prepared: PreparedSet) -> Iterator[Config]:
     """The recipe, what its step is measured by, and the baseline, for these images."""
     given = subject.settings()
-    recipe = resolve(subject.recipe or default_recipe(given, prepared), given)
+    changed = subject.over_recipe()
+    recipe = resolve(subject.recipe or default_recipe(changed, prepared), changed)
     baseline = resolve(BASELINE, {**given, "model": {"arch": recipe.model.arch}})
     recipe = fit_to_data(recipe, prepared)
     config = _of_one_size(recipe)

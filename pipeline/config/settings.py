@@ -172,6 +172,23 @@ class CropConfig(CropChanges):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """Which images of a batch the network is trained on. The choice is of a small network, the proxy, which is trained
+    beside it on the same images, by the same settings but for averages of weights (the idea of airbench96_faster,
+    Jordan 2024)."""
+
+    keep: float = 1.0
+    """The part of each batch that is trained on, above 0: the images of the proxy's highest losses. 1 for all of them,
+    without a proxy."""
+    proxy: str = "small-speednet8"
+    """The proxy's network."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.keep <= 1, f"selection.keep {self.keep} must be a fraction above 0, up to 1")
+        check_name("architecture", self.proxy, architecture_names())
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """How weights are moved. Rates are peaks, for the mean loss of a batch; the schedule scales all of them alike."""
 
@@ -324,6 +341,9 @@ class RunConfig:
     tta: TestTimeAugmentation = "none"
     """Test-time augmentation: `flip` averages the predictions for each image and its mirror image, `multicrop` those
     for both and for both moved by a pixel either way along the diagonal."""
+    tta_share: float = 1.0
+    """The part of each evaluated batch that gets these views, 0 to 1: the images whose prediction from the image alone
+    is the least certain. The others keep that prediction."""
     eval_size: int | None = None
     """Side in pixels of the crops that are evaluated, the images' centres (`crop.centre`); none for that of training,
     its last one."""
@@ -356,6 +376,7 @@ class RunConfig:
         fits = self.fuse != "cudnn" or not self.deterministic
         _require(fits, "--fuse cudnn adds sums up in any order; leave out --deterministic, or give --fuse norm")
         check_choice("test-time augmentation", self, "tta")
+        _require(0 <= self.tta_share <= 1, f"tta_share {self.tta_share} must be a fraction in [0, 1]")
         if self.eval_size is not None:
             check_size(self.eval_size)
         target = self.target_accuracy
@@ -388,6 +409,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     crop: CropConfig = field(default_factory=CropConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -398,6 +420,11 @@ class Config:
         for section in SECTIONS:
             plain[section] = {k: list(v) if isinstance(v, tuple) else v for k, v in plain[section].items()}
         return plain
+
+    @property
+    def trained_images(self) -> int:
+        """Images of a batch, of all ranks together, that the network is trained on."""
+        return max(round(self.selection.keep * self.data.batch_size), 1)
 
     @property
     def evaluated_crop(self) -> CropSpec | None:
@@ -417,6 +444,7 @@ SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "augment": AugmentSpec,
     "crop": CropConfig,
+    "selection": SelectionConfig,
     "optimizer": OptimizerConfig,
     "schedule": ScheduleConfig,
     "run": RunConfig,

@@ -237,7 +237,7 @@ class Trainer:
         self.augmenter.set_size(self._size(epoch))
         self.step.model.train()
         already = self.step.metrics.read().images
-        left = (self.total_steps - self.done_steps) * self.config.data.batch_size
+        left = (self.total_steps - self.done_steps) * self.config.trained_images
         for listener in listeners:
             listener.on_epoch_begin(epoch + 1, already=already, images_left=left + already)
         started = time.perf_counter()
@@ -331,6 +331,7 @@ class Trainer:
             self.test_augmenter,
             amp=self.runtime.amp,
             tta=self.config.run.tta,
+            tta_share=self.config.run.tta_share,
             stopped=stopped,
         )
 

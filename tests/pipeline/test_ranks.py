@@ -389,14 +389,19 @@ def test_a_full_disk_of_the_first_rank_ends_all(prepared_path, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_batch_that_does_not_divide_is_one_line(prepared_path, tmp_path):
-    flags = ["--data", prepared_path, "--batch-size", "25"]
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (["--batch-size", "25"], "a batch of 25 images can't be shared out among 2 ranks; give a --batch"),
+        (["--batch-size", "24", "--set", "selection.keep=0.5"], "selection.keep below 1 is for a training in one pro"),
+    ],
+)
+def test_what_ranks_can_t_share_is_one_line(prepared_path, tmp_path, flags, error):
+    flags = ["--data", prepared_path, *flags]
     done = torchrun(2, "-m", "fast_train.pipeline.cli", *flags, check=False, cwd=tmp_path)
     said = [line for line in done.stderr.splitlines() if line.startswith("fast-train")]
     assert len(said) == 1
-    assert said[0].startswith(
-        "fast-train: error: a batch of 25 images can't be shared out among 2 ranks; give a --batch"
-    )
+    assert said[0].startswith(f"fast-train: error: {error}")
     assert not list(tmp_path.glob("runs/*/*"))
 
 
