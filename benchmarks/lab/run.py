@@ -20,7 +20,7 @@ from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.instrument.statistics import bootstrap_ratio
 from fast_train.benchmarks.instrument.timing import FAILURES
 from fast_train.benchmarks.lab import augmentation_cpu, floors, losses, options, profile, report
-from fast_train.benchmarks.lab.options import Built, Option
+from fast_train.benchmarks.lab.options import Built
 from fast_train.benchmarks.lab.records import (
     AUGMENTATION,
     AUGMENTATION_CPU,
@@ -29,11 +29,13 @@ from fast_train.benchmarks.lab.records import (
     KERNELS,
     LOSSES,
     ON_STEPS,
+    PLAIN,
     POINTS,
     STEP,
     GroupDetails,
     Kernel,
     KernelsDetails,
+    Option,
     StepDetails,
 )
 from fast_train.benchmarks.throughput.suites import augmentation
@@ -54,12 +56,13 @@ _NAMED_KERNELS = 40
 
 @dataclass(kw_only=True)
 class Lab:
-    """points: which to measure. only: the flag that chose them. until: of time.monotonic(), where no further step is
-    built. copy, matrix: bytes and operations a second for the floors, None for what is measured. steps, seeds: of the
-    losses."""
+    """points, options: which to measure. only: the flag that chose the points. until: of time.monotonic(), where no
+    further step is built. copy, matrix: bytes and operations a second for the floors, None for what is measured. steps,
+    seeds: of the losses."""
 
     bench: Bench[Settings]
     points: Sequence[str]
+    options: Sequence[Option]
     only: str | None
     batch_sizes: Sequence[int]
     until: float
@@ -102,6 +105,7 @@ def _lab(flags: Flags, bench: Bench[Settings], started: float) -> Lab:
     return Lab(
         bench=bench,
         points=points,
+        options=flags.chosen_options(),
         only=flags.only,
         batch_sizes=default if sizes is None else sizes,
         until=started + 60 * flags.minutes,
@@ -162,8 +166,8 @@ def _batch(lab: Lab, size: int, *, first: bool) -> None:
     chosen = [p for p in ON_STEPS if p in lab.points and (first or p in (STEP, END_TO_END))]
     if not chosen:
         return
-    with build_loader("resident", bench.prepared, "train", batch_size=size, device=bench.device) as loader:
-        built = [b for option in options.OPTIONS if (b := _build(lab, option, loader, chosen)) is not None]
+    with build_loader("resident", bench.prepared, "train", batch_size=size, device=bench.data_device) as loader:
+        built = [b for option in lab.options if (b := _build(lab, option, loader, chosen)) is not None]
         if built and LOSSES in chosen:
             _losses(lab, built)
         if built and KERNELS in chosen:
@@ -195,7 +199,7 @@ def _name(option: Option, size: int) -> str:
 
 
 def _losses(lab: Lab, built: Sequence[Built]) -> None:
-    if built[0].option is not options.PLAIN:
+    if built[0].option is not PLAIN:
         lab.bench.skip(LOSSES, "all options", "the plain step, to compare with, could not be built")
         return
     plain = {seed: losses.train(built[0], seed=seed, steps=lab.steps) for seed in lab.seeds}
@@ -250,7 +254,7 @@ def _rates(bench: Bench[Settings], built: Sequence[Built], size: int, chosen: Se
         return
     rows = bench.measure(STEP, f"batch {size:,}", cases)
     by_name = {row.name: row for row in rows}
-    plain = by_name.get(_name(options.PLAIN, size))
+    plain = by_name.get(_name(PLAIN, size))
     for row in rows:
         alone = by_name.get(f"{row.details.option}, batch {size:,}")
         if row.details.point == END_TO_END and alone is not None:
