@@ -15,6 +15,8 @@ import sys
 from functools import wraps
 from pathlib import Path
 
+from fast_train.common.startup import quick_imports
+
 
 def fill(_, folder):
     """The disk on which a folder lies is full."""
@@ -73,7 +75,9 @@ def hook(place, number, action):
     """action: the name of a function above, and after a ``=`` what it is given."""
     module_name, _, path = place.partition(":")
     *holders, name = path.split(".")
-    holder = importlib.import_module(module_name)
+    # As the command would, which finds torch imported.
+    with quick_imports():
+        holder = importlib.import_module(module_name)
     for part in holders:
         holder = getattr(holder, part)
     real, calls = getattr(holder, name), 0
