@@ -38,6 +38,7 @@ _LONG = (
     "test_faults.py",
     "test_photographs.py",
     "test_commands.py",
+    "test_records.py",
 )
 
 HAS_CUDA = torch.cuda.is_available()

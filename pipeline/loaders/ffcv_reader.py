@@ -75,23 +75,23 @@ def _compile_once(compiler: type[Compiler], code: FunctionType, signature: Any =
 
 Compiler.compile = classmethod(_compile_once)
 
-# FFCV's own way to say that a file is only read changes Numba's type of all arrays of bytes, for the whole process.
-_FILE = numba.types.Array(numba.uint8, 1, "C", readonly=True)
-_STATE = numba.types.Tuple([_FILE, numba.uint64[::1], numba.uint64[::1]])
-
 
 def _compile_read(manager: OSCacheManager) -> Any:
-    """What gives compiled code the bytes that begin at an address: a function of it and of (file, addresses, sizes)."""
+    """What gives compiled code the bytes that begin at an address: a function of it and of (file, addresses, sizes).
+
+    FFCV's own, to say that a file is only read, changes Numba's type of all arrays of bytes, for the whole process.
+    """
     del manager
+    file_bytes, numbers = numba.types.Array(numba.uint8, 1, "C", readonly=True), numba.uint64[::1]
+    held = numba.types.Tuple([file_bytes, numbers, numbers])
 
     def read(address: Any, state: Any) -> Any:
         file, addresses, sizes = state
         return file[address : address + sizes[np.searchsorted(addresses, address)]]
 
-    return Compiler.compile(read, _FILE(numba.uint64, _STATE))
+    return Compiler.compile(read, file_bytes(numba.uint64, held))
 
 
-OSCacheManager.state_type = _STATE
 OSCacheManager.compile_reader = _compile_read
 
 
