@@ -471,10 +471,9 @@ class PreparedSet:
         if size != entry.bytes:
             raise PreparedSetError(f"{show(path)} is broken: {size} bytes instead of {entry.bytes}; {ANEW}")
         if entry.format == "packed" and self.manifest.ragged is None:
-            expected = self._shape(entry.split)
-            shape = read_header(path).shape
-            if shape != expected:
-                raise _of_another_shape(path, shape, expected)
+            expected, (images, _) = self._shape(entry.split), read_header(path)
+            if images.shape != expected:
+                raise _of_another_shape(path, images.shape, expected)
 
 
 def _of_another_shape(path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> PreparedSetError:

@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fast_train.common.cores import usable_cores
 from fast_train.common.text import show
 from fast_train.data_prep.errors import ANEW, PreparedSetError
-from fast_train.data_prep.formats.base import Encoded, FormatOptions, JpegEncoder, RaggedWriter, Writer, flush
+from fast_train.data_prep.formats.base import Encoded, FormatOptions, RaggedWriter, SplitFile, Writer, flush, jpeg_of
 from fast_train.data_prep.formats.decode import decode_rgb
 
 #: FFCV's structures, as they lie in the file.
@@ -52,7 +51,7 @@ _LARGEST_SIDE = 65535
 _LARGEST_IMAGE = 1 << 30
 
 
-class _BetonFile:
+class _BetonFile(SplitFile):
     """``SPLIT.beton`` in a folder, of up to ``count`` samples, to which they are appended."""
 
     def __init__(self, folder: Path, split: str, count: int, page: int) -> None:
@@ -113,11 +112,11 @@ class BetonWriter(Writer):
         height, width, channels = image_shape
         if channels != 3 or max(height, width) > _LARGEST_SIDE or math.prod(image_shape) > _LARGEST_IMAGE:
             raise PreparedSetError(f"FFCV can't hold images of {width}x{height}x{channels}; leave out --formats ffcv")
-        self._mode, self._share = options.ffcv_mode, options.jpeg_share
-        self._encoder = JpegEncoder(options.quality) if self._mode != "raw" else None
+        self._share = {"raw": 0.0, "jpg": 1.0, "proportion": options.jpeg_share}[options.ffcv_mode]
+        self._quality = options.quality
         # Its own generator, used in the order of the images: the same request gives the same file.
         self._coin = np.random.default_rng(0)
-        self._file = _BetonFile(folder, split, count, page_size(image_shape))
+        self._file: _BetonFile = _BetonFile(folder, split, count, page_size(image_shape))
 
     @staticmethod
     def encoding(options: FormatOptions) -> dict[str, Any]:
@@ -136,20 +135,11 @@ class BetonWriter(Writer):
     def _encode(self, images: NDArray[np.uint8]) -> list[Any]:
         """The bytes of each image: a JPEG file as ``bytes``, or its pixels as an array."""
         blobs: list[Any] = list(images.reshape(len(images), -1))
-        if self._encoder is not None:
-            share = 1.0 if self._mode == "jpg" else self._share
-            chosen = np.flatnonzero(self._coin.random(len(images)) < share)
-            for i, blob in zip(chosen, self._encoder.encode(images[chosen]), strict=True):
-                blobs[i] = blob
+        chosen = np.flatnonzero(self._coin.random(len(images)) < self._share).tolist()
+        encode = partial(jpeg_of, quality=self._quality)
+        for i, blob in zip(chosen, self._threads.map(encode, images[chosen]), strict=True):
+            blobs[i] = blob
         return blobs
-
-    def _finish(self) -> tuple[str, ...]:
-        return self._file.finish()
-
-    def abort(self) -> None:
-        self._file.close()
-        if self._encoder is not None:
-            self._encoder.close()
 
 
 class RaggedBetonWriter(RaggedWriter):
@@ -157,8 +147,7 @@ class RaggedBetonWriter(RaggedWriter):
 
     def __init__(self, folder: Path, split: str, count: int, pixels: int) -> None:
         super().__init__(folder, split, count, pixels)
-        self._file = _BetonFile(folder, split, count, _ragged_page(pixels))
-        self._threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="png")
+        self._file: _BetonFile = _BetonFile(folder, split, count, _ragged_page(pixels))
 
     @staticmethod
     def estimate_bytes(count: int, content: int, pixels: int) -> int:
@@ -170,13 +159,6 @@ class RaggedBetonWriter(RaggedWriter):
     def _append(self, images: Sequence[Encoded], labels: NDArray[np.int64]) -> None:
         blobs = list(self._threads.map(_as_ffcv_reads, images))
         self._file.append(blobs, [image.height for image in images], [image.width for image in images], labels)
-
-    def _finish(self) -> tuple[str, ...]:
-        return self._file.finish()
-
-    def abort(self) -> None:
-        self._file.close()
-        self._threads.shutdown(cancel_futures=True)
 
 
 def _as_ffcv_reads(image: Encoded) -> Any:

@@ -66,7 +66,7 @@ _AS_THEY_CAME = _Rule(_among(_BASELINE, _PROGRESSIVE), _among(*_TABLES, *_METADA
 
 
 def check_jpegs(path: Path, begins: Ints, sizes: Ints, image_shape: Sequence[int]) -> None:
-    """PreparedSetError unless each of the parts of a file is a JPEG file of shape (H, W, C), as `JpegEncoder` writes
+    """PreparedSetError unless each of the parts of a file is a JPEG file of shape (H, W, C), as `jpeg_of` writes
     them: looked at once.
 
     begins, sizes: int64 [n], in bytes; each part lies in the file.
