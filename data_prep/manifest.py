@@ -403,7 +403,7 @@ class PreparedSet:
         if shapes is None:
             shards = open_tfrecords(paths, self._shape(split), raw=raw)
         else:
-            shards = open_ragged_tfrecords(paths, self.size(split), shapes.pixels)
+            shards = open_ragged_tfrecords(paths, self.size(split))
             self._check_sides(paths[0], shards.heights, shards.widths)
         for number, path in enumerate(() if raw and shapes is None else paths[: len(shards.shards)]):
             inside = shards.shard_of == number
@@ -435,12 +435,14 @@ class PreparedSet:
         return (self.size(split), *self.manifest.image_shape)
 
     def _check_sides(self, path: Path, heights: NDArray[np.int32], widths: NDArray[np.int32]) -> None:
-        """PreparedSetError where an image is larger than the manifest says. heights, widths: int32 [N]."""
+        """PreparedSetError where an image has no pixels or is larger than the manifest says. heights, widths: int32
+        [N]."""
         shapes = self.manifest.ragged
         assert shapes is not None
         pixels = heights.astype(np.int64) * widths
-        if heights.max() > shapes.height or widths.max() > shapes.width or pixels.max() > shapes.pixels:
-            raise PreparedSetError(f"{show(path)} holds images larger than its manifest says; {ANEW}")
+        larger = heights.max() > shapes.height or widths.max() > shapes.width or pixels.max() > shapes.pixels
+        if larger or min(heights.min(), widths.min()) < 1:
+            raise PreparedSetError(f"{show(path)} holds images of no pixels, or larger than its manifest says; {ANEW}")
 
     def _check_labels(self, path: Path, split: str, labels: NDArray[np.int64]) -> None:
         classes = len(self.manifest.classes)

@@ -40,7 +40,8 @@ class EncodedSplit:
 
 
 def open_ragged(path: Path) -> EncodedSplit:
-    """Map a file into memory; PreparedSetError for one that is not whole, or whose numbers disagree."""
+    """Map a file into memory; PreparedSetError for one that is not whole, or whose numbers disagree. Sides
+    are not looked at."""
     tensors = read_tensors(path)
     kinds = {"data": "U8", **COLUMNS}
     if tensors.keys() - {"padding"} != kinds.keys() or any(tensors[name].dtype != kinds[name] for name in kinds):
@@ -54,8 +55,6 @@ def open_ragged(path: Path) -> EncodedSplit:
     data, offsets, labels, heights, widths = load_tensors(path, (tensors[name] for name in ("data", *shapes)))
     if offsets[0] != 0 or offsets[-1] != len(data) or (offsets[1:] <= offsets[:-1]).any():
         raise broken(path, "its offsets are not those of files one after the other")
-    if min(heights.min(), widths.min()) < 1 or max(heights.max(), widths.max()) > LONGEST_SIDE:
-        raise broken(path, f"its images are not of 1 to {LONGEST_SIDE} pixels a side")
     return EncodedSplit(data, offsets, heights, widths, labels, tensors["data"].begin)
 
 

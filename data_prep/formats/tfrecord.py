@@ -229,13 +229,9 @@ def open_tfrecords(paths: Sequence[Path], shape: Sequence[int], *, raw: bool) ->
     return split
 
 
-def open_ragged_tfrecords(paths: Sequence[Path], count: int, pixels: int) -> TFRecordSplit:
-    """As `open_tfrecords`, of ``count`` images that keep their own shapes, the largest of ``pixels`` pixels."""
-    split = _open(paths, count, 3)
-    areas = split.heights.astype(np.int64) * split.widths
-    if areas.min() < 1 or areas.max() > pixels:
-        raise _broken(paths[0], f"its images are not of 1 to {pixels} pixels")
-    return split
+def open_ragged_tfrecords(paths: Sequence[Path], count: int) -> TFRecordSplit:
+    """As `open_tfrecords`, of ``count`` images that keep their own shapes, whose sides are not looked at."""
+    return _open(paths, count, 3)
 
 
 def _open(paths: Sequence[Path], count: int, channels: int) -> TFRecordSplit:
