@@ -116,7 +116,7 @@ class BetonWriter(Writer):
         self._quality = options.quality
         # Its own generator, used in the order of the images: the same request gives the same file.
         self._coin = np.random.default_rng(0)
-        self._file: _BetonFile = _BetonFile(folder, split, count, page_size(image_shape))
+        self._file: _BetonFile = _BetonFile(folder, split, count, page_size(height * width))
 
     @staticmethod
     def encoding(options: FormatOptions) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class BetonWriter(Writer):
 
     @staticmethod
     def estimate_bytes(count: int, image_shape: Sequence[int], options: FormatOptions) -> int:
-        page = page_size(image_shape)
+        page = page_size(image_shape[0] * image_shape[1])
         pages = -(-count // (page // options.stored_bytes(options.ffcv_mode, image_shape)))
         return METADATA_AT + count * (SAMPLE.itemsize + ALLOCATION.itemsize) + (pages + 1) * page
 
@@ -147,11 +147,11 @@ class RaggedBetonWriter(RaggedWriter):
 
     def __init__(self, folder: Path, split: str, count: int, pixels: int) -> None:
         super().__init__(folder, split, count, pixels)
-        self._file: _BetonFile = _BetonFile(folder, split, count, _ragged_page(pixels))
+        self._file: _BetonFile = _BetonFile(folder, split, count, page_size(pixels))
 
     @staticmethod
     def estimate_bytes(count: int, content: int, pixels: int) -> int:
-        page = _ragged_page(pixels)
+        page = page_size(pixels)
         # A page ends where the next image does not fit, and the last one anywhere.
         pages = content // (page - min(3 * pixels, page // 2)) + 2
         return METADATA_AT + count * (SAMPLE.itemsize + ALLOCATION.itemsize) + pages * page
@@ -165,14 +165,10 @@ def _as_ffcv_reads(image: Encoded) -> Any:
     return image.data if image.is_jpeg else decode_rgb(*image).reshape(-1)
 
 
-def page_size(image_shape: Sequence[int]) -> int:
-    """A power of two that holds an image however badly JPEG compresses it, and for small ones FFCV's smallest."""
-    return max(_SMALLEST_PAGE, 1 << (2 * math.prod(image_shape)).bit_length())
-
-
-def _ragged_page(pixels: int) -> int:
-    """The size of a page where the largest image has so many pixels."""
-    return page_size((1, pixels, 3))
+def page_size(pixels: int) -> int:
+    """A power of two that holds an image of so many pixels however badly JPEG compresses it, and for small ones FFCV's
+    smallest."""
+    return max(_SMALLEST_PAGE, 1 << (6 * pixels).bit_length())
 
 
 def _head(count: int, page: int, table_at: int) -> bytes:
@@ -199,15 +195,11 @@ class BetonSplit:
 
 
 def open_beton(path: Path, shape: Sequence[int]) -> BetonSplit:
-    """PreparedSetError unless the file holds images of shape (N, H, W, 3) as `BetonWriter` leaves them.
-
-    Every number that FFCV takes on trust is compared: version, fields, modes, sizes, pointers and the table. What FFCV
-    makes of a JPEG file rests on that file's header too, see `formats.headers`.
-    """
+    """`open_ragged_beton` of images of shape (N, H, W, 3), as `BetonWriter` leaves them."""
     count, height, width, channels = shape
     if channels != 3:
         raise _broken(path, f"FFCV reads images of 3 channels, not {channels}")
-    split = _open(path, count, page_size(shape[1:]))
+    split = open_ragged_beton(path, count, height * width)
     if (split.heights != height).any() or (split.widths != width).any():
         raise _broken(path, f"its images are not {width}x{height}")
     return split
@@ -215,12 +207,12 @@ def open_beton(path: Path, shape: Sequence[int]) -> BetonSplit:
 
 def open_ragged_beton(path: Path, count: int, pixels: int) -> BetonSplit:
     """PreparedSetError unless the file holds ``count`` images as `RaggedBetonWriter` leaves them where the largest in
-    the set has ``pixels`` pixels; all that `open_beton` compares is, but for the sides."""
-    return _open(path, count, _ragged_page(pixels))
+    the set has ``pixels`` pixels.
 
-
-def _open(path: Path, count: int, page: int) -> BetonSplit:
-    """A file whose tables agree; its shapes are not looked at but for the sizes of what is not encoded."""
+    Every number that FFCV takes on trust is compared: version, fields, modes, sizes, pointers and the table, but for
+    the sides of what is encoded. What FFCV makes of a JPEG file rests on that file's header too, see `formats.headers`.
+    """
+    page = page_size(pixels)
     samples, table, table_at = _read_tables(path, count, page)
     image = samples["f0"]
     if not np.isin(image["mode"], (_JPG, _RAW)).all() or (samples["f2"] != np.arange(count)).any():

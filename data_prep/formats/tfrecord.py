@@ -222,20 +222,15 @@ def open_tfrecords(paths: Sequence[Path], shape: Sequence[int], *, raw: bool) ->
     count, height, width, channels = shape
     if not raw and channels not in (1, 3):
         raise _broken(paths[0], f"JPEG can't hold images of {channels} channels")
-    split = _open(paths, count, channels)
+    split = open_ragged_tfrecords(paths, count, channels)
     wrong_size = raw and (split.sizes != math.prod(shape[1:])).any()
     if wrong_size or (split.heights != height).any() or (split.widths != width).any():
         raise _broken(paths[0], f"its images are not {width}x{height}x{channels}")
     return split
 
 
-def open_ragged_tfrecords(paths: Sequence[Path], count: int) -> TFRecordSplit:
-    """As `open_tfrecords`, of ``count`` images that keep their own shapes, whose sides are not looked at."""
-    return _open(paths, count, 3)
-
-
-def _open(paths: Sequence[Path], count: int, channels: int) -> TFRecordSplit:
-    """Shards whose records agree with their index files; sides and sizes of the images are not looked at."""
+def open_ragged_tfrecords(paths: Sequence[Path], count: int, channels: int = 3) -> TFRecordSplit:
+    """As `open_tfrecords`, of ``count`` images whose sides and sizes are not looked at."""
     if len(paths) % 2:
         raise _broken(paths[0], "its shards and their index files are not as many")
     shards, indices = paths[: len(paths) // 2], paths[len(paths) // 2 :]
