@@ -8,21 +8,25 @@ gradients; dz is the gradient before the ReLU):
 | | reads | writes |
 | --- | --- | --- |
 | forward, statistics | x | |
-| forward, result | x, residual if any | y |
+| forward, result | x, residual if any | y, bits if residual and ReLU |
 | backward, sums; neither residual nor second gradient | dy, x | |
 | backward, dx | dy, x | dx |
-| backward, sums; otherwise | dy, second dy if any, x, y if residual and ReLU | dz |
+| backward, sums; otherwise | dy, second dy if any, x, bits if residual and ReLU | dz |
 | backward, dx | dz, x | dx |
 
-So 8 without and 11 with a residual, one or two more for a second gradient. No mask is stored: the sign of y, or of y
-computed once more, tells where the ReLU passed. dz is the residual's gradient too.
+A residual whose own norm is applied with it (a projection's) costs one more pass forward, for its statistics, and three
+backward: its x twice, its dx. By itself that norm would make 8.
+
+So 8 without and 10 with a residual, one or two more for a second gradient. Where the ReLU passed, the sign of y tells:
+y is computed once more, or with a residual read from a bit a value (1/16 of a pass in bfloat16). dz is the residual's
+gradient too.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from fast_train.kernels.batchnorm_reference import batch_norm_reference
+from fast_train.kernels.batchnorm_reference import Unnormalised, batch_norm_reference
 from fast_train.kernels.checks import check_activation, check_channels
 
 # Triton is imported where it runs: not every build of torch brings it, and it takes a while.
@@ -35,14 +39,15 @@ def batch_norm(
     running_mean: Tensor,
     running_var: Tensor,
     *,
-    residual: Tensor | None = None,
+    residual: Tensor | Unnormalised | None = None,
     relu: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
     """Normalise by the batch's statistics, add ``residual`` if there is one, apply ReLU if ``relu``; differentiable.
 
-    x: float32, bfloat16 or float16 [N, C, H, W], best in channels_last memory; residual: the same shape and type.
+    x: float32, bfloat16 or float16 [N, C, H, W], best in channels_last memory; residual: the same shape and type, or
+    such an activation whose own norm is applied first.
     weight, bias: float32 [C]. running_mean, running_var: float32 [C], moved towards the batch's mean and unbiased
     variance by the share ``momentum``, in place, as torch.nn.functional.batch_norm does.
 
@@ -66,7 +71,7 @@ def batch_norm_twice(
     running_mean: Tensor,
     running_var: Tensor,
     *,
-    residual: Tensor | None = None,
+    residual: Tensor | Unnormalised | None = None,
     relu: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
@@ -88,7 +93,16 @@ def batch_norm_twice(
 
 
 def _check_inputs(
-    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, residual: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | Unnormalised | None,
 ) -> None:
+    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    if isinstance(residual, Unnormalised):
+        vectors |= {f"residual.{name}": getattr(residual, name) for name in vectors}
+        residual = residual.x
     check_activation(x, residual)
-    check_channels(x.shape[1], x.device, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+    check_channels(x.shape[1], x.device, **vectors)

@@ -12,8 +12,8 @@ what lies between two of them. Beside the convolutions' own passes over an activ
 | backward, sums, in the data gradient of the next convolution | x, second dy if any, y if residual | |
 | backward, dx | dz (the gradient before the ReLU), x | dx |
 
-So 6 where `kernels.batchnorm` makes 8, and 9 where it makes 12 (with a residual and a second gradient). cuDNN's graphs
-offer the same fusions ("ConvBNfprop", "DgradDreluBNBwdWeight").
+So 6 where `kernels.batchnorm` makes 8, and 9 where it makes 12 (with a residual and a second gradient). Graphs of cuDNN
+make the same passes (`kernels.convolution_cudnn`).
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def norm_relu_convolution(
     residual: Tensor | None = None,
     stride: int = 1,
     shared: bool = False,
+    cudnn: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> tuple[Raw, Tensor | None]:
@@ -86,12 +87,17 @@ def norm_relu_convolution(
     Returns the convolution's result and, if ``shared``, the activation that it read, for a shortcut: the kernel that
     reads the two gradients of that activation adds them. It must not be changed in place.
 
-    Raises ValueError on shapes, types or devices that don't fit. Triton runs it on CUDA devices, PyTorch elsewhere.
+    Raises ValueError on shapes, types or devices that don't fit. Triton runs it on CUDA devices, or ``cudnn`` where
+    `kernels.convolution_cudnn.why_not` has nothing against it; PyTorch elsewhere.
     """
     _check_norm(raw, weight, bias, residual)
     _check_convolution(raw.x, filters, stride)
     check_channels(filters.shape[0], raw.x.device, running_mean=running_mean, running_var=running_var)
     arguments = (raw, weight, bias, filters, running_mean, running_var, residual)
+    if raw.x.is_cuda and cudnn:
+        from fast_train.kernels.convolution_cudnn import norm_relu_convolution_cudnn
+
+        return norm_relu_convolution_cudnn(*arguments, stride=stride, shared=shared, momentum=momentum, eps=eps)
     if raw.x.is_cuda:
         from fast_train.kernels.convolution_triton import norm_relu_convolution_triton
 

@@ -12,7 +12,7 @@ programs' sums, so that a chunk is one tile of rows here. x_hat, z, dz, rstd: as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -173,7 +173,7 @@ def _upcast(x: Tensor) -> bool:
     return x.dtype == torch.float32 or not x.is_cuda
 
 
-def _out_shape(x: Tensor, filters: Tensor, stride: int) -> tuple[int, int, int, int]:
+def out_shape(x: Tensor, filters: Tensor, stride: int) -> tuple[int, int, int, int]:
     """[N, O, H_out, W_out] of a convolution with an odd filter, padded by half of it."""
     count, _, height, width = x.shape
     return count, filters.shape[0], (height - 1) // stride + 1, (width - 1) // stride + 1
@@ -185,7 +185,7 @@ def convolution_op(x: Tensor, filters: Tensor, stride: int, tile: Sequence[int])
     """(the convolution in channels_last memory, the moments of its chunks: `convolution_kernel`'s partials)."""
     x, filters, chosen = channels_last(x), channels_last(filters), Tile(*tile)
     (n_cols, depth, size, _), (_, _, height, width) = filters.shape, x.shape
-    shape = _out_shape(x, filters, stride)
+    shape = out_shape(x, filters, stride)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     n_rows = out.numel() // n_cols
     grid = chosen.grid(n_rows, n_cols)
@@ -200,7 +200,7 @@ def convolution_op(x: Tensor, filters: Tensor, stride: int, tile: Sequence[int])
 
 @convolution_op.register_fake
 def _(x, filters, stride, tile):
-    count, n_cols, height, width = _out_shape(x, filters, stride)
+    count, n_cols, height, width = out_shape(x, filters, stride)
     out = torch.empty((count, n_cols, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     return out, empty_partials(n_cols, cdiv(count * height * width, Tile(*tile).block_m), x)
 
@@ -245,10 +245,13 @@ def data_gradients_op(
             mean, rstd, weight, bias, dz, partials, tiles.n_rows, n_cols, depth, height, width, grid[0],
             SECOND=dy2 is not None, FROM_Y=y is not None, SIZE=size, UPCAST=_upcast(x), **chosen.options,
         )  # fmt: skip
-        join_sums_kernel[(n_cols,)](partials, dbias, dweight, n_cols, grid[0], **join_options(grid[0]))
-        input_gradient_kernel[tiles.tile_grid](
-            dz, x, mean, rstd, weight, bias, dbias, dweight, dx, tiles.n_rows, n_cols, RELU=False, **tiles.blocks
+        join_sums_kernel[(n_cols,)](
+            partials, dbias, dweight, dbias, dweight, n_cols, grid[0], SHORTCUT=False, **join_options(grid[0])
         )
+        input_gradient_kernel[tiles.tile_grid](
+            dz, x, mean, rstd, weight, bias, dbias, dweight, dx, x, mean, rstd, weight, dweight, dx,
+            tiles.n_rows, n_cols, RELU=False, SHORTCUT=False, **tiles.blocks,
+        )  # fmt: skip
     return dx, dweight, dbias, dz
 
 
@@ -263,7 +266,8 @@ class _NormConvolutionFn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x, weight, bias, residual, mean, rstd, filters, stride: int, shared: bool, tiles) -> Any:
-        y = apply_op(x, mean, rstd, weight, bias, residual, True)
+        # y is kept for the filters' gradient, and so tells where the ReLU passed.
+        y, _ = apply_op(x, mean, rstd, weight, bias, residual, [], True, False)
         # A list: torch.compile of torch 2.11 passes no named tuple on to an operator.
         out, partials = convolution_op(y, filters, stride, list(tiles.forward))
         ctx.residual, ctx.stride, ctx.tile = residual is not None, stride, tiles.gradient
@@ -274,26 +278,34 @@ class _NormConvolutionFn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, _: None, dy2: Tensor | None = None) -> Any:
-        x, y, mean, rstd, weight, bias, filters = ctx.saved_tensors
-        y_if_needed = y if ctx.residual else None
-        norm = (mean, rstd, weight, bias)
-        if dout is None:
-            # Only the shared activation was used; autograd calls for neither only if a caller does.
-            if dy2 is None:
-                return (None,) * 10
-            dx, dweight, dbias, dz = gradients_op(dy2, None, x, y_if_needed, *norm, True, ctx.residual)
-            return dx, dweight, dbias, dz if ctx.residual else None, *[None] * 6
-        stride, padding = [ctx.stride] * 2, [filters.shape[-1] // 2] * 2
-        # cuDNN computes the gradient of the filters, and of y where the stride leaves gaps between the pixels read.
-        dy, dfilters, _ = torch.ops.aten.convolution_backward(
-            dout, y, filters, None, stride, padding, [1, 1], False, [0, 0], 1, [ctx.stride > 1, True, False]
-        )
-        if ctx.stride == 1:
-            dx, dweight, dbias, dz = data_gradients_op(dout, filters, dy2, x, y_if_needed, *norm, list(ctx.tile))
-        else:
-            store = dy2 is not None or ctx.residual
-            dx, dweight, dbias, dz = gradients_op(dy, dy2, x, y_if_needed, *norm, True, store)
-        return dx, dweight, dbias, dz if ctx.residual else None, None, None, dfilters, None, None, None
+        return *norm_convolution_backward(ctx, dout, dy2, data_gradients_op, list(ctx.tile)), None, None, None
+
+
+def norm_convolution_backward(
+    ctx: Any, dout: Tensor | None, dy2: Tensor | None, data_gradients: Callable[..., Any], *more: Any
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, weight, bias, residual, mean, rstd and filters, where ``ctx`` has what `_NormConvolutionFn`
+    saves. data_gradients: `data_gradients_op`, which takes ``more`` besides, or one like it."""
+    x, y, mean, rstd, weight, bias, filters = ctx.saved_tensors
+    y_if_needed = y if ctx.residual else None
+    norm = (mean, rstd, weight, bias)
+    if dout is None:
+        # Only the shared activation was used; autograd calls for neither only if a caller does.
+        if dy2 is None:
+            return (None,) * 7
+        dx, dweight, dbias, dz = gradients_op(dy2, None, x, y_if_needed, *norm, [], True, ctx.residual)
+        return dx, dweight, dbias, dz if ctx.residual else None, None, None, None
+    stride, padding = [ctx.stride] * 2, [filters.shape[-1] // 2] * 2
+    # cuDNN computes the gradient of the filters, and of y where the stride leaves gaps between the pixels read.
+    dy, dfilters, _ = torch.ops.aten.convolution_backward(
+        dout, y, filters, None, stride, padding, [1, 1], False, [0, 0], 1, [ctx.stride > 1, True, False]
+    )
+    if ctx.stride == 1:
+        dx, dweight, dbias, dz = data_gradients(dout, filters, dy2, x, y_if_needed, *norm, *more)
+    else:
+        store = dy2 is not None or ctx.residual
+        dx, dweight, dbias, dz = gradients_op(dy, dy2, x, y_if_needed, *norm, [], True, store)
+    return dx, dweight, dbias, dz if ctx.residual else None, None, None, dfilters
 
 
 def with_statistics_triton(x: Tensor, running_mean: Tensor, running_var: Tensor, *, momentum: float, eps: float) -> Raw:

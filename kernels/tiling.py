@@ -101,7 +101,8 @@ def next_power_of_2(n: int) -> int:
 
 def tiling(n_rows: int, n_cols: int) -> Tiling:
     """The division of an activation, taken as a matrix of N*H*W rows and C columns."""
-    block_n = min(next_power_of_2(n_cols), MAX_BLOCK_N)
+    # 8 channels at least: a byte of bits.
+    block_n = min(max(next_power_of_2(n_cols), 8), MAX_BLOCK_N)
     block_m = TILE_ELEMENTS // block_n
     row_tiles = cdiv(n_rows, block_m)
     n_steps = cdiv(row_tiles, max(MAX_PROGRAMS // cdiv(n_cols, block_n), 1))

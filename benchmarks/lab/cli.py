@@ -25,14 +25,16 @@ from fast_train.benchmarks.instrument.flags import (
     plain_parser,
     run_program,
 )
-from fast_train.benchmarks.lab.records import FLOORS, OF_A_CPU, POINTS
+from fast_train.benchmarks.lab.records import FLOORS, OF_A_CPU, ON_STEPS, OPTIONS, POINTS, Option
 from fast_train.common.command import Parser
 
 #: By SGD: the figures that the aims start from are of its step.
 RECIPE = "fast-sgd"
 PROGRAM = "python -m fast_train.benchmarks.lab.cli"
 _EPILOG = f"""points: {", ".join(POINTS)}
+options: {", ".join(option.name for option in OPTIONS)}
 
+Options that begin with "norm" are the fused norm with one of its parts the other way, where --options names them.
 On a GPU {", ".join(OF_A_CPU)} is measured only where --only names it. Losses and kernels are of the first batch size.
 
 With --copy-bandwidth and --matrix-rate, `--only floors` computes the floors for another machine.
@@ -44,6 +46,7 @@ exit status: 0 done, 1 a point failed or figures that can't be true, 2 bad input
 class Flags(Subject):
     recipe: str | None = RECIPE
     only: str | None = None
+    options: str | None = None
     batch_sizes: str | None = None
     minutes: float = 7.0
     copy_bandwidth: float | None = None
@@ -54,6 +57,13 @@ class Flags(Subject):
         if self.only is not None:
             return known_names("--only", self.only, "point", POINTS)
         return [point for point in POINTS if cpu or point not in OF_A_CPU]
+
+    def chosen_options(self) -> list[Option]:
+        """What to build steps of; ConfigError for what is not known."""
+        if self.options is None:
+            return [option for option in OPTIONS if not option.switches]
+        names = known_names("--options", self.options, "option", [option.name for option in OPTIONS])
+        return [option for option in OPTIONS if option.name in names]
 
     def sizes(self) -> tuple[int, ...] | None:
         """The batch sizes that were given; ValueError for what are none."""
@@ -73,6 +83,9 @@ class Flags(Subject):
         """Also for points that are not known, and for numbers that mean nothing."""
         points = self.points(cpu=True)
         self.sizes()
+        self.chosen_options()
+        if self.options is not None and not set(ON_STEPS) & set(points):
+            raise ValueError(f"--options means nothing without a point of steps; add one of {', '.join(ON_STEPS)}")
         if not self.minutes >= 0:
             raise ValueError(f"--minutes {self.minutes} must be 0 or more")
         for flag, value in (("--copy-bandwidth", self.copy_bandwidth), ("--matrix-rate", self.matrix_rate)):
@@ -93,6 +106,7 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--out", **FOLDER, help="where the report goes (default: reports/step-lab, or the next free -N)")
     add("--only", metavar="POINTS", help="measure these points alone, with commas between; see below")
+    add("--options", metavar="NAMES", help="measure steps with these options alone; see below")
     add("--batch-sizes", metavar="N,N", help="of the steps (default: 1024,512,2048 on a GPU, the recipe's on a CPU)")
     add("--repeats", **COUNT, help="of each case (default: 5; 2 with --quick)")
     add("--minutes", **NUMBER, help=f"begin nothing that would not be ready by then (default: {Flags.minutes:g})")

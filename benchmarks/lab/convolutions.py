@@ -2,10 +2,12 @@
 
 The metric: images per second of wall time of one layer (norm, ReLU, convolution, and the sums that the norms around it
 need), forward, and forward and backward, as one CUDA graph on one fixed batch in bfloat16. Each shape of the network is
-computed by cuDNN with the sums as passes of their own, and by `kernels.convolution_triton` with several tiles, in turn;
-the median of five repeats counts. Before it is timed, each result is compared with cuDNN's. The last line is JSON.
+computed by cuDNN with the sums as passes of their own, by cuDNN's graphs with the sums inside where it has them
+(`kernels.convolution_cudnn`), and by `kernels.convolution_triton` with several tiles, in turn; the median of five
+repeats counts. Before it is timed, each result is compared with the first way's. The last line is JSON.
 
-A tile reads ``rows x columns x depth / warps / stages``. What is faster here belongs in `kernels.tiling.tiles_of`.
+A tile reads ``rows x columns x depth / warps / stages``. What is faster here belongs in `kernels.tiling.tiles_of`. Of
+cuDNN's graphs it says what they save in a step, all layers together, and whether that is worth their keep.
 """
 
 from __future__ import annotations

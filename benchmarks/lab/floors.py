@@ -50,12 +50,12 @@ class Part:
         return batch * self.bytes + self.fixed_bytes
 
 
-def norm_passes(*, residual: bool, relu: bool, twice: bool) -> tuple[int, int]:
+def norm_passes(*, residual: bool, relu: bool, twice: bool, later: bool, itemsize: int) -> tuple[float, float]:
     """Passes over an activation's memory, (forward, backward), of `kernels.batchnorm`; its table says which."""
-    forward = 3 + residual
-    if not twice and not (residual and relu):
-        return forward, 5
-    return forward, 6 + twice + (residual and relu)
+    if later:
+        return 1, 3
+    bits = 1 / (8 * itemsize) if residual and relu else 0.0
+    return 3 + residual + bits, 6 + twice + bits if twice or bits else 5
 
 
 def parts(config: ModelConfig, itemsize: int) -> list[Part]:
@@ -106,7 +106,8 @@ def _convolution_hook(name: str, itemsize: int, found: list[Part]) -> Callable[.
 def _norm_hook(name: str, itemsize: int, found: list[Part]) -> Callable[..., None]:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any], output: Any) -> None:
         residual = len(inputs) > 1
-        passes = norm_passes(residual=residual, relu=options.get("relu", False), twice=options.get("twice", False))
+        flags = {name: options.get(name, False) for name in ("relu", "twice", "later")}
+        passes = norm_passes(residual=residual, itemsize=itemsize, **flags)
         shape, size = tuple(inputs[0].shape[1:]), itemsize * inputs[0][0].numel()
         for what, count in zip((FORWARD, BACKWARD), passes, strict=True):
             found.append(Part(layer=name, kind=NORM, what=what, shape=shape, flops=0.0, bytes=float(count * size)))

@@ -25,9 +25,9 @@ REST = "rest"
 # makes from a template begin with triton_tem.
 _PATTERNS = (
     (AUGMENTATION, r"^augment_kernel"),
-    (CONVOLUTION_DATA, r"^data_gradient_kernel|dgrad|bwd_?data|backward_?data"),
+    (CONVOLUTION_DATA, r"^data_gradient_kernel|dgrad|bwd_?data|convBwdData|backward_?data"),
     (CONVOLUTION_WEIGHT, r"wgrad|bwd_?filter|backward_?filter"),
-    (CONVOLUTION_FORWARD, r"^convolution_kernel|fprop|implicit_convolve|conv2d_grouped_direct"),
+    (CONVOLUTION_FORWARD, r"^convolution_kernel|fprop|convFwd|implicit_convolve|conv2d_grouped_direct"),
     (CONVOLUTION_GRADIENT, r"triton_tem_\w*convolution_backward"),
     (CONVOLUTION_FORWARD, r"triton_tem_\w*convolution"),
     # After the convolutions, some of which cuDNN names implicit_gemm: the last layer, and all of Muon's iteration.

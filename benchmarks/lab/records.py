@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from fast_train.benchmarks.instrument.records import Details
 
@@ -15,6 +17,36 @@ POINTS = (FLOORS, AUGMENTATION, AUGMENTATION_CPU, LOSSES, KERNELS, STEP, END_TO_
 ON_STEPS = (LOSSES, KERNELS, STEP, END_TO_END)
 #: Points of a CPU: on another device only where they are asked for.
 OF_A_CPU = (AUGMENTATION_CPU,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A way to a faster step. run: the settings of `RunConfig` that it changes. switches: those of `kernels.switches`;
+    such an option is measured only where --options names it. plans: how many plans of a convolution cuDNN times at
+    most, as torch.backends.cudnn.benchmark_limit, 0 for all; None for torch's own number. build_seconds: how long
+    compiling and capturing it may take on a GPU, a guess on the safe side: it is not begun with less time left."""
+
+    name: str
+    run: Mapping[str, Any] = field(default_factory=dict)
+    switches: Mapping[str, bool] = field(default_factory=dict)
+    plans: int | None = None
+    build_seconds: float = 50.0
+
+
+PLAIN = Option(name="plain")
+# The slowest to build comes last.
+OPTIONS = (
+    PLAIN,
+    Option(name="fused norm", run={"fuse": "norm"}),
+    Option(name="norm without bits", run={"fuse": "norm"}, switches={"relu_bits": False}),
+    Option(name="norm without joining", run={"fuse": "norm"}, switches={"joined_shortcut": False}),
+    Option(name="norm with dependent launch", run={"fuse": "norm"}, switches={"dependent_launch": True}),
+    Option(name="fused conv", run={"fuse": "conv"}),
+    Option(name="fp16", run={"amp": "fp16"}),
+    Option(name="all plans", plans=0, build_seconds=100.0),
+    Option(name="max-autotune", run={"compile_mode": "max-autotune-no-cudagraphs"}, build_seconds=180.0),
+    Option(name="fused cudnn", run={"fuse": "cudnn"}, build_seconds=200.0),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

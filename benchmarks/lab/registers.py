@@ -32,11 +32,13 @@ CAPABILITY = 90
 # more than it asks for (CUDA C++ programming guide, table "technical specifications").
 _REGISTERS, _THREADS, _SHARED, _SHARED_MORE = 65_536, 2_048, 228 << 10, 1 << 10
 # Pointers to bfloat16; all others point to float32.
-_ACTIVATIONS = {f"{name}_ptr" for name in ("x", "y", "dy", "dy2", "dz", "dx", "residual", "out", "dout", "filters")}
+_ACTIVATIONS = {f"{name}_ptr" for name in ("x", "y", "dy", "dy2", "dz", "dx", "residual", "shortcut", "dshortcut")}
+_ACTIVATIONS |= {"out_ptr", "dout_ptr", "filters_ptr"}
 # Divisible by 16 in every layer, which Triton finds out at a launch; the sides of layer4's images are not.
 _ROUND = ("n_rows", "n_cols", "depth")
 _SIDES = ("height", "width", "out_height", "out_width")
-_NUMBERS = {**dict.fromkeys((*_ROUND, *_SIDES, "n_chunks", "n_steps"), "i32"), "momentum": "fp32", "eps": "fp32"}
+_TYPES = {**dict.fromkeys((*_ROUND, *_SIDES, "n_chunks", "n_steps"), "i32"), "momentum": "fp32", "eps": "fp32"}
+_BITS_OUT, _BITS_IN = ({**_TYPES, name: "*u8"} for name in ("bits_ptr", "y_ptr"))
 _CONVOLUTIONS = ("convolution_kernel", "data_gradient_kernel")
 _WHOLE = {
     **dict.fromkeys(("data_ptr", "crops_ptr"), "*u8"),
@@ -56,12 +58,13 @@ class Compiled(NamedTuple):
     constants: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 3
-    types: Mapping[str, str] = _NUMBERS
+    types: Mapping[str, str] = _TYPES
 
 
 def measure() -> list[dict[str, Any]]:
     """A record for each kernel: registers a thread, bytes of shared memory, programs that fit on an SM, bytes spilled,
-    16-byte loads, products of warp groups. Raises Triton's errors, and RuntimeError where ptxas fails.
+    16-byte loads, waits for the kernel before and starts of the next one, loads ahead of the wait (None without one),
+    products of warp groups. Raises Triton's errors, and RuntimeError where ptxas fails.
 
     ConfigError where Triton is not installed, or interprets its kernels (TRITON_INTERPRET) rather than compiling them.
     """
@@ -73,23 +76,36 @@ def measure() -> list[dict[str, Any]]:
 
 
 def _norms() -> list[Compiled]:
+    import triton.language as tl
+
     from fast_train.kernels import batchnorm_triton as norm
     from fast_train.kernels import rows_triton as rows
 
     tiles = tiling(1024 * 32 * 32, 64)
     blocks, join = tiles.blocks, join_options(tiles.n_chunks)
-    flags = ("SECOND", "RELU", "FROM_Y", "STORE")
-    cases: list[tuple[Any, dict[str, Any]]] = [
-        (norm.moments_kernel, blocks),
-        (rows.statistics_kernel, {"BLOCK_M": tiles.block_m, "CHUNKS": join["CHUNKS"]}),
-        (norm.apply_kernel, {"RESIDUAL": False, "RELU": True, **blocks}),
-        (norm.apply_kernel, {"RESIDUAL": True, "RELU": True, **blocks}),
-        (norm.gradient_sums_kernel, {**dict.fromkeys(flags, False), "RELU": True, **blocks}),
-        (norm.gradient_sums_kernel, {**dict.fromkeys(flags, True), **blocks}),
-        (rows.join_sums_kernel, {"CHUNKS": join["CHUNKS"]}),
-        (norm.input_gradient_kernel, {"RELU": True, **blocks}),
+    plain = {**dict.fromkeys(("SECOND", "FROM_Y", "BITS", "STORE", "SHORTCUT"), False), "RELU": True, **blocks}
+    residual = {**plain, "SECOND": True, "STORE": True}
+    result = {"RELU": True, "SHORTCUT": False, **blocks}
+    joined = {"SHORTCUT": True}
+    cases = [
+        Compiled(norm.moments_kernel, blocks),
+        Compiled(rows.statistics_kernel, {"BLOCK_M": tiles.block_m, "CHUNKS": join["CHUNKS"]}),
+        Compiled(norm.apply_kernel, {**result, "RESIDUAL": False, "BITS": False}),
+        Compiled(norm.apply_kernel, {**result, "RESIDUAL": True, "BITS": True}, types=_BITS_OUT),
+        Compiled(norm.apply_kernel, {**result, "RESIDUAL": True, "BITS": True, **joined}, types=_BITS_OUT),
+        Compiled(norm.gradient_sums_kernel, plain),
+        Compiled(norm.gradient_sums_kernel, {**residual, "FROM_Y": True}),
+        Compiled(norm.gradient_sums_kernel, {**residual, "BITS": True}, types=_BITS_IN),
+        Compiled(norm.gradient_sums_kernel, {**residual, "BITS": True, **joined}, types=_BITS_IN),
+        Compiled(rows.join_sums_kernel, {"CHUNKS": join["CHUNKS"], **joined}),
+        Compiled(norm.input_gradient_kernel, {"RELU": True, "SHORTCUT": False, **blocks}),
+        Compiled(norm.input_gradient_kernel, {"RELU": False, **joined, **blocks}),
     ]
-    return [Compiled(*case) for case in cases]
+    dependent = {case.kernel.__name__: case for case in cases}.values() if hasattr(tl.extra.cuda, "gdc_wait") else ()
+    return [
+        *(case._replace(constants={**case.constants, "PDL": False}) for case in cases),
+        *(case._replace(constants={**case.constants, "PDL": True}) for case in dependent),
+    ]
 
 
 def _convolutions() -> Iterator[Compiled]:
@@ -141,6 +157,7 @@ def _compile(case: Compiled) -> dict[str, Any]:
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
     ptx, threads = compiled.asm["ptx"], 32 * case.num_warps
+    before, wait, _ = ptx.partition("griddepcontrol.wait")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
@@ -163,6 +180,8 @@ def _compile(case: Compiled) -> dict[str, Any]:
         ),
         "spilled_bytes": _number(r"(\d+) bytes spill stores", said) + _number(r"(\d+) bytes spill loads", said),
         "wide_loads": len(re.findall(r"ld\.global[\w.:]*v4\.b32|cp\.async[\w.]*global [^;]*0x10", ptx)),
+        "dependency_controls": len(re.findall(r"griddepcontrol\.", ptx)),
+        "loads_before_wait": before.count("ld.global") if wait else None,
         "group_products": len(re.findall(r"wgmma\.mma_async", ptx)),
     }
 

@@ -20,7 +20,7 @@ from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.instrument.statistics import bootstrap_ratio
 from fast_train.benchmarks.instrument.timing import FAILURES
 from fast_train.benchmarks.lab import augmentation_cpu, floors, losses, options, profile, report
-from fast_train.benchmarks.lab.options import Built, Option
+from fast_train.benchmarks.lab.options import Built
 from fast_train.benchmarks.lab.records import (
     AUGMENTATION,
     AUGMENTATION_CPU,
@@ -29,11 +29,13 @@ from fast_train.benchmarks.lab.records import (
     KERNELS,
     LOSSES,
     ON_STEPS,
+    PLAIN,
     POINTS,
     STEP,
     GroupDetails,
     Kernel,
     KernelsDetails,
+    Option,
     StepDetails,
 )
 from fast_train.benchmarks.throughput.suites import augmentation
@@ -153,7 +155,7 @@ def _batch(lab: Lab, size: int, *, first: bool) -> None:
     if not chosen:
         return
     with build_loader("resident", bench.prepared, "train", batch_size=size, device=bench.device) as loader:
-        built = [b for option in options.OPTIONS if (b := _build(lab, option, loader, chosen)) is not None]
+        built = [b for option in lab.flags.chosen_options() if (b := _build(lab, option, loader, chosen)) is not None]
         if built and LOSSES in chosen:
             _losses(lab, built)
         if built and KERNELS in chosen:
@@ -185,7 +187,7 @@ def _name(option: Option, size: int) -> str:
 
 
 def _losses(lab: Lab, built: Sequence[Built]) -> None:
-    if built[0].option is not options.PLAIN:
+    if built[0].option is not PLAIN:
         lab.bench.skip(LOSSES, "all options", "the plain step, to compare with, could not be built")
         return
     steps, seeds = (8, (0, 1)) if lab.flags.quick else (200, (0, 1, 2))
@@ -241,7 +243,7 @@ def _rates(bench: Bench[Settings], built: Sequence[Built], size: int, chosen: Se
         return
     rows = bench.measure(STEP, f"batch {size:,}", cases)
     by_name = {row.name: row for row in rows}
-    plain = by_name.get(_name(options.PLAIN, size))
+    plain = by_name.get(_name(PLAIN, size))
     for row in rows:
         alone = by_name.get(f"{row.details.option}, batch {size:,}")
         if row.details.point == END_TO_END and alone is not None:

@@ -18,7 +18,7 @@ from typing import Literal
 Stem = Literal["auto", "cifar", "imagenet"]
 Shortcut = Literal["A", "B", "C"]
 Activation = Literal["relu", "leaky_relu", "elu"]
-Fusion = Literal["none", "norm", "conv"]
+Fusion = Literal["none", "norm", "conv", "cudnn"]
 Block = Literal["basic", "bottleneck", "plain", "preact-basic", "preact-bottleneck"]
 
 #: The largest side in pixels for which the stem ``auto`` is CIFAR's; above, it is ImageNet's.

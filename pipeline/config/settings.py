@@ -294,7 +294,8 @@ class RunConfig:
     compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
     """Of torch.compile; `max-autotune-no-cudagraphs` times more kernels before the first step."""
     fuse: Fusion = "none"
-    """`norm`: BatchNorm, addition and ReLU in one kernel; `conv`: BatchNorm's sums in the convolutions too."""
+    """`norm`: BatchNorm, addition and ReLU in one kernel; `conv`: BatchNorm's sums in the convolutions too; `cudnn`:
+    the same by cuDNN 9.24 on an H100, in bfloat16, and `norm` where that can't be."""
     channels_last: bool = True
     """Memory format of weights and images."""
     sync_batchnorm: bool = False
@@ -352,6 +353,8 @@ class RunConfig:
         _require(fits, f"--fuse {self.fuse} needs channels_last memory; give --channels-last")
         fits = self.fuse == "none" or not self.sync_batchnorm
         _require(fits, f"--fuse {self.fuse} has no --sync-batchnorm; leave one of them out")
+        fits = self.fuse != "cudnn" or not self.deterministic
+        _require(fits, "--fuse cudnn adds sums up in any order; leave out --deterministic, or give --fuse norm")
         check_choice("test-time augmentation", self, "tta")
         if self.eval_size is not None:
             check_size(self.eval_size)

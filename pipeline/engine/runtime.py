@@ -26,7 +26,8 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """amp: the autocast type, None for float32. tf32: whether float32 convolutions are computed in TF32. graph: the
-    whole step as one CUDA graph. compile_mode: of torch.compile. fuse: see `pipeline.models.build_model`.
+    whole step as one CUDA graph. compile_mode: of torch.compile. fuse: see `pipeline.models.build_model`. less_fused:
+    why it is ``norm`` where ``cudnn`` was asked for.
     threads: of a step on the CPU; None for the fastest number, which `pipeline.engine.threads` finds."""
 
     device: torch.device
@@ -37,6 +38,7 @@ class Runtime:
     compile_mode: str
     fuse: Fusion
     threads: int | None
+    less_fused: str | None = None
 
     @property
     def image_dtype(self) -> torch.dtype:
@@ -68,6 +70,8 @@ class Runtime:
                 f"note: this CPU only emulates {self.dtype_name}, far slower than float32; leave out --amp, or give "
                 "--amp auto"
             )
+        if self.less_fused is not None:
+            found.append(f"note: --fuse cudnn can't be had here, so this is --fuse norm: {self.less_fused}")
         cores = usable_cores()
         if self.device.type == "cpu" and self.threads is not None and self.threads > cores:
             found.append(
@@ -96,6 +100,7 @@ def resolve_runtime(run: RunConfig) -> Runtime:
     amp = _resolve_amp(run.amp, device)
     if run.compile_mode != "default" and not compiled:
         raise ConfigError(f"--compile-mode {run.compile_mode} needs a compiled step; add --compile, or leave it out")
+    less_fused = _why_no_cudnn(device, amp) if run.fuse == "cudnn" else None
     return Runtime(
         device=device,
         amp=amp,
@@ -103,9 +108,19 @@ def resolve_runtime(run: RunConfig) -> Runtime:
         compile=compiled,
         graph=cuda if run.graph is None else run.graph,
         compile_mode=run.compile_mode,
-        fuse=run.fuse,
+        fuse="norm" if less_fused else run.fuse,
         threads=_resolve_threads(run, device),
+        less_fused=less_fused,
     )
+
+
+def _why_no_cudnn(device: torch.device, amp: torch.dtype | None) -> str | None:
+    """Triton, which not every build of torch brings, is imported only where there is a GPU."""
+    if device.type != "cuda":
+        return "it needs a GPU"
+    from fast_train.kernels.convolution_cudnn import why_not
+
+    return why_not(device, amp or torch.float32)
 
 
 def _resolve_threads(run: RunConfig, device: torch.device) -> int | None:

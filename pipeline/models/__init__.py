@@ -12,7 +12,7 @@ from fast_train.pipeline.config.settings import ModelConfig
 from fast_train.pipeline.errors import check_name
 from fast_train.pipeline.models.blocks import PlainBlock, PreActBasicBlock, PreActBottleneck
 from fast_train.pipeline.models.fused import FUSED
-from fast_train.pipeline.models.fused_conv import FUSED_CONV
+from fast_train.pipeline.models.fused_conv import FUSED_CONV, FUSED_CUDNN
 from fast_train.pipeline.models.resnet import PreActResNet, ResNet
 from fast_train.pipeline.models.speednet import SpeedNet
 
@@ -27,15 +27,21 @@ _BLOCKS: dict[Block, tuple[type[ResNet], type[BasicBlock | Bottleneck]]] = {
     "preact-bottleneck": (PreActResNet, PreActBottleneck),
 }
 #: The networks and blocks of each way to fuse, by the plain ones.
-FUSIONS: dict[Fusion, dict[type[nn.Module], Any]] = {"none": {}, "norm": FUSED, "conv": FUSED_CONV}
+FUSIONS: dict[Fusion, dict[type[nn.Module], Any]] = {
+    "none": {},
+    "norm": FUSED,
+    "conv": FUSED_CONV,
+    "cudnn": FUSED_CUDNN,
+}
 
 
 def build_model(config: ModelConfig, *, fuse: Fusion = "none") -> ResNet | SpeedNet:
     """A new network on the CPU, initialised from PyTorch's default generator. See `starts_from_data`.
 
     fuse: one of `FUSIONS`: ``norm`` for BatchNorm, addition and ReLU in one kernel (`pipeline.models.fused`), ``conv``
-    for BatchNorm's sums inside of the convolutions too (`pipeline.models.fused_conv`); weights, names and results are
-    the same. Raises ValueError for another activation than ReLU, and for a network that has no such twin.
+    for BatchNorm's sums inside of the convolutions too (`pipeline.models.fused_conv`), ``cudnn`` for the same by cuDNN,
+    where that can be (`kernels.convolution_cudnn.why_not`); weights, names and results are the same. Raises ValueError
+    for another activation than ReLU, and for a network that has no such twin.
     """
     check_name("fusion", fuse, get_args(Fusion))
     if config.arch in SPEEDNETS:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fast_train.kernels.batchnorm import batch_norm, batch_norm_twice
+from fast_train.kernels.batchnorm_reference import Unnormalised
+from fast_train.kernels.switches import SWITCHES
 from fast_train.pipeline.models.blocks import PlainBlock, PreActBasicBlock, PreActBottleneck
 from fast_train.pipeline.models.resnet import PreActResNet, ResNet
 
@@ -27,7 +29,8 @@ class Twice(NamedTuple):
 class FusedNorm(nn.BatchNorm2d):
     """nn.BatchNorm2d, then ``+ residual`` if there is one, then ReLU if ``relu``; ``twice`` returns a `Twice`.
 
-    While training, `kernels.batchnorm` does all in one. Evaluating, PyTorch does it.
+    While training, `kernels.batchnorm` does all in one, and ``later`` leaves it to the norm that gets the result as its
+    residual. Evaluating, PyTorch does it.
     """
 
     def next_statistics(self) -> tuple[Tensor, Tensor]:
@@ -35,17 +38,27 @@ class FusedNorm(nn.BatchNorm2d):
         cast(Tensor, self.num_batches_tracked).add_(1)
         return cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, *, relu: bool = False, twice: bool = False) -> Any:
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | Unnormalised | None = None,
+        *,
+        relu: bool = False,
+        twice: bool = False,
+        later: bool = False,
+    ) -> Any:
         if self.training:
             arguments = (x, self.weight, self.bias, *self.next_statistics())
             momentum = cast(float, self.momentum)
+            if later:
+                return Unnormalised(*arguments, momentum, self.eps)
             if twice:
                 both = batch_norm_twice(*arguments, residual=residual, relu=relu, momentum=momentum, eps=self.eps)
                 return Twice(*both)
             return batch_norm(*arguments, residual=residual, relu=relu, momentum=momentum, eps=self.eps)
         y = super().forward(x)
         if residual is not None:
-            y += residual
+            y += cast(Tensor, residual)
         if relu:
             y = y.relu_()
         return Twice(y, y) if twice else y
@@ -54,6 +67,14 @@ class FusedNorm(nn.BatchNorm2d):
 def shortcut_of(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
     """What a block adds to its branch, from its input."""
     return x if block.downsample is None else block.downsample(x)
+
+
+def _residual_of(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor | Unnormalised:
+    """`shortcut_of` a block that ends in a norm, which then applies a projection's norm too."""
+    if isinstance(block.downsample, nn.Sequential) and SWITCHES.joined_shortcut:
+        projection, norm = block.downsample
+        return cast(Tensor | Unnormalised, norm(projection(x), later=True))
+    return shortcut_of(block, x)
 
 
 def _twice(x: Tensor | Twice) -> Twice:
@@ -68,7 +89,7 @@ class FusedBasicBlock(BasicBlock):
     def forward(self, x: Tensor | Twice) -> Tensor | Twice:
         branch, shortcut = _twice(x)
         out = self.bn1(self.conv1(branch), relu=True)
-        return self.bn2(self.conv2(out), shortcut_of(self, shortcut), relu=True, twice=not self.last)
+        return self.bn2(self.conv2(out), _residual_of(self, shortcut), relu=True, twice=not self.last)
 
 
 class FusedBottleneck(Bottleneck):
@@ -80,7 +101,7 @@ class FusedBottleneck(Bottleneck):
         branch, shortcut = _twice(x)
         out = self.bn1(self.conv1(branch), relu=True)
         out = self.bn2(self.conv2(out), relu=True)
-        return self.bn3(self.conv3(out), shortcut_of(self, shortcut), relu=True, twice=not self.last)
+        return self.bn3(self.conv3(out), _residual_of(self, shortcut), relu=True, twice=not self.last)
 
 
 class FusedPlainBlock(PlainBlock):

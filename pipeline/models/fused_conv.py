@@ -1,7 +1,7 @@
 """The networks with BatchNorm's sums inside of the convolutions: the same parameters, names and results.
 
 Between layers goes a `Pending`, a convolution's result whose norm waits for the next convolution to apply it. Every
-class has a twin in `pipeline.models.fused`, which it is while evaluating.
+class has a twin in `pipeline.models.fused`, which it is while evaluating. The convolutions are Triton's or cuDNN's.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from fast_train.pipeline.models.fused import (
     shortcut_of,
 )
 from fast_train.pipeline.models.resnet import ResNet
+
+
+class CudnnNorm(FusedNorm):
+    """A norm whose sums cuDNN takes, in the convolution before it."""
 
 
 class Pending(NamedTuple):
@@ -58,6 +62,7 @@ def _convolve(x: Pending, conv: nn.Conv2d, norm: FusedNorm, *, shared: bool = Fa
         residual=x.residual,
         stride=conv.stride[0],
         shared=shared,
+        cudnn=isinstance(norm, CudnnNorm),
         momentum=cast(float, norm.momentum),
         eps=norm.eps,
     )
@@ -114,6 +119,10 @@ class FusedConvResNet(FusedResNet):
         return self.fc(torch.flatten(self.avgpool(out), 1))
 
 
+class FusedCudnnResNet(FusedConvResNet):
+    norm_layer = CudnnNorm
+
+
 #: The twin of each network and of each block, of ``--fuse conv``. A pre-activation network has none: its norms stand
 #: before convolutions and, half of them, after additions.
 FUSED_CONV: dict[type[nn.Module], Any] = {
@@ -122,3 +131,5 @@ FUSED_CONV: dict[type[nn.Module], Any] = {
     Bottleneck: FusedConvBottleneck,
     PlainBlock: FusedConvPlainBlock,
 }
+#: The same of ``--fuse cudnn``.
+FUSED_CUDNN = {**FUSED_CONV, ResNet: FusedCudnnResNet}

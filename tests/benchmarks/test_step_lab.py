@@ -15,7 +15,6 @@ from fast_train.benchmarks.lab import floors, profile, registers, report
 from fast_train.benchmarks.lab import run as lab_run
 from fast_train.benchmarks.lab.cli import Flags
 from fast_train.benchmarks.lab.losses import compare
-from fast_train.benchmarks.lab.options import OPTIONS
 from fast_train.benchmarks.lab.records import POINTS
 from fast_train.benchmarks.lab.run import kernel_rows
 from fast_train.pipeline.config.settings import ModelConfig
@@ -48,7 +47,7 @@ def test_each_option_and_point_is_measured_or_listed_with_a_reason(lab):
         (point, option) for point in ("step", "end-to-end") for option in ("plain", "fused norm", "fused conv")
     } <= measured
     listed = {(skipped["suite"], skipped["name"].split(",")[0]) for skipped in data["skipped"]}
-    for option in OPTIONS:
+    for option in Flags().chosen_options():
         for point in ("step", "end-to-end", "kernels", "losses"):
             in_losses = point == "losses" and option.name in {"plain", *data["losses"]["difference"]}
             anyhow = (point, "all options") in listed
@@ -114,6 +113,14 @@ def test_no_time_means_no_step_and_says_so(prepared_path, tmp_path, instant):
     assert {point for point in POINTS if point != "step"} <= {skipped["suite"] for skipped in data["skipped"]}
 
 
+def test_parts_of_the_fused_norm_are_of_a_gpu(prepared_path, tmp_path, instant):
+    status, data = _run(prepared_path, tmp_path, "--only", "step", "--options", "fused norm,norm without bits")
+    assert status == 0
+    assert [row["name"] for row in data["rows"] if row["suite"] == "step"] == ["fused norm, batch 32"]
+    reasons = {skipped["name"]: skipped["reason"] for skipped in data["skipped"]}
+    assert reasons["norm without bits, batch 32"] == "it is about kernels of a GPU"
+
+
 def test_floors_of_another_machine(prepared_path, tmp_path):
     rates = ["--copy-bandwidth", "1e9", "--matrix-rate", "1e12", "--batch-sizes", "7"]
     _, data = _run(prepared_path, tmp_path, "--only", "floors", *rates)
@@ -130,6 +137,8 @@ def test_floors_of_another_machine(prepared_path, tmp_path):
     (["--copy-bandwidth", "-1"], "must be above 0"),
     (["--minutes", "-1"], "--minutes -1.0 must be 0 or more"),
     (["--only", ","], "--only ',' names no point"),
+    (["--options", "fused norms"], "did you mean 'fused norm'"),
+    (["--only", "floors", "--options", "plain"], "--options means nothing without a point of steps"),
     (["--only", "step", "--matrix-rate", "1e12"], "--matrix-rate means nothing without the point floors"),
     (["--data", "nowhere"], "nowhere"),
 ])  # fmt: skip
@@ -222,9 +231,12 @@ def test_floors_of_one_layer_by_hand():
     # Without residual: x twice, y; then dy and x twice, dx.
     assert found["layer1.0.bn1", "forward"].moved(1024) == 3 * 134_217_728
     assert found["layer1.0.bn1", "backward"].moved(1024) == 5 * 134_217_728
-    # And the residual; two gradients, x, y, their sum; the sum, x, dx.
-    assert found["layer1.0.bn2", "forward"].moved(1024) == 4 * 134_217_728
-    assert found["layer1.0.bn2", "backward"].moved(1024) == 8 * 134_217_728
+    # And the residual and a bit a value; two gradients, x, the bits, their sum; the sum, x, dx.
+    assert found["layer1.0.bn2", "forward"].moved(1024) == 4 * 134_217_728 + 8_388_608
+    assert found["layer1.0.bn2", "backward"].moved(1024) == 7 * 134_217_728 + 8_388_608
+    # A projection's norm is applied by the block's last one, whose residual its x is: x once more; x twice and dx.
+    assert found["layer2.0.downsample.1", "forward"].moved(1024) == 67_108_864
+    assert found["layer2.0.downsample.1", "backward"].moved(1024) == 3 * 67_108_864
     # The stride halves the image before the convolution reads it: 128 x 16 x 16 out of 64 x 32 x 32, a 1x1 kernel.
     projection = found["layer2.0.downsample.0", "data gradient"]
     assert projection.flops == 2 * 32_768 * 64
@@ -269,6 +281,8 @@ def test_every_convolution_and_norm_has_floors(arch):
     ("gradient_sums_kernel", profile.NORM),
     ("apply_kernel", profile.NORM),
     ("convolution_kernel", profile.CONVOLUTION_FORWARD),
+    ("cudnn_generated_fort_native_sm90_convFwd_pointwise_reduction_knob_3_128x128x64_5_0", profile.CONVOLUTION_FORWARD),
+    ("cudnn_generated_fort_native_sm90_convBwdData_pointwise_reduction_knob_6_256x64x64_4_0", profile.CONVOLUTION_DATA),
     ("data_gradient_kernel", profile.CONVOLUTION_DATA),
     ("input_gradient_kernel", profile.NORM),
     ("augment_kernel", profile.AUGMENTATION),
@@ -336,6 +350,11 @@ def test_the_kernels_compile_for_an_h100_without_one(tmp_path):
         # A convolution may spill a little at its end, after thousands of loads.
         assert record["spilled_bytes"] <= (256 if multiplies else 0)
         assert record["programs_a_processor"] >= (1 if multiplies else 4)
+        dependent = record["constants"].get("PDL", False)
+        assert (record["dependency_controls"] > 0) == dependent
+        # A load ahead of the wait might read what the kernel before it has yet to write.
+        waits = dependent and record["kernel"] not in ("moments_kernel", "gradient_sums_kernel")
+        assert record["loads_before_wait"] == (0 if waits else None)
         assert record["wide_loads"] > 0 or record["kernel"] in narrow
 
 

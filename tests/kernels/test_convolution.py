@@ -6,10 +6,13 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from cudnn_plans import PlanInPyTorch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fast_train.kernels import convolution_cudnn
 from fast_train.kernels.convolution import norm_relu_convolution, normalise, with_statistics
+from fast_train.kernels.convolution_cudnn import norm_relu_convolution_cudnn
 from fast_train.kernels.convolution_reference import Raw
 from fast_train.kernels.convolution_triton import (
     convolution_op,
@@ -75,6 +78,10 @@ def _by_triton(*arguments, tiles=tiles_of):
     return _through(with_statistics_triton, joint, *arguments)
 
 
+def _by_cudnn(*arguments):
+    return _through(with_statistics_triton, norm_relu_convolution_cudnn, *arguments)
+
+
 def _by_default(*arguments):
     def joint(*a, **options):
         return norm_relu_convolution(*a[:-1], residual=a[-1], **options)
@@ -88,8 +95,9 @@ def _close(ours, theirs, tolerance, what):
     assert float((ours.detach().double() - theirs.detach()).abs().max()) <= tolerance * scale, what
 
 
-def _compare(run, inputs, *, stride=1, shared=False, tolerance=None, used=("out", "read")):
-    """Values, statistics and all gradients against float64. used: which of the results the loss depends on."""
+def _compare(run, inputs, *, stride=1, shared=False, tolerance=None, used=("out", "read"), sums=1e-5):
+    """Values, statistics and all gradients against float64. used: which of the results the loss depends on. sums: how
+    far the mean may be from that of what is stored; the variance ten times as far."""
     leaves, running = inputs
     dtype = leaves[0].dtype
     tolerance = tolerance or TOLERANCE[dtype]
@@ -113,9 +121,9 @@ def _compare(run, inputs, *, stride=1, shared=False, tolerance=None, used=("out"
     exact_loss.backward()
     assert raw.x.dtype == dtype
     _close(raw.x, exact_out, 2 * tolerance, "out")
-    _close(raw.mean, raw.x.double().mean((0, 2, 3)), 1e-5, "mean")
+    _close(raw.mean, raw.x.double().mean((0, 2, 3)), sums, "mean")
     var = raw.x.double().var((0, 2, 3), correction=0)
-    _close(raw.rstd, (var + 1e-5).rsqrt(), 1e-4, "rstd")
+    _close(raw.rstd, (var + 1e-5).rsqrt(), 10 * sums, "rstd")
     for ours, theirs in zip(running, exact_running, strict=True):
         _close(ours, theirs, max(2 * tolerance, 1e-5), "running statistics")
     for name, ours, theirs in zip(("x", "weight", "bias", "filters", "residual"), leaves, exact, strict=True):
@@ -147,6 +155,43 @@ def test_triton_equals_pytorch(dtype, residual, stride, shared):
     """On the CPU the kernels run in Triton's interpreter; two tiles of rows, the second one partial."""
     inputs = _inputs(dtype, shape=(2, 20, 11, 7), residual=residual)
     _compare(_by_triton, inputs, stride=stride, shared=shared)
+
+
+@pytest.fixture
+def in_pytorch(monkeypatch):
+    """cuDNN's graphs are computed by PyTorch; which of them were."""
+    seen = []
+    monkeypatch.setattr(convolution_cudnn, "plan_of", lambda *a: seen.append(a[0]) or PlanInPyTorch(*a))
+    return seen
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("dtype", "residual", "stride", "shared"), INTERPRETED)
+def test_graphs_of_cudnn_equal_pytorch(dtype, residual, stride, shared, in_pytorch):
+    inputs = _inputs(dtype, shape=(2, 64, 5, 7), columns=72, residual=residual)
+    _compare(_by_cudnn, inputs, stride=stride, shared=shared)
+    forward, *gradient = in_pytorch
+    assert forward == ((2, 64, 5, 7), 72, 3, stride, False, False, False)
+    assert gradient == ([] if stride > 1 else [((2, 64, 5, 7), 72, 3, 1, True, shared, residual)])
+
+
+@pytest.mark.interpreter
+def test_layers_that_cudnn_has_no_native_kernel_for_compute_the_same(in_pytorch):
+    for channels, columns in ((64, 33), (32, 64)):
+        _compare(_by_cudnn, _inputs(torch.float32, shape=(2, channels, 3, 3), columns=columns), shared=True)
+    assert not in_pytorch
+
+
+@pytest.mark.interpreter
+def test_shifted_sums_keep_the_digits_of_a_variance_beside_a_large_mean(in_pytorch):
+    leaves, running = _inputs(torch.float32, shape=(2, 64, 5, 7), columns=64, residual=False)
+    with torch.no_grad():
+        leaves[2] += 1000
+        leaves[3].abs_()
+        running[2] += _by_cudnn(leaves, [v.clone() for v in running], 1, False)[0].mean - running[2]
+    raw, _ = _by_cudnn(leaves, running, 1, False)
+    expected = (raw.x.detach().double().var((0, 2, 3), correction=0) + 1e-5).rsqrt()
+    torch.testing.assert_close(raw.rstd.double(), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.interpreter
@@ -272,15 +317,16 @@ def test_nan_is_not_hidden():
 
 
 @pytest.mark.interpreter
-def test_torch_compile_keeps_it_whole():
+@pytest.mark.parametrize(("run", "channels"), [(_by_triton, 20), (_by_cudnn, 64)])
+def test_torch_compile_keeps_it_whole(run, channels, in_pytorch):
     """One graph without breaks, and the values of the eager run, running statistics included; y shared and not."""
 
     def network(leaves, running):
-        raw, read = _by_triton(leaves, running, 2, True)
-        alone, _ = _by_triton(leaves, running, 2, False)
+        raw, read = run(leaves, running, 2, True)
+        alone, _ = run(leaves, running, 1, False)
         return raw.x.square().sum() + read.sum() + alone.x.sum()
 
-    eager = _inputs(torch.float32)
+    eager = _inputs(torch.float32, shape=(2, channels, 3, 4), columns=channels)
     compiled = _copies(eager[0]), [v.clone() for v in eager[1]]
     network(*eager).backward()
     torch.compile(network, backend="aot_eager", fullgraph=True)(*compiled).backward()
@@ -291,7 +337,7 @@ def test_torch_compile_keeps_it_whole():
 
 
 @pytest.mark.interpreter
-def test_operators_keep_their_contracts():
+def test_operators_keep_their_contracts(in_pytorch):
     """Fake and real results agree in shape, type and strides; nothing but what is declared is changed."""
     (x, weight, bias, filters, residual), running = _inputs(torch.float16)
     x, weight, bias, filters, residual = (t.detach() for t in (x, weight, bias, filters, residual))
@@ -303,6 +349,10 @@ def test_operators_keep_their_contracts():
     for dy2, y in ((None, None), (residual, None), (residual, x)):
         arguments = (dout, filters, dy2, x, y, raw.mean, raw.rstd, weight, bias, tiles.gradient)
         torch.library.opcheck(data_gradients_op, arguments, test_utils=checks)
+        torch.library.opcheck(convolution_cudnn.data_gradients_op, arguments[:-1], test_utils=checks)
+    for stride in (1, 2):
+        arguments = (x, filters, running[2], stride)
+        torch.library.opcheck(convolution_cudnn.convolution_op, arguments, test_utils=checks)
 
 
 @pytest.mark.parametrize("change", [
@@ -354,14 +404,35 @@ def test_gpu_equals_pytorch(dtype, shape, columns, size, residual, stride, share
     _compare(_by_default, inputs, stride=stride, shared=shared)
 
 
+def _skip_without_cudnn():
+    reason = convolution_cudnn.why_not(torch.device("cuda"), torch.bfloat16)
+    if reason is not None:
+        pytest.skip(f"cuDNN's graphs: {reason}")
+
+
 @pytest.mark.gpu
-def test_gpu_replays_in_a_graph():
+@pytest.mark.parametrize(("residual", "stride", "shared"), CASES)
+@pytest.mark.parametrize(("channels", "columns", "size"), [(64, 64, 3), (64, 128, 3), (128, 64, 1)])
+def test_gpu_graphs_of_cudnn_equal_pytorch(channels, columns, size, residual, stride, shared):
+    """Twice: the second run finds its plans chosen."""
+    _skip_without_cudnn()
+    for _ in range(2):
+        options = {"columns": columns, "size": size, "residual": residual, "device": "cuda"}
+        inputs = _inputs(torch.bfloat16, shape=(64, channels, 16, 16), **options)
+        _compare(_by_cudnn, inputs, stride=stride, shared=shared, sums=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("by", [_by_default, _by_cudnn])
+def test_gpu_replays_in_a_graph(by):
     """Captured, forward and backward; a replay reads what its inputs hold by then and moves the statistics."""
+    if by is _by_cudnn:
+        _skip_without_cudnn()
     shape = (32, 64, 16, 16)
     leaves, running = _inputs(torch.bfloat16, shape=shape, columns=64, device="cuda")
 
     def run(leaves, running):
-        raw, read = _by_default(leaves, running, 1, True)
+        raw, read = by(leaves, running, 1, True)
         return torch.autograd.grad(raw.x.float().square().sum() + read.float().sum(), leaves)
 
     stream = torch.cuda.Stream()

@@ -1,25 +1,30 @@
 """Networks with fused layers against the same networks without them."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cudnn_plans import PlanInPyTorch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from fast_train.kernels.batchnorm_reference import Unnormalised
+from fast_train.kernels.switches import switched
 from fast_train.pipeline.config.settings import Config, ModelConfig, RunConfig
 from fast_train.pipeline.engine.build import build_augmenter, build_network, build_step, ready_step
 from fast_train.pipeline.engine.runtime import resolve_runtime
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import SplitView
 from fast_train.pipeline.models import FUSIONS, build_model
+from fast_train.pipeline.models import fused as fused_norm
 from fast_train.pipeline.models.blocks import PreActBottleneck
 from fast_train.pipeline.models.fused import FusedNorm
 from fast_train.pipeline.models.resnet import PreActResNet, ResNet
 
 _KINDS = ("resnet14", "plain-14", "preact-resnet14", "bottleneck", "preact-bottleneck", "quick-resnet8", "imagenet")
-#: (how to fuse, network): all that there are.
+#: (how to fuse, network): all that there are on a CPU, where cudnn's are conv's.
 _FUSED = [(fuse, kind) for fuse in ("norm", "conv") for kind in _KINDS if fuse == "norm" or "preact" not in kind]
 
 
@@ -58,7 +63,7 @@ def _images(count=8, size=16):
 
 def _through_the_kernels(monkeypatch):
     """As on a CUDA device: through the Triton kernels, in the interpreter."""
-    from fast_train.kernels import batchnorm_triton, convolution_triton
+    from fast_train.kernels import batchnorm_triton, convolution_cudnn, convolution_triton
     from fast_train.kernels.tiling import tiles_of
 
     def run(kernel):
@@ -69,7 +74,13 @@ def _through_the_kernels(monkeypatch):
         "fast_train.pipeline.models.fused.batch_norm_twice", run(batchnorm_triton.batch_norm_twice_triton)
     )
 
-    def convolve(raw, weight, bias, filters, *rest, residual=None, **options):
+    monkeypatch.setattr(convolution_cudnn, "plan_of", PlanInPyTorch)
+    monkeypatch.setattr(convolution_cudnn, "_FEWEST_CHANNELS", 8)
+
+    def convolve(raw, weight, bias, filters, *rest, residual=None, cudnn=False, **options):
+        if cudnn:
+            arguments = (raw, weight, bias, filters, *rest, residual)
+            return convolution_cudnn.norm_relu_convolution_cudnn(*arguments, **options)
         # The widest layers take cuDNN's way, as a large network's do.
         tiles = tiles_of(*filters.shape[:2], filters.element_size()) if max(filters.shape[:2]) <= 32 else None
         return convolution_triton.norm_relu_convolution_triton(
@@ -116,7 +127,8 @@ def test_a_network_computes_the_same(fuse, kind, option):
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize(("fuse", "kind"), [
-    ("norm", "basic"), ("norm", "preact-bottleneck"), ("conv", "basic"), ("conv", "bottleneck"),
+    ("norm", "basic"), ("norm", "preact-bottleneck"), ("conv", "basic"), ("conv", "bottleneck"), ("cudnn", "basic"),
+    ("cudnn", "bottleneck"),
 ])  # fmt: skip
 def test_a_network_computes_the_same_through_the_kernels(fuse, kind, monkeypatch):
     _through_the_kernels(monkeypatch)
@@ -136,6 +148,22 @@ def test_every_norm_is_fused_and_no_relu_is_left(kind):
             module.register_forward_hook(lambda m, *_: calls.append(m))
     fused.train()(_images())
     assert sorted(map(id, calls)) == sorted(map(id, norms))
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_projection_is_normalised_by_the_norm_that_adds_it(joined, monkeypatch):
+    """Unless that is switched off: then by itself, with the same result."""
+    plain, fused = _pair("bottleneck", "norm")
+    calls = []
+    for name in ("batch_norm", "batch_norm_twice"):
+        run = getattr(fused_norm, name)
+        monkeypatch.setattr(fused_norm, name, lambda *a, run=run, **o: calls.append(o["residual"]) or run(*a, **o))
+    with switched(joined_shortcut=joined):
+        _same(plain, fused, 1e-4)
+    norms = sum(isinstance(module, FusedNorm) for module in fused.modules())
+    # One in the first block of each stage.
+    assert sum(isinstance(residual, Unnormalised) for residual in calls) == (3 if joined else 0)
+    assert len(calls) == norms - (3 if joined else 0)
 
 
 @pytest.mark.parametrize("kind", [kind for fuse, kind in _FUSED if fuse == "conv"])
@@ -159,7 +187,7 @@ def test_every_convolution_but_the_stem_and_projections_is_fused(kind, monkeypat
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("fuse", ["norm", "conv"])
+@pytest.mark.parametrize("fuse", ["norm", "conv", "cudnn"])
 def test_a_compiled_network_computes_the_same(fuse, monkeypatch):
     """Through the operators, without a graph break, in training: two names and their gradients included."""
     _through_the_kernels(monkeypatch)
@@ -215,6 +243,34 @@ def test_it_is_off_unless_asked_for():
     assert isinstance(build_network(Config(), runtime).bn1, FusedNorm)
 
 
+def test_where_cudnn_cant_fuse_it_is_the_norm_alone(monkeypatch):
+    """With a line that says what is missing; --deterministic is refused, as its sums are in any order."""
+    from fast_train.kernels import convolution_cudnn
+
+    runtime = resolve_runtime(RunConfig(device="cpu", fuse="cudnn"))
+    assert runtime.fuse == "norm"
+    assert any(note.endswith("so this is --fuse norm: it needs a GPU") for note in runtime.notes())
+    with pytest.raises(ConfigError, match="leave out --deterministic"):
+        RunConfig(fuse="cudnn", deterministic=True)
+
+    class Frontend:
+        backend_version = staticmethod(lambda: 91900)
+
+    h100, bf16 = torch.device("cuda"), torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setitem(sys.modules, "cudnn", Frontend)
+    assert "cuDNN 92400 or newer, not 91900" in convolution_cudnn.why_not(h100, bf16)
+    Frontend.backend_version = staticmethod(lambda: 92400)
+    assert convolution_cudnn.why_not(h100, bf16) is None
+    assert "bfloat16 alone" in convolution_cudnn.why_not(h100, torch.float16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert "compute capability 9.0" in convolution_cudnn.why_not(h100, bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    monkeypatch.setitem(sys.modules, "cudnn", None)
+    assert "pip install 'fast-train[cudnn]'" in convolution_cudnn.why_not(h100, bf16)
+
+
 def test_what_it_does_not_go_with():
     with pytest.raises(ConfigError, match="channels_last"):
         RunConfig(fuse="norm", channels_last=False)
@@ -244,7 +300,7 @@ def test_compile_mode_reaches_the_compiler(prepared, prepared_path, monkeypatch)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("fuse", ["norm", "conv"])
+@pytest.mark.parametrize("fuse", ["norm", "conv", "cudnn"])
 @pytest.mark.parametrize("compile", [False, True])
 def test_gpu_training_is_the_same(prepared, prepared_path, compile, fuse):
     """Captured, 10 steps in bfloat16. It rounds at 2^-8 in each layer, where the fused kernel rounds once and PyTorch's
@@ -253,6 +309,8 @@ def test_gpu_training_is_the_same(prepared, prepared_path, compile, fuse):
     for how in ("none", fuse):
         config = _config(prepared_path, device="cuda", amp="bf16", fuse=how, compile=compile)
         runtime = resolve_runtime(config.run)
+        if runtime.less_fused is not None:
+            pytest.skip(f"--fuse {fuse}: {runtime.less_fused}")
         step = build_step(config, build_augmenter(config, prepared, runtime, train=True), runtime)
         packed = prepared.packed("train")
         images, labels = (torch.tensor(a, device="cuda") for a in (packed.images, packed.labels))
