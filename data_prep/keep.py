@@ -110,7 +110,7 @@ class _Stored(NamedTuple):
 
 
 def _keep_one(path: str, keeping: Keeping, reading: Reading) -> _Stored:
-    """Raises BadImageError."""
+    """What is stored of an image file. Raises BadImageError."""
     with open_image(path) as (image, orientation):
         turned, is_jpeg = orientation >= 5, image.format == "JPEG"
         width, height = image.size
