@@ -188,7 +188,7 @@ class ImageFolder(Source):
                 yield EncodedChunk(kept.images, labels, kept.names, kept.pixels, kept.histogram)
 
     def _note(self, split: str, found: Found) -> NDArray[np.int64]:
-        """The images' labels."""
+        """Add up what a job found; the labels of its images, int64 [n]."""
         self._bad.extend(found.bad)
         self._resized += found.resized
         self._transparent += found.transparent
