@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from fast_train.common.files import user_path
-from fast_train.common.processes import world
+from fast_train.common.processes import leave_for_torchrun, world
 from fast_train.common.signals import (
     discard,
     end_at_once_by_ctrl_c,
@@ -119,7 +119,7 @@ def run_command(
             status = next((status for kind, status in statuses.items() if isinstance(told, kind)), None)
             if status is None:
                 raise
-            complain(program, told, debug=debug)
+            leave_for_torchrun(complain(program, told, debug=debug))
             return status
         finally:
             if ends_process:
@@ -138,14 +138,16 @@ def _is_alone(program: str) -> bool:
     return False
 
 
-def complain(program: str, error: Exception, *, debug: bool) -> None:
-    """Print an error as a command does, in one line on stderr; with ``debug`` its trace before that."""
+def complain(program: str, error: Exception, *, debug: bool) -> str:
+    """Print an error as a command does, in one line on stderr, and return it; with ``debug`` its trace before that."""
     if debug:
         print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     text = _OUT_OF_MEMORY if isinstance(error, MemoryError) and not str(error) else one_line(error)
     if isinstance(error, OSError) and error.errno in _WHAT_TO_DO:
         text = f"{text}; {_WHAT_TO_DO[error.errno]}"
-    print(f"{program}: error: {text}", file=sys.stderr)
+    line = f"{program}: error: {text}"
+    print(line, file=sys.stderr)
+    return line
 
 
 @contextmanager

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _PLACE = ("MASTER_ADDR", "MASTER_PORT")
@@ -45,6 +49,16 @@ def world() -> World | None:
             return place
         odd = [f"{name}={given[name]}" for name in _NUMBERS]
     raise ValueError(f"the environment has {', '.join(odd)}, which names no process; start them by torchrun")
+
+
+def leave_for_torchrun(line: str) -> None:
+    """Write why this process fails to where torchrun looks for it, if torchrun started it; it shows that at its own
+    end. The form is that of torch.distributed.elastic's ErrorHandler."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        reason = {"message": {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps(reason), encoding="utf-8")
 
 
 def local_ranks() -> int:

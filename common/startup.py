@@ -63,4 +63,6 @@ def _serves(folder: Path) -> bool:
         one_word = shlex.split(str(folder)) == [str(folder)]
     except ValueError:
         return False
-    return one_word and os.access(folder, os.W_OK) and not os.statvfs(folder).f_flag & os.ST_NOEXEC
+    # macOS has no word for it.
+    no_programs = getattr(os, "ST_NOEXEC", 0)
+    return one_word and os.access(folder, os.W_OK) and not os.statvfs(folder).f_flag & no_programs

@@ -132,7 +132,7 @@ def _add_format_flags(parser: Parser) -> None:
         "--jpeg-quality",
         type=int,
         metavar="N",
-        help="of what is encoded, 1 to 100 (default: 90, of images that keep their shapes 95)",
+        help="of what is encoded, 1 to 100 (default: 90; 95 of images that keep their shapes)",
     )
     add("--jpeg-share", type=float, default=0.5, metavar="F", help="fraction for --ffcv-mode proportion (default: 0.5)")
 

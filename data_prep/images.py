@@ -8,7 +8,7 @@ import resource
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
@@ -165,7 +165,9 @@ def limit_worker() -> None:
         pass
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if soft == resource.RLIM_INFINITY or soft > _MOST_WORKER_BYTES:
-        resource.setrlimit(resource.RLIMIT_AS, (_MOST_WORKER_BYTES, hard))
+        # macOS refuses a limit below what every process there has mapped.
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (_MOST_WORKER_BYTES, hard))
 
 
 @contextmanager

@@ -68,15 +68,8 @@ class Request:
             if value is not None and value < 1:
                 raise PreparedSetError(f"--{name} {value} is not 1 or more")
         # Of a folder's images it shows only later whether they keep their shapes.
-        if not self.dataset.startswith(f"{ImageFolder.kind}:") or self.options.size is not None:
-            self.check_encoding(ragged=False)
-
-    def check_encoding(self, *, ragged: bool) -> None:
-        """PreparedSetError for a flag that makes no difference. ragged: whether the images keep their own shapes."""
-        unused = self.encoding.unused(self.formats, ragged=ragged)
-        if unused:
-            what = "images that keep their shapes" if ragged else f"--formats {','.join(self.formats)}"
-            raise PreparedSetError(f"{unused[0]} means nothing to {what}; leave it out")
+        later = self.dataset.startswith(f"{ImageFolder.kind}:") and self.options.size is None
+        self.encoding.check(self.formats, ragged=None if later else False)
 
     def encodings(self, *, ragged: bool) -> dict[str, dict[str, Any]]:
         """What the manifest says of how the files of each format store the images."""
@@ -228,7 +221,7 @@ def _differences(manifest: Manifest, request: Request, source: Source) -> list[s
         return [outdated]
     ragged = manifest.ragged is not None
     if not differences:
-        request.check_encoding(ragged=ragged)
+        request.encoding.check(request.formats, ragged=ragged)
     missing = [name for name in request.formats if name not in manifest.formats]
     others = [
         f"{name} files {_text_of_encoding(manifest.encoding(name))}, not {_text_of_encoding(wanted)}"
@@ -253,7 +246,7 @@ def _make(stage: Stage, request: Request, source: Source, display: Display) -> b
     """Write the set; False where it has to be written anew, since the plan has changed on the way."""
     plan = source.plan(stage.scratch)
     ragged = isinstance(plan.shape, RaggedShapes)
-    request.check_encoding(ragged=ragged)
+    request.encoding.check(request.formats, ragged=ragged)
     check_free_disk(stage.folder, sum(_estimates(plan, request)), "the set")
     tallies = {split: _Tally(plan) for split in plan.counts}
     files = [

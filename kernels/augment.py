@@ -1,4 +1,4 @@
-"""Fused augmentation: gather, random crop, horizontal flip, cutout, normalisation, cast, in one pass.
+"""Fused augmentation: gather, random crop, horizontal flip, colours, cutout, normalisation, cast, in one pass.
 
 What a sample gets is a pure function of (seed, epoch, index of the sample), so it depends on neither the batch,
 the loader, the number of workers nor a restart. Bytes become numbers through a table of 256 x C output values:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fast_train.kernels.augment_reference import crop_offsets, cutout_corners, source_coordinates
+from fast_train.kernels.augment_reference import change_colours, crop_offsets, cutout_corners, source_coordinates
 from fast_train.kernels.spec import AugmentSpec
 
 
@@ -21,6 +21,9 @@ def augment_cpu(
     batch = images.index_select(0, indices) if gather else images
     if spec.pad or spec.flip:
         batch = _crop_and_flip(batch, indices, spec=spec, seed=seed, epoch=epoch)
+    if spec.colour:
+        levels = change_colours(torch.arange(256).view(256, 1, 1), indices, spec=spec, seed=seed, epoch=epoch)
+        batch = _look_up_levels(batch, levels.view(count, 256))
 
     # Look the bytes up, in the channels' tables one after the other: byte b of channel c is entry 256 * c + b.
     entries = batch.view(count * height, width * channels).int()
@@ -69,6 +72,14 @@ def _padded_lines(batch: Tensor, spec: AugmentSpec) -> Tensor:
             left.zero_()
             right.zero_()
     return lines
+
+
+def _look_up_levels(batch: Tensor, levels: Tensor) -> Tensor:
+    """What each byte of image n becomes, ``levels[n]``: uint8 [N, H, W, C] to the same. levels: uint8 [N, 256]."""
+    count = len(batch)
+    entries = batch.view(count, -1).int()
+    entries += torch.arange(0, 256 * count, 256, dtype=torch.int32)[:, None]
+    return levels.view(-1).index_select(0, entries.view(-1)).view(batch.shape)
 
 
 def _cut_out(out: Tensor, indices: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor) -> None:

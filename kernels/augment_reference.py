@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fast_train.kernels.philox import STREAM_AUGMENT, STREAM_CUTOUT, below, sample_words
-from fast_train.kernels.spec import AugmentSpec
+from fast_train.kernels.resized_crop_reference import random_factors, scale_from
+from fast_train.kernels.spec import MID_GREY, AugmentSpec
 
 
 def crop_offsets(indices: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor | int) -> tuple[Tensor, ...]:
@@ -34,6 +35,16 @@ def source_coordinates(size: int, offset: Tensor, spec: AugmentSpec, mirrored: T
     return source
 
 
+def change_colours(pixels: Tensor, indices: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor | int) -> Tensor:
+    """Each sample's brightness and then its contrast: bytes, of any type of whole numbers, to uint8 [N, H, W, C].
+
+    pixels: [N, H, W, C], or what broadcasts to N samples.
+    """
+    factors = random_factors(indices, (spec.brightness, spec.contrast), seed=seed, epoch=epoch)
+    brightness, contrast = factors[:, :, None, None, None].unbind(1)
+    return scale_from(MID_GREY, scale_from(0, pixels.long(), brightness), contrast).byte()
+
+
 def augment_reference(
     images: Tensor, indices: Tensor, table: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor, gather: bool
 ) -> Tensor:
@@ -55,6 +66,8 @@ def augment_reference(
     if spec.pad and spec.pad_mode == "zero":
         outside_y, outside_x = (ys < 0) | (ys >= height), (xs < 0) | (xs >= width)
         batch.masked_fill_((outside_y[:, :, None] | outside_x[:, None, :])[..., None], 0)
+    if spec.colour:
+        batch = change_colours(batch, indices, spec=spec, seed=seed, epoch=epoch)
 
     # Look their values up, [N, H, W, C]. One channel at a time keeps the index int32 and the table in the L1 cache.
     planes = [table[:, c].index_select(0, batch[..., c].reshape(-1).int()) for c in range(channels)]

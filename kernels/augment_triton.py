@@ -10,11 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fast_train.kernels.philox import STREAM_AUGMENT, STREAM_CUTOUT
-from fast_train.kernels.spec import AugmentSpec
+from fast_train.kernels.philox import STREAM_AUGMENT, STREAM_COLOUR, STREAM_CUTOUT
+from fast_train.kernels.resample import in_units
+from fast_train.kernels.resized_crop_triton import random_factor, scale_from
+from fast_train.kernels.spec import MID_GREY, AugmentSpec
 
 _AUGMENT: tl.constexpr = tl.constexpr(STREAM_AUGMENT)
 _CUTOUT: tl.constexpr = tl.constexpr(STREAM_CUTOUT)
+_COLOUR: tl.constexpr = tl.constexpr(STREAM_COLOUR)
+_MID_GREY: tl.constexpr = tl.constexpr(MID_GREY)
 # Output elements of one image that a program writes, 8 to each of its 128 threads: three programs for 32 x 32 x 3.
 _BLOCK = 1024
 
@@ -62,11 +66,13 @@ def augment_kernel(
     images_ptr, indices_ptr, table_ptr, epoch_ptr, out_ptr, seed,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
     PAD: tl.constexpr, REFLECT: tl.constexpr, FLIP: tl.constexpr, ALTERNATING: tl.constexpr,
-    CUTOUT: tl.constexpr, GATHER: tl.constexpr, BLOCK: tl.constexpr,
+    CUTOUT: tl.constexpr, BRIGHTNESS: tl.constexpr, CONTRAST: tl.constexpr,
+    GATHER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A program writes BLOCK neighbouring elements of one image [H, W, C] of out [N, H, W, C].
 
-    images: uint8 [M, H, W, C]. indices: int64 [N]. table: [256, C] of out's type. epoch: int64, one value.
+    images: uint8 [M, H, W, C]. indices: int64 [N]. table: [256, C] of out's type. epoch: int64, one value. BRIGHTNESS,
+    CONTRAST: in units of 1 / UNIT.
     """
     # The sample, and its counter (index, epoch, stream, 0) for random numbers, as in `kernels.philox.sample_words`.
     sample = tl.program_id(0).to(tl.int64)
@@ -85,11 +91,17 @@ def augment_kernel(
     source_y, source_x = _source(y, x, seed, counter, epoch, H, W, PAD, REFLECT, FLIP, ALTERNATING)
     in_image = (source_y >= 0) & (source_y < H) & (source_x >= 0) & (source_x < W)
 
-    # Load the bytes, black outside of the image, and look their values up.
+    # Load the bytes, black outside of the image, change their colours, and look their values up.
     image = index if GATHER else sample
     source = (source_y * W + source_x) * C + channel
     byte = tl.load(images_ptr + image * (H * W * C) + source, mask=mask & in_image, other=0)
-    value = tl.load(table_ptr + byte.to(tl.int32) * C + channel, mask=mask, other=0.0)
+    level = byte.to(tl.int32)
+    if BRIGHTNESS > 0 or CONTRAST > 0:
+        zero = counter * 0
+        r0, r1, _, _ = tl.philox(seed, counter, epoch, zero + _COLOUR, zero)
+        level = scale_from(0, level, random_factor(r0, index, BRIGHTNESS))
+        level = scale_from(_MID_GREY, level, random_factor(r1, index, CONTRAST))
+    value = tl.load(table_ptr + level * C + channel, mask=mask, other=0.0)
 
     # Draw the square, and cut it out: zero is the mean colour.
     if CUTOUT > 0:
@@ -107,7 +119,7 @@ def augment_kernel(
 @torch.library.custom_op("fast_train::augment", mutates_args=())
 def _augment_op(
     images: Tensor, indices: Tensor, table: Tensor, epoch: Tensor, seed: int,
-    pad: int, reflect: bool, flip: bool, alternating: bool, cutout: int, gather: bool,
+    pad: int, reflect: bool, flip: bool, alternating: bool, cutout: int, brightness: int, contrast: int, gather: bool,
 ) -> Tensor:  # fmt: skip
     count, (height, width, channels) = len(indices), images.shape[1:]
     out = torch.empty((count, height, width, channels), dtype=table.dtype, device=images.device)
@@ -118,13 +130,13 @@ def _augment_op(
             augment_kernel[grid](
                 images, indices, table, epoch, out, seed,
                 H=height, W=width, C=channels, PAD=pad, REFLECT=reflect, FLIP=flip, ALTERNATING=alternating,
-                CUTOUT=cutout, GATHER=gather, BLOCK=_BLOCK,
+                CUTOUT=cutout, BRIGHTNESS=brightness, CONTRAST=contrast, GATHER=gather, BLOCK=_BLOCK,
             )  # fmt: skip
     return out.permute(0, 3, 1, 2)
 
 
 @_augment_op.register_fake
-def _(images, indices, table, epoch, seed, pad, reflect, flip, alternating, cutout, gather):
+def _(images, indices, table, epoch, seed, pad, reflect, flip, alternating, cutout, brightness, contrast, gather):
     count, (height, width, channels) = indices.shape[0], images.shape[1:]
     return table.new_empty((count, height, width, channels)).permute(0, 3, 1, 2)
 
@@ -135,6 +147,7 @@ def augment_triton(
     """`kernels.augment.augment` on a CUDA device (or, under Triton's interpreter, on the CPU)."""
     out: Tensor = _augment_op(
         images, indices, table, epoch, seed,
-        spec.pad, spec.pad_mode == "reflect", spec.flip, spec.flip_mode == "alternating", spec.cutout, gather,
+        spec.pad, spec.pad_mode == "reflect", spec.flip, spec.flip_mode == "alternating", spec.cutout,
+        in_units(spec.brightness), in_units(spec.contrast), gather,
     )  # fmt: skip
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -108,9 +109,14 @@ def mirrored(indices: Tensor, *, spec: CropSpec, seed: int, epoch: Tensor | int)
 
 def colour_factors(indices: Tensor, *, spec: CropSpec, seed: int, epoch: Tensor | int) -> Tensor:
     """Of brightness, contrast and saturation, in units of 1 / UNIT: int64 [N, 3]."""
+    return random_factors(indices, (spec.brightness, spec.contrast, spec.saturation), seed=seed, epoch=epoch)
+
+
+def random_factors(indices: Tensor, spreads: Sequence[float], *, seed: int, epoch: Tensor | int) -> Tensor:
+    """A factor uniform in 1 - x to 1 + x for each x of ``spreads`` (at most 4), in units of 1 / UNIT: int64 [N, x]."""
     words = sample_words(seed, epoch, indices, STREAM_COLOUR)
-    spreads = [in_units(value) for value in (spec.brightness, spec.contrast, spec.saturation)]
-    return torch.stack([UNIT - x + below(r, 2 * x + 1) for r, x in zip(words, spreads, strict=False)], dim=1)
+    units = [in_units(spread) for spread in spreads]
+    return torch.stack([UNIT - x + below(r, 2 * x + 1) for r, x in zip(words, units, strict=False)], dim=1)
 
 
 def erased_boxes(indices: Tensor, table: Resampling, *, spec: CropSpec, seed: int, epoch: Tensor | int) -> Box:

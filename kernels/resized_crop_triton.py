@@ -99,8 +99,8 @@ def _crop_box(
 
 
 @triton.jit
-def _factor(word, like, SPREAD: tl.constexpr):
-    """A factor of `kernels.resized_crop_reference.colour_factors`. like: int64, of the result's shape."""
+def random_factor(word, like, SPREAD: tl.constexpr):
+    """A factor of `kernels.resized_crop_reference.random_factors`. like: int64, of the result's shape."""
     return (_below(word, like * 0 + (2 * SPREAD + 1)) + (_UNIT - SPREAD)).to(tl.int32)
 
 
@@ -143,9 +143,9 @@ def draw_kernel(
 
     # The factors of the colours.
     r0, r1, r2, _ = tl.philox(seed, counter, epoch, zero + _COLOUR, zero)
-    tl.store(out + 5, _factor(r0, height, BRIGHTNESS), mask=mask)
-    tl.store(out + 6, _factor(r1, height, CONTRAST), mask=mask)
-    tl.store(out + 7, _factor(r2, height, SATURATION), mask=mask)
+    tl.store(out + 5, random_factor(r0, height, BRIGHTNESS), mask=mask)
+    tl.store(out + 6, random_factor(r1, height, CONTRAST), mask=mask)
+    tl.store(out + 7, random_factor(r2, height, SATURATION), mask=mask)
 
     # What is erased; whether: a word that no attempt has drawn.
     top, left, tall, wide = height * 0, height * 0, height * 0, height * 0
@@ -162,9 +162,9 @@ def draw_kernel(
 
 
 @triton.jit
-def _scale(pivot, value, factor):
+def scale_from(pivot, value, factor):
     """`kernels.resized_crop_reference.scale_from`."""
-    return tl.minimum(tl.maximum(pivot + (((value - pivot) * factor + _UNIT // 2) >> 16), 0), 255)
+    return tl.minimum(tl.maximum((((value - pivot) * factor + _UNIT // 2) >> 16) + pivot, 0), 255)
 
 
 @triton.jit
@@ -240,7 +240,7 @@ def crop_kernel(
 
     # Change the colours; what needs the crop's mean is left to `finish_kernel`.
     if COLOUR:
-        value = _scale(0, value, tl.load(draws + 5))
+        value = scale_from(0, value, tl.load(draws + 5))
     out = out_ptr + sample * (SIZE * SIZE * C)
     if CONTRAST:
         tl.store(out + pixel[:, None] * C + channel, value.to(tl.uint8), mask=mask)
@@ -248,7 +248,7 @@ def crop_kernel(
         tl.atomic_add(greys_ptr + sample, tl.sum(greys, axis=0))
     else:
         if COLOUR:
-            value = _scale(_grey(tl.where(mask, value, 0), channel)[:, None], value, tl.load(draws + 7))
+            value = scale_from(_grey(tl.where(mask, value, 0), channel)[:, None], value, tl.load(draws + 7))
         _finish(value, y, x, channel, mask, table_ptr, draws, out, SIZE, C)
 
 
@@ -265,8 +265,8 @@ def finish_kernel(
     mask = (pixel < SIZE * SIZE)[:, None] & (channel < C)
     value = tl.load(crops_ptr + start + pixel[:, None] * C + channel, mask=mask, other=0).to(tl.int32)
     mean = (2 * tl.load(greys_ptr + sample) + SIZE * SIZE) // (2 * SIZE * SIZE)
-    value = tl.where(mask, _scale(mean, value, tl.load(draws + 6)), 0)
-    value = _scale(_grey(value, channel)[:, None], value, tl.load(draws + 7))
+    value = tl.where(mask, scale_from(mean, value, tl.load(draws + 6)), 0)
+    value = scale_from(_grey(value, channel)[:, None], value, tl.load(draws + 7))
     _finish(value, pixel // SIZE, pixel % SIZE, channel, mask, table_ptr, draws, out_ptr + start, SIZE, C)
 
 

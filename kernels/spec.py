@@ -10,6 +10,14 @@ MAX_PAD = 8
 MAX_SEED = 2**63 - 1
 PadMode = Literal["zero", "reflect"]
 FlipMode = Literal["random", "alternating"]
+#: The byte that `AugmentSpec.contrast` leaves as it is.
+MID_GREY = 128
+
+
+def _check_parts(spec: AugmentSpec | CropChanges, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(spec, name) <= 1:
+            raise ValueError(f"{name} {getattr(spec, name)} is out of range; give a number from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +37,10 @@ class AugmentSpec:
     cutout: int = 0
     """Side in pixels of a square set to the mean colour, its centre uniform over the image and its edges clipped by
     the border (DeVries and Taylor 2017, section 3.2); 0 for none."""
+    brightness: float = 0.0
+    """Multiply by a factor uniform in 1 - x to 1 + x; 0 to 1. First brightness, then contrast."""
+    contrast: float = 0.0
+    """Multiply the distance from mid-grey, the byte 128, by a factor uniform in 1 - x to 1 + x; 0 to 1."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.pad <= MAX_PAD:
@@ -38,6 +50,12 @@ class AugmentSpec:
                 raise ValueError(f"unknown {what} mode '{mode}'; choose from {', '.join(get_args(modes))}")
         if self.cutout < 0:
             raise ValueError(f"cutout {self.cutout} is negative; give the side of the square in pixels, 0 for none")
+        _check_parts(self, "brightness", "contrast")
+
+    @property
+    def colour(self) -> bool:
+        """Whether brightness or contrast change."""
+        return bool(self.brightness or self.contrast)
 
 
 NO_AUGMENT = AugmentSpec()
@@ -82,9 +100,7 @@ class CropChanges:
             raise ValueError(f"crop ratio {self.ratio} is no range of 1/64 to 64; give two numbers")
         if not 1 / UNIT <= self.centre <= 1:
             raise ValueError(f"centre {self.centre} is no part of a side; give a number above 0, up to 1")
-        for name in ("brightness", "contrast", "saturation", "erase"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} is out of range; give a number from 0 to 1")
+        _check_parts(self, "brightness", "contrast", "saturation", "erase")
 
     @property
     def colour(self) -> bool:

@@ -23,6 +23,7 @@ from fast_train.pipeline.config.architectures import Activation, Fusion, Shortcu
 from fast_train.pipeline.config.convert import build
 from fast_train.pipeline.config.recipe import check_overruled, merge
 from fast_train.pipeline.config.settings import SECTIONS, LoaderName, ModelConfig, settings
+from fast_train.pipeline.device import data_device
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.listener import Listener
 from fast_train.pipeline.engine.runtime import resolve_device
@@ -82,7 +83,7 @@ def make_loader(
     workers: int | None = None,
 ) -> Loader:
     """A loader of one split, a context manager that yields batches: images uint8 [N, H, W, C], labels int64 [N] and
-    indices int64 [N] on ``device``.
+    indices int64 [N] on ``device``; for ``mps`` they come on the CPU, where an augmenter for ``mps`` takes them.
 
     train: batches of one fixed size in the order of (seed, epoch), by default of the split ``train``; otherwise each
     image once, in the order of the file. Raises ValueError for what can't be loaded.
@@ -93,7 +94,7 @@ def make_loader(
         split,
         batch_size=batch_size,
         seed=seed,
-        device=resolve_device(str(device)),
+        device=data_device(resolve_device(str(device))),
         train=split == "train" if train is None else train,
         workers=workers,
     )

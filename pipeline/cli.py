@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from functools import partial
 
 from fast_train.common.command import run_command
 from fast_train.common.processes import world
-from fast_train.common.signals import ignore_requests_to_save
+from fast_train.common.signals import exit_status, ignore_requests_to_save
 from fast_train.common.startup import quick_imports
 from fast_train.pipeline.config.convert import build
 from fast_train.pipeline.config.recipe import Given, check_given
 from fast_train.pipeline.config.settings import DataConfig
 from fast_train.pipeline.errors import ConfigError, RankLost, TrainingDiverged
-from fast_train.pipeline.flags import PROGRAM, Actions, check_flags, check_paths, parse_flags
+from fast_train.pipeline.flags import PROGRAM, Actions, as_typed, check_flags, check_paths, parse_flags
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         ends_process=arguments is None,
         on_ranks=True,
         statuses={TrainingDiverged: 1, RankLost: 1},
-        explain=_explain,
+        explain=partial(_explain, given),
     )
 
 
@@ -44,7 +45,12 @@ def _program() -> str:
     return PROGRAM
 
 
-def _explain(error: Exception) -> Exception | None:
+def _explain(given: Given, error: Exception) -> Exception | None:
+    """What to tell of an error in its place. given: settings by flags."""
+    if isinstance(error, ConfigError):
+        told = ConfigError(as_typed(str(error), given))
+        told.__cause__ = error
+        return told
     # Where it is not imported, torch has raised no error.
     memory = sys.modules.get("fast_train.pipeline.engine.memory")
     return memory.memory_error(error) if memory else None
@@ -57,6 +63,11 @@ def _run_as_rank(given: Given, actions: Actions) -> int:
         if lost.told:
             return lost.status
         raise
+    except KeyboardInterrupt as stop:
+        if _program() == PROGRAM:
+            raise
+        # The first of several processes speaks for all.
+        return exit_status(stop)
 
 
 def _run(given: Given, actions: Actions) -> int:

@@ -9,19 +9,31 @@ import torch
 
 from fast_train.common.cores import usable_cores
 
+# Kinds of devices whose images the CPU prepares.
+_FED_BY_CPU = {"mps"}
+
 
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple's GPU"
     cores = usable_cores()
     return f"CPU with {cores} usable core{'s'[: cores != 1]}"
+
+
+def data_device(device: torch.device) -> torch.device:
+    """Where images are loaded and augmented for a network on ``device``: there too, but for Apple's GPU on the CPU,
+    which shares its memory. So the pixels are those of the CPU, and no kernel and no loader knows that GPU."""
+    return torch.device("cpu") if device.type in _FED_BY_CPU else device
 
 
 def computes_bf16(device: torch.device) -> bool:
     """Whether the device has bfloat16 arithmetic, rather than an emulation that is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if platform.machine() not in ("x86_64", "AMD64"):
+    # Nobody has measured yet what Apple's GPU gains by it.
+    if device.type == "mps" or platform.machine() not in ("x86_64", "AMD64"):
         return False
     # Intel's cores without AMX have the instructions of AVX-512 for it, and gain nothing by them: measured in
     # docs/performance.md.
@@ -40,7 +52,7 @@ def is_slow_cpu() -> bool:
 
 def gains_by(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether half precision, ``torch.bfloat16`` or ``torch.float16``, may be faster there than float32."""
-    if device.type == "cuda" or platform.machine() not in ("x86_64", "AMD64"):
+    if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
         return True
     return computes_bf16(device) if dtype == torch.bfloat16 else "avx512_fp16" in _cpuinfo()
 

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +38,15 @@ class Actions:
     """The flags that are no settings."""
 
     recipe: str | None = None
-    """Its name, or a TOML file (default: fast on a GPU or with --arch; else cpu-quick, or cpu-short on up to three
-    cores without AVX-512; for images that keep their shapes photos, and photos-cpu)."""
+    """A recipe's name, or a TOML file (default: fast on an NVIDIA GPU or with --arch; else cpu-quick, or cpu-short on
+    up to three cores without AVX-512. For images that keep their shapes: photos, else photos-cpu)."""
     set: tuple[str, ...] = ()
     """Any other setting, such as optimizer.momentum=0.8."""
     out: str | None = None
     """The run's folder (default: runs/<set>-<arch>-<recipe>)."""
     resume: str | None = None
-    """Go on: auto with the last such run and this command's settings, PATH with a run or checkpoint and its own."""
+    """Go on with a run: auto takes the last one of the same name, with this command's settings; PATH is a run's folder
+    or a checkpoint, which keeps its own settings."""
     stop_after: int | None = None
     """Save and stop after epoch N; --resume goes on."""
     save_as: str | None = None
@@ -200,10 +203,20 @@ def parse_flags(arguments: list[str] | None = None) -> tuple[Given, Actions]:
     return nested, Actions(**actions)
 
 
+def as_typed(text: str, given: Given) -> str:
+    """A line about settings that names those of ``given``, which are of flags, as they were typed: crop.size as
+    --image-size."""
+    for flag, place in chain.from_iterable(flags.items() for flags in _FLAGS.values()):
+        section, _, name = place.partition(".")
+        if name in given.get(section, {}):
+            text = re.sub(rf"(?<![\w.]){re.escape(place)}(?!\w| ?=)", flag, text)
+    return text
+
+
 def check_flags(given: Given, actions: Actions) -> Given:
     """All settings that are given, those of ``--set`` too; ConfigError for flags that do not go together, and for
     settings that would be overruled without a word."""
-    given = merge(given, _parse_sets(actions.set))
+    given = merge(given, parse_sets(actions.set))
     if actions.stop_after is not None and actions.stop_after < 1:
         raise ConfigError(f"--stop-after {actions.stop_after} is no epoch; give 1 or more")
     for name in ("out", "resume", "evaluate", "recipe"):
@@ -242,7 +255,8 @@ def check_paths(actions: Actions) -> None:
         check_writable(Path(actions.out))
 
 
-def _parse_sets(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def parse_sets(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Settings that ``--set SECTION.NAME=VALUE`` gives, nested by section; ConfigError for what is none."""
     nested: dict[str, dict[str, Any]] = {}
     for text in assignments:
         place, equals, value = text.partition("=")

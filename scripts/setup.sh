@@ -36,7 +36,9 @@ have_gpu() {
 choose_torch() {
     case ${TORCH:-} in
         cpu | cuda) torch=$TORCH; say "torch for ${torch/cuda/CUDA}, as TORCH says" ;;
-        '') if have_gpu; then
+        '') if [ "$(uname -s)" != Linux ]; then
+                torch=cpu; say "torch for the CPU and, on a Mac, for its GPU"
+            elif have_gpu; then
                 torch=cuda; say "NVIDIA's driver is here: torch for CUDA (TORCH=cpu make chooses the small one)"
             else
                 torch=cpu; say "no NVIDIA driver here: torch for the CPU (TORCH=cuda make chooses the other)"

@@ -12,7 +12,10 @@ PATH="$PWD/.venv/bin:$PATH"
 
 dataset=${DATA:-cifar10}
 case $dataset in
-    folder:?*) name=$(basename -- "$(realpath -m -- "${dataset#folder:}")") ;;
+    folder:?*)
+        folder=${dataset#folder:}
+        # With a slash, a folder called - is no word of cd's.
+        name=$(basename -- "$(cd -P -- "$folder/" 2>/dev/null && pwd || printf '%s' "$folder")") ;;
     *) name=$dataset ;;
 esac
 if [ "$name" = / ]; then
@@ -44,7 +47,8 @@ elif [ "$status" != 0 ]; then
 fi
 
 flags=${ARGS:-}
-if [ -z "$flags" ] && [ ! -e /dev/nvidiactl ] && cores_are_busy; then
+# /dev/dxg: a GPU in WSL.
+if [ -z "$flags" ] && [ ! -e /dev/nvidiactl ] && [ ! -e /dev/dxg ] && cores_are_busy; then
     if grep -qs '"image_shape": "ragged"' "data/$name/manifest.json"; then
         echo "other programs keep the cores busy: training half as long (ARGS='--epochs 40' is the whole)"
         flags='--epochs 20'

@@ -76,11 +76,13 @@ def test_a_folder_a_source_and_more_flags(train, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data, place", [("folder:-x", "data/-x"), ("folder:a/..", "data/{here}"), ("folder:/a b/.", "data/a b")]
+    "folder, name", [("-x", "-x"), ("-", "-"), ("a/..", "{here}"), ("a b/.", "a b"), ("nowhere/x/", "x")]
 )
-def test_a_set_is_called_by_its_folder(train, tmp_path, data, place):
-    _, calls, _ = train(DATA=data)
-    assert calls[0] == f"prep-data --dataset {data} --out {place.format(here=tmp_path.name)}"
+def test_a_set_is_called_by_its_folder(train, tmp_path, folder, name):
+    if "nowhere" not in folder:
+        (tmp_path / folder.split("/")[0]).mkdir()
+    _, calls, _ = train(DATA=f"folder:{folder}")
+    assert calls[0] == f"prep-data --dataset folder:{folder} --out data/{name.format(here=tmp_path.name)}"
 
 
 def test_a_folder_without_a_name_is_refused(train):
@@ -177,6 +179,13 @@ def test_a_training_needs_the_small_torch_and_none_of_what_tests_need(make):
     assert "0.2 GB to download" in said
     assert make(".venv/.train", torch=None)[0] == []
     assert make(".venv/.test", torch=None)[0] == ["-e .[dev]", "-e .[dali]"]
+
+
+def test_on_a_mac_pypi_has_the_right_torch(make):
+    make.tool("uname", "echo Darwin")
+    installs, said = make(".venv/.train", torch=None)
+    assert installs == ["torch torchvision", "-e ."]
+    assert "torch for the CPU and, on a Mac, for its GPU" in said
 
 
 def test_without_the_index_of_cpu_builds_pypis_torch_serves(make):

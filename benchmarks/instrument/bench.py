@@ -32,6 +32,7 @@ from fast_train.common.text import one_line, show_path
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.recipe import resolve
 from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.device import data_device
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader, build_step
 from fast_train.pipeline.engine.runtime import Runtime, apply_global_flags, resolve_runtime
 from fast_train.pipeline.engine.threads import settle_threads
@@ -77,6 +78,11 @@ class Bench(Generic[S_co]):
     @property
     def device(self) -> torch.device:
         return self.runtime.device
+
+    @property
+    def data_device(self) -> torch.device:
+        """Where batches lie, and are augmented."""
+        return data_device(self.device)
 
     def rate(self, call: Callable[[], object], *, items: float) -> Rate:
         """A repeat of calls on the device, each of so many items."""
@@ -228,7 +234,8 @@ def build_bench(
 def _configurations(subject: Subject, prepared: PreparedSet) -> Iterator[Config]:
     """The recipe, what its step is measured by, and the baseline, for these images."""
     given = subject.settings()
-    recipe = resolve(subject.recipe or default_recipe(given, prepared), given)
+    changed = subject.over_recipe()
+    recipe = resolve(subject.recipe or default_recipe(changed, prepared), changed)
     baseline = resolve(BASELINE, {**given, "model": {"arch": recipe.model.arch}})
     recipe = fit_to_data(recipe, prepared)
     config = _of_one_size(recipe)
@@ -336,6 +343,8 @@ def clean_up(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def spread_warnings(result: Result) -> list[str]:

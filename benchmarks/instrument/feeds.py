@@ -142,7 +142,7 @@ class LoaderFeed(Feed):
 
     def __init__(self, loader: Loader, augmenter: AnyAugmenter, *, raw: bool) -> None:
         self.loader, self.augmenter, self._raw = loader, augmenter, raw
-        self.batch_size, self.device = loader.batch_size, loader.device
+        self.batch_size, self.device = loader.batch_size, augmenter.device
         self.workers, self.per_epoch = loader.workers or 0, len(loader)
         # A loader that gives views of the split has only indices to make.
         self.ahead = 1 if is_view(loader.example()) else batches_ahead(self.workers, self.per_epoch)

@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -17,9 +17,10 @@ from typing import Any, NoReturn, TypeVar
 from fast_train.benchmarks.instrument.folder import check_empty
 from fast_train.common.command import Parser, flag_path, run_command
 from fast_train.common.startup import quick_imports
-from fast_train.pipeline.config.recipe import check_given
+from fast_train.pipeline.config.recipe import check_given, check_overruled, merge
 from fast_train.pipeline.config.settings import DataConfig
 from fast_train.pipeline.errors import ConfigError, check_name
+from fast_train.pipeline.flags import parse_sets
 
 #: The recipe of the study notes' script, which this project's figures are compared with.
 BASELINE = "notes"
@@ -108,6 +109,7 @@ class Subject(Common):
     data: str = DataConfig.path
     arch: str | None = None
     recipe: str | None = None
+    set: Sequence[str] = ()
     device: str | None = None
     quick: bool = False
     repeats: int | None = None
@@ -120,7 +122,7 @@ class Subject(Common):
         return 2 if self.quick else 5
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """As settings that are given over a recipe, nested by section."""
+        """As settings that are given over any recipe, nested by section."""
         given: dict[str, dict[str, Any]] = {"data": {"path": self.data}}
         if self.device:
             given["run"] = {"device": self.device}
@@ -128,9 +130,15 @@ class Subject(Common):
             given["model"] = {"arch": self.arch}
         return given
 
+    def over_recipe(self) -> dict[str, Any]:
+        """The same, and those of ``--set``, which are over the recipe that is measured alone."""
+        return merge(self.settings(), parse_sets(self.set))
+
     def check(self) -> None:
         """Also a network, a recipe or a set that is not there, and a folder for the report that is not empty."""
-        check_given(self.recipe or None, self.settings())
+        given = self.over_recipe()
+        check_overruled(given)
+        check_given(self.recipe or None, given)
         if self.out is not None:
             check_empty(self.out)
         # NumPy, which reading a set needs, takes a tenth of a second to import.
@@ -158,7 +166,8 @@ def add_subject(parser: Parser, default: str = "fast on a GPU or with --arch, cp
     add("--data", **DATA)
     add("--arch", metavar="NAME", help="network (default: the recipe's)")
     add("--recipe", metavar="NAME", help=f"whose step is measured (default: {default})")
-    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    add("--set", action="append", metavar="SECTION.X=Y", help="change a setting of the recipe; may be given again")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or mps (default: a GPU if there is one)")
 
 
 @dataclass(frozen=True, kw_only=True)

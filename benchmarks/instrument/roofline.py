@@ -16,8 +16,8 @@ from fast_train.pipeline.device import computes_bf16, has_tf32
 SUITE = "roofline"
 COPY = "copy"
 NO_TF32 = "the device has no TF32, a type of NVIDIA's tensor cores from compute capability 8.0 on"
-_COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
-_SIDE = {"cuda": 8192, "cpu": 2048}
+_COPY_BYTES = {"cuda": 1 << 30, "mps": 1 << 28, "cpu": 1 << 28}
+_SIDE = {"cuda": 8192, "mps": 4096, "cpu": 2048}
 
 
 def run(bench: Bench[Settings]) -> None:
@@ -64,7 +64,7 @@ def _kinds(device: torch.device) -> list[tuple[str, torch.dtype, bool]]:
     kinds = [("float32", torch.float32, False)]
     if has_tf32(device):
         kinds.append(("TF32", torch.float32, True))
-    if device.type == "cuda":
+    if device.type != "cpu":
         kinds.append(("float16", torch.float16, True))
     if computes_bf16(device):
         kinds.append(("bfloat16", torch.bfloat16, True))

@@ -80,8 +80,11 @@ def interleave(
 
 
 def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all that was queued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 class Rate:

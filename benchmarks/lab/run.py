@@ -154,7 +154,7 @@ def _batch(lab: Lab, size: int, *, first: bool) -> None:
     chosen = [p for p in ON_STEPS if p in lab.points and (first or p in (STEP, END_TO_END))]
     if not chosen:
         return
-    with build_loader("resident", bench.prepared, "train", batch_size=size, device=bench.device) as loader:
+    with build_loader("resident", bench.prepared, "train", batch_size=size, device=bench.data_device) as loader:
         built = [b for option in lab.flags.chosen_options() if (b := _build(lab, option, loader, chosen)) is not None]
         if built and LOSSES in chosen:
             _losses(lab, built)

@@ -97,6 +97,8 @@ def device_of(machine: Mapping[str, Any]) -> str:
     """The device as a person would name it. machine: a fingerprint of `instrument.machine`."""
     gpu = machine.get("gpu")
     cores = machine["usable_cores"]
+    if machine.get("device") == "mps":
+        return f"GPU of {machine['cpu']}"
     return str(gpu["name"]) if gpu else f"{cores} core{'s'[: cores != 1]} of {machine['cpu']}"
 
 

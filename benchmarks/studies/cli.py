@@ -86,7 +86,7 @@ def build_parser() -> Parser:
     add("--batch-size", **COUNT, help="images a step (default: 128, the paper's)")
     add("--loader", metavar="NAME", help="as fast-train takes it")
     add("--amp", nargs="?", const="auto", metavar="TYPE", help="as fast-train takes it (default: auto)")
-    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:N or mps (default: a GPU if there is one)")
     return parser
 
 

@@ -39,7 +39,7 @@ suites: {", ".join(SUITES)}
 
 Ctrl-C ends the measuring; the report then holds the suites that were finished and says that it is not complete.
 
-exit status: 0 done, 1 a loss (--compare), a suite or a training that failed, or figures that can't be true,
+exit status: 0 done, 1 a row too slow (--compare), a suite or a training that failed, or figures that can't be true,
 2 bad input, 129/130/143 stopped by a signal"""
 
 
@@ -151,7 +151,7 @@ def build_parser() -> Parser:
     add(
         "--prep-dataset",
         metavar="NAME",
-        help="what `preparation` prepares, as prep-data takes it (default: synthetic; of photographs, theirs)",
+        help="what `preparation` prepares, as prep-data takes it (default: synthetic; with photographs, their files)",
     )
     add(
         "--ranks", nargs="?", const="", metavar="LIST",
@@ -163,7 +163,7 @@ def build_parser() -> Parser:
     add("--workers", **COUNT, help="of loaders that have them (default: cores)")
     add = parser.add_argument_group("results").add_argument
     add("--compare", nargs=2, type=flag_path, metavar=("OLD", "NEW"), help="compare two reports, do not measure")
-    add("--max-loss", **NUMBER, help="of --compare, a fraction (default: 0.1)")
+    add("--max-loss", **NUMBER, help="of --compare: how much slower a row may be, a fraction (default: 0.1)")
     return parser
 
 

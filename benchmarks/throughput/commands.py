@@ -45,7 +45,7 @@ def open_bench(flags: Flags, command: Sequence[str], display: Display, scratch: 
 
 
 def _default_folder(bench: Bench[ThroughputSettings]) -> Path:
-    device = device_name(bench.device) if bench.device.type == "cuda" else "cpu"
+    device = device_name(bench.device) if bench.device.type == "cuda" else bench.device.type
     return Path("reports") / f"{bench.config.model.arch}-{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}"
 
 

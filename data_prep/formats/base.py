@@ -62,22 +62,21 @@ class FormatOptions:
     def ragged_quality(self) -> int:
         return 95 if self.jpeg_quality is None else self.jpeg_quality
 
-    def unused(self, formats: Sequence[str], *, ragged: bool) -> list[str]:
-        """The flags of options that were chosen, and that make no difference to files of these formats. ragged: whether
-        the images keep their own shapes."""
+    def check(self, formats: Sequence[str], *, ragged: bool | None) -> None:
+        """PreparedSetError for a flag that makes no difference to files of these formats. ragged: whether the images
+        keep their own shapes; None where that is not known yet."""
         modes = {"ffcv": self.ffcv_mode, "dali": self.dali_mode}
         used = {mode for name, mode in modes.items() if name in formats}
         makes_a_difference = {
             "ffcv_mode": "ffcv" in formats and not ragged,
             "dali_mode": "dali" in formats and not ragged,
-            "jpeg_quality": not used <= {"raw"} or ragged,
+            "jpeg_quality": not used <= {"raw"} or ragged is not False,
             "jpeg_share": "proportion" in used and not ragged,
         }
-        return [
-            "--" + name.replace("_", "-")
-            for name, matters in makes_a_difference.items()
-            if not matters and getattr(self, name) != getattr(FormatOptions, name)
-        ]
+        what = "images that keep their shapes" if ragged else f"--formats {','.join(formats)}"
+        for name, matters in makes_a_difference.items():
+            if not matters and getattr(self, name) != getattr(FormatOptions, name):
+                raise PreparedSetError(f"--{name.replace('_', '-')} means nothing to {what}; leave it out")
 
     def encoding(self, mode: str) -> dict[str, Any]:
         """What the manifest says of files written in a mode: the mode and what else it depends on."""

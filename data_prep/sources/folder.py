@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -274,6 +274,7 @@ class ImageFolder(Source):
         batches = [names[i : i + _SCAN_FILES] for i in range(0, len(names), _SCAN_FILES)]
         jobs = ([self._path(name) for name in batch] for batch in batches)
         results = self._pool.map(scan, jobs, say=self.display.say)
+        sizes = set[tuple[int, int]]()
         with self.display.progress("sizes", len(names)) as advance:
             for batch, headers in zip(batches, results, strict=True):
                 for name, header in zip(batch, headers, strict=True):
@@ -281,6 +282,10 @@ class ImageFolder(Source):
                         self._bad.append((name, header))
                     else:
                         self._headers[name] = header
+                        sizes.add((header.height, header.width))
+                if sizes and self.options.size is None and not _are_pixels(sizes):
+                    # Now, and not after a long scan.
+                    self.encoding.check((), ragged=True)
                 advance(len(batch))
 
     def _sizes(self) -> Counter[tuple[int, int]]:
@@ -291,8 +296,8 @@ class ImageFolder(Source):
         size, sizes = self.options.size, self._sizes()
         if size is not None:
             return size, size
-        only = next(iter(sizes))
-        if len(sizes) == 1 and max(only) <= _LARGEST_PIXELS_SIDE:
+        if _are_pixels(sizes):
+            only = next(iter(sizes))
             self._check_pixels_flags(only)
             return only
         stored = Counter[tuple[int, int]]()
@@ -410,6 +415,11 @@ class ImageFolder(Source):
             f"{show(name)} ({reason}); remove them, or leave them out with --skip-bad",
             self._bad,
         )
+
+
+def _are_pixels(sizes: Collection[tuple[int, int]]) -> bool:
+    """Whether images of these sizes are stored as pixels, rather than keep their shapes."""
+    return len(sizes) == 1 and max(next(iter(sizes))) <= _LARGEST_PIXELS_SIDE
 
 
 def _files(count: int) -> str:

@@ -8,6 +8,7 @@
 | ``plain-N`` | the same without shortcuts, where blocks are basic | 8, 14, 18, 20, 32, 34, 44, 56, 110 |
 | ``preact-resnetN`` | the same in the order of He et al. 2016 | all |
 | ``speednetN`` | a frozen whitening layer and three wide stages, for the shortest training | 8, 11 |
+| ``small-speednet8`` | the same with narrow stages, which chooses what others train on | 8 |
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ ARCHITECTURES = _architectures()
 #: The number counts weighted layers, the whitening and the classifier among them.
 SPEEDNETS = {
     "speednet8": SpeedNetShape(widths=(64, 256, 256), convolutions=2, bn_momentum=0.4),
+    "small-speednet8": SpeedNetShape(widths=(32, 64, 64), convolutions=2, bn_momentum=0.1),
     "speednet11": SpeedNetShape(widths=(128, 512, 512), convolutions=3, bn_momentum=0.1),
 }
 

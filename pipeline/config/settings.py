@@ -151,8 +151,8 @@ class CropConfig(CropChanges):
     """Side of the crops in pixels; none for 224 where images have their own shapes, or the largest multiple of 32 that
     is not above the median of their shorter sides, and for no crops where all have one shape."""
     progressive: tuple[int, ...] = ()
-    """Sizes for equal parts of the run, one after the other, in place of `crop.size`: small crops train faster, and the
-    last size is the one that counts."""
+    """Sizes of the crops for equal parts of the run, one after the other, in place of one size: small crops train
+    faster, and the last size is the one that counts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,6 +169,23 @@ class CropConfig(CropChanges):
     def spec(self, size: int) -> CropSpec:
         """What training does to an image."""
         return CropSpec(size=size, **{item.name: getattr(self, item.name) for item in dataclasses.fields(CropChanges)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """Which images of a batch the network is trained on. The choice is of a small network, the proxy, which is trained
+    beside it on the same images, by the same settings but for averages of weights (the idea of airbench96_faster,
+    Jordan 2024)."""
+
+    keep: float = 1.0
+    """The part of each batch that is trained on, above 0: the images of the proxy's highest losses. 1 for all of them,
+    without a proxy."""
+    proxy: str = "small-speednet8"
+    """The proxy's network."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.keep <= 1, f"selection.keep {self.keep} must be a fraction above 0, up to 1")
+        check_name("architecture", self.proxy, architecture_names())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,8 +286,8 @@ class ScheduleConfig:
 
 def check_device(name: str) -> None:
     """ConfigError for what names no kind of device, here or elsewhere."""
-    _require(re.fullmatch("auto|cpu|cuda(:[0-9]{1,3})?", name) is not None,
-             f"unknown device '{name}'; give cpu, cuda or cuda:N")  # fmt: skip
+    _require(re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,3})?", name) is not None,
+             f"unknown device '{name}'; give cpu, cuda, cuda:N or mps")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +301,7 @@ class RunConfig:
     seed: int = 0
     """Of weights, order and augmentation."""
     device: str = "auto"
-    """`cpu`, `cuda` or `cuda:N`; `auto` is a GPU if there is one."""
+    """`cpu`, `cuda`, `cuda:N` or `mps`, which is Apple's GPU; `auto` is a GPU if there is one."""
     amp: Literal["off", "auto", "bf16", "fp16"] = "off"
     """Mixed precision, by its type; `auto` is bf16 where the hardware has it."""
     tf32: bool = True
@@ -292,7 +309,7 @@ class RunConfig:
     compile: bool | None = None
     """torch.compile; none for where it is faster: on a GPU."""
     compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
-    """Of torch.compile; `max-autotune-no-cudagraphs` times more kernels before the first step."""
+    """Of torch.compile; `max-autotune-no-cudagraphs` measures more kernels before the first step."""
     fuse: Fusion = "none"
     """`norm`: BatchNorm, addition and ReLU in one kernel; `conv`: BatchNorm's sums in the convolutions too; `cudnn`:
     the same by cuDNN 9.24 on an H100, in bfloat16, and `norm` where that can't be."""
@@ -305,25 +322,28 @@ class RunConfig:
     deterministic: bool = False
     """Bit-reproducible algorithms, slower."""
     threads: int | None = None
-    """Threads of a step on the CPU, which its last bits depend on; none for the fastest number, which its first steps
-    find, and with `deterministic` for all usable cores."""
+    """Threads of a step on the CPU; the last bits of its results depend on them; none for the fastest number, which the
+    first steps find (with `deterministic`: all usable cores)."""
     eval_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     save_every: str | int | None = None
     """Steps (`500`) or time (`90s`, `10m`, `2h`) between checkpoints, inside epochs too; none for the ends of epochs,
     at most every ten seconds. The end and a signal always save."""
     keep: int = 0
-    """Checkpoints to keep beside the last one, as `checkpoints/step-N.pt`: the newest so many of those saved."""
+    """How many checkpoints to keep beside the last one, as `checkpoints/step-N.pt`: the newest ones."""
     keep_best: bool = False
     """Keep the checkpoint of the best accuracy, on the validation split of a set that has one, else on the test split,
-    as `best.pt`. A test split beside a validation split is then looked at with its weights."""
+    as `best.pt`. Of a set that has both, the test split is evaluated with these weights, once, at the end."""
     target_accuracy: float | None = None
-    """Stop when that accuracy reaches this fraction."""
+    """Stop when the accuracy on the validation split, else on the test split, reaches this fraction."""
     patience: int | None = None
-    """Stop when that accuracy has not risen for so many evaluations; keeps `best.pt` too. None to train to the end."""
+    """Stop when that accuracy has not risen for so many evaluations, and keep `best.pt` too; none for no such end."""
     tta: TestTimeAugmentation = "none"
     """Test-time augmentation: `flip` averages the predictions for each image and its mirror image, `multicrop` those
     for both and for both moved by a pixel either way along the diagonal."""
+    tta_share: float = 1.0
+    """The part of each evaluated batch that gets these views, 0 to 1: the images whose prediction from the image alone
+    is the least certain. The others keep that prediction."""
     eval_size: int | None = None
     """Side in pixels of the crops that are evaluated, the images' centres (`crop.centre`); none for that of training,
     its last one."""
@@ -356,6 +376,7 @@ class RunConfig:
         fits = self.fuse != "cudnn" or not self.deterministic
         _require(fits, "--fuse cudnn adds sums up in any order; leave out --deterministic, or give --fuse norm")
         check_choice("test-time augmentation", self, "tta")
+        _require(0 <= self.tta_share <= 1, f"tta_share {self.tta_share} must be a fraction in [0, 1]")
         if self.eval_size is not None:
             check_size(self.eval_size)
         target = self.target_accuracy
@@ -365,6 +386,10 @@ class RunConfig:
     def keeps_best(self) -> bool:
         """Whether the best checkpoint is kept beside the last one."""
         return self.keep_best or self.patience is not None
+
+    def epochs_begun(self, steps_per_epoch: int) -> int:
+        """How many epochs the run takes; the last may be a part of one where its length is in steps."""
+        return self.epochs if self.steps is None else math.ceil(self.steps / steps_per_epoch)
 
     @property
     def save_interval(self) -> int | float | None:
@@ -384,6 +409,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     crop: CropConfig = field(default_factory=CropConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -394,6 +420,11 @@ class Config:
         for section in SECTIONS:
             plain[section] = {k: list(v) if isinstance(v, tuple) else v for k, v in plain[section].items()}
         return plain
+
+    @property
+    def trained_images(self) -> int:
+        """Images of a batch, of all ranks together, that the network is trained on."""
+        return max(round(self.selection.keep * self.data.batch_size), 1)
 
     @property
     def evaluated_crop(self) -> CropSpec | None:
@@ -413,6 +444,7 @@ SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "augment": AugmentSpec,
     "crop": CropConfig,
+    "selection": SelectionConfig,
     "optimizer": OptimizerConfig,
     "schedule": ScheduleConfig,
     "run": RunConfig,

@@ -18,6 +18,7 @@ from fast_train.data_prep.manifest import Manifest
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.resized_crop import Ragged, resampling, resized_crop
 from fast_train.kernels.spec import AugmentSpec, CropSpec, check_croppable, check_reflection
+from fast_train.pipeline.device import data_device
 from fast_train.pipeline.errors import ConfigError, check_name
 from fast_train.pipeline.loaders.batch import AnyBatch, Batch, RaggedBatch, RaggedView, SplitView
 
@@ -55,9 +56,9 @@ class Augmentation(Protocol):
 class _Normaliser:
     """What the augmentations of a run share: the table of values, the memory format, seed and epoch.
 
-    ``epoch`` is a 0-D int64 tensor on the device, so that a captured graph follows `set_epoch`. sizes: the sides in
-    pixels that images may come out with, in the order in which training takes them; `set_size` chooses, and before it
-    is called they have the last one.
+    device: the model's; batches lie on its `data_device`, and so does ``epoch``, a 0-D int64 tensor, so that a captured
+    graph follows `set_epoch`. sizes: the sides in pixels that images may come out with, in the order in which training
+    takes them; `set_size` chooses, and before it is called they have the last one.
     """
 
     def __init__(
@@ -72,10 +73,10 @@ class _Normaliser:
         channels_last: bool = True,
     ) -> None:
         self.sizes, self.size = tuple(sizes), sizes[-1]
-        self.seed, self._channels_last = seed, channels_last
+        self.seed, self._channels_last, self.device = seed, channels_last, device
         self.mean, self.std = normalisation(manifest.mean, manifest.std, normalise)
-        self.table = normalisation_table(self.mean, self.std, dtype, device)
-        self.epoch = torch.zeros((), dtype=torch.int64, device=device)
+        self.table = normalisation_table(self.mean, self.std, dtype, data_device(device))
+        self.epoch = torch.zeros((), dtype=torch.int64, device=self.table.device)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
@@ -85,7 +86,7 @@ class _Normaliser:
         self.size = size
 
     def _formatted(self, images: Tensor) -> Tensor:
-        return images if self._channels_last else images.contiguous()
+        return (images if self._channels_last else images.contiguous()).to(self.device)
 
 
 class Augmenter(_Normaliser):
@@ -179,9 +180,9 @@ class CropAugmenter(_Normaliser):
         shapes = manifest.ragged
         height, width = (shapes.height, shapes.width) if shapes else manifest.image_shape[:2]
         check_croppable(shapes.pixels if shapes else height * width)
-        keep_compiled(device)
+        keep_compiled(self.table.device)
         specs = (dataclasses.replace(spec, size=size) for size in self.sizes)
-        self._crops = {spec.size: (spec, resampling(spec, max(height, width)).to(device)) for spec in specs}
+        self._crops = {spec.size: (spec, resampling(spec, max(height, width)).to(self.table.device)) for spec in specs}
         self._views: dict[torch.Size, Ragged] = {}
 
     def __call__(self, batch: AnyBatch) -> Tensor:

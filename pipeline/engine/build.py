@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,7 +14,8 @@ import torch
 from fast_train.data_prep.manifest import Manifest, PreparedSet
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import NO_AUGMENT
-from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.config.settings import Config, ModelConfig
+from fast_train.pipeline.device import data_device
 from fast_train.pipeline.engine.augmentation import (
     AnyAugmenter,
     Augmentation,
@@ -27,7 +29,7 @@ from fast_train.pipeline.engine.evaluate import evaluation_batch
 from fast_train.pipeline.engine.graph import CapturedStep, warm_up
 from fast_train.pipeline.engine.memory import memory_error
 from fast_train.pipeline.engine.runtime import Runtime
-from fast_train.pipeline.engine.step import TrainStep
+from fast_train.pipeline.engine.step import Proxy, TrainStep
 from fast_train.pipeline.engine.stored import stored_pixels
 from fast_train.pipeline.errors import CompileError, ConfigError
 from fast_train.pipeline.loaders import AnyBatch, Loader, Progress, build_loader
@@ -64,7 +66,7 @@ def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, 
         "dtype": runtime.image_dtype,
         "device": runtime.device,
         "seed": config.run.seed,
-        "channels_last": config.run.channels_last,
+        "channels_last": runtime.channels_last,
     }
     if train and config.data.dali_augment == "native":
         return NativeAugmenter(manifest, (config.model.image_size,), **common)
@@ -98,7 +100,7 @@ def build_split_loader(
         split,
         batch_size=config.data.batch_size if train else at_once,
         seed=config.run.seed,
-        device=runtime.device,
+        device=data_device(runtime.device),
         train=train,
         workers=config.data.workers,
         native=_native(config, prepared, runtime) if train else None,
@@ -139,7 +141,7 @@ def build_network(config: Config, runtime: Runtime, prepared: PreparedSet | None
     model = model.to(runtime.device)
     if config.run.sync_batchnorm:
         model = synchronised(model)
-    return model.to(memory_format=torch.channels_last) if config.run.channels_last else model
+    return model.to(memory_format=torch.channels_last) if runtime.channels_last else model
 
 
 def _first_images(config: Config, prepared: PreparedSet) -> torch.Tensor:
@@ -158,23 +160,31 @@ def _first_images(config: Config, prepared: PreparedSet) -> torch.Tensor:
 def build_step(
     config: Config, augmenter: Augmentation, runtime: Runtime, *, prepared: PreparedSet | None = None
 ) -> TrainStep:
-    """The step of a run, not compiled or captured yet. prepared: see `build_network`."""
-    return TrainStep(
-        build_network(config, runtime, prepared),
-        augmenter,
-        config.optimizer,
-        device=runtime.device,
-        amp=runtime.amp,
-        compile=runtime.compile,
-        compile_mode=runtime.compile_mode,
-    )
+    """The step of a run, not compiled or captured yet. prepared: see `build_network`. ConfigError where several ranks
+    are to choose images."""
+    common: dict[str, Any] = {
+        "device": runtime.device,
+        "amp": runtime.amp,
+        "compile": runtime.compile,
+        "compile_mode": runtime.compile_mode,
+    }
+    model = build_network(config, runtime, prepared)
+    if config.selection.keep == 1:
+        return TrainStep(model, augmenter, config.optimizer, **common)
+    if current().size > 1:
+        raise ConfigError("selection.keep below 1 is for a training in one process; leave it out, or train in one")
+    sizes = {name: getattr(config.model, name) for name in ("num_classes", "image_size", "in_channels")}
+    beside = dataclasses.replace(config, model=ModelConfig(arch=config.selection.proxy, **sizes))
+    plain = dataclasses.replace(config.optimizer, ema_decay=None, lookahead=None)
+    proxy = Proxy(build_network(beside, runtime, prepared), augmenter, plain, **common)
+    return TrainStep(model, augmenter, config.optimizer, proxy=proxy, keep=config.trained_images, **common)
 
 
 def check_batch(model: torch.nn.Module, config: Config, prepared: PreparedSet) -> None:
     """ConfigError where batches, or a rank's parts of them, are of one image, and so small a one that a BatchNorm of
     ``model`` gets a single value per channel, which has no variance. The model stays as it is."""
     ranks = current().size
-    if config.data.batch_size // ranks > 1 or (config.run.sync_batchnorm and ranks > 1):
+    if config.trained_images // ranks > 1 or (config.run.sync_batchnorm and ranks > 1):
         return
     channels, height, width = trained_shapes(config, prepared.manifest)[0]
     try:
@@ -192,7 +202,7 @@ def ready_steps(
     step: TrainStep, example: AnyBatch, runtime: Runtime, augmenter: AnyAugmenter, sizes: Collection[int]
 ) -> dict[int, Callable[[AnyBatch], None]]:
     """The step for images of each size, which the augmenter of the step makes: see `ready_step`."""
-    if runtime.device.type == "cpu":
+    if data_device(runtime.device).type == "cpu":
         # Here, and not in the first step: Numba compiles a crop when one is first made.
         augmenter(example)
     ready: dict[int, Callable[[AnyBatch], None]] = {}

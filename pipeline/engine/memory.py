@@ -19,7 +19,7 @@ _OUT_OF_MEMORY = "the GPU is out of memory; give a smaller --batch-size, or --lo
 _OUT_OF_HOST_MEMORY = "the computer is out of memory; give a smaller --batch-size"
 # Words of errors that torch raises as plain RuntimeErrors.
 _MEMORY_ERRORS = {
-    _OUT_OF_MEMORY: r"CUDA error: out of memory|CU(DNN|BLAS)_STATUS_ALLOC_FAILED",
+    _OUT_OF_MEMORY: r"CUDA error: out of memory|CU(DNN|BLAS)_STATUS_ALLOC_FAILED|MPS backend out of memory",
     _OUT_OF_HOST_MEMORY: r"DefaultCPUAllocator: (can't allocate|not enough) memory|std::bad_alloc",
 }
 # Torch itself, the weights, their gradients and momenta take about this besides, for networks of usual size.

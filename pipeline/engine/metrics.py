@@ -57,8 +57,10 @@ class Metrics:
     of its images, and all of them read together."""
 
     def __init__(self, device: torch.device) -> None:
-        # float64: sums of 50,000 losses keep their digits. Rows: loss, correct, images.
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+        # float64: sums of 50,000 losses keep their digits. Apple's GPU has none; float32 counts to 16.7 million images.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        # Loss, correct, images.
+        self.sums = torch.zeros(3, dtype=dtype, device=device)
 
     def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
         """loss: 0-D mean over the batch. correct: 0-D count."""
@@ -73,7 +75,7 @@ class Metrics:
         return totals(current().sum(self.sums))
 
     def state(self) -> Tensor:
-        """The sums, float64 [3], or [R, 3] of R ranks, which all ask for it."""
+        """The sums, [3], or [R, 3] of R ranks, which all ask for it."""
         ranks = current()
         return ranks.gather(self.sums) if ranks.size > 1 else self.sums
 
@@ -87,6 +89,6 @@ class Metrics:
 
 
 def totals(sums: Tensor) -> Totals:
-    """The sums of `Metrics.sums`, float64 [3], as numbers."""
+    """The sums of `Metrics.sums`, [3], as numbers."""
     loss, correct, images = sums.tolist()
     return Totals(loss, int(correct), int(images))

@@ -17,6 +17,7 @@ from fast_train.common.cores import usable_cores
 from fast_train.pipeline.config.architectures import Fusion
 from fast_train.pipeline.config.settings import RunConfig, check_device
 from fast_train.pipeline.device import computes_bf16, device_name, gains_by, has_tf32
+from fast_train.pipeline.engine.trial import fault
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.ranks import current
 
@@ -27,8 +28,9 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Runtime:
     """amp: the autocast type, None for float32. tf32: whether float32 convolutions are computed in TF32. graph: the
     whole step as one CUDA graph. compile_mode: of torch.compile. fuse: see `pipeline.models.build_model`. less_fused:
-    why it is ``norm`` where ``cudnn`` was asked for.
-    threads: of a step on the CPU; None for the fastest number, which `pipeline.engine.threads` finds."""
+    why it is ``norm`` where ``cudnn`` was asked for. channels_last: the memory format of weights and images. threads:
+    of a step on the CPU; None for the fastest number, which `pipeline.engine.threads` finds. passed_over: why Apple's
+    GPU was not chosen, where there is one."""
 
     device: torch.device
     amp: torch.dtype | None
@@ -37,7 +39,9 @@ class Runtime:
     graph: bool
     compile_mode: str
     fuse: Fusion
+    channels_last: bool
     threads: int | None
+    passed_over: str | None = None
     less_fused: str | None = None
 
     @property
@@ -65,6 +69,8 @@ class Runtime:
     def notes(self) -> list[str]:
         """What makes the run slower than it could be here, a line each."""
         found = []
+        if self.passed_over is not None:
+            found.append(f"note: this runs on the CPU and not on Apple's GPU: {self.passed_over}")
         if self.amp is not None and not gains_by(self.amp, self.device):
             found.append(
                 f"note: this CPU only emulates {self.dtype_name}, far slower than float32; leave out --amp, or give "
@@ -89,12 +95,14 @@ def resolve_runtime(run: RunConfig) -> Runtime:
         raise ConfigError("--graph needs a CUDA device; give --no-graph")
     if cuda:
         _check_triton_builds()
+    if device.type == "mps" and run.deterministic:
+        raise ConfigError("--deterministic: PyTorch promises no equal bits on Apple's GPU; add --device cpu")
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if run.compile and not compiler:
         raise ConfigError("--compile needs a C++ compiler; install one (apt-get install g++) or add --no-compile")
     # Triton, which torch.compile generates code for, knows no older GPU.
     generates = cuda and torch.cuda.get_device_capability(device) >= (7, 0)
-    if run.compile and cuda and not generates:
+    if run.compile and device.type != "cpu" and not generates:
         raise ConfigError(f"torch.compile can't generate code for {device_name(device)}; add --no-compile")
     compiled = bool(compiler) and generates if run.compile is None else run.compile
     amp = _resolve_amp(run.amp, device)
@@ -109,7 +117,10 @@ def resolve_runtime(run: RunConfig) -> Runtime:
         graph=cuda if run.graph is None else run.graph,
         compile_mode=run.compile_mode,
         fuse="norm" if less_fused else run.fuse,
+        # The backward pass of BatchNorm is wrong there: https://github.com/pytorch/pytorch/issues/175189
+        channels_last=run.channels_last and device.type != "mps",
         threads=_resolve_threads(run, device),
+        passed_over=_mps_fault() if run.device == "auto" and device.type == "cpu" and _has_mps() else None,
         less_fused=less_fused,
     )
 
@@ -161,11 +172,23 @@ def resolve_device(name: str) -> torch.device:
     if current().joined and (name.startswith("cuda") or (name == "auto" and available)):
         return _device_of_rank(name)
     if name == "auto":
-        return torch.device("cuda" if available else "cpu")
+        return torch.device("cuda" if available else "mps" if _has_mps() and not _mps_fault() else "cpu")
     device = torch.device(name)
-    if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
+    numbered = available and (device.index or 0) < torch.cuda.device_count()
+    if not {"cpu": True, "cuda": numbered, "mps": _has_mps()}[device.type]:
         raise ConfigError(f"no device '{name}' is visible here; give --device auto to use what there is")
+    if device.type == "mps" and (reason := _mps_fault()):
+        raise ConfigError(f"--device mps: {reason}; give --device cpu")
     return device
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def _mps_fault() -> str | None:
+    """Why Apple's GPU can't train here, in a few words; None where it can."""
+    return "several ranks can't share it" if current().joined else fault()
 
 
 def _device_of_rank(name: str) -> torch.device:
@@ -187,6 +210,8 @@ def _resolve_amp(name: str, device: torch.device) -> torch.dtype | None:
         if computes_bf16(device):
             return torch.bfloat16
         return torch.float16 if device.type == "cuda" else None
+    if device.type == "mps" and (reason := fault(_DTYPES[name])):
+        raise ConfigError(f"--amp {name}: {reason}; give --amp off, or --device cpu")
     if name == "bf16" and device.type == "cuda" and not computes_bf16(device):
         raise ConfigError(f"{device_name(device)} has no bfloat16 arithmetic; use --amp fp16")
     return _DTYPES[name]

@@ -43,7 +43,7 @@ from fast_train.pipeline.optim.schedules import build_schedule
 from fast_train.pipeline.ranks import current
 
 # Steps after which ranks hear of each other: a step on a GPU is short, and no host is to wait for another one.
-_LAG = {"cpu": 1, "cuda": 16}
+_LAG = {"cpu": 1, "mps": 1, "cuda": 16}
 _REMEDY = "begin anew with a lower --lr or with --grad-clip 1; the last good checkpoint, if any, is kept"
 
 
@@ -79,7 +79,7 @@ class Trainer:
         self.config = config
         steps_per_epoch = len(self.loader)
         self.total_steps = config.run.steps or config.run.epochs * steps_per_epoch
-        self.epochs = math.ceil(self.total_steps / steps_per_epoch)
+        self.epochs = config.run.epochs_begun(steps_per_epoch)
         self.schedule = build_schedule(config.schedule, peak=config.optimizer.lr, total_steps=self.total_steps)
         self.done_steps = 0
         self.train_seconds = 0.0
@@ -237,7 +237,7 @@ class Trainer:
         self.augmenter.set_size(self._size(epoch))
         self.step.model.train()
         already = self.step.metrics.read().images
-        left = (self.total_steps - self.done_steps) * self.config.data.batch_size
+        left = (self.total_steps - self.done_steps) * self.config.trained_images
         for listener in listeners:
             listener.on_epoch_begin(epoch + 1, already=already, images_left=left + already)
         started = time.perf_counter()
@@ -331,6 +331,7 @@ class Trainer:
             self.test_augmenter,
             amp=self.runtime.amp,
             tta=self.config.run.tta,
+            tta_share=self.config.run.tta_share,
             stopped=stopped,
         )
 

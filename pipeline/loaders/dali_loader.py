@@ -34,7 +34,8 @@ class DaliLoader(Loader):
     format: ClassVar[str] = "dali"
     optional: ClassVar[tuple[str, str]] = (
         "dali_graph",
-        "DALI can't be imported ({}); install it: pip install nvidia-dali-cuda120 (nvidia-dali-cuda130 for CUDA 13)",
+        "DALI can't be imported ({}); install it, on Linux: pip install nvidia-dali-cuda120 (nvidia-dali-cuda130 for "
+        "CUDA 13)",
     )
 
     def __init__(

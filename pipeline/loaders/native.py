@@ -30,11 +30,22 @@ class _Native:
         return torch.float32 if self.dtype == torch.float32 else torch.float16
 
 
+def _check_left_alone(changed: object, remedy: str) -> None:
+    if changed:
+        raise ValueError(
+            f"DALI's graph changes no colours and erases nothing here: {remedy}, or leave out --dali-augment native"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class NativeAugment(_Native):
-    """The crops, flips and cutouts that `kernels.augment` would draw, for operators of the DALI graph."""
+    """The crops, flips and cutouts that `kernels.augment` would draw, for operators of the DALI graph. ValueError for
+    colours, which it leaves alone."""
 
     spec: AugmentSpec
+
+    def __post_init__(self) -> None:
+        _check_left_alone(self.spec.colour, "set brightness and contrast to 0")
 
     @property
     def inputs(self) -> list[tuple[type, int]]:
@@ -68,11 +79,8 @@ class NativeCrop(_Native):
     spec: CropSpec
 
     def __post_init__(self) -> None:
-        if self.spec.colour or self.spec.erase:
-            raise ValueError(
-                "DALI's graph changes no colours and erases nothing here: set brightness, contrast, saturation and "
-                "erase to 0, or leave out --dali-augment native"
-            )
+        changed = self.spec.colour or self.spec.erase
+        _check_left_alone(changed, "set brightness, contrast, saturation and erase to 0")
 
     def draw(
         self, indices: torch.Tensor, epoch: int, heights: torch.Tensor, widths: torch.Tensor

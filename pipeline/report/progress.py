@@ -45,7 +45,8 @@ class Terminal(Listener):
         for note in start.notes:
             self._console.print(note, soft_wrap=True)
         # A run of few epochs takes the last sizes.
-        sizes = config.crop.sizes if config.run.steps else config.crop.sizes[-config.run.epochs :]
+        steps_per_epoch = max(prepared.size("train") // config.data.batch_size, 1)
+        sizes = config.crop.sizes[-config.run.epochs_begun(steps_per_epoch) :]
         crops = f", crops of {' then '.join(map(str, sizes))} pixels" if sizes else ""
         self._console.print(
             f"{config.model.arch} by recipe {show(config.recipe)} on {prepared.size('train'):,} images of "

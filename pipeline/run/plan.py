@@ -39,7 +39,7 @@ _FEW_STEPS, _ENOUGH_STEPS, _SMALL_BATCH = 80, 400, 128
 _EVALUATED_BY = {
     *("data.path", "data.loader", "data.workers"),
     *("run.device", "run.amp", "run.tf32", "run.tta", "run.channels_last", "run.deterministic", "run.threads"),
-    "run.eval_size",
+    *("run.tta_share", "run.eval_size"),
 }
 # The side of crops where nothing says it, in pixels: ImageNet's, and what smaller ones are multiples of.
 _CROP, _CROP_STEP = 224, 32
@@ -83,7 +83,8 @@ def plan_evaluation(given: Given, saved: Saved, *, verify: bool = False) -> Plan
     _check_data_is_there(saved, given)
     # How the training ran on its machine says nothing of this one.
     trained = saved.config.run
-    run = RunConfig(tta=trained.tta, amp=trained.amp, tf32=trained.tf32, eval_size=trained.eval_size)
+    kept = ("tta", "tta_share", "amp", "tf32", "eval_size")
+    run = RunConfig(**{name: getattr(trained, name) for name in kept})
     plan = _with_data(override(dataclasses.replace(saved.config, run=run), given), given, verify=verify)
     config = dataclasses.replace(plan.config, model=saved.config.model)
     check_classes(saved, plan.prepared)

@@ -18,6 +18,7 @@ from fast_train.data_prep.keep import Keeping, kept_pixels
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import NO_AUGMENT
 from fast_train.pipeline.config.settings import RunConfig
+from fast_train.pipeline.device import data_device
 from fast_train.pipeline.engine.augmentation import crop_pixels, normalisation
 from fast_train.pipeline.engine.build import build_network
 from fast_train.pipeline.engine.runtime import resolve_runtime
@@ -44,7 +45,11 @@ class TrainedModel:
     def __init__(self, saved: Saved, *, device: str) -> None:
         self.config, self.classes = saved.config, tuple(saved.state["classes"])
         trained = saved.config.run
-        self._runtime = resolve_runtime(RunConfig(device=device, amp=trained.amp, tf32=trained.tf32, compile=False))
+        self._runtime = resolve_runtime(
+            RunConfig(
+                device=device, amp=trained.amp, tf32=trained.tf32, channels_last=trained.channels_last, compile=False
+            )
+        )
         self.module = build_network(saved.config, self._runtime)
         with fitting(saved.path):
             self.module.load_state_dict(saved.weights)
@@ -52,7 +57,7 @@ class TrainedModel:
         self.module.eval()
         self._reading = Reading.from_dict(saved.state.get("reading", {}))
         self._keeping = Keeping.from_dict(saved.state.get("keeping", {}))
-        self._table = normalisation_table(mean, std, self._runtime.image_dtype, self._runtime.device)
+        self._table = normalisation_table(mean, std, self._runtime.image_dtype, data_device(self._runtime.device))
 
     @torch.no_grad()
     def predict(self, images: Images) -> list[Prediction]:
@@ -74,8 +79,8 @@ class TrainedModel:
         return found
 
     def _inputs(self, images: Images) -> Tensor:
-        """[n, C, H, W], as evaluation gives them to the network."""
-        crop, device = self.config.evaluated_crop, self._runtime.device
+        """[n, C, H, W], as evaluation gives them to the network, where the table is."""
+        crop, device = self.config.evaluated_crop, self._table.device
         if crop is not None:
             each = [np.ascontiguousarray(image) for image in self._pixels(images)]
             return crop_pixels(each, crop, self._table)
@@ -124,8 +129,9 @@ class TrainedModel:
 
     def _probabilities(self, inputs: Tensor) -> Tensor:
         """float32 [n, K]"""
-        if not self.config.run.channels_last:
+        if not self._runtime.channels_last:
             inputs = inputs.contiguous()
+        inputs = inputs.to(self._runtime.device)
         amp = self._runtime.amp
         with torch.autocast(inputs.device.type, dtype=amp, enabled=amp is not None):
             logits = self.module(inputs)

@@ -143,8 +143,8 @@ def _newest_whole(folder: Path) -> Saved | None:
 
 def _load_file(path: Path) -> Saved:
     state = load_run_state(path)
-    # Checkpoints of earlier versions know no crops.
-    found = {"crop": {}, **state["config"]}
+    # Checkpoints of earlier versions know neither crops nor selection.
+    found = {"crop": {}, "selection": {}, **state["config"]}
     settings = all(isinstance(found.get(section), dict) for section in SECTIONS)
     odd = None if settings else "settings"
     if odd is None:
@@ -236,7 +236,7 @@ def check_resumable(saved: Saved, config: Config, prepared: PreparedSet) -> None
     check_classes(saved, prepared)
     _check_images(saved, prepared, LOADERS[config.data.loader].format)
     for section, name, before, now in differences(saved.config, config):
-        if section in ("model", "augment", "crop", "optimizer", "schedule") or (section, name) in _KEPT:
+        if section not in ("data", "run") or (section, name) in _KEPT:
             raise ConfigError(
                 f"{show(saved.path)} was trained with {section}.{name} = {before}, this command says {now}; leave that "
                 "setting out to go on, or start a new run"

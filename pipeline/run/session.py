@@ -242,4 +242,5 @@ def evaluate(config: Config, prepared: PreparedSet, saved: Saved) -> Evaluation:
             model.load_state_dict(saved.weights)
         augmenter = build_augmenter(config, prepared, runtime, train=False)
         with build_split_loader(config, prepared, runtime, train=False, split=prepared.final_split) as loader:
-            return evaluate_split(model, loader, augmenter, amp=runtime.amp, tta=config.run.tta)
+            tta, share = config.run.tta, config.run.tta_share
+            return evaluate_split(model, loader, augmenter, amp=runtime.amp, tta=tta, tta_share=share)

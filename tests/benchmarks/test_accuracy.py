@@ -60,9 +60,10 @@ def test_a_record_recipe_through_the_command(prepared_path, tmp_path, capsys):
     out = tmp_path / "report"
     arguments = ["--data", str(prepared_path), "--device", "cpu", "--only", "accuracy", "--recipe", "record-94"]
     arguments += ["--runs", "2", "--epochs", "1", "--target-accuracy", "0.1", "--out", str(out)]
-    assert cli.main(arguments) == 0
+    assert cli.main([*arguments, "--set", "optimizer.label_smoothing=0.09", "--set", "run.tta_share=0.25"]) == 0
     result = read_result(out)
     assert result.config["optimizer"]["name"] == "muon"
+    assert (result.config["optimizer"]["label_smoothing"], result.config["run"]["tta_share"]) == (0.09, 0.25)
     final, ended, reached = result.suite("accuracy")
     assert final.name == accuracy.FINAL
     assert [run.seed for run in final.details.runs] == [0, 1]

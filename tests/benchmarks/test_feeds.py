@@ -29,6 +29,7 @@ from fast_train.data_prep import cli as prep_cli
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.kernels.spec import AugmentSpec
 from fast_train.pipeline.config.settings import Config
+from fast_train.pipeline.engine.runtime import resolve_runtime
 from fast_train.pipeline.loaders import Batch
 
 
@@ -113,7 +114,7 @@ def _entries():
 
 def _open(entry, prepared, scratch):
     config = Config.from_dict({"data": {"path": str(prepared.root), "batch_size": 16}, "run": {"device": "cpu"}})
-    runtime = SimpleNamespace(device=torch.device("cpu"), image_dtype=torch.float32)
+    runtime = resolve_runtime(config.run)
     workers = 1 if entry.workers is None else entry.workers
     return entry.open(FeedOptions(prepared=prepared, config=config, runtime=runtime, workers=workers, scratch=scratch))
 

@@ -272,7 +272,9 @@ def test_squares_of_an_earlier_version_are_told_apart(prepare, prep, photographs
         (["--shorter-side", 0], "--shorter-side 0 is out of range; give 1 to 4096"),
         (["--store", "webp"], "--store webp is not known; choose from png, jpeg"),
         (["--formats", "dali", "--dali-mode", "jpg"], "--dali-mode means nothing to images that keep their shapes"),
-        (["--formats", "ffcv", "--jpeg-share", "0.2"], "--jpeg-share means nothing to"),
+        (["--formats", "ffcv", "--ffcv-mode", "jpg"], "--ffcv-mode means nothing to images that keep their shapes"),
+        (["--ffcv-mode", "jpg"], "--ffcv-mode means nothing to --formats packed"),
+        (["--formats", "ffcv", "--jpeg-share", "0.2"], "--jpeg-share means nothing to --formats ffcv"),
         (["--jpeg-quality", 0], "--jpeg-quality 0 is out of range"),
     ],
 )
@@ -280,6 +282,7 @@ def test_flags_that_mean_nothing_are_refused(prep, photographs, tmp_path, flags,
     result = prep("--dataset", f"folder:{photographs}", "--out", tmp_path / "none", *flags)
     assert result.status == 2
     assert said in result.err
+    assert "keep their shapes" not in result.out, "refused only after all images were looked at"
     assert not (tmp_path / "none").exists()
 
 

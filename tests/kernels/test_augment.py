@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.augment_cpu import augment_cpu
 from fast_train.kernels.augment_reference import augment_reference, crop_offsets
-from fast_train.kernels.philox import STREAM_CUTOUT, below, sample_words
+from fast_train.kernels.philox import STREAM_COLOUR, STREAM_CUTOUT, below, sample_words
 from fast_train.kernels.spec import NO_AUGMENT, AugmentSpec
 from fast_train.pipeline.engine.graph import no_garbage_collection
 
@@ -20,6 +20,8 @@ specs = st.builds(
     flip=st.booleans(),
     flip_mode=st.sampled_from(["random", "alternating"]),
     cutout=st.integers(0, 12),
+    brightness=st.sampled_from([0.0, 0.1, 1.0]),
+    contrast=st.sampled_from([0.0, 0.13, 1.0]),
 )
 dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
@@ -42,6 +44,12 @@ def _plainly(image, index, table, spec, seed, epoch):
     padded = np.pad(image, ((spec.pad, spec.pad), (spec.pad, spec.pad), (0, 0)), mode=mode)
     window = padded[dy : dy + size[0], dx : dx + size[1]]
     window = window[:, ::-1] if flip else window
+    words = sample_words(seed, epoch, torch.tensor([index]), STREAM_COLOUR)
+    for pivot, spread, word in ((0, spec.brightness, words[0]), (128, spec.contrast, words[1])):
+        # Sixteen bits behind the point; halves are rounded up.
+        factor = 2**16 - round(spread * 2**16) + int(below(word, 2 * round(spread * 2**16) + 1))
+        moved = pivot + np.floor((window.astype(float) - pivot) * factor / 2**16 + 0.5)
+        window = moved.clip(0, 255).astype(np.uint8)
     out = np.stack([table.float().numpy()[window[..., c], c] for c in range(image.shape[2])])
     if spec.cutout:
         r0, r1, _, _ = sample_words(seed, epoch, torch.tensor([index]), STREAM_CUTOUT)
@@ -78,6 +86,7 @@ def test_the_cpu_equals_the_reference_to_the_last_bit(spec, shape, dtype, seed):
 @given(specs, dtypes, st.integers(0, 2**63 - 1))
 @example(AugmentSpec(pad=8, pad_mode="reflect", flip=True, flip_mode="alternating", cutout=12), torch.float16, 2**40)
 @example(AugmentSpec(pad=4, flip=True, cutout=5), torch.bfloat16, 2**63 - 1)
+@example(AugmentSpec(pad=2, brightness=0.07, contrast=0.13), torch.bfloat16, 3)
 def test_triton_equals_reference_to_the_last_bit(spec, dtype, seed):
     """On the CPU the kernel runs in Triton's interpreter, two programs an image; the same on the GPU is below."""
     from fast_train.kernels.augment_triton import augment_triton
@@ -90,6 +99,7 @@ def test_triton_equals_reference_to_the_last_bit(spec, dtype, seed):
 @pytest.mark.parametrize("spec", [
     NO_AUGMENT, AugmentSpec(pad=4, flip=True), AugmentSpec(pad=8, pad_mode="reflect", flip=True, cutout=12),
     AugmentSpec(cutout=5), AugmentSpec(flip=True), AugmentSpec(pad=2, flip=True, flip_mode="alternating"),
+    AugmentSpec(pad=2, brightness=0.07, contrast=0.13), AugmentSpec(contrast=1.0), AugmentSpec(brightness=1.0),
 ])  # fmt: skip
 @pytest.mark.parametrize("shape", [(32, 32, 3), (28, 31, 1), (64, 48, 4)])
 def test_gpu_triton_equals_reference_to_the_last_bit(shape, spec, dtype):
@@ -205,6 +215,23 @@ def test_cutout_covers_every_place():
     assert share[2:-2, 2:-2].numpy() == pytest.approx(16 / 256, abs=0.008)
 
 
+def test_brightness_scales_all_bytes_of_an_image_and_contrast_their_distance_from_mid_grey():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(2000, 16, 16, 1).contiguous()
+    # Byte b comes out as b.
+    table = torch.arange(256.0)[:, None]
+
+    def changed(**spec):
+        return augment(levels, torch.arange(2000), table, spec=AugmentSpec(**spec), seed=5, epoch=1).view(2000, 256)
+
+    for spread, pivot, out in ((0.2, 0, changed(brightness=0.2)), (0.3, 128, changed(contrast=0.3))):
+        assert bool((out[:, pivot] == pivot).all())
+        factors = (out[:, 200] - pivot) / (200 - pivot)
+        assert factors.aminmax() == pytest.approx((1 - spread, 1 + spread), abs=0.01)
+        assert float(factors.mean()) == pytest.approx(1, abs=0.02)
+        expected = (pivot + (torch.arange(256) - pivot) * factors[:, None]).clamp(0, 255)
+        assert float((out - expected).abs().max()) < 3
+
+
 def test_table_is_the_rounded_quotient():
     table = normalisation_table(MEAN, STD, torch.float32)
     expected = (np.arange(256)[:, None] / 255 - np.array(MEAN)) / np.array(STD)
@@ -219,6 +246,7 @@ def test_empty_batch():
 
 @pytest.mark.parametrize("arguments", [
     dict(pad=9), dict(pad=-1), dict(pad_mode="wrap"), dict(flip_mode="sometimes"), dict(cutout=-2),
+    dict(brightness=1.5), dict(contrast=-0.1),
 ])  # fmt: skip
 def test_bad_spec(arguments):
     with pytest.raises(ValueError, match=r"give|choose"):

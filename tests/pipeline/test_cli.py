@@ -82,13 +82,15 @@ def test_no_training_waits_for_pictures():
     (["--set", "momentum"], "write it as SECTION.NAME=VALUE"),
     (["--set", "recipe.name=fast"], "choose one by --recipe"),
     (["--set", "model.num_classes=7"], "model.num_classes is what the data say; leave it out"),
-    (["--epochs", "3", "--set", "run.steps=1"], "run.epochs and run.steps both say how long to train"),
+    (["--epochs", "3", "--set", "run.steps=1"], "--epochs and run.steps both say how long to train"),
     (["--set", "optimizer.momentum=high"], "must be a number"),
     (["--set", "schedule.milestones=['a']"], "schedule.milestones is 'a'; it must be a number"),
     (["--set", "schedule.milestones=0.5"], "must be a list, such as [0.5, 0.75]"),
     (["--set", "run.device=[1]"], "run.device is [1]; it must be a text"),
     (["--set", "run.deterministic=yes"], "must be true or false"),
     (["--arch", "resnet18", "--set", "model.stem=imagenet", "--batch-size", "1"], "a batch of one image of 16x16"),
+    (["--arch", "resnet18", "--set", "model.stem=imagenet", "--batch-size", "2", "--set", "selection.keep=0.5"],
+     "a batch of one image of 16x16"),
     (["--resume", "nowhere.pt"], "--resume nowhere.pt does not go with --recipe"),
     (["--evaluate", "nowhere"], "--evaluate does not go with --recipe"),
     (["--show-batch", "--stop-after", "1"], "--show-batch does not go with --stop-after"),
@@ -250,6 +252,8 @@ def test_another_architecture_cannot_resume(prepared_path, tmp_path, monkeypatch
     assert cli.main(["--resume", "run", "--lr", "0.7"]) == 2
     assert "optimizer.lr = 0.1" in capsys.readouterr().err
     assert cli.main(["--evaluate", "run", "--arch", "resnet14"]) == 2
-    assert "leave out model.arch" in capsys.readouterr().err
+    assert "leave out --arch" in capsys.readouterr().err
     assert cli.main(["--evaluate", "run", "--lr", "0.7"]) == 2
+    assert "leave out --lr" in capsys.readouterr().err
+    assert cli.main(["--evaluate", "run", "--set", "optimizer.lr=0.7"]) == 2
     assert "leave out optimizer.lr" in capsys.readouterr().err

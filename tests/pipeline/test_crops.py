@@ -152,6 +152,12 @@ def test_sizes_have_equal_parts_of_a_run_and_evaluation_one_size(train, monkeypa
     assert json.loads(Path("run/config.json").read_text())["config"]["model"]["image_size"] == 24
 
 
+def test_the_sizes_that_a_short_run_takes_are_told(train, capsys):
+    # Two steps into the second of its epochs, which are of four.
+    assert train("--progressive", "16,24,20", "--set", "run.steps=6", "--out", "run") == 0
+    assert "crops of 24 then 20 pixels\n" in capsys.readouterr().out
+
+
 def test_predictions_are_those_of_the_evaluation(train, ragged_path, tmp_path):
     assert cli.main(["--data", str(ragged_path), "--recipe", "small.toml", "--device", "cpu", "--out", "run",
                      "--image-size", "24"]) == 0  # fmt: skip

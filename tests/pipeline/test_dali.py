@@ -98,6 +98,12 @@ def test_native_crops_change_no_colours(what):
         NativeCrop(spec=CropSpec(size=8, **{what: 0.5}), mean=(0.5,), std=(0.5,), dtype=torch.float32, seed=0)
 
 
+@pytest.mark.parametrize("what", ["brightness", "contrast"])
+def test_native_augmentation_changes_no_colours(what):
+    with pytest.raises(ValueError, match="set brightness and contrast to 0, or leave out --dali-augment native"):
+        NativeAugment(spec=AugmentSpec(**{what: 0.5}), mean=(0.5,), std=(0.5,), dtype=torch.float32, seed=0)
+
+
 @needs_dali
 def test_the_native_example_has_the_feeds_shape(prepared):
     native = NativeAugment(spec=AugmentSpec(), mean=(0.5,) * 3, std=(0.5,) * 3, dtype=torch.bfloat16, seed=0)

@@ -98,6 +98,31 @@ def test_multicrop_is_the_weighted_mean_of_the_logits_of_six_views(prepared):
     assert result.confidences == pytest.approx(expected.max(1).values.numpy(), abs=1e-5)
 
 
+def _evaluated(model, prepared, tta, share):
+    with build_loader("resident", prepared, "test", batch_size=10, train=False) as loader:
+        return evaluate(model, loader, _augmenter(prepared), tta=tta, tta_share=share)
+
+
+@pytest.mark.parametrize("tta", ["flip", "multicrop"])
+def test_only_the_least_certain_images_of_each_batch_get_more_views(prepared, tta):
+    """Four of each batch of 10, and one of the last, of 3."""
+    torch.manual_seed(0)
+    model = _Weighing()
+    plain, six, some = (_evaluated(model, prepared, tta, share) for share in (0.0, 1.0, 0.4))
+    expected = plain.confidences.copy()
+    for rows in np.split(np.arange(33), [10, 20, 30]):
+        chosen = rows[np.argsort(plain.confidences[rows])[: 4 * len(rows) // 10]]
+        expected[chosen] = six.confidences[chosen]
+    assert some.confidences == pytest.approx(expected, abs=1e-6)
+    assert np.count_nonzero(some.confidences != plain.confidences) == 13
+
+
+def test_no_share_of_more_views_is_the_image_alone(prepared):
+    model = build_model(ModelConfig(arch="resnet8", num_classes=3))
+    none, alone = _evaluated(model, prepared, "multicrop", 0.0), _evaluated(model, prepared, "none", 1.0)
+    assert np.array_equal(none.confidences, alone.confidences)
+
+
 def test_images_of_one_pixel_cannot_be_moved_by_one():
     for tta, shape in (("multicrop", (2, 2)), ("flip", (1, 1)), ("none", (1, 1))):
         check_tta(tta, *shape)

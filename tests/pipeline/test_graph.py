@@ -4,6 +4,7 @@ Like a graph it keeps the operations of one step with their tensors and runs the
 not run again, so whatever a step takes from Python anew (a rate, an epoch, a tensor made outside) would stay as it was.
 """
 
+import copy
 import dataclasses
 import gc
 import weakref
@@ -21,7 +22,7 @@ from fast_train.pipeline.engine.augmentation import Augmenter
 from fast_train.pipeline.engine.build import ready_steps
 from fast_train.pipeline.engine.graph import CapturedStep
 from fast_train.pipeline.engine.runtime import resolve_runtime
-from fast_train.pipeline.engine.step import TrainStep
+from fast_train.pipeline.engine.step import Proxy, TrainStep
 from fast_train.pipeline.loaders import Batch, SplitView
 from fast_train.pipeline.models import build_model
 
@@ -141,13 +142,16 @@ class _Growing(Augmenter):
         return torch.nn.functional.interpolate(super().__call__(batch), size=self.size)
 
 
-def _step(prepared, *, fuse="none", amp=None, arch="resnet8", kind=Augmenter, **config):
+def _step(prepared, *, fuse="none", amp=None, arch="resnet8", kind=Augmenter, keep=None, **config):
     torch.manual_seed(0)
     spec = AugmentSpec(pad=2, flip=True, flip_mode="alternating", cutout=4)
     augmenter = kind(prepared.manifest, spec, normalise="set", dtype=amp or torch.float32, device=CPU)
     model = build_model(ModelConfig(arch=arch, num_classes=3), fuse=fuse).to(memory_format=torch.channels_last)
     options = OptimizerConfig(**{"lr": 0.01, "weight_decay": 1e-3, **config})
-    return TrainStep(model, augmenter, options, device=CPU, amp=amp)
+    if keep is None:
+        return TrainStep(model, augmenter, options, device=CPU, amp=amp)
+    proxy = Proxy(copy.deepcopy(model), augmenter, options, device=CPU, amp=amp)
+    return TrainStep(model, augmenter, options, device=CPU, amp=amp, proxy=proxy, keep=keep)
 
 
 def _batches(prepared, count, kind=SplitView):
@@ -167,6 +171,7 @@ def _batches(prepared, count, kind=SplitView):
     (SplitView, dict(amp=torch.float16, grad_clip=5.0)),
     (SplitView, dict(amp=torch.float16, name="muon")),
     (SplitView, dict(lookahead=3, whiten_lr=0.05, bias_lr=0.02, name="muon", arch="speednet8")),
+    (SplitView, dict(keep=8, name="muon")),
     (SplitView, dict(fuse="norm")),
     (Batch, dict(fuse="conv")),
 ])  # fmt: skip

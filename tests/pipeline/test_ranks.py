@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import ranks_work
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import fast_train
 from fast_train.common.cores import usable_cores
 from fast_train.common.processes import World, world
 from fast_train.data_prep import cli as prep_cli
-from fast_train.pipeline import cli
+from fast_train.pipeline import cli, commands
 from fast_train.pipeline.loaders import build_loader
 
 TESTS = Path(__file__).parents[1]
@@ -246,6 +247,26 @@ def test_what_is_the_work_of_one_is_refused_by_the_first(monkeypatch, capsys, tm
     assert len(printed.splitlines()) == (rank == 0)
 
 
+def test_torchrun_shows_the_line_of_an_error_at_its_end(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert cli.main(["--data", str(tmp_path / "nowhere")]) == 2
+    line = capsys.readouterr().err.strip()
+    shown = ChildFailedError("fast-train", {0: ProcessFailure(0, 7, 2, str(tmp_path / "error.json"))})
+    assert line in str(shown).splitlines()[-2]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_that_a_signal_ends_the_first_says_so(prepared_path, monkeypatch, capsys, rank):
+    def run(given, actions):
+        raise KeyboardInterrupt(signal.SIGTERM)
+
+    monkeypatch.setattr(commands, "run", run)
+    for name, value in {**_WHOLE, "RANK": str(rank), "LOCAL_RANK": str(rank)}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["--data", str(prepared_path)]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == ("" if rank else "fast-train: terminated\n")
+
+
 def test_a_platform_that_counts_one_process_is_no_group(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
@@ -368,14 +389,19 @@ def test_a_full_disk_of_the_first_rank_ends_all(prepared_path, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_batch_that_does_not_divide_is_one_line(prepared_path, tmp_path):
-    flags = ["--data", prepared_path, "--batch-size", "25"]
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (["--batch-size", "25"], "a batch of 25 images can't be shared out among 2 ranks; give a --batch"),
+        (["--batch-size", "24", "--set", "selection.keep=0.5"], "selection.keep below 1 is for a training in one pro"),
+    ],
+)
+def test_what_ranks_can_t_share_is_one_line(prepared_path, tmp_path, flags, error):
+    flags = ["--data", prepared_path, *flags]
     done = torchrun(2, "-m", "fast_train.pipeline.cli", *flags, check=False, cwd=tmp_path)
     said = [line for line in done.stderr.splitlines() if line.startswith("fast-train")]
     assert len(said) == 1
-    assert said[0].startswith(
-        "fast-train: error: a batch of 25 images can't be shared out among 2 ranks; give a --batch"
-    )
+    assert said[0].startswith(f"fast-train: error: {error}")
     assert not list(tmp_path.glob("runs/*/*"))
 
 

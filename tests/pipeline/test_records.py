@@ -93,6 +93,20 @@ def test_resuming_equals_a_straight_run_bit_for_bit(train, monkeypatch, recipe):
     _assert_equal(straight["step"], parts["step"])
 
 
+def test_a_selection_resumes_bit_for_bit_and_is_not_changed_on_the_way(train, capsys):
+    """The proxy with its whitening layer, its momentum and the network that it chooses for."""
+    options = ["--set", "selection.keep=0.5", "--set", "run.epochs=2"]
+    assert train("record-96", *options, "--arch", "speednet8", "--out", "straight") == 0
+    assert train("record-96", *options, "--arch", "speednet8", "--out", "parts", "--stop-after", "1") == 0
+    assert cli.main(["--resume", "parts", "--set", "selection.keep=1", "--brief"]) == 2
+    assert "was trained with selection.keep = 0.5" in capsys.readouterr().err
+    assert cli.main(["--resume", "parts", "--brief"]) == 0
+    straight, parts = _state(train, "straight"), _state(train, "parts")
+    _assert_equal(straight["step"], parts["step"])
+    assert straight["step"]["proxy"]["model"]["fc.weight"].shape[1] == 64
+    assert cli.main(["--evaluate", "parts", "--device", "cpu", "--brief"]) == 0
+
+
 def test_the_whitening_layer_is_fitted_to_the_training_images(train):
     """Its weights are those of the images, whatever the seed; and the frozen part does not move in training."""
     for seed in ("0", "1"):
@@ -109,6 +123,8 @@ def test_multicrop_can_be_turned_off_and_on(train, capsys):
     assert saved["config"]["run"]["tta"] == "none"
     for kind in ("flip", "multicrop"):
         assert cli.main(["--evaluate", "run", "--tta", kind, "--device", "cpu", "--out", kind]) == 0
+    share = ["--tta", "multicrop", "--set", "run.tta_share=0.25"]
+    assert cli.main(["--evaluate", "run", *share, "--device", "cpu", "--out", "share"]) == 0
     assert cli.main(["--evaluate", "run", "--set", "run.tta=crop", "--device", "cpu"]) == 2
     assert "unknown test-time augmentation 'crop'" in capsys.readouterr().err
 

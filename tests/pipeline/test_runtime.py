@@ -3,11 +3,13 @@ import dataclasses
 import pytest
 import torch
 
+from fast_train.common.processes import World
 from fast_train.pipeline import device
 from fast_train.pipeline.config.settings import RunConfig
-from fast_train.pipeline.engine import runtime
+from fast_train.pipeline.engine import runtime, trial
 from fast_train.pipeline.engine.runtime import apply_global_flags, resolve_runtime, running
 from fast_train.pipeline.errors import ConfigError
+from fast_train.pipeline.ranks import Ranks
 
 
 def _resolve(**run):
@@ -42,12 +44,76 @@ def test_compiling_needs_a_compiler(monkeypatch):
 
 
 def test_what_a_machine_without_a_gpu_says(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for kind in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(kind, "is_available", lambda: False)
     assert resolve_runtime(RunConfig(device="auto")).device.type == "cpu"
     with pytest.raises(ConfigError, match="no device 'cuda' is visible"):
         resolve_runtime(RunConfig(device="cuda"))
+    with pytest.raises(ConfigError, match="no device 'mps' is visible"):
+        resolve_runtime(RunConfig(device="mps"))
     with pytest.raises(ConfigError, match="needs a CUDA device"):
         _resolve(graph=True)
+
+
+@pytest.fixture
+def a_mac(monkeypatch):
+    """What resolving asks a Mac; the function makes the trial of its GPU end well, or with a reason."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    return lambda reason: monkeypatch.setattr(runtime, "fault", lambda amp=None: reason)
+
+
+@pytest.mark.parametrize("name", ["auto", "mps"])
+def test_a_macs_gpu_trains_eagerly_in_float32_and_plain_memory(a_mac, name):
+    a_mac(None)
+    chosen = resolve_runtime(RunConfig(device=name, amp="auto"))
+    assert (chosen.device.type, chosen.amp, chosen.compile, chosen.graph) == ("mps", None, False, False)
+    assert not chosen.channels_last, "PyTorch computes wrong gradients of BatchNorm in it there"
+    assert (chosen.describe(), chosen.notes()) == ("Apple's GPU, float32", [])
+    assert device.data_device(chosen.device).type == "cpu"
+    for bad, message in [
+        ({"graph": True}, "--graph needs a CUDA device"), ({"compile": True}, "Apple's GPU; add --no-compile"),
+        ({"deterministic": True}, "add --device cpu"),
+    ]:  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            resolve_runtime(RunConfig(device=name, **bad))
+
+
+def test_where_the_trial_of_a_macs_gpu_fails_the_cpu_trains_and_a_line_says_why(a_mac):
+    a_mac("a step fails there (no such operation)")
+    chosen = resolve_runtime(RunConfig(device="auto"))
+    assert chosen.device.type == "cpu"
+    assert chosen.notes() == [
+        "note: this runs on the CPU and not on Apple's GPU: a step fails there (no such operation)"
+    ]
+    assert resolve_runtime(RunConfig(device="cpu")).notes() == []
+    with pytest.raises(ConfigError, match=r"--device mps: a step fails there \(no such operation\); give --device cpu"):
+        resolve_runtime(RunConfig(device="mps"))
+
+
+def test_half_precision_on_a_macs_gpu_has_a_trial_of_its_own(a_mac, monkeypatch):
+    monkeypatch.setattr(runtime, "fault", lambda amp=None: amp and f"no {amp}")
+    with pytest.raises(ConfigError, match=r"--amp fp16: no torch.float16; give --amp off, or --device cpu"):
+        resolve_runtime(RunConfig(device="mps", amp="fp16"))
+    monkeypatch.setattr(runtime, "fault", lambda amp=None: None)
+    assert resolve_runtime(RunConfig(device="mps", amp="bf16")).amp is torch.bfloat16
+
+
+def test_ranks_do_not_share_a_macs_gpu(a_mac, monkeypatch):
+    a_mac(None)
+    monkeypatch.setattr(runtime, "current", lambda: Ranks(World(rank=0, size=2, local_rank=0, local_size=2)))
+    assert runtime.resolve_device("auto").type == "cpu"
+    with pytest.raises(ConfigError, match="several ranks can't share it; give --device cpu"):
+        runtime.resolve_device("mps")
+
+
+def test_the_trial_compares_losses_with_the_cpus(monkeypatch):
+    assert trial.fault(device="cpu") is None
+    assert "a step fails there (" in trial.fault(device="xpu" if torch.backends.mps.is_available() else "mps")
+    rates = iter([0.1, 0.2])
+    config = trial.OptimizerConfig
+    monkeypatch.setattr(trial, "OptimizerConfig", lambda **given: config(**{**given, "lr": next(rates)}))
+    assert "a wrong loss, " in trial.fault(torch.bfloat16, device="cpu")
 
 
 @pytest.fixture

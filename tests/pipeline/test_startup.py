@@ -14,6 +14,8 @@ from fast_train.pipeline.loaders import LOADERS
 
 _FRESH = """
 import gc, os
+# macOS has none.
+vars(os).pop("ST_NOEXEC", None)
 os.environ["MPLBACKEND"] = "module://that_only_a_notebook_has"
 from fast_train.common.startup import quick_imports
 with quick_imports():

@@ -10,7 +10,7 @@ from fast_train.kernels.spec import AugmentSpec
 from fast_train.pipeline.config.settings import ModelConfig, OptimizerConfig
 from fast_train.pipeline.engine.augmentation import Augmenter
 from fast_train.pipeline.engine.graph import CapturedStep, warm_up
-from fast_train.pipeline.engine.step import TrainStep
+from fast_train.pipeline.engine.step import Proxy, TrainStep
 from fast_train.pipeline.loaders import Batch, SplitView
 from fast_train.pipeline.models import build_model
 from fast_train.pipeline.optim.optimizer import build_optimizer
@@ -18,7 +18,7 @@ from fast_train.pipeline.optim.optimizer import build_optimizer
 CPU = torch.device("cpu")
 
 
-def _step(prepared, *, device=CPU, arch="resnet8", amp=None, compile=False, spec=None, **config):
+def _step(prepared, *, device=CPU, arch="resnet8", amp=None, compile=False, spec=None, keep=None, **config):
     torch.manual_seed(0)
     augmenter = Augmenter(
         prepared.manifest,
@@ -29,7 +29,12 @@ def _step(prepared, *, device=CPU, arch="resnet8", amp=None, compile=False, spec
     )
     model = build_model(ModelConfig(arch=arch, num_classes=3)).to(device, memory_format=torch.channels_last)
     options = OptimizerConfig(**{"lr": 0.05, "weight_decay": 1e-3, **config})
-    return TrainStep(model, augmenter, options, device=device, amp=amp, compile=compile)
+    common = dict(device=device, amp=amp, compile=compile)
+    if keep is None:
+        return TrainStep(model, augmenter, options, **common)
+    small = build_model(ModelConfig(arch="resnet8", num_classes=3)).to(device, memory_format=torch.channels_last)
+    proxy = Proxy(small, augmenter, OptimizerConfig(lr=0.05), **common)
+    return TrainStep(model, augmenter, options, proxy=proxy, keep=keep, **common)
 
 
 def _split(prepared, device=CPU):
@@ -92,6 +97,27 @@ def test_gathering_equals_batches_taken_beforehand(prepared):
         assert torch.equal(a, b)
 
 
+def test_a_proxy_and_the_network_are_trained_on_what_is_hardest_for_the_proxy(prepared):
+    """Against plain PyTorch: the network sees what the proxy chose, and the proxy learns from no other image."""
+    step, (batch,) = _step(prepared, keep=10), _batches(prepared, 1)
+    proxy = copy.deepcopy(step.proxy.model)
+    alone = _step(prepared)
+    images, labels = step.augmenter(batch), batch.targets()
+    losses = F.cross_entropy(proxy(images), labels, reduction="none")
+    chosen = losses.argsort(descending=True)[:10]
+    losses[chosen].mean().backward()
+
+    step(batch)
+
+    alone.augmenter = lambda _: images[chosen]
+    alone(batch._replace(indices=batch.indices[chosen]))
+    for ours, theirs in zip(step.model.parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert step.metrics.read() == pytest.approx(alone.metrics.read(), rel=1e-5)
+    for ours, theirs in zip(step.proxy.model.parameters(), proxy.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_weight_decay_spares_normalisation_and_biases(prepared):
     model = build_model(ModelConfig(arch="resnet8", num_classes=3))
     optimizer, _ = build_optimizer(model, OptimizerConfig(weight_decay=0.1), CPU)
@@ -116,16 +142,19 @@ def test_average_is_the_moving_average_of_the_weights(prepared):
 
 
 @pytest.mark.parametrize("amp", [None, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("config", [{"ema_decay": 0.9}, {"lookahead": 2}, {"ema_decay": 0.9, "name": "muon"}])
+@pytest.mark.parametrize(
+    "config", [{"ema_decay": 0.9}, {"lookahead": 2}, {"ema_decay": 0.9, "name": "muon"}, {"keep": 16}]
+)
 def test_unchanged_undoes_everything(prepared, amp, config):
     step = _step(prepared, amp=amp, **config)
     for batch in _batches(prepared, 2):
         step(batch)
     before = [t.detach().clone() for t in step.tensors()]
-    scale = step.scaler.state_dict()
+    scalers = [part.scaler for part in (step, step.proxy) if part]
+    scales = [scaler.state_dict() for scaler in scalers]
     warm_up(step, next(_batches(prepared, 1)))
     assert all(torch.equal(a, b) for a, b in zip(before, step.tensors(), strict=True))
-    assert step.scaler.state_dict() == scale
+    assert [scaler.state_dict() for scaler in scalers] == scales
     assert len(before) > 50
 
 
@@ -142,7 +171,7 @@ def test_float16_skips_a_step_whose_gradient_overflows(prepared, name):
     assert scale > 0
 
 
-@pytest.mark.parametrize("config", [{"ema_decay": 0.9}, {"lookahead": 2}, {"name": "muon"}])
+@pytest.mark.parametrize("config", [{"ema_decay": 0.9}, {"lookahead": 2}, {"name": "muon"}, {"keep": 16}])
 def test_state_goes_through_a_dictionary(prepared, config):
     step, other = _step(prepared, **config), _step(prepared, **config)
     for number, batch in enumerate(_batches(prepared, 3)):

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import fast_train
 from fast_train.data_prep import cli as prep_cli
 from fast_train.data_prep.manifest import PreparedSet
-from fast_train.pipeline import cli, commands
+from fast_train.pipeline import cli, commands, device
 from fast_train.pipeline.config.recipe import override, resolve
 from fast_train.pipeline.engine import runtime
 from fast_train.pipeline.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -55,6 +56,19 @@ def train(prepared_path, tmp_path, monkeypatch):
 
     call.folder = tmp_path
     return call
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_evaluates_and_predicts_on_images_that_the_cpu_makes(train, prepared, monkeypatch):
+    """As Apple's does."""
+    monkeypatch.setattr(device, "_FED_BY_CPU", {"cuda"})
+    assert train("--out", "run", "--epochs", "1", "--device", "cuda", "--no-compile", "--no-graph") == 0
+    assert cli.main(["--evaluate", "run", "--device", "cuda", "--brief"]) == 0
+    (found,) = fast_train.load_model("run", device="cuda").predict(prepared.packed("test").images[:1])
+    assert found.label in prepared.manifest.classes
+    assert train("--out", "plain", "--epochs", "1") == 0
+    first, second = (json.loads((train.folder / run / "metrics.jsonl").read_text()) for run in ("run", "plain"))
+    assert first["train_loss"] == pytest.approx(second["train_loss"], rel=0.02)
 
 
 def test_pictures_that_cannot_be_drawn_cost_nothing_else(train, monkeypatch, capsys):

@@ -48,7 +48,7 @@ def measure(bench: Bench[Settings], sizes: Sequence[int], *, every: int = 1) -> 
             bench.skip(SUITE, _name(batch), f"the training split holds only {size:,} images")
     if not batches:
         return
-    with build_loader("resident", bench.prepared, "train", batch_size=1, device=bench.device) as loader:
+    with build_loader("resident", bench.prepared, "train", batch_size=1, device=bench.data_device) as loader:
         whole = loader.example()
         assert isinstance(whole, SplitView | RaggedView), "a resident split is seen whole"
         cases = [_case(bench, whole, batch) for batch in batches]
@@ -66,7 +66,7 @@ def _name(batch: int) -> str:
 
 def _case(bench: Bench[Settings], whole: SplitView | RaggedView, batch: int) -> Measured[AugmentationDetails]:
     augmenter = build_augmenter(bench.config, bench.prepared, bench.runtime, train=True)
-    permutation = torch.randperm(len(whole.labels), device=bench.device)
+    permutation = torch.randperm(len(whole.labels), device=whole.labels.device)
     written = augmenter(whole._replace(indices=permutation[:1])).nbytes
     image_bytes = _read_bytes(bench.config, whole) + written
     calls = min(max(_RING_BYTES // (batch * written), 2), _MOST_CALLS)
@@ -78,7 +78,7 @@ def _case(bench: Bench[Settings], whole: SplitView | RaggedView, batch: int) -> 
     call, images = _repeated(augment, parts, bench.device)
     # The kernel reads the bytes of each image and writes its pixels in the output's type; indices are nothing to it.
     spec = dataclasses.asdict(bench.config.crop if bench.config.crop.sizes else bench.config.augment)
-    threads = torch.get_num_threads() if bench.device.type == "cpu" else None
+    threads = torch.get_num_threads() if bench.data_device.type == "cpu" else None
     details = AugmentationDetails(batch=batch, bytes_per_image=image_bytes, spec=spec, threads=threads)
     return Measured(name=_name(batch), run=bench.rate(call, items=images), details=details)
 

@@ -41,7 +41,7 @@ class Rung:
 def run(bench: Bench[Settings]) -> None:
     """A row for each rung, with TFLOP/s, share of the peak, peak memory."""
     cases = []
-    with build_loader("resident", bench.prepared, "train", batch_size=1, device=bench.device) as loader:
+    with build_loader("resident", bench.prepared, "train", batch_size=1, device=bench.data_device) as loader:
         for number, rung in enumerate(rungs(bench)):
             try:
                 cases.append(_case(bench, number, rung, loader))
@@ -77,7 +77,8 @@ def rungs(bench: Bench[Settings]) -> list[Rung]:
     amp = bench.runtime.amp
     no_amp = "the recipe trains in float32 on this device" if amp is None else None
     climb(f"AMP, {str(amp).removeprefix('torch.')}" if amp else "AMP", no_amp, amp=recipe.run.amp)
-    climb("channels_last", None, channels_last=True)
+    plain = None if bench.runtime.channels_last else "the recipe keeps images in plain memory on this device"
+    climb("channels_last", plain, channels_last=True)
     if recipe.data.batch_size != bench.baseline.data.batch_size:
         climb(f"batch {recipe.data.batch_size:,}", None, batch=recipe.data.batch_size)
     climb("torch.compile", _no_compile(bench, quick), compile=True)
@@ -152,5 +153,5 @@ def _allocated(device: torch.device) -> int:
 
 
 def _peak(device: torch.device, before: int) -> int | None:
-    """Bytes that the step needed at most, without the split and other rungs; None on the CPU, which keeps no count."""
+    """Bytes that the step needed at most, without the split and other rungs; None where nobody keeps count."""
     return torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None

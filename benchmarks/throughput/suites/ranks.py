@@ -22,7 +22,7 @@ _ALONE = "one process, without torchrun"
 def run(bench: Bench[ThroughputSettings]) -> None:
     """One process, and each number of ranks: with the recipe's batch, and with as many images a rank as it has."""
     if bench.device.type != "cuda":
-        bench.skip(SUITE, "scaling", "there is no GPU, and on a CPU ranks share the cores that one process has")
+        bench.skip(SUITE, "scaling", "there is no NVIDIA GPU, and on a CPU ranks share the cores that one process has")
         return
     devices = torch.cuda.device_count()
     counts = bench.settings.ranks or tuple(1 << k for k in range(devices.bit_length()))
