@@ -7,11 +7,11 @@ import os
 import resource
 import stat
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+P = TypeVar("P", bound=tuple[Any, ...])
 
 
 class BadImageError(ValueError):
@@ -249,62 +251,66 @@ def _reason(error: Exception) -> str:
     return one_line(error)[:100]
 
 
-@dataclass(frozen=True)
-class DecodeJob:
-    """Files to decode to one shape (height, width), with their labels and the names to report them by."""
+class Files(NamedTuple):
+    """The files of one job, with the names to report them by and their labels."""
 
     paths: list[str]
     names: list[str]
     labels: list[int]
-    shape: tuple[int, int]
-    reading: Reading
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """images uint8 [n, H, W, 3], labels int64 [n] and names of the files that are images; the others with their
-    reasons.
+@dataclass
+class Found:
+    """The files of one job that are images, in order, and the others (bad) with their reasons.
 
-    one_colour: the names of images whose pixels are all the same. files: `file_digest` of each image.
+    files: `file_digest` of each image. resized, transparent: how many are of another size than they were, show the
+    background. one_colour: the names of images whose pixels are all the same.
     """
 
+    labels: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    files: list[int] = field(default_factory=list)
+    resized: int = 0
+    transparent: int = 0
+    one_colour: list[str] = field(default_factory=list)
+
+    def each(self, job: Files, read: Callable[[str], P]) -> Iterator[P]:
+        """What ``read`` gives of each image, a `Picture` and what else it knows; a file that is none is left out and
+        reported."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for path, name, label in zip(*job, strict=True):
+                try:
+                    picture, digest = read(path), file_digest(path)
+                except BadImageError as error:
+                    self.bad.append((name, str(error)))
+                    continue
+                self.labels.append(label)
+                self.names.append(name)
+                self.files.append(digest)
+                pixels, resized, transparent = picture[:3]
+                self.resized += resized
+                self.transparent += transparent
+                if is_one_colour(pixels):
+                    self.one_colour.append(name)
+                yield picture
+
+
+@dataclass(kw_only=True)
+class Decoded(Found):
+    """images: uint8 [n, H, W, 3]."""
+
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    names: list[str]
-    resized: int
-    transparent: int
-    one_colour: list[str]
-    bad: list[tuple[str, str]]
-    files: list[int]
 
 
-def decode(job: DecodeJob) -> Decoded:
-    """Decode the files of one job, in order; one that is not an image is left out and reported."""
-    images = np.empty((len(job.paths), *job.shape, 3), dtype=np.uint8)
-    labels: list[int] = []
-    names: list[str] = []
-    bad: list[tuple[str, str]] = []
-    one_colour: list[str] = []
-    files: list[int] = []
-    resized = transparent = 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for path, name, label in zip(job.paths, job.names, job.labels, strict=True):
-            try:
-                picture, digest = read_rgb(path, job.shape, job.reading), file_digest(path)
-            except BadImageError as error:
-                bad.append((name, str(error)))
-                continue
-            images[len(labels)] = picture.pixels
-            labels.append(label)
-            names.append(name)
-            files.append(digest)
-            resized += picture.resized
-            transparent += picture.transparent
-            if is_one_colour(picture.pixels):
-                one_colour.append(name)
-    stored, classes = images[: len(labels)], np.array(labels, dtype=np.int64)
-    return Decoded(stored, classes, names, resized, transparent, one_colour, bad, files)
+def decode(job: Files, shape: tuple[int, int], reading: Reading) -> Decoded:
+    """Decode the files of one job to one shape (height, width)."""
+    decoded = Decoded(images=np.empty((len(job.paths), *shape, 3), dtype=np.uint8))
+    for place, picture in enumerate(decoded.each(job, lambda path: read_rgb(path, shape, reading))):
+        decoded.images[place] = picture.pixels
+    decoded.images = decoded.images[: len(decoded.labels)]
+    return decoded
 
 
 def is_one_colour(pixels: NDArray[np.uint8]) -> bool:

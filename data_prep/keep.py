@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,7 @@ from fast_train.data_prep.formats.base import Encoded, most_bytes
 from fast_train.data_prep.formats.decode import decode_rgb
 from fast_train.data_prep.formats.headers import is_plain_jpeg
 from fast_train.data_prep.formats.ragged import LONGEST_SIDE
-from fast_train.data_prep.images import (
-    BadImageError,
-    Header,
-    Reading,
-    file_digest,
-    is_one_colour,
-    open_image,
-    read_upright,
-)
+from fast_train.data_prep.images import Files, Found, Header, Reading, open_image, read_upright
 from fast_train.data_prep.stats import ChannelHistogram, pixel_digest
 
 #: What images that are no JPEG files are stored as: without loss, or as JPEG files too.
@@ -78,62 +70,25 @@ class Keeping:
         return pixels if header.jpeg or self.store == "jpeg" else 3 * pixels
 
 
-@dataclass(frozen=True)
-class KeepJob:
-    """Files to keep, with their labels and the names to report them by."""
-
-    paths: list[str]
-    names: list[str]
-    labels: list[int]
-    keeping: Keeping
-    reading: Reading
-
-
-@dataclass
-class Kept:
-    """The images of one job, in order: the files to store, with labels and names of those they came from; bad: what is
-    no image, with its reason.
-
-    pixels: `pixel_digest` of each image; histogram: of all; files: `file_digest` of each file that came. copied,
-    scaled, transparent: how many were stored as they came, were scaled down, show the background. one_colour: the names
-    of images of one colour.
-    """
+@dataclass(kw_only=True)
+class Kept(Found):
+    """images: the files to store. pixels: `pixel_digest` of each; histogram: of all. copied: how many are stored as
+    they came."""
 
     images: list[Encoded] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    bad: list[tuple[str, str]] = field(default_factory=list)
     pixels: list[bytes] = field(default_factory=list)
     histogram: ChannelHistogram = field(default_factory=lambda: ChannelHistogram(3))
-    files: list[int] = field(default_factory=list)
     copied: int = 0
-    scaled: int = 0
-    transparent: int = 0
-    one_colour: list[str] = field(default_factory=list)
 
 
-def keep(job: KeepJob) -> Kept:
-    """Bring the files of one job to what is stored; one that is not an image is left out and reported."""
+def keep(job: Files, keeping: Keeping, reading: Reading) -> Kept:
+    """Bring the files of one job to what is stored."""
     kept = Kept()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for path, name, label in zip(job.paths, job.names, job.labels, strict=True):
-            try:
-                (image, pixels, how), digest = _keep_one(path, job.keeping, job.reading), file_digest(path)
-            except BadImageError as error:
-                kept.bad.append((name, str(error)))
-                continue
-            kept.images.append(image)
-            kept.labels.append(label)
-            kept.names.append(name)
-            kept.pixels.append(pixel_digest(pixels))
-            kept.histogram.update(pixels)
-            kept.files.append(digest)
-            kept.copied += how.copied
-            kept.scaled += how.scaled
-            kept.transparent += how.transparent
-            if is_one_colour(pixels):
-                kept.one_colour.append(name)
+    for stored in kept.each(job, lambda path: _keep_one(path, keeping, reading)):
+        kept.images.append(stored.image)
+        kept.pixels.append(pixel_digest(stored.pixels))
+        kept.histogram.update(stored.pixels)
+        kept.copied += stored.copied
     return kept
 
 
@@ -141,25 +96,28 @@ def kept_pixels(path: str, keeping: Keeping, reading: Reading) -> NDArray[np.uin
     """The pixels uint8 [H, W, 3] of what is stored of an image file. Raises BadImageError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _keep_one(path, keeping, reading)[1]
+        return _keep_one(path, keeping, reading).pixels
 
 
-@dataclass(frozen=True)
-class _How:
-    copied: bool = False
-    scaled: bool = False
-    transparent: bool = False
+class _Stored(NamedTuple):
+    """The pixels of what is stored, and what `Picture` says of them; the file to store, and whether it came so."""
+
+    pixels: NDArray[np.uint8]
+    resized: bool
+    transparent: bool
+    image: Encoded
+    copied: bool
 
 
-def _keep_one(path: str, keeping: Keeping, reading: Reading) -> tuple[Encoded, NDArray[np.uint8], _How]:
-    """The file to store, its pixels uint8 [H, W, 3], and how it came about. Raises BadImageError."""
+def _keep_one(path: str, keeping: Keeping, reading: Reading) -> _Stored:
+    """What is stored of an image file. Raises BadImageError."""
     with open_image(path) as (image, orientation):
         turned, is_jpeg = orientation >= 5, image.format == "JPEG"
         width, height = image.size
         shape = keeping.stored_shape(*((width, height) if turned else (height, width)))
         scaled = sorted(shape) != sorted((height, width))
         if is_jpeg and orientation == 1 and not scaled and (copy := _copy(path, *shape)):
-            return *copy, _How(copied=True)
+            return copy
         rgb, transparent = read_upright(image, orientation, shape if scaled else None, reading)
         if scaled:
             rgb = rgb.resize((shape[1], shape[0]), Image.Resampling.LANCZOS)
@@ -171,11 +129,11 @@ def _keep_one(path: str, keeping: Keeping, reading: Reading) -> tuple[Encoded, N
         else:
             rgb.save(file, "PNG", compress_level=_PNG_LEVEL)
         encoded = Encoded(file.getvalue(), *shape)
-        return encoded, decode_rgb(*encoded), _How(scaled=scaled, transparent=transparent)
+        return _Stored(decode_rgb(*encoded), scaled, transparent, encoded, copied=False)
 
 
-def _copy(path: str, height: int, width: int) -> tuple[Encoded, NDArray[np.uint8]] | None:
-    """The file as it is, and its pixels; None where not every decoder would make the same of it, or where it carries
+def _copy(path: str, height: int, width: int) -> _Stored | None:
+    """The file as it is; None where not every decoder would make the same of it, or where it carries
     far more than its pixels."""
     if os.path.getsize(path) > most_bytes(height * width):
         return None
@@ -184,6 +142,7 @@ def _copy(path: str, height: int, width: int) -> tuple[Encoded, NDArray[np.uint8
     if not is_plain_jpeg(content, height, width):
         return None
     try:
-        return Encoded(content, height, width), decode_rgb(content, height, width)
+        pixels = decode_rgb(content, height, width)
     except PreparedSetError:
         return None
+    return _Stored(pixels, False, False, Encoded(content, height, width), copied=True)

@@ -10,9 +10,9 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,8 @@ _LARGEST_MANIFEST = 16 << 20
 _LARGEST_SIDE, _LARGEST_IMAGE = 65535, 1 << 30
 _DEEPEST = 8
 _RAGGED, _RAGGED_CHANNELS = "ragged", 3
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +199,7 @@ def _shape_of(data: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def _ragged_of(data: dict[str, Any]) -> RaggedShapes:
-    shapes = _field(data, "ragged", dict)
-    numbers = {item.name: _field(shapes, item.name, int) for item in fields(RaggedShapes)}
-    ragged = RaggedShapes(**numbers)
+    ragged = _record(_field(data, "ragged", dict), RaggedShapes)
     longest = max(ragged.height, ragged.width)
     in_range = 1 <= ragged.side <= longest <= LONGEST_SIDE and longest <= ragged.pixels
     _require(in_range and ragged.pixels <= ragged.height * ragged.width, "ragged is out of range")
@@ -209,13 +209,7 @@ def _ragged_of(data: dict[str, Any]) -> RaggedShapes:
 def _files_of(data: dict[str, Any], counts: dict[str, tuple[int, ...]]) -> tuple[FileEntry, ...]:
     entries = []
     for item in _items(data, "files", dict):
-        entry = FileEntry(
-            path=_field(item, "path", str),
-            split=_field(item, "split", str),
-            format=_field(item, "format", str),
-            bytes=_field(item, "bytes", int),
-            sha256=_field(item, "sha256", str),
-        )
+        entry = _record(item, FileEntry)
         path = PurePosixPath(entry.path)
         inside = path.parts and not path.is_absolute() and ".." not in path.parts and path.as_posix() == entry.path
         _require(inside and "\\" not in entry.path, f"the path {entry.path!r} leaves the set")
@@ -263,6 +257,10 @@ def _field(data: dict[str, Any], name: str, kind: type) -> Any:
     fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
     _require(fits, f"'{name}' is not of type {_KIND_NAMES[kind]}")
     return value
+
+
+def _record(data: dict[str, Any], cls: type[T]) -> T:
+    return cls(**{name: _field(data, name, kind) for name, kind in get_type_hints(cls).items()})
 
 
 def _items(data: dict[str, Any], name: str, kind: type) -> tuple[Any, ...]:
@@ -405,7 +403,7 @@ class PreparedSet:
         if shapes is None:
             shards = open_tfrecords(paths, self._shape(split), raw=raw)
         else:
-            shards = open_ragged_tfrecords(paths, self.size(split), shapes.pixels)
+            shards = open_ragged_tfrecords(paths, self.size(split))
             self._check_sides(paths[0], shards.heights, shards.widths)
         for number, path in enumerate(() if raw and shapes is None else paths[: len(shards.shards)]):
             inside = shards.shard_of == number
@@ -437,12 +435,14 @@ class PreparedSet:
         return (self.size(split), *self.manifest.image_shape)
 
     def _check_sides(self, path: Path, heights: NDArray[np.int32], widths: NDArray[np.int32]) -> None:
-        """PreparedSetError where an image is larger than the manifest says. heights, widths: int32 [N]."""
+        """PreparedSetError where an image has no pixels or is larger than the manifest says. heights, widths: int32
+        [N]."""
         shapes = self.manifest.ragged
         assert shapes is not None
         pixels = heights.astype(np.int64) * widths
-        if heights.max() > shapes.height or widths.max() > shapes.width or pixels.max() > shapes.pixels:
-            raise PreparedSetError(f"{show(path)} holds images larger than its manifest says; {ANEW}")
+        larger = heights.max() > shapes.height or widths.max() > shapes.width or pixels.max() > shapes.pixels
+        if larger or min(heights.min(), widths.min()) < 1:
+            raise PreparedSetError(f"{show(path)} holds images of no pixels, or larger than its manifest says; {ANEW}")
 
     def _check_labels(self, path: Path, split: str, labels: NDArray[np.int64]) -> None:
         classes = len(self.manifest.classes)
@@ -471,10 +471,9 @@ class PreparedSet:
         if size != entry.bytes:
             raise PreparedSetError(f"{show(path)} is broken: {size} bytes instead of {entry.bytes}; {ANEW}")
         if entry.format == "packed" and self.manifest.ragged is None:
-            expected = self._shape(entry.split)
-            shape = read_header(path).shape
-            if shape != expected:
-                raise _of_another_shape(path, shape, expected)
+            expected, (images, _) = self._shape(entry.split), read_header(path)
+            if images.shape != expected:
+                raise _of_another_shape(path, images.shape, expected)
 
 
 def _of_another_shape(path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> PreparedSetError:

@@ -24,7 +24,7 @@ STREAM_COLOUR = 4
 STREAM_ERASE = 5
 
 
-def _multiply(factor: int, words: Tensor) -> tuple[Tensor, Tensor]:
+def multiply(factor: int, words: Tensor) -> tuple[Tensor, Tensor]:
     # The 64-bit product wraps around the sign of int64, but its bits are those of the unsigned product.
     product = words * factor
     return (product >> 32) & _MASK, product & _MASK
@@ -38,8 +38,8 @@ def philox4x32(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tup
     """
     k0, k1 = seed & _MASK, seed >> 32
     for _ in range(_ROUNDS):
-        high_a, low_a = _multiply(_ROUND_A, c0)
-        high_b, low_b = _multiply(_ROUND_B, c2)
+        high_a, low_a = multiply(_ROUND_A, c0)
+        high_b, low_b = multiply(_ROUND_B, c2)
         c0, c1, c2, c3 = high_b ^ c1 ^ k0, low_b, high_a ^ c3 ^ k1, low_a
         k0, k1 = (k0 + _KEY_A) & _MASK, (k1 + _KEY_B) & _MASK
     return c0, c1, c2, c3

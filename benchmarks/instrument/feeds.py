@@ -8,6 +8,7 @@ measured.
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, Literal, NoReturn, TypeVar, get_args
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -244,8 +245,14 @@ class Peer(Feed):
     decoder: ClassVar[str | None] = None
     #: Loading processes or threads, where the recipe fixes their number.
     fixed_workers: ClassVar[int | None] = None
+    #: The library that it needs besides ours: its module, its name, and the extra that it is installed by.
+    library: ClassVar[tuple[str, str, str] | None] = None
+    #: What gives its batches.
+    _loader: Any = None
 
     def __init__(self, options: FeedOptions) -> None:
+        if self.library is not None and importlib.util.find_spec(self.library[0]) is None:
+            raise ValueError(f"{self.library[1]} is not installed; pip install 'fast-train[{self.library[2]}]'")
         self.prepared, self.batch_size = options.prepared, options.config.data.batch_size
         self.workers, self.device, self.dtype = options.workers, options.runtime.device, options.runtime.image_dtype
         self.augment = self.delivers = not options.raw
@@ -293,4 +300,5 @@ class Peer(Feed):
         """``count`` batches, at most an epoch, shuffled: images and labels int64 [N] on the device."""
 
     def close(self) -> None:
-        """Release processes, threads and files."""
+        # Its processes, threads and files go when nothing refers to it any more.
+        self._loader = None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+from fast_train.pipeline.paths import remove_empty
 
 # What a finished report has.
 _REPORTS = {"report.json", "step-lab.json"}
@@ -36,10 +38,7 @@ def report_folder(out: Path | None, default: Path) -> Iterator[Path]:
             ) from error
         yield folder
     finally:
-        for path in reversed(made):
-            # It may hold the report, or what another program put there.
-            with suppress(OSError):
-                path.rmdir()
+        remove_empty(made)
 
 
 def check_empty(folder: Path) -> None:
@@ -68,7 +67,7 @@ def _make_free(default: Path, made: list[Path]) -> Path:
 
 
 def _make(folder: Path, made: list[Path], *, exist_ok: bool) -> None:
-    """Make a folder with its parents; those that were not there are added to ``made``, outermost first."""
+    """Make a folder with its parents; those that were not there are added to ``made``, innermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=exist_ok)
-    made += reversed(missing)
+    made[:0] = missing

@@ -56,20 +56,13 @@ _NAMED_KERNELS = 40
 
 @dataclass(kw_only=True)
 class Lab:
-    """points, options: which to measure. only: the flag that chose the points. until: of time.monotonic(), where no
-    further step is built. copy, matrix: bytes and operations a second for the floors, None for what is measured. steps,
-    seeds: of the losses."""
+    """points: which to measure. until: of time.monotonic(), where no further step is built."""
 
     bench: Bench[Settings]
+    flags: Flags
     points: Sequence[str]
-    options: Sequence[Option]
-    only: str | None
     batch_sizes: Sequence[int]
     until: float
-    steps: int
-    seeds: Sequence[int]
-    copy: float | None = None
-    matrix: float | None = None
     floors: dict[str, Any] | None = None
     losses: dict[str, Any] | None = None
 
@@ -104,34 +97,29 @@ def _lab(flags: Flags, bench: Bench[Settings], started: float) -> Lab:
     default = (1024, 512, 2048) if cuda else (32,) if flags.quick else (bench.config.data.batch_size,)
     return Lab(
         bench=bench,
+        flags=flags,
         points=points,
-        options=flags.chosen_options(),
-        only=flags.only,
         batch_sizes=default if sizes is None else sizes,
         until=started + 60 * flags.minutes,
-        steps=8 if flags.quick else 200,
-        seeds=(0, 1) if flags.quick else (0, 1, 2),
-        copy=flags.copy_bandwidth,
-        matrix=flags.matrix_rate,
     )
 
 
 def _run(lab: Lab) -> None:
     """All points; what can't be measured is listed with its reason."""
-    bench = lab.bench
+    bench, given = lab.bench, lab.flags.copy_bandwidth is not None and lab.flags.matrix_rate is not None
     for point in POINTS:
         if point not in lab.points:
-            reason = "of a CPU; --only asks for it" if lab.only is None else "left out by --only"
+            reason = "of a CPU; --only asks for it" if lab.flags.only is None else "left out by --only"
             bench.skip(point, "the point", reason)
-    needed = FLOORS in lab.points and (lab.copy is None or lab.matrix is None)
-    if needed or {AUGMENTATION, STEP} & set(lab.points):
+    if (FLOORS in lab.points and not given) or {AUGMENTATION, STEP} & set(lab.points):
         bench.attempt(roofline.SUITE, "the rest", partial(roofline.run, bench))
-    if FLOORS in lab.points:
-        bench.attempt(FLOORS, "the rest", partial(_floors, lab))
-    if AUGMENTATION in lab.points:
-        bench.attempt(AUGMENTATION, "the rest", partial(augmentation.measure, bench, AUGMENTATION_BATCHES))
-    if AUGMENTATION_CPU in lab.points:
-        bench.attempt(AUGMENTATION_CPU, "the rest", partial(augmentation_cpu.run, bench))
+    for point, work in (
+        (FLOORS, partial(_floors, lab, given=given)),
+        (AUGMENTATION, partial(augmentation.measure, bench, AUGMENTATION_BATCHES)),
+        (AUGMENTATION_CPU, partial(augmentation_cpu.run, bench)),
+    ):
+        if point in lab.points:
+            bench.attempt(point, "the rest", work)
     if any(point in lab.points for point in ON_STEPS):
         if bench.device.type != "cuda":
             bench.skip(
@@ -141,11 +129,11 @@ def _run(lab: Lab) -> None:
             bench.attempt(f"batch {size:,}", "the rest", partial(_batch, lab, size, first=place == 0))
 
 
-def _floors(lab: Lab) -> None:
+def _floors(lab: Lab, *, given: bool) -> None:
     bench = lab.bench
     kind = bench.runtime.dtype_name
-    copy = lab.copy or roofline.copy_bandwidth(bench.result)
-    matrix = lab.matrix or roofline.peak_flops(bench.result, kind)
+    copy = lab.flags.copy_bandwidth or roofline.copy_bandwidth(bench.result)
+    matrix = lab.flags.matrix_rate or roofline.peak_flops(bench.result, kind)
     if copy is None or matrix is None:
         raise ValueError(f"neither measured nor given: copy bandwidth {copy}, {kind} matrix rate {matrix}")
     batch = lab.batch_sizes[0]
@@ -154,7 +142,7 @@ def _floors(lab: Lab) -> None:
         "batch": batch,
         "copy_bytes_per_second": copy,
         "matrix_flops_per_second": matrix,
-        "given": lab.copy is not None and lab.matrix is not None,
+        "given": given,
         "groups": floors.groups(found, batch, copy=copy, matrix=matrix),
         "parts": floors.describe(found, batch, copy=copy, matrix=matrix),
     }
@@ -167,7 +155,7 @@ def _batch(lab: Lab, size: int, *, first: bool) -> None:
     if not chosen:
         return
     with build_loader("resident", bench.prepared, "train", batch_size=size, device=bench.data_device) as loader:
-        built = [b for option in lab.options if (b := _build(lab, option, loader, chosen)) is not None]
+        built = [b for option in lab.flags.chosen_options() if (b := _build(lab, option, loader, chosen)) is not None]
         if built and LOSSES in chosen:
             _losses(lab, built)
         if built and KERNELS in chosen:
@@ -202,8 +190,9 @@ def _losses(lab: Lab, built: Sequence[Built]) -> None:
     if built[0].option is not PLAIN:
         lab.bench.skip(LOSSES, "all options", "the plain step, to compare with, could not be built")
         return
-    plain = {seed: losses.train(built[0], seed=seed, steps=lab.steps) for seed in lab.seeds}
-    others = {b.option.name: losses.train(b, seed=lab.seeds[0], steps=lab.steps) for b in built[1:]}
+    steps, seeds = (8, (0, 1)) if lab.flags.quick else (200, (0, 1, 2))
+    plain = {seed: losses.train(built[0], seed=seed, steps=steps) for seed in seeds}
+    others = {b.option.name: losses.train(b, seed=seeds[0], steps=steps) for b in built[1:]}
     lab.losses = losses.compare(plain, others)
 
 

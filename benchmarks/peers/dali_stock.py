@@ -7,7 +7,6 @@ normalise; on the GPU where there is one, on the CPU otherwise.
 
 from __future__ import annotations
 
-import importlib.util
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -23,18 +22,17 @@ _PAD = 4
 class DaliPeer(Peer):
     """A pipeline of DALI's operators that ends in images and labels, through DALI's iterator for PyTorch."""
 
+    library = "nvidia.dali", "DALI", "dali"
+
     def __init__(self, options: FeedOptions) -> None:
         super().__init__(options)
         # DALI knows no bfloat16.
         self.dtype = self.dtype if self.dtype == torch.float32 else torch.float16
-        if importlib.util.find_spec("nvidia.dali") is None:
-            raise ValueError("DALI is not installed; pip install 'fast-train[dali]'")
         self.check(options)
         from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
-        self._pipeline = self._build()
-        self._batches: Any = DALIGenericIterator(
-            [self._pipeline],
+        self._loader = DALIGenericIterator(
+            [self._build()],
             ["images", "labels"],
             reader_name="reader",
             last_batch_policy=LastBatchPolicy.DROP,
@@ -67,14 +65,11 @@ class DaliPeer(Peer):
     def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(count):
             try:
-                outputs = next(self._batches)
+                outputs = next(self._loader)
             except StopIteration:
                 # The end of DALI's epoch; `auto_reset` has begun the next one.
-                outputs = next(self._batches)
+                outputs = next(self._loader)
             yield outputs[0]["images"], outputs[0]["labels"].squeeze(1)
-
-    def close(self) -> None:
-        self._batches = self._pipeline = None
 
 
 class DaliStock(DaliPeer):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import signal
 import sys
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
-from fast_train.benchmarks.instrument.feeds import FeedOptions, Peer, batches_ahead
+from fast_train.benchmarks.instrument.feeds import PILLOW, FeedOptions, Peer, batches_ahead
+from fast_train.benchmarks.peers.written import written
 from fast_train.pipeline.loaders.torch_loader import check_sockets
 
 
@@ -82,7 +85,7 @@ class DataLoaderPeer(Peer):
         self.dtype = torch.float32
         self.ahead = batches_ahead(self.workers, self.per_epoch, self.prefetch)
         self._sampler = _Chosen()
-        self._loader: DataLoader[Any] | None = DataLoader(
+        self._loader = DataLoader(
             self.dataset(options),
             batch_size=self.batch_size,
             sampler=self._sampler,
@@ -97,15 +100,36 @@ class DataLoaderPeer(Peer):
         """Image i of the training split, as the recipe gives it to a batch, and its label."""
 
     def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if self._loader is None:
-            raise ValueError("this loader is closed")
         self._sampler.indices = torch.randperm(self.prepared.size("train"))[: count * self.batch_size].tolist()
         for images, labels in started(self._loader, self.workers):
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
-    def close(self) -> None:
-        # Its workers end when nothing refers to it any more.
-        self._loader = None
+
+class ShardsPeer(Peer):
+    """Float32 batches out of a library's own shards, which hold the set's files."""
+
+    augmentation = "RandomResizedCrop, flip on PIL images"
+    decoder = PILLOW
+    #: Whether a pass starts its workers only when it is asked for its first batch.
+    lazy: ClassVar[bool] = False
+
+    def __init__(self, options: FeedOptions) -> None:
+        super().__init__(options)
+        self.dtype = torch.float32
+        folder = written(options.prepared, options.scratch, self.name, self.write)
+        self._loader = self.open(folder, pil_transforms(self))
+
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """Write the shards of the training split."""
+
+    @abstractmethod
+    def open(self, folder: Path, transform: Callable[[Image], Tensor]) -> Any:
+        """The library's loader, whose passes have no end, or that of an epoch. transform: makes an image a tensor."""
+
+    def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in islice(started(self._loader, self.workers, lazy=self.lazy), count):
+            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
 def pil_transforms(peer: Peer) -> transforms.Compose:

@@ -7,7 +7,6 @@ conversion and the normalisation on the device.
 
 from __future__ import annotations
 
-import importlib.util
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -21,16 +20,16 @@ from fast_train.benchmarks.instrument.feeds import FeedOptions, Peer
 class FfcvPeer(Peer):
     """FFCV's loader over the ``.beton`` of the training split, in random order."""
 
+    library = "ffcv", "ffcv", "ffcv"
+
     def __init__(self, options: FeedOptions) -> None:
         super().__init__(options)
-        if importlib.util.find_spec("ffcv") is None:
-            raise ValueError("ffcv is not installed; pip install 'fast-train[ffcv]'")
         path = self.prepared.beton("train").path
         # FFCV sets torch's threads for the whole process, when it is imported and when it begins to read.
         self._threads = torch.get_num_threads()
         from ffcv.loader import Loader, OrderOption
 
-        self._loader: Any = Loader(
+        self._loader = Loader(
             str(path),
             batch_size=self.batch_size,
             num_workers=self.workers,
@@ -59,9 +58,6 @@ class FfcvPeer(Peer):
             if torch.get_num_threads() != self._threads:
                 torch.set_num_threads(self._threads)
             yield batch
-
-    def close(self) -> None:
-        self._loader = None
 
 
 class FfcvReadme(FfcvPeer):

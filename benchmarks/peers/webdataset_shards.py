@@ -7,54 +7,39 @@ mixed once more between workers.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from fast_train.benchmarks.instrument.feeds import PILLOW, FeedOptions, Peer
-from fast_train.benchmarks.peers.dataloader import pil_transforms, started
-from fast_train.benchmarks.peers.written import stored_files, written
+from fast_train.benchmarks.peers.dataloader import ShardsPeer
+from fast_train.benchmarks.peers.written import stored_files
 
 _SHARD, _BUFFER, _MIXED = 1000, 1000, 10
 
 
-class WebdatasetPeer(Peer):
-    """Float32 batches. Its shards hold the set's files, 1,000 images each."""
+class WebdatasetPeer(ShardsPeer):
+    """1,000 images a shard."""
 
     name = "webdataset"
     source = "webdataset/webdataset, examples/train-resnet50-wds.ipynb"
-    augmentation = "RandomResizedCrop, flip on PIL images"
-    decoder = PILLOW
+    library = "webdataset", "webdataset", "peers"
+    lazy = True
 
-    def __init__(self, options: FeedOptions) -> None:
-        super().__init__(options)
-        if importlib.util.find_spec("webdataset") is None:
-            raise ValueError("webdataset is not installed; pip install 'fast-train[peers]'")
+    def open(self, folder: Path, transform: Callable[[Image], Tensor]) -> Any:
         import webdataset
 
-        self.dtype = torch.float32
-        folder = written(options.prepared, options.scratch, "webdataset", self._write)
         shards = sorted(map(str, folder.iterdir()))
         images = webdataset.WebDataset(shards, resampled=True, shardshuffle=False)
-        images = images.shuffle(_BUFFER).decode("pil").to_tuple("jpg;png", "cls").map_tuple(pil_transforms(self), int)
+        images = images.shuffle(_BUFFER).decode("pil").to_tuple("jpg;png", "cls").map_tuple(transform, int)
         loader = webdataset.WebLoader(images.batched(self.batch_size), batch_size=None, num_workers=self.workers)
-        self._loader: Any = loader.unbatched().shuffle(_MIXED).batched(self.batch_size)
+        return loader.unbatched().shuffle(_MIXED).batched(self.batch_size)
 
-    def _write(self, folder: Path) -> None:
+    def write(self, folder: Path) -> None:
         import webdataset
 
         with webdataset.ShardWriter(str(folder / "%06d.tar"), maxcount=_SHARD, verbose=0) as shards:
             for number, (file, suffix, label) in enumerate(stored_files(self.prepared, "train")):
                 shards.write({"__key__": f"{number:08}", suffix[1:]: file, "cls": label})
-
-    def epoch(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in islice(started(self._loader, self.workers, lazy=True), count):
-            yield images.to(self.device), labels.to(self.device)
-
-    def close(self) -> None:
-        self._loader = None

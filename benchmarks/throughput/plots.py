@@ -1,5 +1,5 @@
-"""The pictures of a throughput report. Each function takes the figures and returns a `Picture`, or None where there is
-nothing to show."""
+"""The pictures of a throughput report. Each function takes the figures, of which some are what it shows, and returns a
+`Picture`; None where they are too few for one."""
 
 from __future__ import annotations
 
@@ -43,11 +43,9 @@ def is_ragged(result: Result) -> bool:
     return result.data.get("shapes") is not None
 
 
-def decoders(result: Result) -> Picture | None:
+def decoders(result: Result) -> Picture:
     """Images a second of each decoder, on one thread and on all."""
     rows = sorted(result.about(DecodeDetails), key=lambda row: (row.details.threads, -row.value))
-    if not rows:
-        return None
     megapixels = rows[0].details.pixels_per_image / 1e6
 
     def text(row: Row[DecodeDetails]) -> str:
@@ -226,10 +224,8 @@ def _legend_by_origin(figure: Figure, all_axes: Sequence[Axes], ours: Collection
     figure.legend(handles, labels, loc="outside right center", handlelength=3.2)
 
 
-def step_ladder(result: Result) -> Picture | None:
+def step_ladder(result: Result) -> Picture:
     rows = result.about(RungDetails)
-    if not rows:
-        return None
     first = rows[0].value
 
     def text(row: Row[RungDetails]) -> str:
@@ -284,13 +280,11 @@ def _bars(
         axes.text(1.02, place, text(row), transform=axes.get_yaxis_transform(), va="center", fontsize=9)
 
 
-def end_to_end_bars(result: Result) -> Picture | None:
+def end_to_end_bars(result: Result) -> Picture:
     """Each loader with each step, beside the step alone."""
     rows = judged(result)
     steps = list(dict.fromkeys(row.details.step for row in rows))
     groups = [sorted((r for r in rows if r.details.step == step), key=lambda r: -r.value) for step in steps]
-    if not groups:
-        return None
     ours = _ours()
 
     def text(row: Row[EndToEndDetails]) -> str:

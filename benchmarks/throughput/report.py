@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fast_train.benchmarks.instrument import roofline as roofline_suite
 from fast_train.benchmarks.instrument.records import Details
@@ -43,15 +44,18 @@ def write_report(folder: Path, result: Result) -> list[str]:
 
 
 def build_document(result: Result) -> Document:
+    measured: dict[str, tuple[Callable[[Result, Any], Blocks], Sequence[Row[Details]]]] = {
+        "End to end": (_end_to_end, plots.judged(result)),
+        "Loaders alone": (_loaders, result.about(LoaderDetails)),
+        "Decoding alone": (_decoders, result.about(DecodeDetails)),
+        "The step alone": (_ladder, result.about(RungDetails)),
+        "Limits of the device": (_roofline, result.suite(roofline_suite.SUITE)),
+        "Time to accuracy": (_accuracy, result.suite(accuracy.SUITE)),
+        "Cold and warm start": (_starts, result.suite(startup.SUITE)),
+        "Preparation": (_preparation, result.about(PreparationDetails)),
+    }
     sections = {
-        "End to end": _end_to_end(result),
-        "Loaders alone": _loaders(result),
-        "Decoding alone": _decoders(result),
-        "The step alone": _ladder(result),
-        "Limits of the device": _roofline(result),
-        "Time to accuracy": _accuracy(result),
-        "Cold and warm start": _starts(result),
-        "Preparation": _preparation(result),
+        **{heading: blocks(result, rows) for heading, (blocks, rows) in measured.items() if rows},
         "Not measured": _skipped(result),
         "Machine and method": _machine(result),
     }
@@ -89,10 +93,7 @@ def _statistics(row: Row[Details]) -> list[str]:
     return [number(row.value), interval(*low_high) if low_high else "one repeat", percent(row.spread)]
 
 
-def _end_to_end(result: Result) -> Blocks:
-    rows = plots.judged(result)
-    if not rows:
-        return []
+def _end_to_end(result: Result, rows: Sequence[Row[EndToEndDetails]]) -> Blocks:
     cells = [
         [
             row.details.entry,
@@ -111,10 +112,7 @@ def _end_to_end(result: Result) -> Blocks:
     return [plots.end_to_end_bars(result), table, Notice("note", [row.details.sentence for row in rows])]
 
 
-def _loaders(result: Result) -> Blocks:
-    rows = result.about(LoaderDetails)
-    if not rows:
-        return []
+def _loaders(result: Result, rows: Sequence[Row[LoaderDetails]]) -> Blocks:
     cells = [
         [
             row.details.entry,
@@ -136,10 +134,7 @@ def _loaders(result: Result) -> Blocks:
     return [plots.loaders_alone(result), plots.scaling(result), table, *blocks]
 
 
-def _decoders(result: Result) -> Blocks:
-    rows = result.about(DecodeDetails)
-    if not rows:
-        return []
+def _decoders(result: Result, rows: Sequence[Row[DecodeDetails]]) -> Blocks:
     cells = [
         [
             row.details.decoder,
@@ -159,10 +154,7 @@ def _decoders(result: Result) -> Blocks:
     return [plots.decoders(result), text, Table(columns, cells, caption="Images/s decoded")]
 
 
-def _ladder(result: Result) -> Blocks:
-    rows = result.about(RungDetails)
-    if not rows:
-        return []
+def _ladder(result: Result, rows: Sequence[Row[RungDetails]]) -> Blocks:
     cells = [
         [
             row.name,
@@ -184,10 +176,7 @@ def _ladder(result: Result) -> Blocks:
     return [plots.step_ladder(result), text, Table(columns, cells, caption="Training images/s")]
 
 
-def _roofline(result: Result) -> Blocks:
-    rows = result.suite(roofline_suite.SUITE)
-    if not rows:
-        return []
+def _roofline(result: Result, rows: Sequence[Row[Details]]) -> Blocks:
     cells = [
         [row.name, *(_scaled(row, value) for value in (row.value, max(row.repeats))), percent(row.spread)]
         for row in rows
@@ -216,10 +205,7 @@ def _scaled(row: Row[Details], value: float) -> str:
     return f"{number(value / 1e12)} TFLOP/s"
 
 
-def _accuracy(result: Result) -> Blocks:
-    rows = result.suite(accuracy.SUITE)
-    if not rows:
-        return []
+def _accuracy(result: Result, rows: Sequence[Row[Details]]) -> Blocks:
     summary = [[row.name, *_mean(row)] for row in rows]
     what = Table(["what", "mean", f"{CONFIDENCE:.0%} interval over seeds", "seeds"], summary)
     trainings = [_trainings(row.details) for row in result.about(AccuracyDetails)]
@@ -251,19 +237,13 @@ def _mean(row: Row[Details]) -> list[str]:
     return [f"{number(row.value)} s", interval(*low_high) if low_high else "one seed", str(len(row.repeats))]
 
 
-def _starts(result: Result) -> Blocks:
-    rows = result.suite(startup.SUITE)
-    if not rows:
-        return []
+def _starts(result: Result, rows: Sequence[Row[Details]]) -> Blocks:
     cells = [[row.name, *_statistics(row), str(len(row.repeats))] for row in rows]
     caption = "Seconds from the start of the process to the end of the first step"
     return [Table(["start", *_MEDIAN, "repeats"], cells, caption=caption)]
 
 
-def _preparation(result: Result) -> Blocks:
-    rows = result.about(PreparationDetails)
-    if not rows:
-        return []
+def _preparation(result: Result, rows: Sequence[Row[PreparationDetails]]) -> Blocks:
     sizes = {row.details.format: row.value for row in rows if row.unit == "bytes"}
     cells = []
     for row in rows:

@@ -96,6 +96,18 @@ class FormatOptions:
         return math.prod(image_shape) + (0 if mode == "raw" else _JPEG_TABLES)
 
 
+class SplitFile(ABC):
+    """The files of one split in one format while they are written."""
+
+    @abstractmethod
+    def finish(self) -> tuple[str, ...]:
+        """Have all of it on the disk; the names of the files in the folder, the main one first."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release them, finished or not; doing so twice is fine."""
+
+
 class SplitWriter(ABC):
     """Writes one split of a set in one format, as the images come.
 
@@ -103,30 +115,30 @@ class SplitWriter(ABC):
     not to be images are left out.
     """
 
+    _file: SplitFile
+
     def __init__(self, folder: Path, split: str, count: int) -> None:
         self._folder, self._split, self._count = folder, split, count
         self._written = 0
+        # None is started before there is work for it.
+        self._threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="images")
 
     @abstractmethod
     def write(self, images: Any, labels: NDArray[np.int64]) -> None:
         """Append images with their labels int64 [n]; ValueError for what does not fit."""
 
     def close(self) -> tuple[str, ...]:
-        """Finish, with everything flushed to the disk; the names of the files in the folder, the main one first.
-        ValueError where nothing was written."""
+        """`SplitFile.finish`; ValueError where nothing was written."""
         if not self._written:
             raise ValueError(f"the {self._split} split would hold no image")
-        names = self._finish()
+        names = self._file.finish()
         self.abort()
         return names
 
-    @abstractmethod
-    def _finish(self) -> tuple[str, ...]:
-        """`close` files that hold an image."""
-
-    @abstractmethod
     def abort(self) -> None:
-        """Release files, processes and threads without finishing."""
+        """Release files and threads without finishing."""
+        self._file.close()
+        self._threads.shutdown(cancel_futures=True)
 
 
 class Writer(SplitWriter):
@@ -223,22 +235,8 @@ def flush(file: IO[Any]) -> None:
         sync(file.fileno())
 
 
-class JpegEncoder:
-    """Encodes batches on all cores, by threads: Pillow releases the GIL."""
-
-    def __init__(self, quality: int) -> None:
-        self._quality = quality
-        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="jpeg")
-
-    def encode(self, images: NDArray[np.uint8]) -> list[bytes]:
-        """A JPEG file for each of the images uint8 [n, H, W, 1 or 3]."""
-        return list(self._pool.map(self._encode_one, images))
-
-    def close(self) -> None:
-        """End the threads; closing twice is fine."""
-        self._pool.shutdown()
-
-    def _encode_one(self, image: NDArray[np.uint8]) -> bytes:
-        file = io.BytesIO()
-        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(file, "JPEG", quality=self._quality)
-        return file.getvalue()
+def jpeg_of(image: NDArray[np.uint8], quality: int) -> bytes:
+    """The JPEG file of an image uint8 [H, W, 1 or 3]. Pillow releases Python's lock meanwhile."""
+    file = io.BytesIO()
+    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(file, "JPEG", quality=quality)
+    return file.getvalue()

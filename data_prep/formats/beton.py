@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fast_train.common.cores import usable_cores
 from fast_train.common.text import show
 from fast_train.data_prep.errors import ANEW, PreparedSetError
-from fast_train.data_prep.formats.base import Encoded, FormatOptions, JpegEncoder, RaggedWriter, Writer, flush
+from fast_train.data_prep.formats.base import Encoded, FormatOptions, RaggedWriter, SplitFile, Writer, flush, jpeg_of
 from fast_train.data_prep.formats.decode import decode_rgb
 
 #: FFCV's structures, as they lie in the file.
@@ -52,7 +51,7 @@ _LARGEST_SIDE = 65535
 _LARGEST_IMAGE = 1 << 30
 
 
-class _BetonFile:
+class _BetonFile(SplitFile):
     """``SPLIT.beton`` in a folder, of up to ``count`` samples, to which they are appended."""
 
     def __init__(self, folder: Path, split: str, count: int, page: int) -> None:
@@ -113,11 +112,11 @@ class BetonWriter(Writer):
         height, width, channels = image_shape
         if channels != 3 or max(height, width) > _LARGEST_SIDE or math.prod(image_shape) > _LARGEST_IMAGE:
             raise PreparedSetError(f"FFCV can't hold images of {width}x{height}x{channels}; leave out --formats ffcv")
-        self._mode, self._share = options.ffcv_mode, options.jpeg_share
-        self._encoder = JpegEncoder(options.quality) if self._mode != "raw" else None
+        self._share = {"raw": 0.0, "jpg": 1.0, "proportion": options.jpeg_share}[options.ffcv_mode]
+        self._quality = options.quality
         # Its own generator, used in the order of the images: the same request gives the same file.
         self._coin = np.random.default_rng(0)
-        self._file = _BetonFile(folder, split, count, page_size(image_shape))
+        self._file: _BetonFile = _BetonFile(folder, split, count, page_size(height * width))
 
     @staticmethod
     def encoding(options: FormatOptions) -> dict[str, Any]:
@@ -125,7 +124,7 @@ class BetonWriter(Writer):
 
     @staticmethod
     def estimate_bytes(count: int, image_shape: Sequence[int], options: FormatOptions) -> int:
-        page = page_size(image_shape)
+        page = page_size(image_shape[0] * image_shape[1])
         pages = -(-count // (page // options.stored_bytes(options.ffcv_mode, image_shape)))
         return METADATA_AT + count * (SAMPLE.itemsize + ALLOCATION.itemsize) + (pages + 1) * page
 
@@ -136,20 +135,11 @@ class BetonWriter(Writer):
     def _encode(self, images: NDArray[np.uint8]) -> list[Any]:
         """The bytes of each image: a JPEG file as ``bytes``, or its pixels as an array."""
         blobs: list[Any] = list(images.reshape(len(images), -1))
-        if self._encoder is not None:
-            share = 1.0 if self._mode == "jpg" else self._share
-            chosen = np.flatnonzero(self._coin.random(len(images)) < share)
-            for i, blob in zip(chosen, self._encoder.encode(images[chosen]), strict=True):
-                blobs[i] = blob
+        chosen = np.flatnonzero(self._coin.random(len(images)) < self._share).tolist()
+        encode = partial(jpeg_of, quality=self._quality)
+        for i, blob in zip(chosen, self._threads.map(encode, images[chosen]), strict=True):
+            blobs[i] = blob
         return blobs
-
-    def _finish(self) -> tuple[str, ...]:
-        return self._file.finish()
-
-    def abort(self) -> None:
-        self._file.close()
-        if self._encoder is not None:
-            self._encoder.close()
 
 
 class RaggedBetonWriter(RaggedWriter):
@@ -157,12 +147,11 @@ class RaggedBetonWriter(RaggedWriter):
 
     def __init__(self, folder: Path, split: str, count: int, pixels: int) -> None:
         super().__init__(folder, split, count, pixels)
-        self._file = _BetonFile(folder, split, count, _ragged_page(pixels))
-        self._threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="png")
+        self._file: _BetonFile = _BetonFile(folder, split, count, page_size(pixels))
 
     @staticmethod
     def estimate_bytes(count: int, content: int, pixels: int) -> int:
-        page = _ragged_page(pixels)
+        page = page_size(pixels)
         # A page ends where the next image does not fit, and the last one anywhere.
         pages = content // (page - min(3 * pixels, page // 2)) + 2
         return METADATA_AT + count * (SAMPLE.itemsize + ALLOCATION.itemsize) + pages * page
@@ -171,26 +160,15 @@ class RaggedBetonWriter(RaggedWriter):
         blobs = list(self._threads.map(_as_ffcv_reads, images))
         self._file.append(blobs, [image.height for image in images], [image.width for image in images], labels)
 
-    def _finish(self) -> tuple[str, ...]:
-        return self._file.finish()
-
-    def abort(self) -> None:
-        self._file.close()
-        self._threads.shutdown(cancel_futures=True)
-
 
 def _as_ffcv_reads(image: Encoded) -> Any:
     return image.data if image.is_jpeg else decode_rgb(*image).reshape(-1)
 
 
-def page_size(image_shape: Sequence[int]) -> int:
-    """A power of two that holds an image however badly JPEG compresses it, and for small ones FFCV's smallest."""
-    return max(_SMALLEST_PAGE, 1 << (2 * math.prod(image_shape)).bit_length())
-
-
-def _ragged_page(pixels: int) -> int:
-    """The size of a page where the largest image has so many pixels."""
-    return page_size((1, pixels, 3))
+def page_size(pixels: int) -> int:
+    """A power of two that holds an image of so many pixels however badly JPEG compresses it, and for small ones FFCV's
+    smallest."""
+    return max(_SMALLEST_PAGE, 1 << (6 * pixels).bit_length())
 
 
 def _head(count: int, page: int, table_at: int) -> bytes:
@@ -217,32 +195,24 @@ class BetonSplit:
 
 
 def open_beton(path: Path, shape: Sequence[int]) -> BetonSplit:
-    """PreparedSetError unless the file holds images of shape (N, H, W, 3) as `BetonWriter` leaves them.
-
-    Every number that FFCV takes on trust is compared: version, fields, modes, sizes, pointers and the table. What FFCV
-    makes of a JPEG file rests on that file's header too, see `formats.headers`.
-    """
+    """`open_ragged_beton` of images of shape (N, H, W, 3), as `BetonWriter` leaves them."""
     count, height, width, channels = shape
     if channels != 3:
         raise _broken(path, f"FFCV reads images of 3 channels, not {channels}")
-    split = _open(path, count, page_size(shape[1:]))
+    split = open_ragged_beton(path, count, height * width)
     if (split.heights != height).any() or (split.widths != width).any():
         raise _broken(path, f"its images are not {width}x{height}")
     return split
 
 
 def open_ragged_beton(path: Path, count: int, pixels: int) -> BetonSplit:
-    """PreparedSetError unless the file holds ``count`` images, the largest in the set of ``pixels`` pixels, as
-    `RaggedBetonWriter` leaves them; all that `open_beton` compares is."""
-    split = _open(path, count, _ragged_page(pixels))
-    areas = split.heights.astype(np.int64) * split.widths
-    if areas.min() < 1 or areas.max() > pixels:
-        raise _broken(path, f"its images are not of 1 to {pixels} pixels")
-    return split
+    """PreparedSetError unless the file holds ``count`` images as `RaggedBetonWriter` leaves them where the largest in
+    the set has ``pixels`` pixels.
 
-
-def _open(path: Path, count: int, page: int) -> BetonSplit:
-    """A file whose tables agree; its shapes are not looked at but for the sizes of what is not encoded."""
+    Every number that FFCV takes on trust is compared: version, fields, modes, sizes, pointers and the table, but for
+    the sides of what is encoded. What FFCV makes of a JPEG file rests on that file's header too, see `formats.headers`.
+    """
+    page = page_size(pixels)
     samples, table, table_at = _read_tables(path, count, page)
     image = samples["f0"]
     if not np.isin(image["mode"], (_JPG, _RAW)).all() or (samples["f2"] != np.arange(count)).any():

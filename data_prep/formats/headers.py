@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -66,7 +67,7 @@ _AS_THEY_CAME = _Rule(_among(_BASELINE, _PROGRESSIVE), _among(*_TABLES, *_METADA
 
 
 def check_jpegs(path: Path, begins: Ints, sizes: Ints, image_shape: Sequence[int]) -> None:
-    """PreparedSetError unless each of the parts of a file is a JPEG file of shape (H, W, C), as `JpegEncoder` writes
+    """PreparedSetError unless each of the parts of a file is a JPEG file of shape (H, W, C), as `jpeg_of` writes
     them: looked at once.
 
     begins, sizes: int64 [n], in bytes; each part lies in the file.
@@ -135,12 +136,6 @@ def _check(
     check_once(path, f"{claim} at {places}", check)
 
 
-def _are_plain_jpegs(
-    data: NDArray[np.uint8], begins: Ints, ends: Ints, heights: NDArray[Any], widths: NDArray[Any]
-) -> bool:
-    return _are_jpegs(data, begins, ends, heights, widths, _AS_THEY_CAME)
-
-
 def _are_jpegs(
     data: NDArray[np.uint8], begins: Ints, ends: Ints, heights: NDArray[Any], widths: NDArray[Any], rule: _Rule
 ) -> bool:
@@ -174,6 +169,9 @@ def _are_jpegs(
                 column[~is_scan] for column in (at, ends, heights, widths, channels, other_colours)
             )
     return not len(at)
+
+
+_are_plain_jpegs = partial(_are_jpegs, rule=_AS_THEY_CAME)
 
 
 def _are_frames(head: NDArray[np.uint8], heights: NDArray[Any], widths: NDArray[Any], rule: _Rule) -> NDArray[np.bool_]:

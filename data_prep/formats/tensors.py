@@ -9,18 +9,22 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from fast_train.common.text import show
+from fast_train.common.text import one_line, show
 from fast_train.data_prep.errors import ANEW, PreparedSetError
+from fast_train.data_prep.formats.base import SplitFile, flush
 
 #: Where the tensors begin: a whole page, so that a mapping of the first one is aligned.
 DATA_START = 4096
 DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
+#: Of each image a number, which is of one of `DTYPES`.
+COLUMNS = {"offsets": "I64", "labels": "I64", "heights": "I32", "widths": "I32"}
 _MAX_HEADER = 1 << 20
 
 
@@ -64,6 +68,22 @@ def read_tensors(path: Path) -> dict[str, Stored]:
     }
 
 
+def load_tensors(path: Path, tensors: Iterable[Stored]) -> list[NDArray[Any]]:
+    """Bytes as a read-only memory map, columns of numbers in memory; PreparedSetError where the system fails."""
+    try:
+        return [_load(path, tensor) for tensor in tensors]
+    except (OSError, ValueError) as error:
+        raise PreparedSetError(f"{show(path)} can't be mapped into memory: {one_line(error)}") from error
+
+
+def _load(path: Path, tensor: Stored) -> NDArray[Any]:
+    if tensor.dtype == "U8":
+        return np.memmap(path, dtype=np.uint8, mode="r", offset=tensor.begin, shape=tensor.shape)
+    values = np.fromfile(path, dtype=DTYPES[tensor.dtype], count=tensor.shape[0], offset=tensor.begin)
+    # Big-endian machines read it too.
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
 def _check_tensor(path: Path, name: str, tensor: Any) -> tuple[int, int]:
     """The tensor's first byte and the one after its last, counted from the end of the header."""
     fields: dict[str, Any] = tensor if isinstance(tensor, dict) else {}
@@ -81,7 +101,41 @@ def _are_counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
-def write_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+class TensorFile(SplitFile):
+    """``SPLIT.safetensors`` in a folder: a tensor of bytes, [n, *item], to which is appended, and behind it columns of
+    numbers, at a multiple of 8 bytes: up to 7 zeros, ``padding``, come before them."""
+
+    def __init__(self, folder: Path, split: str, name: str, item: tuple[int, ...] = ()) -> None:
+        self._name, self._item, self._size = name, item, 0
+        self._columns: dict[str, list[NDArray[Any]]] = {}
+        self._file = open(folder / f"{split}.safetensors", "xb")  # noqa: SIM115  # open until `close`
+        self._file.seek(DATA_START)
+
+    def append(self, content: Iterable[bytes | memoryview], **columns: ArrayLike) -> None:
+        """columns: further numbers of each column of `COLUMNS`."""
+        for part in content:
+            self._size += self._file.write(part)
+        for name, values in columns.items():
+            self._columns.setdefault(name, []).append(np.asarray(values, dtype=DTYPES[COLUMNS[name]]))
+
+    def finish(self) -> tuple[str, ...]:
+        columns = {name: np.concatenate(parts) for name, parts in self._columns.items()}
+        tensors = {self._name: ("U8", (self._size // math.prod(self._item), *self._item))}
+        if padding := -self._size % 8:
+            tensors["padding"] = ("U8", (padding,))
+        self._file.write(bytes(padding))
+        for values in columns.values():
+            self._file.write(values.data)
+        self._file.seek(0)
+        self._file.write(_header({**tensors, **{name: (COLUMNS[name], v.shape) for name, v in columns.items()}}))
+        flush(self._file)
+        return (Path(self._file.name).name,)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     """The first `DATA_START` bytes of a file that holds tensors, (type, shape) by name, in this order."""
     described, at = {}, 0
     for name, (dtype, shape) in tensors.items():

@@ -16,6 +16,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from fast_train.common.text import one_line, show
 from fast_train.data_prep.errors import ANEW, PreparedSetError
-from fast_train.data_prep.formats.base import Encoded, FormatOptions, JpegEncoder, RaggedWriter, Writer, flush
+from fast_train.data_prep.formats.base import Encoded, FormatOptions, RaggedWriter, SplitFile, Writer, flush, jpeg_of
 
 #: Shards of about this size: large enough to read in one go, small enough to share out.
 SHARD_BYTES = 128 << 20
@@ -77,7 +78,7 @@ _INDEX_LINE = 24
 _BEFORE_VALUES = 3 * (1 + _VARINT)
 
 
-class _Shards:
+class _Shards(SplitFile):
     """``SPLIT-*.tfrecord`` and an ``.idx`` for each in a folder, to which records are appended."""
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -138,8 +139,8 @@ class TFRecordWriter(Writer):
         super().__init__(folder, split, count, image_shape, options)
         if options.dali_mode == "jpg" and image_shape[2] not in (1, 3):
             raise PreparedSetError(f"JPEG can't hold images of {image_shape[2]} channels; leave out --dali-mode jpg")
-        self._encoder = JpegEncoder(options.quality) if options.dali_mode == "jpg" else None
-        self._shards = _Shards(folder, split)
+        self._jpeg = partial(jpeg_of, quality=options.quality) if options.dali_mode == "jpg" else None
+        self._file: _Shards = _Shards(folder, split)
 
     @staticmethod
     def encoding(options: FormatOptions) -> dict[str, Any]:
@@ -150,17 +151,9 @@ class TFRecordWriter(Writer):
         return count * (options.stored_bytes(options.dali_mode, image_shape) + _AROUND_IMAGE + _INDEX_LINE)
 
     def _append(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        blobs = self._encoder.encode(images) if self._encoder is not None else [image.tobytes() for image in images]
+        blobs = self._threads.map(self._jpeg, images) if self._jpeg else map(np.ndarray.tobytes, images)
         for index, (blob, label) in enumerate(zip(blobs, labels.tolist(), strict=True), start=self._written):
-            self._shards.put(_example(label, index, self._shape, blob))
-
-    def _finish(self) -> tuple[str, ...]:
-        return self._shards.finish()
-
-    def abort(self) -> None:
-        self._shards.close()
-        if self._encoder is not None:
-            self._encoder.close()
+            self._file.put(_example(label, index, self._shape, blob))
 
 
 class RaggedTFRecordWriter(RaggedWriter):
@@ -168,7 +161,7 @@ class RaggedTFRecordWriter(RaggedWriter):
 
     def __init__(self, folder: Path, split: str, count: int, pixels: int) -> None:
         super().__init__(folder, split, count, pixels)
-        self._shards = _Shards(folder, split)
+        self._file: _Shards = _Shards(folder, split)
 
     @staticmethod
     def estimate_bytes(count: int, content: int, pixels: int) -> int:
@@ -177,13 +170,7 @@ class RaggedTFRecordWriter(RaggedWriter):
 
     def _append(self, images: Sequence[Encoded], labels: NDArray[np.int64]) -> None:
         for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True), start=self._written):
-            self._shards.put(_example(label, index, (image.height, image.width, 3), image.data))
-
-    def _finish(self) -> tuple[str, ...]:
-        return self._shards.finish()
-
-    def abort(self) -> None:
-        self._shards.close()
+            self._file.put(_example(label, index, (image.height, image.width, 3), image.data))
 
 
 @dataclass(frozen=True)
@@ -235,24 +222,15 @@ def open_tfrecords(paths: Sequence[Path], shape: Sequence[int], *, raw: bool) ->
     count, height, width, channels = shape
     if not raw and channels not in (1, 3):
         raise _broken(paths[0], f"JPEG can't hold images of {channels} channels")
-    split = _open(paths, count, channels)
+    split = open_ragged_tfrecords(paths, count, channels)
     wrong_size = raw and (split.sizes != math.prod(shape[1:])).any()
     if wrong_size or (split.heights != height).any() or (split.widths != width).any():
         raise _broken(paths[0], f"its images are not {width}x{height}x{channels}")
     return split
 
 
-def open_ragged_tfrecords(paths: Sequence[Path], count: int, pixels: int) -> TFRecordSplit:
-    """As `open_tfrecords`, of ``count`` images that keep their own shapes, the largest of ``pixels`` pixels."""
-    split = _open(paths, count, 3)
-    areas = split.heights.astype(np.int64) * split.widths
-    if areas.min() < 1 or areas.max() > pixels:
-        raise _broken(paths[0], f"its images are not of 1 to {pixels} pixels")
-    return split
-
-
-def _open(paths: Sequence[Path], count: int, channels: int) -> TFRecordSplit:
-    """Shards whose records agree with their index files; sides and sizes of the images are not looked at."""
+def open_ragged_tfrecords(paths: Sequence[Path], count: int, channels: int = 3) -> TFRecordSplit:
+    """As `open_tfrecords`, of ``count`` images whose sides and sizes are not looked at."""
     if len(paths) % 2:
         raise _broken(paths[0], "its shards and their index files are not as many")
     shards, indices = paths[: len(paths) // 2], paths[len(paths) // 2 :]

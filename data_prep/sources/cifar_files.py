@@ -41,6 +41,25 @@ class CifarFiles:
     hub: Hub
 
 
+def _table(rows: str) -> tuple[KnownFile, ...]:
+    """A file a row: name, bytes, SHA-256 and, where others publish it, MD5."""
+    files = (row.split() for row in rows.strip().splitlines())
+    return tuple(KnownFile(name, int(size), *sums) for name, size, *sums in files)
+
+
+_BATCHES_10 = _table("""
+data_batch_1 31035704 54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd c99cafc152244af753f735de768cd75f
+data_batch_2 31035320 766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8 d4bba439e000b95fd0a9bffe97cbabec
+data_batch_3 31035999 0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9 54ebc095f3ab1f0389bbae665268c751
+data_batch_4 31035696 3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b 634d18415352ddfa80567beed471001a
+data_batch_5 31035623 d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154 482c414d41f54cd18b22e5b47cb7c3cb
+test_batch 31035526 f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831 40351d587109b95175f43aff81a1287e
+""")
+_HUB_10 = _table("""
+train-00000-of-00001.parquet 119705255 8428b53a88a11ac374111006708df51469e315a22ac6d66470afd9c78d2ae883
+test-00000-of-00001.parquet 23940850 841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de
+""")
+
 CIFAR10 = CifarFiles(
     title="CIFAR-10",
     classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -57,63 +76,11 @@ CIFAR10 = CifarFiles(
         "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     ),
     folder="cifar-10-batches-py",
-    batches={
-        "train": (
-            KnownFile(
-                "data_batch_1",
-                31_035_704,
-                "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
-                "c99cafc152244af753f735de768cd75f",
-            ),
-            KnownFile(
-                "data_batch_2",
-                31_035_320,
-                "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
-                "d4bba439e000b95fd0a9bffe97cbabec",
-            ),
-            KnownFile(
-                "data_batch_3",
-                31_035_999,
-                "0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9",
-                "54ebc095f3ab1f0389bbae665268c751",
-            ),
-            KnownFile(
-                "data_batch_4",
-                31_035_696,
-                "3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b",
-                "634d18415352ddfa80567beed471001a",
-            ),
-            KnownFile(
-                "data_batch_5",
-                31_035_623,
-                "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
-                "482c414d41f54cd18b22e5b47cb7c3cb",
-            ),
-        ),
-        "test": (
-            KnownFile(
-                "test_batch",
-                31_035_526,
-                "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
-                "40351d587109b95175f43aff81a1287e",
-            ),
-        ),
-    },
+    batches={"train": _BATCHES_10[:-1], "test": _BATCHES_10[-1:]},
     label=b"labels",
     hub=Hub(
         folder="https://huggingface.co/datasets/uoft-cs/cifar10/resolve/0b2714987fa478483af9968de7c934580d0bb9a2/plain_text",
-        files={
-            "train": KnownFile(
-                "train-00000-of-00001.parquet",
-                119_705_255,
-                "8428b53a88a11ac374111006708df51469e315a22ac6d66470afd9c78d2ae883",
-            ),
-            "test": KnownFile(
-                "test-00000-of-00001.parquet",
-                23_940_850,
-                "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de",
-            ),
-        },
+        files=dict(zip(("train", "test"), _HUB_10, strict=True)),
         label="label",
         # As they lie in the archive: 4, 3, 2, 5, 1.
         blocks=(4, 2, 1, 0, 3),
@@ -130,6 +97,15 @@ sunflower sweet_pepper table tank telephone television tiger tractor train trout
 willow_tree wolf woman worm
 """
 
+_BATCHES_100 = _table("""
+train 155249918 735e79b04f092ca3d2e6d07f368c0a7d70d48c48d28865950cc24454cf45129b 16019d7e3df5f24257cddd939b257f8d
+test 31049707 4b67687d9933c4db8f0831104447f15b93774f4f464bd0516f0f0f2ac83b7864 f0ef6b0ae62326f3e7ffdfab6717acfc
+""")
+_HUB_100 = _table("""
+train-00000-of-00001.parquet 118518617 694865d6b990e234804f01268586c41e88bcbbb75e20858432c05ad4081aca23
+test-00000-of-00001.parquet 23772751 98776c529bb146a9c791229df74a5cf076be9b43d82dbbd334b6a7788d73dc68
+""")
+
 CIFAR100 = CifarFiles(
     title="CIFAR-100",
     classes=tuple(_CIFAR100_CLASSES.split()),
@@ -145,39 +121,11 @@ CIFAR100 = CifarFiles(
         "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
     ),
     folder="cifar-100-python",
-    batches={
-        "train": (
-            KnownFile(
-                "train",
-                155_249_918,
-                "735e79b04f092ca3d2e6d07f368c0a7d70d48c48d28865950cc24454cf45129b",
-                "16019d7e3df5f24257cddd939b257f8d",
-            ),
-        ),
-        "test": (
-            KnownFile(
-                "test",
-                31_049_707,
-                "4b67687d9933c4db8f0831104447f15b93774f4f464bd0516f0f0f2ac83b7864",
-                "f0ef6b0ae62326f3e7ffdfab6717acfc",
-            ),
-        ),
-    },
+    batches={"train": _BATCHES_100[:-1], "test": _BATCHES_100[-1:]},
     label=b"fine_labels",
     hub=Hub(
         folder="https://huggingface.co/datasets/uoft-cs/cifar100/resolve/aadb3af77e9048adbea6b47c21a81e47dd092ae5/cifar100",
-        files={
-            "train": KnownFile(
-                "train-00000-of-00001.parquet",
-                118_518_617,
-                "694865d6b990e234804f01268586c41e88bcbbb75e20858432c05ad4081aca23",
-            ),
-            "test": KnownFile(
-                "test-00000-of-00001.parquet",
-                23_772_751,
-                "98776c529bb146a9c791229df74a5cf076be9b43d82dbbd334b6a7788d73dc68",
-            ),
-        },
+        files=dict(zip(("train", "test"), _HUB_100, strict=True)),
         label="fine_label",
         blocks=(0,),
     ),

@@ -154,12 +154,12 @@ class _Download:
             return
         connection = _Connection(address, have)
         try:
-            at = self._file.seek(_start(connection.answer(pace.silence), have, total))
+            at = self._file.seek(_start(connection.receive(pace.silence), have, total))
             self._answered = True
             label = f"{self._known.name} from {_host(address)}"
             with self._display.progress(label, total, done=at, in_bytes=True) as advance:
                 began, received = time.monotonic(), 0
-                while chunk := connection.chunk(pace.silence):
+                while chunk := connection.receive(pace.silence):
                     at, received = at + len(chunk), received + len(chunk)
                     if at > total:
                         self._file.truncate(0)
@@ -206,19 +206,11 @@ class _Connection:
         self._closed = Event()
         Thread(target=self._run, args=(address, start), daemon=True).start()
 
-    def answer(self, seconds: float) -> Any:
-        """The response, its content not read yet."""
-        return self._next(seconds)
-
-    def chunk(self, seconds: float) -> bytes:
-        """The next bytes of the content; none at its end."""
-        chunk: bytes = self._next(seconds)
-        return chunk
-
     def close(self) -> None:
         self._closed.set()
 
-    def _next(self, seconds: float) -> Any:
+    def receive(self, seconds: float) -> Any:
+        """First the response, its content not read yet, then bytes of the content; none at its end."""
         try:
             item = self._items.get(timeout=seconds)
         except Empty:

@@ -7,11 +7,13 @@ from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median_low
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ImageColor
 
 from fast_train.common.cores import usable_cores
@@ -19,8 +21,8 @@ from fast_train.common.files import user_path
 from fast_train.common.text import show
 from fast_train.data_prep.errors import BadFilesError, PreparedSetError
 from fast_train.data_prep.formats.ragged import LONGEST_SIDE
-from fast_train.data_prep.images import FITS, Decoded, DecodeJob, Header, Reading, decode, scan
-from fast_train.data_prep.keep import STORES, Keeping, KeepJob, Kept, keep
+from fast_train.data_prep.images import FITS, Files, Found, Header, Reading, decode, scan
+from fast_train.data_prep.keep import STORES, Keeping, keep
 from fast_train.data_prep.manifest import Manifest, RaggedShapes
 from fast_train.data_prep.processes import WorkerPool
 from fast_train.data_prep.sources.base import SPLITS, Chunk, EncodedChunk, Plan, PlanChangedError, Source
@@ -84,8 +86,7 @@ class ImageFolder(Source):
     def _begin(self, files: Iterable[ImageFile]) -> None:
         """Nothing of these files has been decoded."""
         self._files = list(files)
-        self._resized = self._transparent = 0
-        self._copied = 0
+        self._resized = self._transparent = self._copied = 0
         self._one_colour: list[str] = []
         # Of each split, `file_digest` of its images, in order.
         self._digests: dict[str, array[int]] = {}
@@ -171,29 +172,29 @@ class ImageFolder(Source):
     def _decode(self, split: str, shape: tuple[int, int]) -> Iterator[Chunk]:
         assert self._pool is not None, "plan comes first"
         most = max(_JOB_BYTES // (shape[0] * shape[1] * 3), 1)
-        jobs = (DecodeJob(*batch, shape, self._reading) for batch in self._batches(split, most))
-        for decoded in self._pool.map(decode, jobs, say=self.display.say):
-            self._note(split, decoded)
-            self._resized += decoded.resized
-            if len(decoded.labels):
-                yield Chunk(decoded.images, decoded.labels, decoded.names)
+        work = partial(decode, shape=shape, reading=self._reading)
+        for decoded in self._pool.map(work, self._batches(split, most), say=self.display.say):
+            labels = self._note(split, decoded)
+            if len(labels):
+                yield Chunk(decoded.images, labels, decoded.names)
 
     def _keep(self, split: str) -> Iterator[EncodedChunk]:
         assert self._pool is not None, "plan comes first"
-        jobs = (KeepJob(*batch, self._keeping, self._reading) for batch in self._batches(split, _JOB_FILES))
-        for kept in self._pool.map(keep, jobs, say=self.display.say):
-            self._note(split, kept)
-            self._resized += kept.scaled
+        work = partial(keep, keeping=self._keeping, reading=self._reading)
+        for kept in self._pool.map(work, self._batches(split, _JOB_FILES), say=self.display.say):
+            labels = self._note(split, kept)
             self._copied += kept.copied
-            if kept.images:
-                labels = np.array(kept.labels, dtype=np.int64)
+            if len(labels):
                 yield EncodedChunk(kept.images, labels, kept.names, kept.pixels, kept.histogram)
 
-    def _note(self, split: str, found: Decoded | Kept) -> None:
+    def _note(self, split: str, found: Found) -> NDArray[np.int64]:
+        """Add up what a job found; the labels of its images, int64 [n]."""
         self._bad.extend(found.bad)
+        self._resized += found.resized
         self._transparent += found.transparent
         self._one_colour += found.one_colour
         self._digests[split].extend(found.files)
+        return np.array(found.labels, dtype=np.int64)
 
     def outcome(self) -> dict[str, Any]:
         if self._bad and not self.options.skip_bad:
@@ -382,8 +383,8 @@ class ImageFolder(Source):
         if self._one_colour:
             say(f"{_images(len(self._one_colour))} of one single colour, such as {show(self._one_colour[0])}")
 
-    def _batches(self, split: str, most: int) -> Iterator[tuple[list[str], list[str], list[int]]]:
-        """The paths, names and labels of the files of each job, of which one has at most so many."""
+    def _batches(self, split: str, most: int) -> Iterator[Files]:
+        """The files of each job, of which one has at most so many."""
         batch: list[ImageFile] = []
         pixels = 0
         for file in self._files:
@@ -392,16 +393,16 @@ class ImageFolder(Source):
             header = self._headers[file.name]
             size = header.height * header.width
             if batch and (len(batch) >= min(_JOB_FILES, most) or pixels + size > _JOB_PIXELS):
-                yield self._batch(batch)
+                yield self._job(batch)
                 batch, pixels = [], 0
             batch.append(file)
             pixels += size
         if batch:
-            yield self._batch(batch)
+            yield self._job(batch)
 
-    def _batch(self, files: list[ImageFile]) -> tuple[list[str], list[str], list[int]]:
+    def _job(self, files: list[ImageFile]) -> Files:
         names = [file.name for file in files]
-        return [self._path(name) for name in names], names, [self._label_of[file.class_name] for file in files]
+        return Files(list(map(self._path, names)), names, [self._label_of[file.class_name] for file in files])
 
     def _path(self, name: str) -> str:
         return os.path.join(self.root, name)

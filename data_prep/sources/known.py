@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 _CHUNK = 1 << 20
 
@@ -28,7 +28,7 @@ class KnownFile:
         if size != self.size:
             return self._other_size(size)
         with open(path, "rb") as file:
-            return self._wrong_sum(_chunks(file))
+            return self._wrong_sum(iter(partial(file.read, _CHUNK), b""))
 
     def fault_of(self, content: bytes) -> str | None:
         """`fault` of a content that is read already."""
@@ -46,8 +46,3 @@ class KnownFile:
         if self.md5 not in (None, md5.hexdigest()):
             return "has the wrong MD5"
         return None if sha256.hexdigest() == self.sha256 else "has the wrong SHA-256"
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK):
-        yield chunk

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,13 +24,13 @@ from fast_train.pipeline.engine.augmentation import (
     crop_pixels,
     normalisation,
 )
+from fast_train.pipeline.engine.compiling import compiled
 from fast_train.pipeline.engine.evaluate import evaluation_batch
 from fast_train.pipeline.engine.graph import CapturedStep, warm_up
-from fast_train.pipeline.engine.memory import memory_error
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.engine.step import Proxy, TrainStep
 from fast_train.pipeline.engine.stored import stored_pixels
-from fast_train.pipeline.errors import CompileError, ConfigError
+from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import AnyBatch, Loader, Progress, build_loader
 from fast_train.pipeline.loaders.native import NativeAugment, NativeCrop
 from fast_train.pipeline.models import build_model, initialise_from_data, starts_from_data
@@ -40,8 +39,6 @@ from fast_train.pipeline.ranks import current
 
 # Pixels of the images that a model starts from: the first 5,000 of CIFAR-10 (Jordan 2024, section 3.2).
 _START_PIXELS = 5000 * 32 * 32
-# Of a compiler's complaint, in letters.
-_LONGEST_REASON = 300
 
 
 def evaluated_shape(config: Config, manifest: Manifest) -> tuple[int, int, int]:
@@ -223,28 +220,16 @@ def ready_step(
 
     Compilation and capture happen here; the state of the step is as before. CompileError where it can't be compiled.
     """
-    with _compile_errors() if runtime.compile else nullcontext():
-        if runtime.graph:
-            return CapturedStep(step, example, beside=beside)
-        if runtime.compile:
-            warm_up(step, example)
+    if runtime.compile:
+        return compiled(partial(_ready_step, step, example, runtime, beside))
+    return _ready_step(step, example, runtime, beside)
+
+
+def _ready_step(
+    step: TrainStep, example: AnyBatch, runtime: Runtime, beside: CapturedStep | None
+) -> Callable[[AnyBatch], None]:
+    if runtime.graph:
+        return CapturedStep(step, example, beside=beside)
+    if runtime.compile:
+        warm_up(step, example)
     return step
-
-
-@contextmanager
-def _compile_errors() -> Iterator[None]:
-    """CompileError, in one line, for what goes wrong when torch.compile compiles; out of memory it is no such error."""
-    # Here and not above: no other run needs it.
-    from torch._dynamo.exc import TorchDynamoException
-
-    try:
-        with warnings.catch_warnings():
-            # Of what a signal cuts short, the compiler prints where it was.
-            warnings.filterwarnings("ignore", message="Error detected in", category=UserWarning)
-            yield
-    except TorchDynamoException as error:
-        if memory_error(error) is not None:
-            raise
-        lines = str(error).splitlines()
-        reason = next((line for line in lines if "error: " in line), lines[0])
-        raise CompileError(f"torch.compile failed: {reason.strip()[:_LONGEST_REASON]}; add --no-compile") from error

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fast_train.benchmarks.throughput import first_step, rank_rate
+from fast_train.benchmarks.throughput import child
 from fast_train.benchmarks.throughput.suites.startup import package_environment
 from fast_train.pipeline.config.recipe import resolve
 
@@ -27,12 +27,12 @@ def _python(code):
 
 
 def test_a_process_of_the_suite_ranks_says_how_fast_it_trains(config, capsys):
-    rank_rate.main([str(config), "0.1"])
+    child.main([str(config), "0.1"])
     assert json.loads(capsys.readouterr().out)["rate"] > 0
 
 
 def test_it_trains_a_step_and_says_when(config, capsys):
-    first_step.main([str(config)])
+    child.main([str(config)])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["done_at"] > 0
 
 
@@ -40,8 +40,8 @@ def test_it_trains_a_step_and_says_when(config, capsys):
 def test_it_imports_as_fast_train_does(config):
     """Python's collector froze what the imports made, as `fast-train` has it."""
     step, frozen = _python(
-        "import gc; from fast_train.benchmarks.throughput import first_step; "
-        f"first_step.main([{str(config)!r}]); print(gc.get_freeze_count())"
+        "import gc; from fast_train.benchmarks.throughput import child; "
+        f"child.main([{str(config)!r}]); print(gc.get_freeze_count())"
     )[-2:]
     assert json.loads(step)["done_at"] > 0
     assert int(frozen) > 100_000

@@ -421,7 +421,7 @@ def test_flags_out_of_range(make_folder, refused, flags):
 
 
 def test_too_little_memory_is_one_line(make_folder, refused, tmp_path, monkeypatch):
-    (tmp_path / "greedy.py").write_text("def decode(job):\n    raise MemoryError\n")
+    (tmp_path / "greedy.py").write_text("def decode(job, **how):\n    raise MemoryError\n")
     monkeypatch.syspath_prepend(tmp_path)
     import greedy
 
@@ -432,7 +432,7 @@ def test_too_little_memory_is_one_line(make_folder, refused, tmp_path, monkeypat
 
 def test_a_killed_decoder_is_one_line(make_folder, refused, tmp_path, monkeypatch):
     (tmp_path / "dying.py").write_text(
-        f"import os\ndef decode(job):\n    os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+        f"import os\ndef decode(job, **how):\n    os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     import dying

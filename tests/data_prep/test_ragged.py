@@ -13,8 +13,8 @@ from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.formats import RAGGED_WRITERS
 from fast_train.data_prep.formats.decode import decode_rgb
 from fast_train.data_prep.formats.ragged import LONGEST_SIDE
-from fast_train.data_prep.images import Reading
-from fast_train.data_prep.keep import Keeping, KeepJob, keep
+from fast_train.data_prep.images import Files, Reading
+from fast_train.data_prep.keep import Keeping, keep
 from fast_train.data_prep.manifest import MANIFEST_NAME, PreparedSet
 from fast_train.data_prep.stats import PixelHash, pixel_digest
 
@@ -27,7 +27,7 @@ def _photograph(width, height, seed=0):
 
 def _kept(path, *, side=40, store="png", quality=95):
     """What is stored of one file: (image, job's result)."""
-    kept = keep(KeepJob([str(path)], ["name"], [1], Keeping(side, store, quality), Reading()))
+    kept = keep(Files([str(path)], ["name"], [1]), Keeping(side, store, quality), Reading())
     assert not kept.bad
     return kept.images[0], kept
 
@@ -126,7 +126,7 @@ def test_a_turned_jpeg_is_stored_upright(tmp_path, orientation):
 def test_a_larger_jpeg_is_scaled_down_antialiased(tmp_path):
     _photograph(90, 60).save(tmp_path / "a.jpg", quality=95)
     image, kept = _kept(tmp_path / "a.jpg")
-    assert (image.height, image.width, kept.scaled) == (40, 60, 1)
+    assert (image.height, image.width, kept.resized) == (40, 60, 1)
     wanted = Image.open(tmp_path / "a.jpg").resize((60, 40), Image.Resampling.LANCZOS)
     assert np.abs(np.asarray(wanted, dtype=int) - np.asarray(_open(image))).mean() < 1
     # Colours as fine as brightness.

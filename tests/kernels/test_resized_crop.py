@@ -79,7 +79,7 @@ def test_the_cpu_equals_the_reference_to_the_last_bit(spec, dtype, seed):
     _compare(resized_crop_cpu, "cpu", spec, dtype, seed, count=5)
 
 
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("channels", [1, 4, 6])
 def test_images_of_other_channels(channels):
     _compare(resized_crop, "cpu", CropSpec(size=9, scale=(0.1, 1.0), flip=True), torch.float32, 3, count=5,
              channels=channels)  # fmt: skip

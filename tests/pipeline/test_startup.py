@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -88,6 +89,27 @@ def test_where_the_cache_can_hold_no_code_torchs_own_place_serves(tmp_path, cach
         [sys.executable, "-c", _CHOSEN, cache], capture_output=True, text=True, env=environment, check=True
     )
     assert (done.stdout != "torch's own\n") == serves
+
+
+_COMPILED = """
+import torch
+from fast_train.pipeline.engine.compiling import compiled
+print(compiled(lambda: torch.compile(lambda x: x.sin().add(1).sum(1))(torch.ones(8, 8))).tolist()[:2])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", [0, 3000])
+def test_code_that_was_half_compiled_when_a_run_was_killed_is_made_anew(tmp_path, left):
+    """Loaded, an empty library is an error and a cut one ends the process by a bus error."""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    run = partial(subprocess.run, [sys.executable, "-c", _COMPILED], capture_output=True, env=environment, check=True)
+    whole = run().stdout
+    libraries = list(tmp_path.glob("*/*.so"))
+    assert libraries
+    for library in libraries:
+        library.write_bytes(library.read_bytes()[:left])
+    assert run().stdout == whole
 
 
 _FFCV = """

@@ -72,17 +72,30 @@ def run(bench: Bench[ThroughputSettings]) -> None:
     if not sample.files:
         bench.skip(SUITE, "the suite", "the set holds no JPEG file")
         return
+    cases: list[Measured[DecodeDetails]] = []
+
+    def add(decoder: str, threads: int, build: Callable[[], Callable[[], object]]) -> None:
+        """A case of the call that ``build`` makes, which decodes the sample once; or the reason why there is none."""
+        name = row_name(decoder, threads)
+        try:
+            rate = bench.rate(build(), items=len(sample.files))
+        except (ImportError, *FAILURES) as error:
+            bench.skip(SUITE, name, one_line(error))
+            return
+        details = DecodeDetails(
+            decoder=decoder, threads=threads, pixels_per_image=sample.pixels, bytes_per_image=sample.bytes
+        )
+        cases.append(Measured(name=name, run=rate, details=details))
+
     with ExitStack() as stack:
-        cases: list[Measured[DecodeDetails]] = []
         for threads in sorted({1, usable_cores()}):
             pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="decode"))
             for decoder, build in _DECODERS.items():
-                _add(bench, cases, sample, decoder, threads, partial(_pooled, build, sample, pool, threads))
-            _add(bench, cases, sample, DALI, threads, partial(_dali, sample, threads))
+                add(decoder, threads, partial(_pooled, build, sample, pool, threads))
+            add(DALI, threads, partial(_dali, sample, threads))
         if bench.device.type == "cuda":
-            for decoder, build_all in ((TORCHVISION, _torchvision_gpu), (DALI, _dali)):
-                build_call = partial(build_all, sample, usable_cores(), bench.device)
-                _add(bench, cases, sample, decoder + ON_GPU, usable_cores(), build_call)
+            add(TORCHVISION + ON_GPU, usable_cores(), partial(_torchvision_gpu, sample, bench.device))
+            add(DALI + ON_GPU, usable_cores(), partial(_dali, sample, usable_cores(), bench.device))
         bench.measure(SUITE, "decoding", cases)
 
 
@@ -99,27 +112,6 @@ def _sample(prepared: PreparedSet) -> _Sample:
         encoded.heights[chosen].tolist(),
         encoded.widths[chosen].tolist(),
     )
-
-
-def _add(
-    bench: Bench[ThroughputSettings],
-    cases: list[Measured[DecodeDetails]],
-    sample: _Sample,
-    decoder: str,
-    threads: int,
-    build: Callable[[], Callable[[], object]],
-) -> None:
-    """A case of the call that ``build`` makes, which decodes the sample once; or the reason why there is none."""
-    name = row_name(decoder, threads)
-    try:
-        call = build()
-    except (ImportError, *FAILURES) as error:
-        bench.skip(SUITE, name, one_line(error))
-        return
-    details = DecodeDetails(
-        decoder=decoder, threads=threads, pixels_per_image=sample.pixels, bytes_per_image=sample.bytes
-    )
-    cases.append(Measured(name=name, run=bench.rate(call, items=len(sample.files)), details=details))
 
 
 def _pooled(
@@ -192,11 +184,10 @@ _DECODERS: dict[str, Callable[[_Sample], _One]] = {
 }
 
 
-def _torchvision_gpu(sample: _Sample, threads: int, device: torch.device) -> Callable[[], object]:
+def _torchvision_gpu(sample: _Sample, device: torch.device) -> Callable[[], object]:
     """nvJPEG, of the whole sample at once."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    del threads
     files = [torch.from_numpy(file) for file in sample.files]
     return lambda: decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
 

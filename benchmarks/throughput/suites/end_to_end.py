@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
@@ -152,10 +153,7 @@ class _Steps:
 
     def _replayed(self, augmenter: Augmentation, batch: AnyBatch) -> Callable[[], object]:
         """A call of the augmentation on a batch; on CUDA as a graph, as in a captured step."""
-
-        def call() -> object:
-            return augmenter(batch)
-
+        call = partial(augmenter, batch)
         call()
         return captured(call) if self._bench.device.type == "cuda" else call
 

@@ -57,7 +57,7 @@ def _case(bench: Bench[ThroughputSettings], name: str, count: int | None, batch:
     config = dataclasses.replace(bench.config, data=dataclasses.replace(bench.config.data, batch_size=batch))
     path = bench.scratch / f"ranks-{count}-{batch}.json"
     path.write_text(json.dumps(config.to_dict()), encoding="utf-8")
-    start = ["fast_train.benchmarks.throughput.rank_rate", str(path), str(bench.settings.seconds)]
+    start = ["fast_train.benchmarks.throughput.child", str(path), str(bench.settings.seconds)]
     if count is not None:
         start = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", *start]
 

@@ -62,7 +62,7 @@ def _case(bench: Bench[ThroughputSettings], name: str) -> Measured[Details]:
     run = dataclasses.replace(bench.config.run, compile=compiled, graph=None if compiled else False)
     path = bench.scratch / f"start-{'compiled' if compiled else 'eager'}.json"
     path.write_text(json.dumps(dataclasses.replace(bench.config, run=run).to_dict()), encoding="utf-8")
-    arguments = ["fast_train.benchmarks.throughput.first_step", str(path)]
+    arguments = ["fast_train.benchmarks.throughput.child", str(path)]
     filled = tempfile.mkdtemp(dir=bench.scratch)
 
     def start() -> float:
