@@ -348,7 +348,12 @@ def resized_crop_cpu(
     images: Ragged, indices: Tensor, table: Tensor, resampling: Resampling, *,
     spec: CropSpec, seed: int, epoch: Tensor, gather: bool,
 ) -> Tensor:  # fmt: skip
-    """`kernels.resized_crop.resized_crop` on the CPU, on ``torch.get_num_threads()`` threads."""
+    """`kernels.resized_crop.resized_crop` on the CPU, on ``torch.get_num_threads()`` threads. IndexError for an index
+    beyond the images, if ``gather``."""
+    if gather and len(indices):
+        low, high = indices.aminmax()
+        if low < 0 or high >= len(images.offsets):
+            raise IndexError(f"indices reach from {low} to {high}, the images from 0 to {len(images.offsets) - 1}")
     count, size, channels = len(indices), spec.size, table.shape[1]
     out = torch.empty((count, size, size, channels), dtype=table.dtype)
     _use_huge_pages(out)
