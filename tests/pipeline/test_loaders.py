@@ -350,6 +350,8 @@ def test_more_workers_than_cores_are_no_warning(prepared, recwarn):
 def looks_often(monkeypatch):
     """torch looks after its workers every five seconds."""
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
+    waits = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(waits, "__defaults__", (0.3,))
 
 
 @pytest.mark.usefixtures("looks_often")
