@@ -117,7 +117,7 @@ def test_a_report_is_not_overwritten(quick_report, prepared_path, capsys, monkey
         (["--set", "augment.cutout"], "--set augment.cutout is no assignment; write it as SECTION.NAME=VALUE"),
         (["--set", "augment.cutuot=8"], "did you mean 'cutout'"),
         (["--set", "run.epochs=2", "--set", "run.steps=9"], "run.epochs and run.steps both say how long to train"),
-        (["--device", "gpu"], "unknown device 'gpu'; give cpu, cuda or cuda:N"),
+        (["--device", "gpu"], "unknown device 'gpu'; give cpu, cuda, cuda:N or mps"),
         (["--only", "loaders", "--prep-dataset", "synthetic"], "--prep-dataset means nothing without the suite"),
         (["--only", "ranks", "--ranks", "0,x"], "--ranks 0,x names no numbers of ranks"),
         (["--max-loss", "0.1"], "--max-loss means nothing without --compare"),
