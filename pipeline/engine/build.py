@@ -173,7 +173,9 @@ def build_step(
     sizes = {name: getattr(config.model, name) for name in ("num_classes", "image_size", "in_channels")}
     beside = dataclasses.replace(config, model=ModelConfig(arch=config.selection.proxy, **sizes))
     plain = dataclasses.replace(config.optimizer, ema_decay=None, lookahead=None)
-    proxy = Proxy(build_network(beside, runtime, prepared), augmenter, plain, **common)
+    # Its network may have no fused twin; the default one has none.
+    small = build_network(beside, dataclasses.replace(runtime, fuse="none"), prepared)
+    proxy = Proxy(small, augmenter, plain, **common)
     return TrainStep(model, augmenter, config.optimizer, proxy=proxy, keep=config.trained_images, **common)
 
 
