@@ -360,7 +360,7 @@ def resized_crop_cpu(
     whole = _AS_WHOLE[table.dtype]
     arguments = (
         _numpy(images), indices.numpy(), gather, tuple(_draws(spec, seed, int(epoch))), _numpy(resampling),
-        table.t().contiguous().view(whole).numpy(), out.view(whole).view(count, size, -1).numpy(),
+        table.t().contiguous().view(whole).numpy(), out.view(whole).view(count, size, size * channels).numpy(),
     )  # fmt: skip
     longest = len(resampling.firsts) - 1
     # Shares of equal numbers of images: a thread that is done early takes another.
