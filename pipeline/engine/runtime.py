@@ -100,6 +100,11 @@ def resolve_runtime(run: RunConfig) -> Runtime:
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if run.compile and not compiler:
         raise ConfigError("--compile needs a C++ compiler; install one (apt-get install g++) or add --no-compile")
+    if run.compile and not (headers := _python_headers()).exists():
+        raise ConfigError(
+            f"--compile needs Python's headers, and {headers} is not there; install them (apt-get install python3-dev) "
+            "or add --no-compile"
+        )
     # Triton, which torch.compile generates code for, knows no older GPU.
     generates = cuda and torch.cuda.get_device_capability(device) >= (7, 0)
     if run.compile and device.type != "cpu" and not generates:
@@ -153,15 +158,19 @@ def fix_threads(run: RunConfig) -> RunConfig:
 def _check_triton_builds() -> None:
     """ConfigError where Triton can't build what launches its kernels, such as the augmentation's."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    # As Triton itself asks: Debian's own scheme has no headers.
-    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
-    headers = Path(sysconfig.get_paths(scheme)["include"], "Python.h")
+    headers = _python_headers()
     if not compiler or not headers.exists():
         lacking = f"{headers} is not there" if compiler else "there is no C compiler"
         raise ConfigError(
             f"the GPU's kernels are built with a C compiler and Python's headers, and {lacking}; install both "
             "(apt-get install gcc python3-dev) or add --device cpu"
         )
+
+
+def _python_headers() -> Path:
+    """Where Triton and torch.compile look for them: Debian's own scheme has none."""
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    return Path(sysconfig.get_paths(scheme)["include"], "Python.h")
 
 
 def resolve_device(name: str) -> torch.device:

@@ -43,6 +43,13 @@ def test_compiling_needs_a_compiler(monkeypatch):
         _resolve(compile=True)
 
 
+def test_compiling_needs_pythons_headers(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    with pytest.raises(ConfigError, match=r"Python\.h is not there; install them .* or add --no-compile"):
+        _resolve(compile=True)
+    assert not _resolve().compile
+
+
 def test_what_a_machine_without_a_gpu_says(monkeypatch):
     for kind in (torch.cuda, torch.backends.mps):
         monkeypatch.setattr(kind, "is_available", lambda: False)
