@@ -33,7 +33,8 @@ from fast_train.data_prep.staging import check_free_disk, disk_room
 _CHUNK = 1 << 16
 # Chunks that a connection reads ahead of the disk.
 _AHEAD = 64
-#: Rounds over all addresses in a row that bring less than this, before giving up; fewer where nobody ever answered.
+#: Rounds over all addresses in a row that bring less than this beyond the most that was there, before giving up; fewer
+#: where nobody ever answered.
 _WORTH_BYTES = 1 << 20
 _ROUNDS, _ROUNDS_UNANSWERED = 5, 2
 #: After the first such round; each later pause is twice as long.
@@ -106,15 +107,17 @@ class _Download:
 
     def run(self) -> None:
         """Go round the addresses until the file is right."""
-        fruitless, first = 0, True
+        fruitless, first, largest = 0, True, _size(self._file)
         while True:
-            before = _size(self._file)
             for address in sorted(self._addresses, key=lambda address: -self._rates.get(address, 0.0)):
                 alone = len(self._addresses) == 1
                 if self._is_right_from(address, PATIENT if alone or (self._answered and not first) else HURRIED):
                     return
             first = False
-            fruitless = 0 if _size(self._file) - before >= _WORTH_BYTES else fruitless + 1
+            # Wrong bytes are deleted, and a host could send them again and again.
+            gain = _size(self._file) - largest
+            largest += max(gain, 0)
+            fruitless = 0 if gain >= _WORTH_BYTES else fruitless + 1
             if not self._addresses or fruitless >= (_ROUNDS if self._answered else _ROUNDS_UNANSWERED):
                 reasons = "; ".join(f"{_host(address)}: {reason}" for address, reason in self._reasons.items())
                 raise DownloadError(f"{self._known.name} can't be downloaded ({reasons})")

@@ -259,6 +259,14 @@ def test_the_last_host_is_not_waited_for_without_end(make_host, fetch, monkeypat
         fetch(make_host(**behaviour))
 
 
+def test_what_was_thrown_away_is_no_gain_when_it_comes_again(make_host, fetch, monkeypatch):
+    monkeypatch.setattr(module, "_WORTH_BYTES", 1000)
+    host = make_host(content=WRONG, drop_after=[50_000] + [240_000, 300_000, 1] * 20)
+    with pytest.raises(DownloadError, match="the connection broke after 1 of 300,000 bytes"):
+        fetch(host)
+    assert len(host.asked) == 10
+
+
 def test_a_slow_host_serves_where_there_is_no_other(make_host, fetch):
     host = make_host(piece=10_000, piece_pause=0.01)
     assert fetch(host).read_bytes() == CONTENT
