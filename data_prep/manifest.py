@@ -498,7 +498,10 @@ def _read_manifest(root: Path) -> bytes:
         command = "prep-data" if isinstance(error, NotADirectoryError) else _how_to_make(root)
         raise PreparedSetError(f"{show(root)} is not a prepared set; make one with {command}") from error
     except OSError as error:
-        raise PreparedSetError(f"{show(path)} can't be read: {error.strerror or one_line(error)}") from error
+        reason = error.strerror or one_line(error)
+        raise PreparedSetError(
+            f"{show(path)} can't be read: {reason}; mend that, or prepare the set elsewhere"
+        ) from error
     if len(text) > _LARGEST_MANIFEST:
         raise PreparedSetError(f"{show(path)} is not a usable manifest: it is too long; prepare the set anew")
     return text
