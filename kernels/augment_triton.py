@@ -62,6 +62,15 @@ def _source(
 
 
 @triton.jit
+def _change_colours(level, seed, counter, epoch, index, BRIGHTNESS: tl.constexpr, CONTRAST: tl.constexpr):
+    """`kernels.augment_reference.change_colours` of one sample."""
+    zero = counter * 0
+    r0, r1, _, _ = tl.philox(seed, counter, epoch, zero + _COLOUR, zero)
+    level = scale_from(0, level, random_factor(r0, index, BRIGHTNESS))
+    return scale_from(_MID_GREY, level, random_factor(r1, index, CONTRAST))
+
+
+@triton.jit
 def augment_kernel(
     images_ptr, indices_ptr, table_ptr, epoch_ptr, out_ptr, seed,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
@@ -97,10 +106,7 @@ def augment_kernel(
     byte = tl.load(images_ptr + image * (H * W * C) + source, mask=mask & in_image, other=0)
     level = byte.to(tl.int32)
     if BRIGHTNESS > 0 or CONTRAST > 0:
-        zero = counter * 0
-        r0, r1, _, _ = tl.philox(seed, counter, epoch, zero + _COLOUR, zero)
-        level = scale_from(0, level, random_factor(r0, index, BRIGHTNESS))
-        level = scale_from(_MID_GREY, level, random_factor(r1, index, CONTRAST))
+        level = _change_colours(level, seed, counter, epoch, index, BRIGHTNESS, CONTRAST)
     value = tl.load(table_ptr + level * C + channel, mask=mask, other=0.0)
 
     # Draw the square, and cut it out: zero is the mean colour.

@@ -104,6 +104,14 @@ def _bytes_of_tile(rows, n_rows, n_cols, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def _passed(bits_ptr, rows, n_rows, n_cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Whether the ReLU passed each value of a tile, [BLOCK_M, BLOCK_N], by the bits of `apply_kernel`."""
+    offsets, mask = _bytes_of_tile(rows, n_rows, n_cols, BLOCK_N)
+    bits = tl.load(bits_ptr + offsets, mask=mask, other=0).to(tl.int32)[:, :, None]
+    return tl.reshape((bits >> tl.arange(0, 8)[None, None, :]) & 1, [BLOCK_M, BLOCK_N]) > 0
+
+
+@triton.jit
 def apply_kernel(
     x_ptr, residual_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr,
     shortcut_mean_ptr, shortcut_rstd_ptr, shortcut_weight_ptr, shortcut_bias_ptr, y_ptr, bits_ptr, n_rows, n_cols,
@@ -177,10 +185,7 @@ def gradient_sums_kernel(
         x_hat = _normalised(x_ptr, mean, rstd, offsets, mask)
         # Back through the ReLU.
         if BITS:
-            byte_offsets, byte_mask = _bytes_of_tile(rows, n_rows, n_cols, BLOCK_N)
-            bits = tl.load(y_ptr + byte_offsets, mask=byte_mask, other=0).to(tl.int32)[:, :, None]
-            bits = (bits >> tl.arange(0, 8)[None, None, :]) & 1
-            dz = tl.where(tl.reshape(bits, [BLOCK_M, BLOCK_N]) > 0, dz, 0.0)
+            dz = tl.where(_passed(y_ptr, rows, n_rows, n_cols, BLOCK_M, BLOCK_N), dz, 0.0)
         elif RELU:
             dz = relu_backward(dz, x_hat, weight_ptr, bias_ptr, cols, col_mask, y_ptr, offsets, mask, FROM_Y)
         if STORE:

@@ -32,7 +32,7 @@ from fast_train.kernels.rows_triton import channels_last, tiling_of
 
 # 9.24.0, as cuDNN numbers itself.
 _OLDEST = 92400
-# With fewer channels, or others than multiples of 8, cuDNN 9.24 has but kernels that were made for older devices.
+# With fewer channels, or others than multiples of 8, cuDNN 9.24 has only kernels that were made for older devices.
 _FEWEST_CHANNELS, _CHANNELS_STEP = 64, 8
 # Plans of a graph that are built, which takes a second or so each, and timed. The native ones come first.
 _PLANS = 5
@@ -48,12 +48,13 @@ def frontend() -> ModuleType:
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What keeps these graphs from a device and a type, said of the graphs; None where nothing does."""
+    """Why these graphs can't run on a device in a type, in a few words; None where they can."""
     if dtype != torch.bfloat16:
         return "it computes in bfloat16 alone (--amp bf16)"
     here = device.type == "cuda" and torch.cuda.is_available()
-    if not here or torch.cuda.get_device_capability(device) < (9, 0):
-        return "it needs a GPU of compute capability 9.0 or more"
+    # Newer ones may have no kernels of these graphs: plans were built for this one alone.
+    if not here or torch.cuda.get_device_capability(device)[0] != 9:
+        return "it needs a GPU of compute capability 9.0"
     try:
         version = frontend().backend_version()
     except ValueError as error:
@@ -162,7 +163,7 @@ class Plan:
         self._index = min(milliseconds, key=milliseconds.__getitem__)
 
 
-#: Of each graph and device there is one.
+#: One for each graph and device.
 plan_of = cache(Plan)
 
 

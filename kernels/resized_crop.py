@@ -38,7 +38,8 @@ def resized_crop(
     the kernel runs. gather: image i of the batch is number ``indices[i]`` of ``images`` if True, else number i.
 
     Returns [N, C, S, S] in channels_last memory. Raises ValueError on shapes, dtypes or devices that don't fit; the
-    images' shapes themselves are trusted, as looking at them would wait for the device.
+    images' shapes themselves are trusted, as looking at them would wait for the device. On a CPU raises IndexError for
+    an index beyond the images, if ``gather``.
     Triton runs it on CUDA devices, Numba (`kernels.resized_crop_cpu`) elsewhere.
     """
     check_seed(seed)

@@ -173,7 +173,7 @@ def _resize_by(reads: int) -> Any:
             for i in range(out.shape[1]):
                 total = np.int32(_HALF)
                 for k in range(reads):
-                    # Said again, as Numba's sum of two int32 is an int64, of which a vector holds half as many.
+                    # Converted, as Numba's sum of two int32 is an int64, of which a vector holds half as many.
                     total = np.int32(total + np.int32(lines[first + np.uint64(k), i]) * weights[y * reads + k])
                 # A byte: no weight is negative, and their sum is 1 but for the rounding of so few.
                 out[y, i] = total >> PRECISION
@@ -184,7 +184,7 @@ def _resize_by(reads: int) -> Any:
 _resize_2, _resize_3, _resize_4 = _resize_by(2), _resize_by(3), _resize_by(4)
 
 
-# Of two callers: compiled once for both, where `register_jitable` compiles for each.
+# Compiled once for its two callers, where `register_jitable` compiles for each.
 @numba.njit(nogil=True)
 def _resize(lines, length, tables, sums, out):  # type: ignore[no-untyped-def]
     """lines uint8 [length, n or more] to out uint8 [size, n]. sums: int32, n or more.
@@ -223,7 +223,7 @@ def _to_columns(data, begin, pitch, rows, wide, channels, channel, row, columns)
         source = data[begin + y * pitch : begin + y * pitch + count]
         for i in range(count):
             row[i] = source[i]
-        # Unsigned: a signed index might count from the end, which costs a question.
+        # Unsigned: a signed index might count from the end, which costs a branch.
         k = np.uint64(4 * y)
         for x in range(wide):
             i, column = np.uint64(x * channels + channel), columns[x]
@@ -307,7 +307,7 @@ def _look_up(pixels, values, out):  # type: ignore[no-untyped-def]
     for c in range(channels):
         channel = values[c]
         for i in range(c, len(pixels), channels):
-            # Unsigned: a signed index might count from the end, which costs a question.
+            # Unsigned: a signed index might count from the end, which costs a branch.
             out[np.uint64(i)] = channel[pixels[np.uint64(i)]]
 
 
@@ -360,7 +360,7 @@ def resized_crop_cpu(
     whole = _AS_WHOLE[table.dtype]
     arguments = (
         _numpy(images), indices.numpy(), gather, tuple(_draws(spec, seed, int(epoch))), _numpy(resampling),
-        table.t().contiguous().view(whole).numpy(), out.view(whole).view(count, size, -1).numpy(),
+        table.t().contiguous().view(whole).numpy(), out.view(whole).view(count, size, size * channels).numpy(),
     )  # fmt: skip
     longest = len(resampling.firsts) - 1
     # Shares of equal numbers of images: a thread that is done early takes another.

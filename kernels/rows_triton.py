@@ -5,8 +5,8 @@ Sums over its rows take two kernels: each program sums one chunk of the rows (`k
 ``partials``, float32 [2 or 3, C, n_chunks], and the kernels here join a channel's chunks. The order is fixed and no
 addition is atomic, so a result repeats bit for bit.
 
-PDL, of a kernel: programmatic dependent launch (CUDA programming guide, section of this name). The kernel before it has
-it started early, and it waits until that one has written all: its launch and that one's end overlap.
+PDL, of a kernel: programmatic dependent launch (CUDA programming guide, section of this name). It starts while the
+kernel before it still runs, and waits until that one has written everything: the launch and that one's end overlap.
 """
 
 # Triton's decorators have no types, nor have the values in its functions; torch.cuda.device_of has none either.
@@ -79,7 +79,7 @@ def join_sums_kernel(
 ):  # fmt: skip
     """The gradients of one channel's bias and weight: the sums of its chunks' sums of dz, and of dz * x_hat.
 
-    SHORTCUT: those of a shortcut's norm as well, whose x_hat the third of the chunks' sums is with.
+    SHORTCUT: those of a shortcut's norm as well; the third of the chunks' sums is of dz times its x_hat.
     """
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -116,9 +116,9 @@ def relu_backward(dy, x_hat, weight_ptr, bias_ptr, cols, col_mask, y_ptr, offset
 
 
 def dependent_launch(x: Tensor) -> dict[str, bool]:
-    """What makes a kernel on the device of x, the current one, a dependent launch (PDL); nothing where it is none.
+    """Options that make a kernel on the device of x, the current one, a dependent launch (PDL); none where it is not.
 
-    It takes compute capability 9.0, and a Triton that has it.
+    It needs compute capability 9.0, and a Triton that has it.
     """
     if not (SWITCHES.dependent_launch and x.is_cuda and hasattr(tl.extra.cuda, "gdc_wait")):
         return {}

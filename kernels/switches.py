@@ -1,4 +1,4 @@
-"""Ways of the norm's kernels that a measurement decides on: `benchmarks.lab` measures each with and without."""
+"""Variants of the norm's kernels: `benchmarks.lab` measures each with and without."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @dataclasses.dataclass
 class Switches:
-    """relu_bits: a norm with residual and ReLU keeps a bit a value for its backward pass, which else reads y.
+    """relu_bits: a norm with residual and ReLU keeps a bit a value for its backward pass, which otherwise reads y.
     joined_shortcut: a projection's norm is applied by the norm that adds it, in the same kernels. dependent_launch: a
     kernel of a norm is started while the norm's kernel before it ends, from compute capability 9.0 on."""
 
@@ -23,7 +23,7 @@ SWITCHES = Switches()
 
 @contextmanager
 def switched(**values: bool) -> Iterator[None]:
-    """Other `SWITCHES` for what is built meanwhile: a compiled function and a CUDA graph keep what they were built
+    """Other `SWITCHES` for what is built in the block: a compiled function and a CUDA graph keep what they were built
     with."""
     before = vars(SWITCHES).copy()
     vars(SWITCHES).update(vars(Switches(**values)))

@@ -23,7 +23,7 @@ from fast_train.data_prep.formats.base import SplitFile, flush
 #: Where the tensors begin: a whole page, so that a mapping of the first one is aligned.
 DATA_START = 4096
 DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
-#: Of each image a number, which is of one of `DTYPES`.
+#: Columns of a number for each image, and the type of each, one of `DTYPES`.
 COLUMNS = {"offsets": "I64", "labels": "I64", "heights": "I32", "widths": "I32"}
 _MAX_HEADER = 1 << 20
 

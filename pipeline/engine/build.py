@@ -172,7 +172,9 @@ def build_step(
         raise ConfigError("selection.keep below 1 is for a training in one process; leave it out, or train in one")
     beside = dataclasses.replace(config, model=proxy_model(config.selection.proxy, config.model))
     plain = dataclasses.replace(config.optimizer, ema_decay=None, lookahead=None)
-    proxy = Proxy(build_network(beside, runtime, prepared), augmenter, plain, **common)
+    # Its network may have no fused twin; the default one has none.
+    small = build_network(beside, dataclasses.replace(runtime, fuse="none"), prepared)
+    proxy = Proxy(small, augmenter, plain, **common)
     return TrainStep(model, augmenter, config.optimizer, proxy=proxy, keep=config.trained_images, **common)
 
 

@@ -24,9 +24,9 @@ def compiled(call: Callable[[], T]) -> T:
     """What ``call`` returns, which has torch.compile compile. CompileError, in one line, for what goes wrong there; out
     of memory it is no such error.
 
-    torch.compile takes a library that lies in its cache for whole, though a compiler was killed while it wrote it.
-    Loading such a one fails, or ends the process. So they are removed; and since another process may take for torn
-    what is just being written, a library that can't be loaded is made once more.
+    torch.compile trusts each library in its cache, even one whose compiler was killed while it wrote it. Loading that
+    one fails, or ends the process. So such libraries are removed first. Another process may remove one that is only
+    being written: a library that can't be loaded is made once more.
     """
     # Here and not above: no other run needs it.
     from torch._inductor.runtime.cache_dir_utils import cache_dir

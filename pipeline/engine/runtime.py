@@ -77,7 +77,7 @@ class Runtime:
                 "--amp auto"
             )
         if self.less_fused is not None:
-            found.append(f"note: --fuse cudnn can't be had here, so this is --fuse norm: {self.less_fused}")
+            found.append(f"note: --fuse cudnn does not work here, so this is --fuse norm: {self.less_fused}")
         cores = usable_cores()
         if self.device.type == "cpu" and self.threads is not None and self.threads > cores:
             found.append(

@@ -69,9 +69,9 @@ def shortcut_of(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
     return x if block.downsample is None else block.downsample(x)
 
 
-def _residual_of(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor | Unnormalised:
-    """`shortcut_of` a block that ends in a norm, which then applies a projection's norm too."""
-    if isinstance(block.downsample, nn.Sequential) and SWITCHES.joined_shortcut:
+def _residual_of(block: BasicBlock | Bottleneck, x: Tensor, last: nn.Module) -> Tensor | Unnormalised:
+    """`shortcut_of` a block whose ``last`` norm, while training, applies a projection's norm too."""
+    if isinstance(block.downsample, nn.Sequential) and last.training and SWITCHES.joined_shortcut:
         projection, norm = block.downsample
         return cast(Tensor | Unnormalised, norm(projection(x), later=True))
     return shortcut_of(block, x)
@@ -89,7 +89,7 @@ class FusedBasicBlock(BasicBlock):
     def forward(self, x: Tensor | Twice) -> Tensor | Twice:
         branch, shortcut = _twice(x)
         out = self.bn1(self.conv1(branch), relu=True)
-        return self.bn2(self.conv2(out), _residual_of(self, shortcut), relu=True, twice=not self.last)
+        return self.bn2(self.conv2(out), _residual_of(self, shortcut, self.bn2), relu=True, twice=not self.last)
 
 
 class FusedBottleneck(Bottleneck):
@@ -101,7 +101,7 @@ class FusedBottleneck(Bottleneck):
         branch, shortcut = _twice(x)
         out = self.bn1(self.conv1(branch), relu=True)
         out = self.bn2(self.conv2(out), relu=True)
-        return self.bn3(self.conv3(out), _residual_of(self, shortcut), relu=True, twice=not self.last)
+        return self.bn3(self.conv3(out), _residual_of(self, shortcut, self.bn3), relu=True, twice=not self.last)
 
 
 class FusedPlainBlock(PlainBlock):

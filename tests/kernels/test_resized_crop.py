@@ -229,6 +229,23 @@ def test_bad_inputs(change):
         )  # fmt: skip
 
 
+def _crop_two(indices):
+    tables = resampling(ALL, LONGEST)
+    return resized_crop(_ragged(2), indices, _bytes_table(), tables, spec=ALL, seed=0, epoch=0, gather=True)
+
+
+def test_an_empty_batch_has_no_crops():
+    assert _crop_two(torch.empty(0, dtype=torch.int64)).shape == (0, 3, ALL.size, ALL.size)
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_an_index_beyond_the_images_is_refused(index):
+    """Compiled code would read other memory."""
+    indices = torch.tensor([0, index])
+    with pytest.raises(IndexError, match="the images from 0 to 1"):
+        _crop_two(indices)
+
+
 def test_where_no_folder_takes_its_code_it_is_compiled_all_the_same(monkeypatch):
     monkeypatch.setattr("numba.core.caching.CompileResultCacheImpl._locator_classes", [])
     assert _compiled(lambda number: number + 1)(1) == 2

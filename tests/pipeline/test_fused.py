@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fast_train.kernels.batchnorm_reference import Unnormalised
 from fast_train.kernels.switches import switched
-from fast_train.pipeline.config.settings import Config, ModelConfig, RunConfig
+from fast_train.pipeline.config.settings import Config, ModelConfig, RunConfig, SelectionConfig
 from fast_train.pipeline.engine.build import build_augmenter, build_network, build_step, ready_step
 from fast_train.pipeline.engine.runtime import resolve_runtime
 from fast_train.pipeline.errors import ConfigError
@@ -166,6 +166,17 @@ def test_a_projection_is_normalised_by_the_norm_that_adds_it(joined, monkeypatch
     assert len(calls) == norms - (3 if joined else 0)
 
 
+@pytest.mark.parametrize("frozen", ["bn", "downsample"])
+def test_norms_that_are_frozen_compute_the_same(frozen):
+    """In a network that trains, by the running statistics: those of the branches, or those of the projections."""
+    plain, fused = _pair("bottleneck", "norm")
+    for model in (plain, fused):
+        for name, module in model.train().named_modules():
+            if isinstance(module, nn.BatchNorm2d) and ("downsample" in name) == (frozen == "downsample"):
+                module.eval().requires_grad_(False)
+    torch.testing.assert_close(fused(_images()), plain(_images()), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", [kind for fuse, kind in _FUSED if fuse == "conv"])
 def test_every_convolution_but_the_stem_and_projections_is_fused(kind, monkeypatch):
     """Each is one call of the kernel; no norm, ReLU or convolution of a block runs on its own."""
@@ -241,6 +252,15 @@ def test_it_is_off_unless_asked_for():
     runtime = resolve_runtime(RunConfig(device="cpu", fuse="norm"))
     assert "fused norm" in runtime.describe()
     assert isinstance(build_network(Config(), runtime).bn1, FusedNorm)
+
+
+def test_a_proxy_is_not_fused(prepared, prepared_path):
+    """As its network's activation is GELU."""
+    config = dataclasses.replace(_config(prepared_path, fuse="norm"), selection=SelectionConfig(keep=0.5))
+    runtime = resolve_runtime(config.run)
+    step = build_step(config, build_augmenter(config, prepared, runtime, train=True), runtime)
+    assert isinstance(step.model.bn1, FusedNorm)
+    assert not any(isinstance(module, FusedNorm) for module in step.proxy.model.modules())
 
 
 def test_where_cudnn_cant_fuse_it_is_the_norm_alone(monkeypatch):
