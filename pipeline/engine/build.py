@@ -166,10 +166,10 @@ def build_step(
         "compile_mode": runtime.compile_mode,
     }
     model = build_network(config, runtime, prepared)
-    if config.selection.keep == 1:
+    if config.selection.share == 1:
         return TrainStep(model, augmenter, config.optimizer, **common)
     if current().size > 1:
-        raise ConfigError("selection.keep below 1 is for a training in one process; leave it out, or train in one")
+        raise ConfigError("selection.share below 1 is for a training in one process; leave it out, or train in one")
     beside = dataclasses.replace(config, model=proxy_model(config.selection.proxy, config.model))
     plain = dataclasses.replace(config.optimizer, ema_decay=None, lookahead=None)
     # Its network may have no fused twin; the default one has none.

@@ -119,11 +119,11 @@ def _with_data(config: Config, given: Given, *, verify: bool) -> Plan:
     config = dataclasses.replace(config, data=data)
     fitted = fit_to_data(config, prepared)
     check_tta(fitted.run.tta, *evaluated_shape(fitted, prepared.manifest)[:2])
-    _check_meant(given, fitted)
+    check_meant(given, fitted)
     return Plan(fitted, prepared, tuple(_notes(config, fitted, prepared.manifest)))
 
 
-def _check_meant(given: Given, fitted: Config) -> None:
+def check_meant(given: Given, fitted: Config) -> None:
     """ConfigError for settings that mean nothing for these images."""
     if fitted.crop.sizes:
         for name in given.get("augment", {}):
@@ -179,7 +179,7 @@ def fit_to_data(config: Config, prepared: PreparedSet) -> Config:
     for side in (*sides, config.run.eval_size or sides[-1]):
         # ConfigError where a network has no room in it.
         dataclasses.replace(model, image_size=side)
-    if config.selection.keep < 1:
+    if config.selection.share < 1:
         for side in sides:
             proxy_model(config.selection.proxy, dataclasses.replace(model, image_size=side))
     batch_size = min(config.data.batch_size, max(prepared.size("train"), 1))
