@@ -48,18 +48,15 @@ def weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     2**-22, int32 [size, taps]. Those beyond the last pixel are 0."""
     scale = length / size
     support = max(scale, 1.0)
-    centre = (np.arange(size) + 0.5) * scale
+    centre = (np.arange(size)[:, None] + 0.5) * scale
     first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
     last = np.minimum((centre + support + 0.5).astype(np.int64), length)
-    values = np.zeros((size, taps(length, size)))
-    total = np.zeros(size)
-    for k in range(values.shape[1]):
-        distance = np.abs((k + first - centre + 0.5) * (1.0 / support))
-        values[:, k] = np.where((first + k < last) & (distance < 1.0), 1.0 - distance, 0.0)
-        # One after the other, as Pillow sums them.
-        total += values[:, k]
-    values /= total[:, None]
-    return first, (0.5 + values * (1 << PRECISION)).astype(np.int32)
+    pixel = first + np.arange(taps(length, size))
+    distance = np.abs((pixel - centre + 0.5) * (1.0 / support))
+    values = np.where((pixel < last) & (distance < 1.0), 1.0 - distance, 0.0)
+    # One after the other, as Pillow sums them.
+    values /= values.cumsum(axis=1)[:, -1:]
+    return first[:, 0], (0.5 + values * (1 << PRECISION)).astype(np.int32)
 
 
 def root_ratios(low: float, high: float) -> Tensor:

@@ -38,8 +38,10 @@ it. The tables are written by
 {command}
 ```
 
-which took {minutes:.0f} minutes on {machine}. {verdict} `make test` does a part of it each time, `make test-long` more.
-What a fault may cost, and what it may not, is in [architecture.md](architecture.md#what-holds-it-together).
+which took {minutes:.0f} minutes on {machine}.
+{verdict}
+`make test` does a part of it each time, `make test-long` more. What a fault may cost, and what it may not, is in
+[architecture.md](architecture.md#what-holds-it-together).
 """
 _KILLS = """
 ## Killed at random moments

@@ -36,7 +36,7 @@ from fast_train.pipeline.device import data_device
 from fast_train.pipeline.engine.build import build_augmenter, build_split_loader, build_step
 from fast_train.pipeline.engine.runtime import Runtime, apply_global_flags, resolve_runtime
 from fast_train.pipeline.engine.threads import settle_threads
-from fast_train.pipeline.run.plan import default_recipe, fit_to_data
+from fast_train.pipeline.run.plan import check_meant, default_recipe, fit_to_data
 
 SPREAD_LIMIT = 0.05
 _NAMED_ROWS = 5
@@ -238,6 +238,7 @@ def _configurations(subject: Subject, prepared: PreparedSet) -> Iterator[Config]
     recipe = resolve(subject.recipe or default_recipe(changed, prepared), changed)
     baseline = resolve(BASELINE, {**given, "model": {"arch": recipe.model.arch}})
     recipe = fit_to_data(recipe, prepared)
+    check_meant(changed, recipe)
     config = _of_one_size(recipe)
     for chosen in (recipe, config, _comparable(fit_to_data(baseline, prepared), config)):
         # A step is measured alone on the resident split, whatever loader the recipe names.

@@ -101,6 +101,14 @@ def _end_process(status: int) -> NoReturn:
     os._exit(status)
 
 
+# What --set does not change, and what does.
+_NOT_OF_A_RECIPE = {
+    "data.path": "give --data",
+    "run.device": "give --device",
+    "run.seed": "each run has one of its own",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subject(Common):
     """What is measured, as flags say it: on which prepared set, of which network, by which recipe, where; how
@@ -136,6 +144,10 @@ class Subject(Common):
 
     def check(self) -> None:
         """Also a network, a recipe or a set that is not there, and a folder for the report that is not empty."""
+        for place, instead in _NOT_OF_A_RECIPE.items():
+            section, _, name = place.partition(".")
+            if name in parse_sets(self.set).get(section, {}):
+                raise ValueError(f"--set {place} is no setting of a recipe here; {instead}")
         given = self.over_recipe()
         check_overruled(given)
         check_given(self.recipe or None, given)

@@ -177,14 +177,14 @@ class SelectionConfig:
     beside it on the same images, by the same settings but for averages of weights (the idea of airbench96_faster,
     Jordan 2024)."""
 
-    keep: float = 1.0
-    """The part of each batch that is trained on, above 0: the images of the proxy's highest losses. 1 for all of them,
-    without a proxy."""
+    share: float = 1.0
+    """The part of each batch that the network is trained on, above 0 and up to 1: the images that a small network, the
+    proxy, finds hardest, by its loss. 1 for all of them, without a proxy."""
     proxy: str = "small-speednet8"
-    """The proxy's network."""
+    """The proxy's network, by its name as for `model.arch`."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.keep <= 1, f"selection.keep {self.keep} must be a fraction above 0, up to 1")
+        _require(0 < self.share <= 1, f"selection.share {self.share} must be a fraction above 0, up to 1")
         check_name("architecture", self.proxy, architecture_names())
 
 
@@ -342,8 +342,8 @@ class RunConfig:
     """Test-time augmentation: `flip` averages the predictions for each image and its mirror image, `multicrop` those
     for both and for both moved by a pixel either way along the diagonal."""
     tta_share: float = 1.0
-    """The part of each evaluated batch that gets these views, 0 to 1: the images whose prediction from the image alone
-    is the least certain. The others keep that prediction."""
+    """The part of each evaluated batch, 0 to 1, whose images get the views of `run.tta`: those of the least certain
+    prediction from the image as it is. The others keep that prediction."""
     eval_size: int | None = None
     """Side in pixels of the crops that are evaluated, the images' centres (`crop.centre`); none for that of training,
     its last one."""
@@ -424,7 +424,7 @@ class Config:
     @property
     def trained_images(self) -> int:
         """Images of a batch, of all ranks together, that the network is trained on."""
-        return max(round(self.selection.keep * self.data.batch_size), 1)
+        return max(round(self.selection.share * self.data.batch_size), 1)
 
     @property
     def evaluated_crop(self) -> CropSpec | None:

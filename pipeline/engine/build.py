@@ -166,17 +166,26 @@ def build_step(
         "compile_mode": runtime.compile_mode,
     }
     model = build_network(config, runtime, prepared)
-    if config.selection.keep == 1:
+    if config.selection.share == 1:
         return TrainStep(model, augmenter, config.optimizer, **common)
     if current().size > 1:
-        raise ConfigError("selection.keep below 1 is for a training in one process; leave it out, or train in one")
-    sizes = {name: getattr(config.model, name) for name in ("num_classes", "image_size", "in_channels")}
-    beside = dataclasses.replace(config, model=ModelConfig(arch=config.selection.proxy, **sizes))
+        raise ConfigError("selection.share below 1 is for a training in one process; leave it out, or train in one")
+    beside = dataclasses.replace(config, model=proxy_model(config.selection.proxy, config.model))
     plain = dataclasses.replace(config.optimizer, ema_decay=None, lookahead=None)
     # Its network may have no fused twin; the default one has none.
     small = build_network(beside, dataclasses.replace(runtime, fuse="none"), prepared)
     proxy = Proxy(small, augmenter, plain, **common)
     return TrainStep(model, augmenter, config.optimizer, proxy=proxy, keep=config.trained_images, **common)
+
+
+def proxy_model(arch: str, model: ModelConfig) -> ModelConfig:
+    """A proxy for the images and classes of ``model``. ConfigError where these images leave it no room."""
+    try:
+        return ModelConfig(
+            arch=arch, num_classes=model.num_classes, image_size=model.image_size, in_channels=model.in_channels
+        )
+    except ConfigError as error:
+        raise ConfigError(f"selection.proxy: {str(error).replace('--arch', 'selection.proxy')}") from error
 
 
 def check_batch(model: torch.nn.Module, config: Config, prepared: PreparedSet) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Listener
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, ClassVar, TypeVar
@@ -103,6 +105,27 @@ def _as_we_want_workers() -> Iterator[None]:
         yield
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler)
+
+
+class _Flag:
+    """What torch needs of an event, without an event's lock: where a worker is killed with it in its hands, as for lack
+    of memory, the parent waits for it for ever."""
+
+    def __init__(self, context: BaseContext) -> None:
+        self._value = context.RawValue("b", 0)
+
+    def set(self) -> None:
+        self._value.value = 1
+
+    def is_set(self) -> bool:
+        return bool(self._value.value)
+
+
+def _context() -> BaseContext:
+    """The usual way to start processes, with flags for events."""
+    context = copy.copy(multiprocessing.get_context())
+    vars(context)["Event"] = partial(_Flag, context)
+    return context
 
 
 class _Packed:
@@ -206,6 +229,7 @@ class TorchLoader(Loader):
                 batch_size=self.batch_size,
                 sampler=self._indices,
                 num_workers=workers,
+                multiprocessing_context=_context() if workers else None,
                 persistent_workers=workers > 0,
                 collate_fn=partial(_packed, collate) if workers else collate,
                 pin_memory=self.device.type == "cuda",

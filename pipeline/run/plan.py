@@ -26,7 +26,7 @@ from fast_train.pipeline.config.recipe import (
 )
 from fast_train.pipeline.config.settings import Config, CropConfig, DataConfig, RunConfig, differences
 from fast_train.pipeline.device import is_slow_cpu
-from fast_train.pipeline.engine.build import evaluated_shape
+from fast_train.pipeline.engine.build import evaluated_shape, proxy_model
 from fast_train.pipeline.engine.evaluate import check_tta
 from fast_train.pipeline.engine.runtime import fix_threads, resolve_device
 from fast_train.pipeline.errors import ConfigError
@@ -119,11 +119,11 @@ def _with_data(config: Config, given: Given, *, verify: bool) -> Plan:
     config = dataclasses.replace(config, data=data)
     fitted = fit_to_data(config, prepared)
     check_tta(fitted.run.tta, *evaluated_shape(fitted, prepared.manifest)[:2])
-    _check_meant(given, fitted)
+    check_meant(given, fitted)
     return Plan(fitted, prepared, tuple(_notes(config, fitted, prepared.manifest)))
 
 
-def _check_meant(given: Given, fitted: Config) -> None:
+def check_meant(given: Given, fitted: Config) -> None:
     """ConfigError for settings that mean nothing for these images."""
     if fitted.crop.sizes:
         for name in given.get("augment", {}):
@@ -179,6 +179,9 @@ def fit_to_data(config: Config, prepared: PreparedSet) -> Config:
     for side in (*sides, config.run.eval_size or sides[-1]):
         # ConfigError where a network has no room in it.
         dataclasses.replace(model, image_size=side)
+    if config.selection.share < 1:
+        for side in sides:
+            proxy_model(config.selection.proxy, dataclasses.replace(model, image_size=side))
     batch_size = min(config.data.batch_size, max(prepared.size("train"), 1))
     return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, batch_size=batch_size))
 

@@ -118,6 +118,8 @@ def test_a_report_is_not_overwritten(quick_report, prepared_path, capsys, monkey
         (["--set", "augment.cutuot=8"], "did you mean 'cutout'"),
         (["--set", "run.epochs=2", "--set", "run.steps=9"], "run.epochs and run.steps both say how long to train"),
         (["--device", "gpu"], "unknown device 'gpu'; give cpu, cuda, cuda:N or mps"),
+        (["--set", "run.seed=2"], "--set run.seed is no setting of a recipe here; each run has one of its own"),
+        (["--set", "crop.flip=false"], "crop.flip is for images that are cropped, and these"),
         (["--only", "loaders", "--prep-dataset", "synthetic"], "--prep-dataset means nothing without the suite"),
         (["--only", "ranks", "--ranks", "0,x"], "--ranks 0,x names no numbers of ranks"),
         (["--max-loss", "0.1"], "--max-loss means nothing without --compare"),

@@ -89,8 +89,10 @@ def test_no_training_waits_for_pictures():
     (["--set", "run.device=[1]"], "run.device is [1]; it must be a text"),
     (["--set", "run.deterministic=yes"], "must be true or false"),
     (["--arch", "resnet18", "--set", "model.stem=imagenet", "--batch-size", "1"], "a batch of one image of 16x16"),
-    (["--arch", "resnet18", "--set", "model.stem=imagenet", "--batch-size", "2", "--set", "selection.keep=0.5"],
+    (["--arch", "resnet18", "--set", "model.stem=imagenet", "--batch-size", "2", "--set", "selection.share=0.5"],
      "a batch of one image of 16x16"),
+    (["--set", "selection.share=0.5", "--progressive", "8,16"], "needs images of 9 pixels or more a side, not 8; take "
+     "another selection.proxy"),
     (["--resume", "nowhere.pt"], "--resume nowhere.pt does not go with --recipe"),
     (["--evaluate", "nowhere"], "--evaluate does not go with --recipe"),
     (["--show-batch", "--stop-after", "1"], "--show-batch does not go with --stop-after"),

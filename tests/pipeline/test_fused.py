@@ -256,7 +256,7 @@ def test_it_is_off_unless_asked_for():
 
 def test_a_proxy_is_not_fused(prepared, prepared_path):
     """As its network's activation is GELU."""
-    config = dataclasses.replace(_config(prepared_path, fuse="norm"), selection=SelectionConfig(keep=0.5))
+    config = dataclasses.replace(_config(prepared_path, fuse="norm"), selection=SelectionConfig(share=0.5))
     runtime = resolve_runtime(config.run)
     step = build_step(config, build_augmenter(config, prepared, runtime, train=True), runtime)
     assert isinstance(step.model.bn1, FusedNorm)

@@ -433,6 +433,21 @@ def test_a_worker_that_ends_in_the_middle_of_a_hand_over_is_told(prepared, monke
             list(loader)
 
 
+def test_no_worker_holds_a_lock_that_its_parent_would_wait_for(prepared, monkeypatch):
+    """Killed with that of torch's event in its hands, as for lack of memory, it would hold up the parent for ever."""
+    is_set = multiprocessing.synchronize.Event.is_set
+
+    def die_inside(event):
+        if multiprocessing.parent_process() is not None:
+            event._cond.acquire()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return is_set(event)
+
+    monkeypatch.setattr("multiprocessing.synchronize.Event.is_set", die_inside)
+    with _build("torch", prepared, workers=1) as loader:
+        assert sum(len(batch.indices) for batch in loader) == len(loader) * loader.batch_size
+
+
 _KILLED_GROUP = """
 import os, signal, subprocess, sys
 from fast_train.data_prep.manifest import PreparedSet

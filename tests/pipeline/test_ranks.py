@@ -393,7 +393,10 @@ def test_a_full_disk_of_the_first_rank_ends_all(prepared_path, tmp_path):
     ("flags", "error"),
     [
         (["--batch-size", "25"], "a batch of 25 images can't be shared out among 2 ranks; give a --batch"),
-        (["--batch-size", "24", "--set", "selection.keep=0.5"], "selection.keep below 1 is for a training in one pro"),
+        (
+            ["--batch-size", "24", "--set", "selection.share=0.5"],
+            "selection.share below 1 is for a training in one pro",
+        ),
     ],
 )
 def test_what_ranks_can_t_share_is_one_line(prepared_path, tmp_path, flags, error):

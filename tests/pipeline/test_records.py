@@ -95,11 +95,11 @@ def test_resuming_equals_a_straight_run_bit_for_bit(train, monkeypatch, recipe):
 
 def test_a_selection_resumes_bit_for_bit_and_is_not_changed_on_the_way(train, capsys):
     """The proxy with its whitening layer, its momentum and the network that it chooses for."""
-    options = ["--set", "selection.keep=0.5", "--set", "run.epochs=2"]
+    options = ["--set", "selection.share=0.5", "--set", "run.epochs=2"]
     assert train("record-96", *options, "--arch", "speednet8", "--out", "straight") == 0
     assert train("record-96", *options, "--arch", "speednet8", "--out", "parts", "--stop-after", "1") == 0
-    assert cli.main(["--resume", "parts", "--set", "selection.keep=1", "--brief"]) == 2
-    assert "was trained with selection.keep = 0.5" in capsys.readouterr().err
+    assert cli.main(["--resume", "parts", "--set", "selection.share=1", "--brief"]) == 2
+    assert "was trained with selection.share = 0.5" in capsys.readouterr().err
     assert cli.main(["--resume", "parts", "--brief"]) == 0
     straight, parts = _state(train, "straight"), _state(train, "parts")
     _assert_equal(straight["step"], parts["step"])
