@@ -153,7 +153,7 @@ def test_a_bad_recipe_is_one_line(tmp_path, text, message):
     (ScheduleConfig, {"milestones": (0.5, 0.25)}), (ScheduleConfig, {"milestones": (1.5,)}),
     (RunConfig, {"epochs": 0}), (RunConfig, {"steps": 0}), (RunConfig, {"seed": -1}), (RunConfig, {"amp": "int8"}),
     (RunConfig, {"target_accuracy": 94.0}), (RunConfig, {"tta": "crop"}), (RunConfig, {"tta_share": 1.5}),
-    (SelectionConfig, {"keep": 0.0}), (SelectionConfig, {"keep": 1.5}), (SelectionConfig, {"proxy": "small-resnet"}),
+    (SelectionConfig, {"share": 0.0}), (SelectionConfig, {"share": 1.5}), (SelectionConfig, {"proxy": "small-resnet"}),
 ])  # fmt: skip
 def test_values_out_of_range(section, values):
     with pytest.raises(ValueError, match=r"must|give|choose|needs|did you mean") as error:

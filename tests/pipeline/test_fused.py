@@ -284,11 +284,11 @@ def test_where_cudnn_cant_fuse_it_is_the_norm_alone(monkeypatch):
     Frontend.backend_version = staticmethod(lambda: 92400)
     assert convolution_cudnn.why_not(h100, bf16) is None
     assert "bfloat16 alone" in convolution_cudnn.why_not(h100, torch.float16)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert "compute capability 9.0" in convolution_cudnn.why_not(h100, bf16)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
     monkeypatch.setitem(sys.modules, "cudnn", None)
     assert "pip install 'fast-train[cudnn]'" in convolution_cudnn.why_not(h100, bf16)
+    for other in ((8, 0), (10, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, other=other: other)
+        assert "compute capability 9.0" in convolution_cudnn.why_not(h100, bf16)
 
 
 def test_what_it_does_not_go_with():
