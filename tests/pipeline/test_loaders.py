@@ -448,6 +448,23 @@ def test_no_worker_holds_a_lock_that_its_parent_would_wait_for(prepared, monkeyp
         assert sum(len(batch.indices) for batch in loader) == len(loader) * loader.batch_size
 
 
+def test_no_worker_collects_what_its_parent_left(prepared):
+    """Of another library's object that may be to wait for threads that a forked process has not."""
+    parent = os.getpid()
+
+    class Left:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            if os.getpid() != parent:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    Left()
+    with _build("torch", prepared, workers=1) as loader:
+        assert sum(len(batch.indices) for batch in loader) == len(loader) * loader.batch_size
+
+
 _KILLED_GROUP = """
 import os, signal, subprocess, sys
 from fast_train.data_prep.manifest import PreparedSet
