@@ -144,9 +144,10 @@ class Subject(Common):
 
     def check(self) -> None:
         """Also a network, a recipe or a set that is not there, and a folder for the report that is not empty."""
+        changed = parse_sets(self.set)
         for place, instead in _NOT_OF_A_RECIPE.items():
             section, _, name = place.partition(".")
-            if name in parse_sets(self.set).get(section, {}):
+            if name in changed.get(section, {}):
                 raise ValueError(f"--set {place} is no setting of a recipe here; {instead}")
         given = self.over_recipe()
         check_overruled(given)
