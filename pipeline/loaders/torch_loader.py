@@ -35,6 +35,11 @@ from fast_train.pipeline.loaders.image_files import ImageFiles
 
 T = TypeVar("T")
 
+# A forked worker, ours or a peer's, collects nothing that its parent left: to end another library's object may mean to
+# wait for its threads, of which a fork has none. Where processes are not forked there is no such function.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=gc.freeze)
+
 DEFAULT_WORKERS = 4
 # For a batch. A worker that is stopped, or whose disk does not answer, never fails by itself.
 _PATIENCE_SECONDS = 120
@@ -82,13 +87,10 @@ def _as_it_is(batch: T) -> T:
     return batch
 
 
-def _begin_worker(worker: int) -> None:
+def _leave_signals_to_the_parent(worker: int) -> None:
     """Ctrl-C, a hang-up and a job's end reach the whole process group; the training finishes its step with the workers
-    alive. What the parent has left for its collector is not collected here: to end another library's object may mean to
-    wait for its threads, and a forked process has none of them."""
+    alive."""
     del worker
-    gc.freeze()
-    gc.enable()
     # A parent that is stopped in the middle of a hand-over makes the thread that serves it print a trace; errors of the
     # loading itself take another way.
     sys.excepthook = lambda *_: None
@@ -102,17 +104,11 @@ def _begin_worker(worker: int) -> None:
 @contextmanager
 def _as_we_want_workers() -> Iterator[None]:
     """Without torch's advice against more workers than cores: they are what somebody asked for. Without its handler of
-    SIGCHLD, which would raise a worker's end in the middle of a step: whoever waits for a batch is told of it. And
-    without the collector until a worker has begun."""
-    handler, collects = signal.getsignal(signal.SIGCHLD), gc.isenabled()
-    gc.disable()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
-            yield
-    finally:
-        if collects:
-            gc.enable()
+    SIGCHLD, which would raise a worker's end in the middle of a step: whoever waits for a batch is told of it."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+        yield
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler)
 
@@ -243,7 +239,7 @@ class TorchLoader(Loader):
                 persistent_workers=workers > 0,
                 collate_fn=partial(_packed, collate) if workers else collate,
                 pin_memory=self.device.type == "cuda",
-                worker_init_fn=_begin_worker if workers else None,
+                worker_init_fn=_leave_signals_to_the_parent if workers else None,
                 # The workers' seeds, which nothing here depends on, would else come out of the process's generator.
                 generator=torch.Generator(),
             )
