@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from numba.extending import register_jitable
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fast_train.kernels.numba_cache import compiled
 from fast_train.kernels.philox import (
     STREAM_AUGMENT,
     STREAM_COLOUR,
@@ -43,15 +44,6 @@ _AS_WHOLE = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.floa
 # Functions of numbers, for compiled ones to call.
 for _function in (multiply, philox4x32, below, taps):
     register_jitable(_function)
-
-
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Free of Python's lock, and kept on the disk for the next process where there is a folder for it."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        # Neither beside this file nor in a home: Numba then refuses.
-        return numba.njit(nogil=True)(function)
 
 
 class _Draws(NamedTuple):
@@ -338,7 +330,7 @@ def _make_pixels(images, row, index, draws, tables, scratch):  # type: ignore[no
         _change_colours(pixels.reshape(-1), scratch.planes, index, draws)
 
 
-@_compiled
+@compiled
 def _crop_images(begin, end, images, indices, gather, draws, tables, values, out, scratch):  # type: ignore[no-untyped-def]
     """Images ``begin`` to ``end`` of the batch: out [N, size, size * C], from values [C, 256] of its type."""
     # They come as plain tuples: the types of arguments are kept with the code on the disk, and a class that is no
