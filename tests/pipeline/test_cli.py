@@ -97,6 +97,8 @@ def test_no_training_waits_for_pictures():
     (["--evaluate", "nowhere"], "--evaluate does not go with --recipe"),
     (["--show-batch", "--stop-after", "1"], "--show-batch does not go with --stop-after"),
     (["--set", "augment.pad=9"], "pad 9 is out of range"),
+    (["--set", "augment.brightness=1.5"], "augment.brightness 1.5 is out of range; give a number from 0 to 1"),
+    (["--set", "run.tta_share=1.5"], "run.tta_share 1.5 must be a fraction in [0, 1]"),
     (["--set", "augment.pad_mode=reflect", "--set", "augment.pad=8", "--set", "augment.cutout=-1"], "cutout -1"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_exit_2(prepared_path, tmp_path, monkeypatch, capsys, arguments, message):
