@@ -124,7 +124,11 @@ def _with_data(config: Config, given: Given, *, verify: bool) -> Plan:
 
 
 def check_meant(given: Given, fitted: Config) -> None:
-    """ConfigError for settings that mean nothing for these images."""
+    """ConfigError for settings that mean nothing, for these images or without another setting."""
+    if "proxy" in given.get("selection", {}) and fitted.selection.share == 1:
+        raise ConfigError("selection.proxy means nothing where selection.share is 1; give a share below 1, or no proxy")
+    if "tta_share" in given.get("run", {}) and fitted.run.tta == "none":
+        raise ConfigError("run.tta_share means nothing without --tta; add it, or leave that setting out")
     if fitted.crop.sizes:
         for name in given.get("augment", {}):
             raise ConfigError(f"augment.{name} is for images that are not cropped; leave it out, or set crop.* instead")

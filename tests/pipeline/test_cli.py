@@ -93,6 +93,8 @@ def test_no_training_waits_for_pictures():
      "a batch of one image of 16x16"),
     (["--set", "selection.share=0.5", "--progressive", "8,16"], "needs images of 9 pixels or more a side, not 8; take "
      "another selection.proxy"),
+    (["--set", "selection.proxy=resnet8"], "selection.proxy means nothing where selection.share is 1; give a share"),
+    (["--set", "run.tta_share=0.5"], "run.tta_share means nothing without --tta; add it, or leave that setting out"),
     (["--resume", "nowhere.pt"], "--resume nowhere.pt does not go with --recipe"),
     (["--evaluate", "nowhere"], "--evaluate does not go with --recipe"),
     (["--show-batch", "--stop-after", "1"], "--show-batch does not go with --stop-after"),
