@@ -112,7 +112,10 @@ class Trainer:
         if self.runtime.device.type == "cpu" and not self.runtime.compile:
             largest = trained_shapes(self.config, self.prepared.manifest)[-1]
             here = self.config.data.batch_size // current().size * current().local_size
-            check_memory(self.step.model, largest, here, self.runtime.amp)
+            share = self.config.trained_images / self.config.data.batch_size
+            check_memory(self.step.model, largest, here, self.runtime.amp, share=share)
+            if self.step.proxy:
+                check_memory(self.step.proxy.model, largest, here, self.runtime.amp)
 
     def prepare(self, listeners: Sequence[Listener] = ()) -> Ready:
         """Compile and capture the step, so that the first epoch is as fast as the others. Listeners get only notes."""
