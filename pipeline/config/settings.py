@@ -346,8 +346,8 @@ class RunConfig:
     """Test-time augmentation: `flip` averages the predictions for each image and its mirror image, `multicrop` those
     for both and for both moved by a pixel either way along the diagonal."""
     tta_share: float = 1.0
-    """The part of each evaluated batch, 0 to 1, whose images get the views of `run.tta`: those of the least certain
-    prediction from the image as it is. The others keep that prediction."""
+    """The part of each evaluated batch, 0 to 1, rounded up to whole images, that gets the views of `run.tta`: the
+    images whose prediction without them is the least certain. The others keep that prediction."""
     eval_size: int | None = None
     """Side in pixels of the crops that are evaluated, the images' centres (`crop.centre`); none for that of training,
     its last one."""
