@@ -27,7 +27,7 @@ def test_help_needs_no_torch():
     assert "exit status" in done.stdout
 
 
-def test_a_path_that_can_not_be_used_is_refused_before_torch_is_imported(prepared_path, tmp_path):
+def test_a_path_or_a_setting_that_can_not_be_used_is_refused_before_torch_is_imported(prepared_path, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").touch()
@@ -39,7 +39,12 @@ def test_a_path_that_can_not_be_used_is_refused_before_torch_is_imported(prepare
         "the folder file/below can't be made (Not a directory)": ["--out", "file/below"],
         "the folder /proc/x can't be made": ["--out", "/proc/x"],
         "run holds a run already": ["--out", "run"],
-    }
+        "unknown device 'gpu'": ["--evaluate", "file", "--device", "gpu"],
+        "0 epochs": ["--resume", "file", "--epochs", "0"],
+        "file says how the network is built and was trained; leave out --image-size": [
+            "--evaluate", "file", "--image-size", "8"
+        ],
+    }  # fmt: skip
     (tmp_path / "file").touch()
     code = f"""
 import sys
