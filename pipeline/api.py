@@ -58,7 +58,7 @@ def prepare(
     request = Request(
         dataset=dataset if isinstance(dataset, str) else f"folder:{dataset}",
         out=None if out is None else _path(out),
-        formats=tuple(formats),
+        formats=(formats,) if isinstance(formats, str) else tuple(formats),
         options=options or SourceOptions(),
         encoding=encoding or FormatOptions(),
         overwrite=overwrite,

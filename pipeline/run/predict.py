@@ -120,6 +120,8 @@ class TrainedModel:
 
     def _read(self, path: Path | str) -> NDArray[np.uint8]:
         """uint8 [H, W, 3]"""
+        if not isinstance(path, (str, Path)):
+            raise ValueError(f"images of a list must be paths or arrays of uint8 [H, W, 3], not {type(path).__name__}")
         try:
             if self._stored_shape is None:
                 return kept_pixels(str(path), self._keeping, self._reading)

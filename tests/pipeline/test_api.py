@@ -38,7 +38,7 @@ def test_a_training_stops_goes_on_and_is_evaluated(run, prepared_path, capsys):
 
 
 def test_a_path_is_a_folder_of_images(image_folder, tmp_path):
-    made = fast_train.prepare(image_folder, out=tmp_path / "set")
+    made = fast_train.prepare(image_folder, out=tmp_path / "set", formats="packed")
     assert made.manifest.source["path"] == str(image_folder)
 
 
@@ -66,6 +66,8 @@ def test_predicting_files_and_bytes(run, image_folder, prepared, tmp_path):
         model.predict([paths[0], "nowhere.png"])
     with pytest.raises(ValueError, match="give a list"):
         model.predict(str(paths[0]))
+    with pytest.raises(ValueError, match=r"paths or arrays of uint8 \[H, W, 3\], not PngImageFile"):
+        model.predict([Image.open(paths[0])])
     of_list = model.predict([*pixels[:2], paths[2]])
     assert [p.label for p in of_list] == [p.label for p in of_files[:3]]
     for wrong in (np.zeros((1, 0, 16, 3), np.uint8), np.zeros((1, 40, 50, 3), np.uint8)):
