@@ -232,6 +232,7 @@ def _nested(given: Mapping[str, Any], data: PreparedSet | PathLike | None) -> di
             nested = merge(nested, {name: value})
             continue
         check_name("setting", name, [*places, *SECTIONS])
+        value = str(value) if isinstance(value, torch.device) else value
         if len(places[name]) > 1:
             raise ConfigError(
                 f"{name} is a setting of {' and of '.join(places[name])}; say which, such as "

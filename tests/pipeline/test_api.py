@@ -34,7 +34,7 @@ def test_a_training_stops_goes_on_and_is_evaluated(run, prepared_path, capsys):
     # The run's own data, wherever one stands.
     done = fast_train.train(resume=run.folder)
     assert (done.steps, done.evaluation, done.accuracy) == (0, None, over.accuracy)
-    assert fast_train.evaluate(run.folder, device="cpu").accuracy == over.accuracy
+    assert fast_train.evaluate(run.folder, device=torch.device("cpu")).accuracy == over.accuracy
 
 
 def test_a_path_is_a_folder_of_images(image_folder, tmp_path):
@@ -111,6 +111,7 @@ def test_files_are_predicted_as_those_of_a_set_of_one_shape(tmp_path, sizes, opt
 @pytest.mark.parametrize(("given", "message"), [
     ({"epohcs": 3}, "did you mean 'epochs'"), ({"name": "muon"}, "optimizer and of schedule; say which"),
     ({"epochs": "three"}, "it must be a whole number"), ({"batch_size": "3"}, "'3'; it must be a whole number"),
+    ({"device": 3}, "unknown device '3'; give cpu"),
     ({"stop_after": "1"}, "stop_after is '1'"), ({"recipe": 3}, "recipe is 3; give it a name"),
     ({"optimizer": 3}, "must be a table"),
     ({"stop_after": 0}, "stop_after is 0, which is no epoch"), ({"num_classes": 5}, "what the data say"),
@@ -124,9 +125,9 @@ def test_bad_settings_are_one_line(prepared_path, given, message):
     assert "\n" not in str(error.value)
 
 
-def test_scalars_of_numpy_are_plain_settings(prepared_path, tmp_path):
+def test_scalars_of_numpy_and_devices_of_torch_are_settings(prepared_path, tmp_path):
     given = {"epochs": np.int64(1), "seed": np.uint8(3), "lr": np.float32(0.5), "optimizer": {"nesterov": np.False_}}
-    run = fast_train.train(prepared_path, out=tmp_path / "run", **{**SMALL, "recipe": "cpu-sgd", **given})
+    run = fast_train.train(prepared_path, out=tmp_path / "run", **{**SMALL, "device": torch.device("cpu"), **given})
     config = fast_train.load_model(run.folder, device="cpu").config
     assert (config.run.epochs, config.run.seed) == (1, 3)
     assert (config.optimizer.lr, config.optimizer.nesterov) == (0.5, False)
