@@ -29,6 +29,7 @@ from fast_train.kernels.batchnorm_triton import (
     statistics_op,
 )
 from fast_train.kernels.convolution_reference import Raw
+from fast_train.kernels.convolution_tma import boxes, product_by_tma
 from fast_train.kernels.rows_triton import (
     channels_last,
     empty_partials,
@@ -94,10 +95,10 @@ def _product(
 
 
 @triton.jit
-def _tile_of_result(n_rows, n_cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Of a program's tile of the result: its first row, the first row's offset in 64 bits, cols [BLOCK_N], and from
-    that row on offsets in 32 bits and mask [BLOCK_M, BLOCK_N]."""
-    first_row = tl.program_id(0) * BLOCK_M
+def _tile_of_result(tile, n_rows, n_cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Of a tile of the result: its first row, the first row's offset in 64 bits, cols [BLOCK_N], and from that row on
+    offsets in 32 bits and mask [BLOCK_M, BLOCK_N]."""
+    first_row = tile * BLOCK_M
     local_rows = tl.arange(0, BLOCK_M)
     cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = (first_row + local_rows < n_rows)[:, None] & (cols < n_cols)[None, :]
@@ -105,21 +106,12 @@ def _tile_of_result(n_rows, n_cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 
 
 @triton.jit
-def convolution_kernel(
-    x_ptr, filters_ptr, out_ptr, partials_ptr,
-    n_rows, n_cols, depth, height, width, out_height, out_width, n_chunks,
-    SIZE: tl.constexpr, STRIDE: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """One tile of the convolution, and its rows' mean and sum of squared deviations, as of `moments_kernel`."""
-    # Convolve.
-    first_row, start, cols, offsets, mask = _tile_of_result(n_rows, n_cols, BLOCK_M, BLOCK_N)
-    acc = _product(
-        x_ptr, filters_ptr, first_row, cols, n_rows, n_cols, depth, height, width, out_height, out_width,
-        SIZE, STRIDE, False, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
-
+def _finish_forward(
+    acc, tile, out_ptr, partials_ptr, n_rows, n_cols, n_chunks, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Store a tile of the convolution, and its rows' mean and sum of squared deviations, as of `moments_kernel`."""
     # Store, rounded to the result's type.
+    first_row, start, cols, offsets, mask = _tile_of_result(tile, n_rows, n_cols, BLOCK_M, BLOCK_N)
     stored = acc.to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + start + offsets, stored, mask=mask)
 
@@ -127,26 +119,44 @@ def convolution_kernel(
     out = stored.to(tl.float32)
     mean = tl.sum(out, axis=0) / tl.minimum(n_rows - first_row, BLOCK_M)
     deviations = tl.where(mask, out - mean[None, :], 0.0)
-    ptrs = partials_ptr + cols * n_chunks + tl.program_id(0)
+    ptrs = partials_ptr + cols * n_chunks + tile
     tl.store(ptrs, mean, mask=cols < n_cols)
     tl.store(ptrs + n_cols * n_chunks, tl.sum(deviations * deviations, axis=0), mask=cols < n_cols)
 
 
 @triton.jit
-def data_gradient_kernel(
-    dout_ptr, filters_ptr, dy2_ptr, x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dz_ptr, partials_ptr,
-    n_rows, n_cols, depth, height, width, n_chunks,
-    SECOND: tl.constexpr, FROM_Y: tl.constexpr, SIZE: tl.constexpr, UPCAST: tl.constexpr,
+def convolution_kernel(
+    x_ptr, filters_ptr, out_ptr, partials_ptr,
+    n_rows, n_cols, depth, height, width, out_height, out_width, n_chunks,
+    SIZE: tl.constexpr, STRIDE: tl.constexpr, UPCAST: tl.constexpr, TMA: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One tile of dz, from the gradient of the convolution that read y = relu(z); and its rows' sums of dz and of
-    dz * x_hat, as of `gradient_sums_kernel`, which has the same flags."""
-    # Convolve dout with the flipped filters: the tile of dy, and the second gradient of y.
-    first_row, start, cols, offsets, mask = _tile_of_result(n_rows, n_cols, BLOCK_M, BLOCK_N)
-    dz = _product(
-        dout_ptr, filters_ptr, first_row, cols, n_rows, n_cols, depth, height, width, height, width,
-        SIZE, 1, True, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+    """One tile of the convolution, and its rows' moments. TMA: the program's share of all tiles, of stride 1; x_ptr and
+    filters_ptr are then `boxes`, and the loads of a tile begin while the one before is finished."""
+    if TMA:
+        for tile in tl.range(tl.program_id(0), n_chunks, tl.num_programs(0), flatten=True):
+            acc = product_by_tma(
+                x_ptr, filters_ptr, tile, n_cols, depth, height, SIZE, False, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K
+            )
+            _finish_forward(acc, tile, out_ptr, partials_ptr, n_rows, n_cols, n_chunks, BLOCK_M, BLOCK_N)
+    else:
+        tile = tl.program_id(0)
+        cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+        acc = _product(
+            x_ptr, filters_ptr, tile * BLOCK_M, cols, n_rows, n_cols, depth, height, width, out_height, out_width,
+            SIZE, STRIDE, False, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        _finish_forward(acc, tile, out_ptr, partials_ptr, n_rows, n_cols, n_chunks, BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def _finish_gradient(
+    dz, tile, dy2_ptr, x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dz_ptr, partials_ptr,
+    n_rows, n_cols, n_chunks,
+    SECOND: tl.constexpr, FROM_Y: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Store a tile of dz, and its rows' sums. dz: so far the tile of dy, without the second gradient of y."""
+    _, start, cols, offsets, mask = _tile_of_result(tile, n_rows, n_cols, BLOCK_M, BLOCK_N)
     col_mask = cols < n_cols
     if SECOND:
         dz += tl.load(dy2_ptr + start + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -163,14 +173,51 @@ def data_gradient_kernel(
     dz = stored.to(tl.float32)
 
     # Reduce over rows, to [BLOCK_N]. Rows past the end are 0.
-    ptrs = partials_ptr + cols * n_chunks + tl.program_id(0)
+    ptrs = partials_ptr + cols * n_chunks + tile
     tl.store(ptrs, tl.sum(dz, axis=0), mask=col_mask)
     tl.store(ptrs + n_cols * n_chunks, tl.sum(dz * x_hat, axis=0), mask=col_mask)
+
+
+@triton.jit
+def data_gradient_kernel(
+    dout_ptr, filters_ptr, dy2_ptr, x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dz_ptr, partials_ptr,
+    n_rows, n_cols, depth, height, width, n_chunks,
+    SECOND: tl.constexpr, FROM_Y: tl.constexpr, SIZE: tl.constexpr, UPCAST: tl.constexpr, TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of dz, from the gradient of the convolution that read y = relu(z); and its rows' sums of dz and of
+    dz * x_hat, as of `gradient_sums_kernel`, which has the same flags. TMA: as in `convolution_kernel`."""
+    # Convolve dout with the flipped filters.
+    if TMA:
+        for tile in tl.range(tl.program_id(0), n_chunks, tl.num_programs(0), flatten=True):
+            dy = product_by_tma(
+                dout_ptr, filters_ptr, tile, n_cols, depth, height, SIZE, True, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K
+            )
+            _finish_gradient(
+                dy, tile, dy2_ptr, x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dz_ptr, partials_ptr,
+                n_rows, n_cols, n_chunks, SECOND, FROM_Y, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+    else:
+        tile = tl.program_id(0)
+        cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+        dy = _product(
+            dout_ptr, filters_ptr, tile * BLOCK_M, cols, n_rows, n_cols, depth, height, width, height, width,
+            SIZE, 1, True, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        _finish_gradient(
+            dy, tile, dy2_ptr, x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dz_ptr, partials_ptr,
+            n_rows, n_cols, n_chunks, SECOND, FROM_Y, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
 
 
 def _upcast(x: Tensor) -> bool:
     """Is the product taken in float32? Triton's interpreter has no other."""
     return x.dtype == torch.float32 or not x.is_cuda
+
+
+def _operands(x: Tensor, filters: Tensor, tile: Tile, *, flipped: bool) -> tuple[Any, Any]:
+    """What the kernels take in the place of x_ptr and filters_ptr."""
+    return boxes(x, filters, tile, flipped=flipped) if tile.programs else (x, filters)
 
 
 def out_shape(x: Tensor, filters: Tensor, stride: int) -> tuple[int, int, int, int]:
@@ -188,12 +235,13 @@ def convolution_op(x: Tensor, filters: Tensor, stride: int, tile: Sequence[int])
     shape = out_shape(x, filters, stride)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     n_rows = out.numel() // n_cols
-    grid = chosen.grid(n_rows, n_cols)
-    partials = empty_partials(n_cols, grid[0], x)
+    n_chunks = cdiv(n_rows, chosen.block_m)
+    partials = empty_partials(n_cols, n_chunks, x)
     with torch.cuda.device_of(x):
-        convolution_kernel[grid](
-            x, filters, out, partials, n_rows, n_cols, depth, height, width, shape[2], shape[3], grid[0],
-            SIZE=size, STRIDE=stride, UPCAST=_upcast(x), **chosen.options,
+        convolution_kernel[chosen.grid(n_rows, n_cols)](
+            *_operands(x, filters, chosen, flipped=False), out, partials,
+            n_rows, n_cols, depth, height, width, shape[2], shape[3], n_chunks,
+            SIZE=size, STRIDE=stride, UPCAST=_upcast(x), TMA=chosen.programs > 0, **chosen.options,
         )  # fmt: skip
     return out, partials
 
@@ -237,16 +285,18 @@ def data_gradients_op(
     dz, dx = (torch.empty_like(x, memory_format=torch.channels_last) for _ in range(2))
     dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
     tiles = tiling_of(x)
-    grid = chosen.grid(tiles.n_rows, n_cols)
-    partials = empty_partials(n_cols, grid[0], x)
+    n_chunks = cdiv(tiles.n_rows, chosen.block_m)
+    partials = empty_partials(n_cols, n_chunks, x)
     with torch.cuda.device_of(x):
-        data_gradient_kernel[grid](
-            dout, filters, x if dy2 is None else channels_last(dy2), x, x if y is None else channels_last(y),
-            mean, rstd, weight, bias, dz, partials, tiles.n_rows, n_cols, depth, height, width, grid[0],
-            SECOND=dy2 is not None, FROM_Y=y is not None, SIZE=size, UPCAST=_upcast(x), **chosen.options,
+        data_gradient_kernel[chosen.grid(tiles.n_rows, n_cols)](
+            *_operands(dout, filters, chosen, flipped=True),
+            x if dy2 is None else channels_last(dy2), x, x if y is None else channels_last(y),
+            mean, rstd, weight, bias, dz, partials, tiles.n_rows, n_cols, depth, height, width, n_chunks,
+            SECOND=dy2 is not None, FROM_Y=y is not None, SIZE=size, UPCAST=_upcast(x), TMA=chosen.programs > 0,
+            **chosen.options,
         )  # fmt: skip
         join_sums_kernel[(n_cols,)](
-            partials, dbias, dweight, dbias, dweight, n_cols, grid[0], SHORTCUT=False, **join_options(grid[0])
+            partials, dbias, dweight, dbias, dweight, n_cols, n_chunks, SHORTCUT=False, **join_options(n_chunks)
         )
         input_gradient_kernel[tiles.tile_grid](
             dz, x, mean, rstd, weight, bias, dbias, dweight, dx, x, mean, rstd, weight, dweight, dx,

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 class Switches:
     """relu_bits: a norm with residual and ReLU keeps a bit a value for its backward pass, which otherwise reads y.
     joined_shortcut: a projection's norm is applied by the norm that adds it, in the same kernels. dependent_launch: a
-    kernel of a norm is started while the norm's kernel before it ends, from compute capability 9.0 on."""
+    kernel of a norm is started while the norm's kernel before it ends, from compute capability 9.0 on. tma: fused
+    convolutions of stride 1 with 64 or 128 channels load by TMA (`kernels.convolution_tma`)."""
 
     relu_bits: bool = True
     joined_shortcut: bool = True
     dependent_launch: bool = False
+    tma: bool = False
 
 
 SWITCHES = Switches()

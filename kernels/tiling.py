@@ -53,13 +53,17 @@ class Tiling(NamedTuple):
 
 class Tile(NamedTuple):
     """What one program of a matrix product computes, in Triton's words: block_m x block_n of the result, block_k of the
-    inner dimension a step, by num_warps x 32 threads, with the loads of num_stages steps under way."""
+    inner dimension a step, by num_warps x 32 threads, with the loads of num_stages steps under way.
+
+    programs: how many share the tiles, which they load by TMA (`kernels.convolution_tma`); 0: one program a tile.
+    """
 
     block_m: int
     block_n: int
     block_k: int
     num_warps: int
     num_stages: int
+    programs: int = 0
 
     @property
     def blocks(self) -> dict[str, int]:
@@ -72,8 +76,9 @@ class Tile(NamedTuple):
         return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
     def grid(self, n_rows: int, n_cols: int) -> tuple[int, int]:
-        """A program for each tile of the result."""
-        return cdiv(n_rows, self.block_m), cdiv(n_cols, self.block_n)
+        """A program for each tile of the result, or ``programs`` for each block of columns."""
+        row_tiles = cdiv(n_rows, self.block_m)
+        return min(row_tiles, self.programs or row_tiles), cdiv(n_cols, self.block_n)
 
 
 class Tiles(NamedTuple):
@@ -87,6 +92,12 @@ class Tiles(NamedTuple):
 # (`benchmarks.lab.registers`). `benchmarks.lab.convolutions` measures which tile is fastest there.
 _NARROW = Tile(block_m=128, block_n=64, block_k=64, num_warps=4, num_stages=3)
 _WIDE = Tile(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3)
+# By TMA, by the channels of the result: the largest tile that spills no register, one program on each of an H100's 132
+# SMs. Each pixel is read nine times from the second-level cache, the filters once a tile.
+_BY_TMA = {
+    64: Tile(block_m=256, block_n=64, block_k=64, num_warps=8, num_stages=3, programs=132),
+    128: Tile(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3, programs=132),
+}
 
 
 def cdiv(a: int, b: int) -> int:
@@ -130,6 +141,22 @@ def tiles_of(out_channels: int, in_channels: int, itemsize: int) -> Tiles | None
         return fit(_NARROW if n_cols <= 64 else _WIDE, n_cols, min(depth, deepest))
 
     return Tiles(forward=chosen(out_channels, in_channels), gradient=chosen(in_channels, out_channels))
+
+
+def tma_tiles_of(out_channels: int, in_channels: int, height: int, width: int) -> Tiles | None:
+    """The tiles of a convolution of stride 1 in a half-precision type, loaded by TMA, by its channels and image.
+
+    None where it has other numbers of channels, or where a tile would not be some whole rows of one image.
+    """
+    if not {out_channels, in_channels} <= _BY_TMA.keys():
+        return None
+    tiles = Tiles(forward=_BY_TMA[out_channels], gradient=_BY_TMA[in_channels])
+    return tiles if all(whole_rows(tile, height, width) for tile in tiles) else None
+
+
+def whole_rows(tile: Tile, height: int, width: int) -> bool:
+    """Whether a tile is some whole rows of one image, and the image some whole tiles."""
+    return tile.block_m % width == 0 and height * width % tile.block_m == 0
 
 
 def fit(tile: Tile, n_cols: int, depth: int) -> Tile:
