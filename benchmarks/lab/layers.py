@@ -19,7 +19,7 @@ from fast_train.kernels import convolution_cudnn, convolution_tma
 from fast_train.kernels.convolution_cudnn import Graph, norm_relu_convolution_cudnn
 from fast_train.kernels.convolution_reference import Raw
 from fast_train.kernels.convolution_triton import norm_relu_convolution_triton, with_statistics_triton
-from fast_train.kernels.tiling import Tile, Tiles, fit, tma_tiles_of, whole_rows
+from fast_train.kernels.tiling import Tile, Tiles, fit, tma_tiles_of
 from fast_train.pipeline.config.settings import ModelConfig
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ BOTH = "forward and backward"
 _REPEATS, _SECONDS = 5, 0.15
 #: (rows, depth, warps, stages); columns are the layer's own, at most 128.
 _CANDIDATES = ((128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 3), (256, 64, 8, 3), (128, 32, 4, 4))
-#: The same by TMA, and programs.
-_BY_TMA = ((256, 64, 8, 3, 132), (128, 64, 8, 3, 132), (128, 64, 4, 3, 264))
+#: Of strips by TMA: (depth, stages). The filters are kept where a depth is all channels.
+_BY_TMA = ((64, 1), (64, 2), (32, 2), (32, 3))
 # As a part of the largest value: sums of some hundred terms in bfloat16, whose steps are 2^-8.
 _TOLERANCE = 3e-2
 #: A layer as `norm_relu_convolution_cudnn` computes it.
@@ -87,21 +87,22 @@ def ways(layer: Layer) -> dict[str, Way]:
         # Compiled, as in training: a dozen operations on vectors become one. From the ninth layer on it would not be.
         torch.compiler.reset()
         found[GRAPHS] = torch.compile(norm_relu_convolution_cudnn, dynamic=False)
-    for rows, depth, warps, stages, *programs in (*_CANDIDATES, *_tma_candidates(layer)):
-        tile = Tile(rows, 128, depth, warps, stages, *programs)
+    for rows, depth, warps, stages in _CANDIDATES:
+        tile = Tile(rows, 128, depth, warps, stages)
         chosen = Tiles(fit(tile, layer.columns, layer.depth), fit(tile, layer.depth, layer.columns))
         name = f"{rows} x {chosen.forward.block_n} x {chosen.forward.block_k} / {warps} / {stages}"
-        found["".join([name, *(f", TMA / {count}" for count in programs)])] = partial(
-            norm_relu_convolution_triton, tiles=chosen
-        )
+        found[name] = partial(norm_relu_convolution_triton, tiles=chosen)
+    for depth, stages in _BY_TMA:
+        if (loaded := _by_tma(layer)) is not None:
+            chosen = Tiles(*(tile._replace(block_k=depth, num_stages=stages) for tile in loaded))
+            found[f"TMA, depth {depth} / {stages}"] = partial(norm_relu_convolution_triton, tiles=chosen)
     return found
 
 
-def _tma_candidates(layer: Layer) -> list[tuple[int, ...]]:
-    known = tma_tiles_of(layer.columns, layer.depth, layer.side, layer.side)
-    if known is None or layer.stride > 1 or convolution_tma.why_not(torch.device("cuda")) is not None:
-        return []
-    return [one for one in _BY_TMA if whole_rows(known.forward._replace(block_m=one[0]), layer.side, layer.side)]
+def _by_tma(layer: Layer) -> Tiles | None:
+    if (layer.size, layer.stride) != (3, 1) or convolution_tma.why_not(torch.device("cuda")) is not None:
+        return None
+    return tma_tiles_of(layer.columns, layer.depth, layer.side, layer.side)
 
 
 class Work:

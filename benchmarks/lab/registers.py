@@ -65,7 +65,8 @@ class Compiled(NamedTuple):
 def measure() -> list[dict[str, Any]]:
     """A record for each kernel: registers a thread, bytes of shared memory, programs that fit on an SM, bytes spilled,
     16-byte loads, loads by TMA, waits for the kernel before and starts of the next one, loads ahead of the wait (None
-    without one), products of warp groups. Raises Triton's errors, and RuntimeError where ptxas fails.
+    without one), products of warp groups, and whether ptxas lets each of them wait for the one before. Raises Triton's
+    errors, and RuntimeError where ptxas fails.
 
     ConfigError where Triton is not installed, or interprets its kernels (TRITON_INTERPRET) rather than compiling them.
     """
@@ -121,10 +122,17 @@ def _convolutions() -> Iterator[Compiled]:
             (kernels.data_gradient_kernel, tiles.gradient, {"SECOND": False, "FROM_Y": False}),
             (kernels.data_gradient_kernel, tiles.gradient, {"SECOND": True, "FROM_Y": True}),
         ):
-            constants = {"SIZE": 3, "UPCAST": False, "TMA": tma, **flags, **tile.blocks}
-            read, weights = ("dout_ptr", [64, channels]) if "SECOND" in flags else ("x_ptr", [channels, 64])
+            constants = {
+                "SIZE": 3,
+                "UPCAST": False,
+                "TMA": tma,
+                "KEEP": tile.keeps(channels),
+                **flags,
+                **tile.blocks,
+            }
+            read = "dout_ptr" if "SECOND" in flags else "x_ptr"
             pixels = f"tensordesc<bf16[1,{tile.block_m // width},{width},64]>"
-            types = {**_TYPES, read: pixels, "filters_ptr": f"tensordesc<bf16{weights}>"} if tma else _TYPES
+            types = {**_TYPES, read: pixels, "filters_ptr": "tensordesc<bf16[64,64]>"} if tma else _TYPES
             yield Compiled(kernel, constants, tile.num_warps, tile.num_stages, types)
 
 
@@ -189,6 +197,7 @@ def _compile(case: Compiled) -> dict[str, Any]:
         "dependency_controls": len(re.findall(r"griddepcontrol\.", ptx)),
         "loads_before_wait": before.count("ld.global") if wait else None,
         "group_products": len(re.findall(r"wgmma\.mma_async", ptx)),
+        "serialized": "wgmma.mma_async instructions are serialized" in said,
     }
 
 
@@ -214,7 +223,15 @@ def _show(debug: bool) -> int:
         # Triton, its LLVM and ptxas each have errors of their own.
         complain(PROGRAM, error, debug=debug)
         return 1
-    columns = ("registers", "shared_bytes", "programs_a_processor", "spilled_bytes", "wide_loads", "group_products")
+    columns = (
+        "registers",
+        "shared_bytes",
+        "programs_a_processor",
+        "spilled_bytes",
+        "wide_loads",
+        "group_products",
+        "serialized",
+    )
     print(f"{'kernel':<52}" + "".join(f" {column.split('_')[0]:>9}" for column in columns))
     for record in records:
         name = record["kernel"] + (f", {record['columns']} columns" if record["kernel"] in _CONVOLUTIONS else "")

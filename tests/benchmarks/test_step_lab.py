@@ -347,9 +347,10 @@ def test_the_kernels_compile_for_an_h100_without_one(tmp_path):
     for record in records:
         multiplies = record["kernel"] in ("convolution_kernel", "data_gradient_kernel")
         assert (record["group_products"] > 0) == multiplies
+        assert not record["serialized"]
         assert (record["tma_loads"] > 0) == record["constants"].get("TMA", False)
         # A convolution may spill a little at its end, after thousands of loads.
-        assert record["spilled_bytes"] <= (256 if multiplies else 0)
+        assert record["spilled_bytes"] <= (320 if multiplies else 0)
         assert record["programs_a_processor"] >= (1 if multiplies else 4)
         dependent = record["constants"].get("PDL", False)
         assert (record["dependency_controls"] > 0) == dependent

@@ -254,11 +254,12 @@ def test_tiles_of_several_depths(stride):
     _compare(run, _inputs(torch.float32, shape=(1, 20, 5, 7), columns=17), stride=stride, shared=True)
 
 
-# Three tiles an image and more than programs; an image a tile; channels in two steps, and in two blocks of columns.
+# Three strips an image, two images and one a program; an image a strip; channels in two steps, and in two blocks of
+# columns, strips of two rows.
 TMA_TILES = [
-    ((3, 64, 6, 8), 64, Tile(16, 64, 64, 4, 2, programs=4)),
+    ((3, 64, 12, 4), 64, Tile(16, 64, 64, 4, 2, programs=2)),
     ((1, 16, 4, 4), 32, Tile(16, 16, 16, 4, 2, programs=132)),
-    ((2, 32, 4, 16), 32, Tile(32, 16, 16, 4, 2, programs=3)),
+    ((2, 32, 8, 8), 32, Tile(16, 16, 16, 4, 2, programs=3)),
 ]
 
 
