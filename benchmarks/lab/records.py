@@ -37,6 +37,7 @@ PLAIN = Option(name="plain")
 # The slowest to build comes last.
 OPTIONS = (
     PLAIN,
+    Option(name="shared table", switches={"shared_table": True}),
     Option(name="fused norm", run={"fuse": "norm"}),
     Option(name="norm without bits", run={"fuse": "norm"}, switches={"relu_bits": False}),
     Option(name="norm without joining", run={"fuse": "norm"}, switches={"joined_shortcut": False}),

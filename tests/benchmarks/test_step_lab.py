@@ -9,13 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fast_train.benchmarks.lab import cli as step_lab
 from fast_train.benchmarks.lab import floors, profile, registers, report
+from fast_train.benchmarks.lab import options as lab_options
 from fast_train.benchmarks.lab import run as lab_run
 from fast_train.benchmarks.lab.cli import Flags
 from fast_train.benchmarks.lab.losses import compare
-from fast_train.benchmarks.lab.records import POINTS
+from fast_train.benchmarks.lab.records import OPTIONS, POINTS
 from fast_train.benchmarks.lab.run import kernel_rows
 from fast_train.pipeline.config.settings import ModelConfig
 
@@ -119,6 +121,16 @@ def test_parts_of_the_fused_norm_are_of_a_gpu(prepared_path, tmp_path, instant):
     assert [row["name"] for row in data["rows"] if row["suite"] == "step"] == ["fused norm, batch 32"]
     reasons = {skipped["name"]: skipped["reason"] for skipped in data["skipped"]}
     assert reasons["norm without bits, batch 32"] == "it is about kernels of a GPU"
+
+
+def test_tma_is_told_to_be_missing(monkeypatch):
+    """On a GPU that has none; the other switches are about any."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    runtime = SimpleNamespace(device=torch.device("cuda"), amp=torch.bfloat16)
+    reasons = {option.name: lab_options.why_not(option, runtime) for option in OPTIONS if option.switches}
+    assert "compute capability 9.0" in reasons.pop("conv with tma")
+    assert not any(reasons.values())
 
 
 def test_floors_of_another_machine(prepared_path, tmp_path):
