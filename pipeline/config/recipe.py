@@ -30,7 +30,7 @@ GPU_RECIPE = "fast"
 CPU_RECIPE, SLOW_CPU_RECIPE = "cpu-quick", "cpu-short"
 # For images that keep their own shapes.
 PHOTOS_GPU_RECIPE, PHOTOS_CPU_RECIPE = "photos", "photos-cpu"
-# For weights to begin with: the other ones' rates would undo them.
+# For weights to begin with.
 FINE_TUNE_RECIPE = "fine-tune"
 # The settings that an evaluation depends on; the network's and the training's are the checkpoint's.
 _EVALUATED_BY = {

@@ -96,10 +96,13 @@ class Weights:
             line += f", {_words(model)}"
         if any(name.startswith(_CLASSIFIER) for name in taken):
             return line
-        other = f"{len(classes)} classes instead of {self._outputs}"
-        if self._outputs == len(classes):
-            other = "other classes, or in another order"
-        return f"{line}; fc starts anew: {other}"
+        if self._outputs is None:
+            why = "there is none"
+        elif self._outputs == len(classes):
+            why = "other classes, or in another order"
+        else:
+            why = f"{len(classes)} classes instead of {self._outputs}"
+        return f"{line}; fc starts anew: {why}"
 
 
 def _words(model: ModelConfig) -> str:

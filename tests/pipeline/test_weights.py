@@ -1,6 +1,7 @@
 """Fine-tuning: what a training takes of weights, what it refuses, what stays frozen, and that it goes on without them."""
 
 import dataclasses
+import hashlib
 import shutil
 
 import pytest
@@ -97,8 +98,6 @@ def test_a_run_goes_on_to_the_bit_without_the_file(run, prepared_path, tmp_path)
 
 
 def test_the_record_knows_the_file(run, prepared_path, tmp_path, capsys):
-    import hashlib
-
     flags = ["--data", str(prepared_path), "--out", str(tmp_path / "run"), "--weights", str(run), "--device", "cpu"]
     assert cli.main([*flags, "--brief", "--set", "run.steps=1"]) == 0
     assert "weights: " in capsys.readouterr().out
@@ -143,6 +142,15 @@ def test_weights_of_another_network_are_refused(torchvision_file, prepared_path,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_file_without_a_classifier_serves(torchvision_file, prepared_path, tmp_path):
+    known = torch.load(torchvision_file, weights_only=True)
+    torch.save({name: value for name, value in known.items() if not name.startswith("fc.")}, tmp_path / "file.pth")
+    notes = Notes()
+    settings = {**SMALL, **STILL, "stem": "imagenet", "listeners": [notes]}
+    fast_train.train(prepared_path, weights=tmp_path / "file.pth", out=tmp_path / "run", **settings)
+    assert notes.lines[0].endswith("fc starts anew: there is none")
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [({"model": {}, "epoch": 3}, "holds more than tensors by name"), (None, "can't be read as weights")],
@@ -164,11 +172,17 @@ def test_a_damaged_checkpoint_is_refused(run, prepared_path, tmp_path):
         fast_train.train(prepared_path, weights=path, out=tmp_path / "run", **SMALL)
 
 
+@pytest.fixture(scope="module")
+def relu(prepared_path, tmp_path_factory):
+    """A network that can be fused."""
+    folder = tmp_path_factory.mktemp("weights") / "relu"
+    return fast_train.train(prepared_path, recipe="cpu-sgd", arch="resnet8", out=folder, **SMALL).folder
+
+
 @pytest.mark.parametrize("fuse", ["none", "norm"])
 @pytest.mark.parametrize("part", ["stem", "layer2", "backbone"])
-def test_what_is_frozen_stays(run, prepared_path, tmp_path, part, fuse):
+def test_what_is_frozen_stays(relu, prepared_path, tmp_path, part, fuse):
     """Over epochs, with an evaluation in between; what is not frozen moves."""
-    relu = fast_train.train(prepared_path, recipe="cpu-sgd", arch="resnet8", out=tmp_path / "relu", **SMALL).folder
     settings = {**SMALL, "epochs": 2, "optimizer": {"name": "muon"}, "freeze": part, "fuse": fuse}
     tuned = _model(fast_train.train(prepared_path, weights=relu, out=tmp_path / "run", **settings).folder)
     kept = {"stem": ("conv1", "bn1"), "layer2": ("conv1", "bn1", "layer1", "layer2")}.get(part)
