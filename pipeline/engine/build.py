@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fast_train.common.phases import phase
 from fast_train.data_prep.manifest import Manifest, PreparedSet
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import NO_AUGMENT
@@ -75,6 +76,7 @@ def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, 
     return CropAugmenter(manifest, evaluated, **common)
 
 
+@phase("reading")
 def build_split_loader(
     config: Config,
     prepared: PreparedSet,
@@ -154,6 +156,7 @@ def _first_images(config: Config, prepared: PreparedSet) -> torch.Tensor:
     return augment(pixels, torch.arange(count), table, spec=NO_AUGMENT, seed=0, epoch=0)
 
 
+@phase("network")
 def build_step(
     config: Config, augmenter: Augmentation, runtime: Runtime, *, prepared: PreparedSet | None = None
 ) -> TrainStep:
