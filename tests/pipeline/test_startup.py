@@ -131,6 +131,31 @@ def test_what_was_compiled_before_starts_no_processes_to_compile_in(tmp_path, mo
         assert inductor.compile_threads == 3
 
 
+_HELPERS = """
+import sys
+from pathlib import Path
+from fast_train.pipeline import cli
+assert cli.main(sys.argv[1:]) == 0
+children = " ".join(task.read_text() for task in Path("/proc/self/task").glob("*/children")).split()
+print(sum(b"compile_worker" in Path("/proc", child, "cmdline").read_bytes() for child in children))
+"""
+
+
+@pytest.mark.gpu
+def test_gpu_a_second_run_starts_no_processes_to_compile_in(prepared_path, tmp_path):
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    flags = ["--data", str(prepared_path), "--arch", "resnet8", "--batch-size", "8", "--compile", "--brief"]
+    flags += ["--set", "run.steps=2", "--out"]
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", _HELPERS, *flags, str(tmp_path / name)],
+            capture_output=True, text=True, env=environment, check=True,
+        ).stdout.splitlines()[-1]
+        for name in ("first", "second")
+    ]  # fmt: skip
+    assert found == ["1", "0"]
+
+
 _FFCV = """
 import numba.typed
 theirs = numba.typed.Dict
