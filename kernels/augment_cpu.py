@@ -12,6 +12,9 @@ from torch import Tensor
 from fast_train.kernels.augment_reference import change_colours, crop_offsets, cutout_corners, source_coordinates
 from fast_train.kernels.spec import AugmentSpec
 
+# Whose bytes are looked up together.
+_IMAGES = 64
+
 
 def augment_cpu(
     images: Tensor, indices: Tensor, table: Tensor, *, spec: AugmentSpec, seed: int, epoch: Tensor, gather: bool
@@ -25,10 +28,13 @@ def augment_cpu(
         levels = change_colours(torch.arange(256).view(256, 1, 1), indices, spec=spec, seed=seed, epoch=epoch)
         batch = _look_up_levels(batch, levels.view(count, 256))
 
-    # Look the bytes up, in the channels' tables one after the other: byte b of channel c is entry 256 * c + b.
-    entries = batch.view(count * height, width * channels).int()
-    entries += torch.arange(0, 256 * channels, 256, dtype=torch.int32).repeat(width)
-    out = table.t().reshape(-1).index_select(0, entries.view(-1)).view(count, height, width, channels)
+    # Look the bytes up, in the channels' tables one after the other: byte b of channel c is entry 256 * c + b. Some
+    # images at a time: memory that the entries of all would take is fresh in each call, and its first touch costs more.
+    out = torch.empty((count, height, width, channels), dtype=table.dtype)
+    values = table.t().reshape(-1)
+    starts = torch.arange(0, 256 * channels, 256, dtype=torch.int32).repeat(height * width)
+    for some, result in zip(batch.flatten(1).split(_IMAGES), out.split(_IMAGES), strict=True):
+        torch.index_select(values, 0, (some + starts).view(-1), out=result.view(-1))
     if spec.cutout:
         _cut_out(out, indices, spec=spec, seed=seed, epoch=epoch)
     return out.permute(0, 3, 1, 2)

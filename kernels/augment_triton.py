@@ -14,6 +14,7 @@ from fast_train.kernels.philox import STREAM_AUGMENT, STREAM_COLOUR, STREAM_CUTO
 from fast_train.kernels.resample import in_units
 from fast_train.kernels.resized_crop_triton import random_factor, scale_from
 from fast_train.kernels.spec import MID_GREY, AugmentSpec
+from fast_train.kernels.switches import SWITCHES
 
 _AUGMENT: tl.constexpr = tl.constexpr(STREAM_AUGMENT)
 _CUTOUT: tl.constexpr = tl.constexpr(STREAM_CUTOUT)
@@ -76,12 +77,12 @@ def augment_kernel(
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
     PAD: tl.constexpr, REFLECT: tl.constexpr, FLIP: tl.constexpr, ALTERNATING: tl.constexpr,
     CUTOUT: tl.constexpr, BRIGHTNESS: tl.constexpr, CONTRAST: tl.constexpr,
-    GATHER: tl.constexpr, BLOCK: tl.constexpr,
+    GATHER: tl.constexpr, TABLE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A program writes BLOCK neighbouring elements of one image [H, W, C] of out [N, H, W, C].
 
     images: uint8 [M, H, W, C]. indices: int64 [N]. table: [256, C] of out's type. epoch: int64, one value. BRIGHTNESS,
-    CONTRAST: in units of 1 / UNIT.
+    CONTRAST: in units of 1 / UNIT. TABLE: how many values to look up in shared memory, a power of two; 0 for none.
     """
     # The sample, and its counter (index, epoch, stream, 0) for random numbers, as in `kernels.philox.sample_words`.
     sample = tl.program_id(0).to(tl.int64)
@@ -107,7 +108,11 @@ def augment_kernel(
     level = byte.to(tl.int32)
     if BRIGHTNESS > 0 or CONTRAST > 0:
         level = _change_colours(level, seed, counter, epoch, index, BRIGHTNESS, CONTRAST)
-    value = tl.load(table_ptr + level * C + channel, mask=mask, other=0.0)
+    if TABLE > 0:
+        entries = tl.arange(0, TABLE)
+        value = tl.gather(tl.load(table_ptr + entries, mask=entries < 256 * C, other=0.0), level * C + channel, axis=0)
+    else:
+        value = tl.load(table_ptr + level * C + channel, mask=mask, other=0.0)
 
     # Draw the square, and cut it out: zero is the mean colour.
     if CUTOUT > 0:
@@ -136,7 +141,8 @@ def _augment_op(
             augment_kernel[grid](
                 images, indices, table, epoch, out, seed,
                 H=height, W=width, C=channels, PAD=pad, REFLECT=reflect, FLIP=flip, ALTERNATING=alternating,
-                CUTOUT=cutout, BRIGHTNESS=brightness, CONTRAST=contrast, GATHER=gather, BLOCK=_BLOCK,
+                CUTOUT=cutout, BRIGHTNESS=brightness, CONTRAST=contrast, GATHER=gather,
+                TABLE=triton.next_power_of_2(256 * channels) if SWITCHES.shared_table else 0, BLOCK=_BLOCK,
             )  # fmt: skip
     return out.permute(0, 3, 1, 2)
 

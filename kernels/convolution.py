@@ -99,9 +99,11 @@ def norm_relu_convolution(
 
         return norm_relu_convolution_cudnn(*arguments, stride=stride, shared=shared, momentum=momentum, eps=eps)
     if raw.x.is_cuda:
+        from fast_train.kernels.convolution_tma import tiles_by_tma
         from fast_train.kernels.convolution_triton import norm_relu_convolution_triton
 
-        tiles = tiles_of(filters.shape[0], filters.shape[1], filters.element_size())
+        tiles = tiles_by_tma(raw.x, filters, stride)
+        tiles = tiles or tiles_of(filters.shape[0], filters.shape[1], filters.element_size())
         return norm_relu_convolution_triton(
             *arguments, stride=stride, shared=shared, momentum=momentum, eps=eps, tiles=tiles
         )

@@ -4,7 +4,8 @@ A convolution is an implicit matrix product (implicit GEMM): its left side, a ro
 never written out. ``n_rows`` = N * H_out * W_out pixels of the result, ``n_cols`` channels of the result, and the inner
 dimension runs over the taps of the filter and, within a tap, over ``depth`` input channels. A program keeps its tile of
 the product in registers, where sums over its rows cost no memory traffic; the kernels of `kernels.rows_triton` join the
-programs' sums, so that a chunk is one tile of rows here. x_hat, z, dz, rstd: as in `kernels.batchnorm_triton`.
+programs' sums, so that a chunk is one tile of rows here, or some whole images with `kernels.convolution_tma`. x_hat, z,
+dz, rstd: as in `kernels.batchnorm_triton`.
 """
 
 # Triton's decorators have no types, nor have the values in its functions; torch.cuda.device_of has none either.
@@ -29,6 +30,7 @@ from fast_train.kernels.batchnorm_triton import (
     statistics_op,
 )
 from fast_train.kernels.convolution_reference import Raw
+from fast_train.kernels.convolution_tma import boxes, filters_to_keep, strip_by_tma, strips_of_program
 from fast_train.kernels.rows_triton import (
     channels_last,
     empty_partials,
@@ -94,59 +96,88 @@ def _product(
 
 
 @triton.jit
-def _tile_of_result(n_rows, n_cols, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Of a program's tile of the result: its first row, the first row's offset in 64 bits, cols [BLOCK_N], and from
-    that row on offsets in 32 bits and mask [BLOCK_M, BLOCK_N]."""
-    first_row = tl.program_id(0) * BLOCK_M
+def _tile_of_result(first_row, low, high, cols, n_cols, BLOCK_M: tl.constexpr):
+    """Of a tile of the result, of whose rows low <= row < high count: the first row's offset in 64 bits, and from there
+    on offsets in 32 bits and mask [BLOCK_M, BLOCK_N]."""
     local_rows = tl.arange(0, BLOCK_M)
-    cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = (first_row + local_rows < n_rows)[:, None] & (cols < n_cols)[None, :]
-    return first_row, first_row.to(tl.int64) * n_cols, cols, local_rows[:, None] * n_cols + cols[None, :], mask
+    row_mask = (first_row + local_rows >= low) & (first_row + local_rows < high)
+    mask = row_mask[:, None] & (cols < n_cols)[None, :]
+    return first_row.to(tl.int64) * n_cols, local_rows[:, None] * n_cols + cols[None, :], mask
+
+
+@triton.jit
+def _store_partials(partials_ptr, first, second, cols, n_cols, n_chunks):
+    ptrs = partials_ptr + cols * n_chunks + tl.program_id(0)
+    tl.store(ptrs, first, mask=cols < n_cols)
+    tl.store(ptrs + n_cols * n_chunks, second, mask=cols < n_cols)
+
+
+@triton.jit
+def _finish_forward(acc, first_row, low, high, cols, n_cols, out_ptr, BLOCK_M: tl.constexpr):
+    """Store the rows low <= row < high of a tile of the convolution. Returns their mean and sum of squared deviations,
+    as of `moments_kernel`, [BLOCK_N]."""
+    # Store, rounded to the result's type.
+    start, offsets, mask = _tile_of_result(first_row, low, high, cols, n_cols, BLOCK_M)
+    stored = acc.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + start + offsets, stored, mask=mask)
+
+    # Reduce over rows: the moments of what is stored, as if it were read again.
+    out = tl.where(mask, stored.to(tl.float32), 0.0)
+    mean = tl.sum(out, axis=0) / (tl.minimum(high, first_row + BLOCK_M) - tl.maximum(low, first_row))
+    deviations = tl.where(mask, out - mean[None, :], 0.0)
+    return mean, tl.sum(deviations * deviations, axis=0)
 
 
 @triton.jit
 def convolution_kernel(
     x_ptr, filters_ptr, out_ptr, partials_ptr,
     n_rows, n_cols, depth, height, width, out_height, out_width, n_chunks,
-    SIZE: tl.constexpr, STRIDE: tl.constexpr, UPCAST: tl.constexpr,
+    SIZE: tl.constexpr, STRIDE: tl.constexpr, UPCAST: tl.constexpr, TMA: tl.constexpr, KEEP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the convolution, and its rows' mean and sum of squared deviations, as of `moments_kernel`."""
-    # Convolve.
-    first_row, start, cols, offsets, mask = _tile_of_result(n_rows, n_cols, BLOCK_M, BLOCK_N)
-    acc = _product(
-        x_ptr, filters_ptr, first_row, cols, n_rows, n_cols, depth, height, width, out_height, out_width,
-        SIZE, STRIDE, False, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
-
-    # Store, rounded to the result's type.
-    stored = acc.to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + start + offsets, stored, mask=mask)
-
-    # Reduce over rows, to [BLOCK_N]: the moments of what is stored, as if it were read again. Rows past the end are 0.
-    out = stored.to(tl.float32)
-    mean = tl.sum(out, axis=0) / tl.minimum(n_rows - first_row, BLOCK_M)
-    deviations = tl.where(mask, out - mean[None, :], 0.0)
-    ptrs = partials_ptr + cols * n_chunks + tl.program_id(0)
-    tl.store(ptrs, mean, mask=cols < n_cols)
-    tl.store(ptrs + n_cols * n_chunks, tl.sum(deviations * deviations, axis=0), mask=cols < n_cols)
+    """One tile of the convolution, and its rows' moments. TMA: tile after tile (`strip_by_tma`) of some images; x_ptr
+    and filters_ptr are then `boxes`. KEEP: as in `filters_to_keep`."""
+    cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    if TMA:
+        low, high, first, end = strips_of_program(n_rows, n_chunks, height * width, BLOCK_M)
+        image_width: tl.constexpr = x_ptr.block_shape[2]
+        above = tl.zeros([BLOCK_N, image_width], tl.float32)
+        unfinished = tl.zeros([BLOCK_N, image_width], tl.float32)
+        mean = tl.zeros([BLOCK_N], tl.float32)
+        squares = tl.zeros([BLOCK_N], tl.float32)
+        filters = filters_to_keep(filters_ptr, n_cols, depth, KEEP, False, BLOCK_N)
+        for strip in tl.range(first, end):
+            acc, above, unfinished = strip_by_tma(
+                x_ptr, filters, strip, above, unfinished, n_cols, depth, height,
+                KEEP, False, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+            first_row = strip * BLOCK_M - image_width
+            tile_mean, tile_squares = _finish_forward(acc, first_row, low, high, cols, n_cols, out_ptr, BLOCK_M)
+            # Join the moments as `statistics_kernel` does.
+            before = tl.maximum(first_row - low, 0)
+            after = tl.minimum(first_row + BLOCK_M, high) - low
+            share = (after - before).to(tl.float32) / after
+            squares += tile_squares + (tile_mean - mean) * (tile_mean - mean) * (before * share)
+            mean += (tile_mean - mean) * share
+    else:
+        first_row = tl.program_id(0) * BLOCK_M
+        acc = _product(
+            x_ptr, filters_ptr, first_row, cols, n_rows, n_cols, depth, height, width, out_height, out_width,
+            SIZE, STRIDE, False, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        mean, squares = _finish_forward(acc, first_row, first_row, n_rows, cols, n_cols, out_ptr, BLOCK_M)
+    _store_partials(partials_ptr, mean, squares, cols, n_cols, n_chunks)
 
 
 @triton.jit
-def data_gradient_kernel(
-    dout_ptr, filters_ptr, dy2_ptr, x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dz_ptr, partials_ptr,
-    n_rows, n_cols, depth, height, width, n_chunks,
-    SECOND: tl.constexpr, FROM_Y: tl.constexpr, SIZE: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+def _finish_gradient(
+    dz, first_row, low, high, cols, n_cols,
+    dy2_ptr, x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dz_ptr,
+    SECOND: tl.constexpr, FROM_Y: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """One tile of dz, from the gradient of the convolution that read y = relu(z); and its rows' sums of dz and of
-    dz * x_hat, as of `gradient_sums_kernel`, which has the same flags."""
-    # Convolve dout with the flipped filters: the tile of dy, and the second gradient of y.
-    first_row, start, cols, offsets, mask = _tile_of_result(n_rows, n_cols, BLOCK_M, BLOCK_N)
-    dz = _product(
-        dout_ptr, filters_ptr, first_row, cols, n_rows, n_cols, depth, height, width, height, width,
-        SIZE, 1, True, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+    """Store the rows low <= row < high of a tile of dz, which so far is one of dy without the second gradient of y.
+    Returns their sums of dz and of dz * x_hat, [BLOCK_N]."""
+    start, offsets, mask = _tile_of_result(first_row, low, high, cols, n_cols, BLOCK_M)
     col_mask = cols < n_cols
     if SECOND:
         dz += tl.load(dy2_ptr + start + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -162,15 +193,63 @@ def data_gradient_kernel(
     tl.store(dz_ptr + start + offsets, stored, mask=mask)
     dz = stored.to(tl.float32)
 
-    # Reduce over rows, to [BLOCK_N]. Rows past the end are 0.
-    ptrs = partials_ptr + cols * n_chunks + tl.program_id(0)
-    tl.store(ptrs, tl.sum(dz, axis=0), mask=col_mask)
-    tl.store(ptrs + n_cols * n_chunks, tl.sum(dz * x_hat, axis=0), mask=col_mask)
+    # Reduce over rows.
+    dz = tl.where(mask, dz, 0.0)
+    return tl.sum(dz, axis=0), tl.sum(dz * x_hat, axis=0)
+
+
+@triton.jit
+def data_gradient_kernel(
+    dout_ptr, filters_ptr, dy2_ptr, x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dz_ptr, partials_ptr,
+    n_rows, n_cols, depth, height, width, n_chunks,
+    SECOND: tl.constexpr, FROM_Y: tl.constexpr, SIZE: tl.constexpr, UPCAST: tl.constexpr, TMA: tl.constexpr,
+    KEEP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of dz, from the gradient of the convolution that read y = relu(z); and its rows' sums of dz and of
+    dz * x_hat, as of `gradient_sums_kernel`, which has the same flags. TMA, KEEP: as in `convolution_kernel`."""
+    # Convolve dout with the flipped filters: the tile of dy.
+    cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    if TMA:
+        low, high, first, end = strips_of_program(n_rows, n_chunks, height * width, BLOCK_M)
+        image_width: tl.constexpr = dout_ptr.block_shape[2]
+        above = tl.zeros([BLOCK_N, image_width], tl.float32)
+        unfinished = tl.zeros([BLOCK_N, image_width], tl.float32)
+        sum_dz = tl.zeros([BLOCK_N], tl.float32)
+        sum_dz_x_hat = tl.zeros([BLOCK_N], tl.float32)
+        filters = filters_to_keep(filters_ptr, n_cols, depth, KEEP, True, BLOCK_N)
+        for strip in tl.range(first, end):
+            dy, above, unfinished = strip_by_tma(
+                dout_ptr, filters, strip, above, unfinished, n_cols, depth, height,
+                KEEP, True, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+            first_row = strip * BLOCK_M - image_width
+            tile_dz, tile_dz_x_hat = _finish_gradient(
+                dy, first_row, low, high, cols, n_cols,
+                dy2_ptr, x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dz_ptr, SECOND, FROM_Y, BLOCK_M,
+            )  # fmt: skip
+            sum_dz += tile_dz
+            sum_dz_x_hat += tile_dz_x_hat
+    else:
+        first_row = tl.program_id(0) * BLOCK_M
+        dy = _product(
+            dout_ptr, filters_ptr, first_row, cols, n_rows, n_cols, depth, height, width, height, width,
+            SIZE, 1, True, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        sum_dz, sum_dz_x_hat = _finish_gradient(
+            dy, first_row, first_row, n_rows, cols, n_cols,
+            dy2_ptr, x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dz_ptr, SECOND, FROM_Y, BLOCK_M,
+        )  # fmt: skip
+    _store_partials(partials_ptr, sum_dz, sum_dz_x_hat, cols, n_cols, n_chunks)
 
 
 def _upcast(x: Tensor) -> bool:
     """Is the product taken in float32? Triton's interpreter has no other."""
     return x.dtype == torch.float32 or not x.is_cuda
+
+
+def _operands(x: Tensor, filters: Tensor, tile: Tile, *, flipped: bool) -> tuple[Any, Any]:
+    """What the kernels take in the place of x_ptr and filters_ptr."""
+    return boxes(x, filters, tile, flipped=flipped) if tile.programs else (x, filters)
 
 
 def out_shape(x: Tensor, filters: Tensor, stride: int) -> tuple[int, int, int, int]:
@@ -188,12 +267,14 @@ def convolution_op(x: Tensor, filters: Tensor, stride: int, tile: Sequence[int])
     shape = out_shape(x, filters, stride)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     n_rows = out.numel() // n_cols
-    grid = chosen.grid(n_rows, n_cols)
-    partials = empty_partials(n_cols, grid[0], x)
+    n_chunks = cdiv(n_rows, chosen.chunk(n_rows, shape[2] * shape[3]))
+    partials = empty_partials(n_cols, n_chunks, x)
     with torch.cuda.device_of(x):
-        convolution_kernel[grid](
-            x, filters, out, partials, n_rows, n_cols, depth, height, width, shape[2], shape[3], grid[0],
-            SIZE=size, STRIDE=stride, UPCAST=_upcast(x), **chosen.options,
+        convolution_kernel[n_chunks, cdiv(n_cols, chosen.block_n)](
+            *_operands(x, filters, chosen, flipped=False), out, partials,
+            n_rows, n_cols, depth, height, width, shape[2], shape[3], n_chunks,
+            SIZE=size, STRIDE=stride, UPCAST=_upcast(x), TMA=chosen.programs > 0, KEEP=chosen.keeps(depth),
+            **chosen.options,
         )  # fmt: skip
     return out, partials
 
@@ -202,26 +283,27 @@ def convolution_op(x: Tensor, filters: Tensor, stride: int, tile: Sequence[int])
 def _(x, filters, stride, tile):
     count, n_cols, height, width = out_shape(x, filters, stride)
     out = torch.empty((count, n_cols, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    return out, empty_partials(n_cols, cdiv(count * height * width, Tile(*tile).block_m), x)
+    n_rows = count * height * width
+    return out, empty_partials(n_cols, cdiv(n_rows, Tile(*tile).chunk(n_rows, height * width)), x)
 
 
 @torch.library.custom_op("fast_train::join_moments", mutates_args=("running_mean", "running_var"))
 def _join_moments_op(
-    partials: Tensor, running_mean: Tensor, running_var: Tensor, n_rows: int, block_m: int, momentum: float, eps: float
+    partials: Tensor, running_mean: Tensor, running_var: Tensor, n_rows: int, chunk: int, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """(mean, rstd) of ``n_rows`` rows in chunks of ``block_m``; moves the running statistics."""
+    """(mean, rstd) of ``n_rows`` rows in chunks of ``chunk``; moves the running statistics."""
     mean, rstd = torch.empty_like(running_mean), torch.empty_like(running_var)
     _, n_cols, n_chunks = partials.shape
     with torch.cuda.device_of(partials):
         statistics_kernel[(n_cols,)](
             partials, running_mean, running_var, mean, rstd, n_rows, n_cols, n_chunks, momentum, eps,
-            BLOCK_M=block_m, **join_options(n_chunks),
+            BLOCK_M=chunk, **join_options(n_chunks),
         )  # fmt: skip
     return mean, rstd
 
 
 @_join_moments_op.register_fake
-def _(partials, running_mean, running_var, n_rows, block_m, momentum, eps):
+def _(partials, running_mean, running_var, n_rows, chunk, momentum, eps):
     return torch.empty_like(running_mean), torch.empty_like(running_var)
 
 
@@ -237,16 +319,18 @@ def data_gradients_op(
     dz, dx = (torch.empty_like(x, memory_format=torch.channels_last) for _ in range(2))
     dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
     tiles = tiling_of(x)
-    grid = chosen.grid(tiles.n_rows, n_cols)
-    partials = empty_partials(n_cols, grid[0], x)
+    n_chunks = cdiv(tiles.n_rows, chosen.chunk(tiles.n_rows, height * width))
+    partials = empty_partials(n_cols, n_chunks, x)
     with torch.cuda.device_of(x):
-        data_gradient_kernel[grid](
-            dout, filters, x if dy2 is None else channels_last(dy2), x, x if y is None else channels_last(y),
-            mean, rstd, weight, bias, dz, partials, tiles.n_rows, n_cols, depth, height, width, grid[0],
-            SECOND=dy2 is not None, FROM_Y=y is not None, SIZE=size, UPCAST=_upcast(x), **chosen.options,
+        data_gradient_kernel[n_chunks, cdiv(n_cols, chosen.block_n)](
+            *_operands(dout, filters, chosen, flipped=True),
+            x if dy2 is None else channels_last(dy2), x, x if y is None else channels_last(y),
+            mean, rstd, weight, bias, dz, partials, tiles.n_rows, n_cols, depth, height, width, n_chunks,
+            SECOND=dy2 is not None, FROM_Y=y is not None, SIZE=size, UPCAST=_upcast(x), TMA=chosen.programs > 0,
+            KEEP=chosen.keeps(depth), **chosen.options,
         )  # fmt: skip
         join_sums_kernel[(n_cols,)](
-            partials, dbias, dweight, dbias, dweight, n_cols, grid[0], SHORTCUT=False, **join_options(grid[0])
+            partials, dbias, dweight, dbias, dweight, n_cols, n_chunks, SHORTCUT=False, **join_options(n_chunks)
         )
         input_gradient_kernel[tiles.tile_grid](
             dz, x, mean, rstd, weight, bias, dbias, dweight, dx, x, mean, rstd, weight, dweight, dx,
@@ -338,5 +422,6 @@ def norm_relu_convolution_triton(
     )
     with torch.no_grad():
         n_rows = out.numel() // out.shape[1]
-        statistics = _join_moments_op(partials, running_mean, running_var, n_rows, tiles.forward.block_m, momentum, eps)
+        chunk = tiles.forward.chunk(n_rows, out.shape[2] * out.shape[3])
+        statistics = _join_moments_op(partials, running_mean, running_var, n_rows, chunk, momentum, eps)
     return Raw(out, *statistics), y[0] if shared else None

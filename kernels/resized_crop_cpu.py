@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from numba.extending import register_jitable
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fast_train.kernels.numba_cache import compiled
 from fast_train.kernels.philox import (
     STREAM_AUGMENT,
     STREAM_COLOUR,
@@ -43,15 +44,6 @@ _AS_WHOLE = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.floa
 # Functions of numbers, for compiled ones to call.
 for _function in (multiply, philox4x32, below, taps):
     register_jitable(_function)
-
-
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Free of Python's lock, and kept on the disk for the next process where there is a folder for it."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        # Neither beside this file nor in a home: Numba then refuses.
-        return numba.njit(nogil=True)(function)
 
 
 class _Draws(NamedTuple):
@@ -147,6 +139,7 @@ class _Scratch(NamedTuple):
     sums: NDArray[np.int32]
     lines: NDArray[np.uint8]
     pixels: NDArray[np.uint8]
+    planes: NDArray[np.uint8]
 
 
 def _scratch(longest: int, size: int, channels: int) -> _Scratch:
@@ -160,6 +153,7 @@ def _scratch(longest: int, size: int, channels: int) -> _Scratch:
         sums=np.empty(max(size * channels, 4 * _ROWS), np.int32),
         lines=np.empty((length, size * channels + 3), np.uint8),
         pixels=np.empty((size, size * channels), np.uint8),
+        planes=np.empty((3, size * size), np.uint8),
     )
 
 
@@ -263,41 +257,48 @@ def _resize_rows(data, begin, pitch, tall, wide, channels, mirror, tables, scrat
 
 
 @register_jitable
-def _scale(pivot: int, value: int, factor: int) -> int:
-    return min(max(pivot + (((value - pivot) * factor + UNIT // 2) >> 16), 0), 255)
+def _scale(pivot, value, factor):  # type: ignore[no-untyped-def]
+    """`kernels.resized_crop_reference.scale_from`: int32."""
+    # Converted at each step, as Numba computes in int64, of which a vector holds half as many.
+    moved = np.int32((value - pivot) * factor + UNIT // 2) >> 16
+    return np.int32(min(max(np.int32(pivot + moved), 0), 255))
 
 
 @register_jitable
-def _grey(r: int, g: int, b: int) -> int:
-    return (r * GREY[0] + g * GREY[1] + b * GREY[2] + UNIT // 2) >> 16
+def _grey(r, g, b):  # type: ignore[no-untyped-def]
+    return np.int32(r * GREY[0] + g * GREY[1] + b * GREY[2] + UNIT // 2) >> 16
 
 
 @register_jitable
 def _factor(word, spread):  # type: ignore[no-untyped-def]
     """A factor of `kernels.resized_crop_reference.colour_factors`."""
-    return UNIT - spread + below(word, 2 * spread + 1)
+    return np.int32(UNIT - spread + below(word, 2 * spread + 1))
 
 
 @register_jitable
-def _change_colours(pixels, index, draws):  # type: ignore[no-untyped-def]
-    """pixels: uint8 [n, 3], in place."""
+def _change_colours(pixels, planes, index, draws):  # type: ignore[no-untyped-def]
+    """pixels: uint8 [3 * n], in place. planes: uint8 [3, n], what brightness makes of them: loops from one array into
+    another take the processor's vectors."""
     words = _words(draws, index, STREAM_COLOUR, 0)
     brightness, contrast = _factor(words[0], draws.spreads[0]), _factor(words[1], draws.spreads[1])
     saturation = _factor(words[2], draws.spreads[2])
-    count, total = len(pixels), 0
+    reds, greens, blues = planes[0], planes[1], planes[2]
+    # Below 2**28: MAX_OUTPUT squared, times 255.
+    count, total = len(reds), np.int32(0)
     for i in range(count):
-        for c in range(3):
-            pixels[i, c] = _scale(0, pixels[i, c], brightness)
-        total += _grey(pixels[i, 0], pixels[i, 1], pixels[i, 2])
-    mean = (2 * total + count) // (2 * count)
+        k = np.uint64(3 * i)
+        r = _scale(0, pixels[k], brightness)
+        g = _scale(0, pixels[k + np.uint64(1)], brightness)
+        b = _scale(0, pixels[k + np.uint64(2)], brightness)
+        reds[i], greens[i], blues[i] = r, g, b
+        total = np.int32(total + _grey(r, g, b))
+    mean = np.int32((2 * total + count) // (2 * count))
     for i in range(count):
-        r = _scale(mean, pixels[i, 0], contrast)
-        g = _scale(mean, pixels[i, 1], contrast)
-        b = _scale(mean, pixels[i, 2], contrast)
-        own = _grey(r, g, b)
-        pixels[i, 0] = _scale(own, r, saturation)
-        pixels[i, 1] = _scale(own, g, saturation)
-        pixels[i, 2] = _scale(own, b, saturation)
+        r, g, b = _scale(mean, reds[i], contrast), _scale(mean, greens[i], contrast), _scale(mean, blues[i], contrast)
+        k, own = np.uint64(3 * i), _grey(r, g, b)
+        pixels[k] = _scale(own, r, saturation)
+        pixels[k + np.uint64(1)] = _scale(own, g, saturation)
+        pixels[k + np.uint64(2)] = _scale(own, b, saturation)
 
 
 @register_jitable
@@ -326,10 +327,10 @@ def _make_pixels(images, row, index, draws, tables, scratch):  # type: ignore[no
     _resize_rows(images.data, start, width * channels, tall, wide, channels, mirror, tables, scratch)
     _resize(scratch.lines, tall, tables, scratch.sums, pixels)
     if draws.colour:
-        _change_colours(pixels.reshape((size * size, channels)), index, draws)
+        _change_colours(pixels.reshape(-1), scratch.planes, index, draws)
 
 
-@_compiled
+@compiled
 def _crop_images(begin, end, images, indices, gather, draws, tables, values, out, scratch):  # type: ignore[no-untyped-def]
     """Images ``begin`` to ``end`` of the batch: out [N, size, size * C], from values [C, 256] of its type."""
     # They come as plain tuples: the types of arguments are kept with the code on the disk, and a class that is no

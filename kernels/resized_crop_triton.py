@@ -105,6 +105,29 @@ def random_factor(word, like, SPREAD: tl.constexpr):
 
 
 @triton.jit
+def _erased_box(size, seed, counter, epoch, roots_ptr, ERASE: tl.constexpr):
+    """`kernels.resized_crop_reference.erased_boxes`; size: int64."""
+    top, left, tall, wide = size * 0, size * 0, size * 0, size * 0
+    if ERASE > 0:
+        zero = counter * 0
+        top, left, tall, wide = _random_box(
+            size, size, seed, counter, epoch, roots_ptr, _ERASE, _ERASED_LOW, _ERASED_HIGH
+        )
+        # Whether: a word that no attempt has drawn.
+        r0, _, _, _ = tl.philox(seed, counter, epoch, zero + _ERASE, zero + _TRIES)
+        tall = tl.where(_below(r0, size * 0 + _UNIT) < ERASE, tall, 0)
+    return top, left, tall, wide
+
+
+@triton.jit
+def _store_box(out, top, left, tall, wide, mask):
+    tl.store(out, top.to(tl.int32), mask=mask)
+    tl.store(out + 1, left.to(tl.int32), mask=mask)
+    tl.store(out + 2, tall.to(tl.int32), mask=mask)
+    tl.store(out + 3, wide.to(tl.int32), mask=mask)
+
+
+@triton.jit
 def draw_kernel(
     heights_ptr, widths_ptr, indices_ptr, ratios_ptr, erased_ptr, epoch_ptr, out_ptr, seed, count,
     SIZE: tl.constexpr, RANDOM: tl.constexpr, AREA_LOW: tl.constexpr, AREA_HIGH: tl.constexpr,
@@ -133,10 +156,7 @@ def draw_kernel(
         height, width, seed, counter, epoch, ratios_ptr,
         RANDOM, AREA_LOW, AREA_HIGH, RATIO_LOW, RATIO_HIGH, CENTRE,
     )  # fmt: skip
-    tl.store(out, top.to(tl.int32), mask=mask)
-    tl.store(out + 1, left.to(tl.int32), mask=mask)
-    tl.store(out + 2, tall.to(tl.int32), mask=mask)
-    tl.store(out + 3, wide.to(tl.int32), mask=mask)
+    _store_box(out, top, left, tall, wide, mask)
     _, _, r2, _ = tl.philox(seed, counter, epoch, zero + _AUGMENT, zero)
     flip = _below(r2, height * 0 + 2) if FLIP else height * 0
     tl.store(out + 4, flip.to(tl.int32), mask=mask)
@@ -147,18 +167,9 @@ def draw_kernel(
     tl.store(out + 6, random_factor(r1, height, CONTRAST), mask=mask)
     tl.store(out + 7, random_factor(r2, height, SATURATION), mask=mask)
 
-    # What is erased; whether: a word that no attempt has drawn.
-    top, left, tall, wide = height * 0, height * 0, height * 0, height * 0
-    if ERASE > 0:
-        top, left, tall, wide = _random_box(
-            height * 0 + SIZE, height * 0 + SIZE, seed, counter, epoch, erased_ptr, _ERASE, _ERASED_LOW, _ERASED_HIGH
-        )
-        r0, _, _, _ = tl.philox(seed, counter, epoch, zero + _ERASE, zero + _TRIES)
-        tall = tl.where(_below(r0, height * 0 + _UNIT) < ERASE, tall, 0)
-    tl.store(out + 8, top.to(tl.int32), mask=mask)
-    tl.store(out + 9, left.to(tl.int32), mask=mask)
-    tl.store(out + 10, tall.to(tl.int32), mask=mask)
-    tl.store(out + 11, wide.to(tl.int32), mask=mask)
+    # What is erased.
+    top, left, tall, wide = _erased_box(height * 0 + SIZE, seed, counter, epoch, erased_ptr, ERASE)
+    _store_box(out + 8, top, left, tall, wide, mask)
 
 
 @triton.jit
@@ -191,6 +202,34 @@ def _taps(length, SIZE: tl.constexpr):
 
 
 @triton.jit
+def _resized(
+    image, pitch, draws, y, x, channel, inside, mask, weights_ptr, bases_ptr, firsts_ptr,
+    SIZE: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Pixels y, x [BLOCK] of an image's crop, resized: bytes, int32 [BLOCK, CHANNELS]. inside: [BLOCK]."""
+    # Which pixels of the crop they read, and with which weights.
+    top, left, tall, wide = tl.load(draws), tl.load(draws + 1), tl.load(draws + 2), tl.load(draws + 3)
+    taps_x, taps_y = _taps(wide, SIZE), _taps(tall, SIZE)
+    weights_x = weights_ptr + tl.load(bases_ptr + wide) + x * taps_x
+    weights_y = weights_ptr + tl.load(bases_ptr + tall) + y * taps_y
+    first_x = tl.load(firsts_ptr + wide * SIZE + x, mask=inside, other=0)
+    first_y = tl.load(firsts_ptr + tall * SIZE + y, mask=inside, other=0)
+
+    # Resize along the rows, round to bytes, resize along the columns. Weights beyond the crop are 0.
+    value = tl.full((BLOCK, CHANNELS), _HALF, tl.int32)
+    for ky in range(taps_y):
+        line = image + (top + tl.minimum(first_y + ky, tall - 1)).to(tl.int64) * pitch * C
+        total = tl.full((BLOCK, CHANNELS), _HALF, tl.int32)
+        for kx in range(taps_x):
+            column = left + tl.minimum(first_x + kx, wide - 1)
+            byte = tl.load(line[:, None] + column[:, None] * C + channel, mask=mask, other=0)
+            total += byte.to(tl.int32) * tl.load(weights_x + kx, mask=inside, other=0)[:, None]
+        rounded = tl.minimum(tl.maximum(total >> _PRECISION, 0), 255)
+        value += rounded * tl.load(weights_y + ky, mask=inside, other=0)[:, None]
+    return tl.minimum(tl.maximum(value >> _PRECISION, 0), 255)
+
+
+@triton.jit
 def crop_kernel(
     data_ptr, offsets_ptr, widths_ptr, indices_ptr, draws_ptr, weights_ptr, bases_ptr, firsts_ptr, table_ptr,
     out_ptr, greys_ptr,
@@ -205,7 +244,6 @@ def crop_kernel(
     """
     sample = tl.program_id(0).to(tl.int64)
     draws = draws_ptr + sample * _DRAWS
-    top, left, tall, wide = tl.load(draws), tl.load(draws + 1), tl.load(draws + 2), tl.load(draws + 3)
     row = tl.load(indices_ptr + sample) if GATHER else sample
     pitch = tl.load(widths_ptr + row)
     image = data_ptr + tl.load(offsets_ptr + row)
@@ -218,25 +256,10 @@ def crop_kernel(
     inside = pixel < SIZE * SIZE
     source_x = tl.where(tl.load(draws + 4) == 1, SIZE - 1 - x, x)
 
-    # Which pixels of the crop they read, and with which weights.
-    taps_x, taps_y = _taps(wide, SIZE), _taps(tall, SIZE)
-    weights_x = weights_ptr + tl.load(bases_ptr + wide) + source_x * taps_x
-    weights_y = weights_ptr + tl.load(bases_ptr + tall) + y * taps_y
-    first_x = tl.load(firsts_ptr + wide * SIZE + source_x, mask=inside, other=0)
-    first_y = tl.load(firsts_ptr + tall * SIZE + y, mask=inside, other=0)
-
-    # Resize along the rows, round to bytes, resize along the columns. Weights beyond the crop are 0.
-    value = tl.full((BLOCK, CHANNELS), _HALF, tl.int32)
-    for ky in range(taps_y):
-        line = image + (top + tl.minimum(first_y + ky, tall - 1)).to(tl.int64) * pitch * C
-        total = tl.full((BLOCK, CHANNELS), _HALF, tl.int32)
-        for kx in range(taps_x):
-            column = left + tl.minimum(first_x + kx, wide - 1)
-            byte = tl.load(line[:, None] + column[:, None] * C + channel, mask=mask, other=0)
-            total += byte.to(tl.int32) * tl.load(weights_x + kx, mask=inside, other=0)[:, None]
-        rounded = tl.minimum(tl.maximum(total >> _PRECISION, 0), 255)
-        value += rounded * tl.load(weights_y + ky, mask=inside, other=0)[:, None]
-    value = tl.minimum(tl.maximum(value >> _PRECISION, 0), 255)
+    value = _resized(
+        image, pitch, draws, y, source_x, channel, inside, mask, weights_ptr, bases_ptr, firsts_ptr,
+        SIZE, C, CHANNELS, BLOCK,
+    )  # fmt: skip
 
     # Change the colours; what needs the crop's mean is left to `finish_kernel`.
     if COLOUR:

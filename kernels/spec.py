@@ -14,10 +14,10 @@ FlipMode = Literal["random", "alternating"]
 MID_GREY = 128
 
 
-def _check_parts(spec: AugmentSpec | CropChanges, *names: str) -> None:
+def _check_parts(section: str, spec: AugmentSpec | CropChanges, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(spec, name) <= 1:
-            raise ValueError(f"{name} {getattr(spec, name)} is out of range; give a number from 0 to 1")
+            raise ValueError(f"{section}.{name} {getattr(spec, name)} is out of range; give a number from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class AugmentSpec:
                 raise ValueError(f"unknown {what} mode '{mode}'; choose from {', '.join(get_args(modes))}")
         if self.cutout < 0:
             raise ValueError(f"cutout {self.cutout} is negative; give the side of the square in pixels, 0 for none")
-        _check_parts(self, "brightness", "contrast")
+        _check_parts("augment", self, "brightness", "contrast")
 
     @property
     def colour(self) -> bool:
@@ -100,7 +100,7 @@ class CropChanges:
             raise ValueError(f"crop ratio {self.ratio} is no range of 1/64 to 64; give two numbers")
         if not 1 / UNIT <= self.centre <= 1:
             raise ValueError(f"centre {self.centre} is no part of a side; give a number above 0, up to 1")
-        _check_parts(self, "brightness", "contrast", "saturation", "erase")
+        _check_parts("crop", self, "brightness", "contrast", "saturation", "erase")
 
     @property
     def colour(self) -> bool:
@@ -120,17 +120,12 @@ class CropSpec(CropChanges):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size(self.size)
+        if not 1 <= self.size <= MAX_OUTPUT:
+            raise ValueError(f"crop size {self.size} is out of range; give 1 to {MAX_OUTPUT} pixels")
 
 
 def _is_range(values: Sequence[float], least: float, most: float) -> bool:
     return len(values) == 2 and least <= values[0] <= values[1] <= most
-
-
-def check_size(size: int) -> None:
-    """ValueError unless crops can have sides of ``size`` pixels."""
-    if not 1 <= size <= MAX_OUTPUT:
-        raise ValueError(f"crop size {size} is out of range; give 1 to {MAX_OUTPUT} pixels")
 
 
 def check_croppable(pixels: int) -> None:

@@ -53,13 +53,18 @@ class Tiling(NamedTuple):
 
 class Tile(NamedTuple):
     """What one program of a matrix product computes, in Triton's words: block_m x block_n of the result, block_k of the
-    inner dimension a step, by num_warps x 32 threads, with the loads of num_stages steps under way."""
+    inner dimension a step, by num_warps x 32 threads, with the loads of num_stages steps under way.
+
+    programs: how many share the images, whose strips they load by TMA (`kernels.convolution_tma`), for each block of
+    columns; 0: one program a tile.
+    """
 
     block_m: int
     block_n: int
     block_k: int
     num_warps: int
     num_stages: int
+    programs: int = 0
 
     @property
     def blocks(self) -> dict[str, int]:
@@ -71,9 +76,13 @@ class Tile(NamedTuple):
         """What a launch takes: the sides, warps and stages."""
         return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
-    def grid(self, n_rows: int, n_cols: int) -> tuple[int, int]:
-        """A program for each tile of the result."""
-        return cdiv(n_rows, self.block_m), cdiv(n_cols, self.block_n)
+    def keeps(self, depth: int) -> bool:
+        """Whether filters of ``depth`` input channels stay in shared memory."""
+        return self.programs > 0 and self.block_k == depth
+
+    def chunk(self, n_rows: int, image_rows: int) -> int:
+        """Rows of the result that a program computes: a tile, or some whole images."""
+        return cdiv(n_rows // image_rows, self.programs) * image_rows if self.programs else self.block_m
 
 
 class Tiles(NamedTuple):
@@ -87,6 +96,13 @@ class Tiles(NamedTuple):
 # (`benchmarks.lab.registers`). `benchmarks.lab.convolutions` measures which tile is fastest there.
 _NARROW = Tile(block_m=128, block_n=64, block_k=64, num_warps=4, num_stages=3)
 _WIDE = Tile(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3)
+# By TMA, by the channels of the result: 192 registers a thread hold three products, and two programs fit on each of an
+# H100's 132 SMs. With more warps a thread would not hold a part of each row of a strip. One step of 64 channels deep is
+# all of the narrow filters, which then stay in shared memory; nothing is left there for loads ahead.
+_BY_TMA = {
+    64: Tile(block_m=128, block_n=64, block_k=64, num_warps=4, num_stages=1, programs=264),
+    128: Tile(block_m=128, block_n=64, block_k=64, num_warps=4, num_stages=2, programs=132),
+}
 
 
 def cdiv(a: int, b: int) -> int:
@@ -130,6 +146,18 @@ def tiles_of(out_channels: int, in_channels: int, itemsize: int) -> Tiles | None
         return fit(_NARROW if n_cols <= 64 else _WIDE, n_cols, min(depth, deepest))
 
     return Tiles(forward=chosen(out_channels, in_channels), gradient=chosen(in_channels, out_channels))
+
+
+def tma_tiles_of(out_channels: int, in_channels: int, height: int, width: int) -> Tiles | None:
+    """The tiles of a convolution of 3x3 taps and stride 1 in a half-precision type, loaded by TMA.
+
+    None where it has other numbers of channels, or where a tile would not be two or more whole rows of one image.
+    """
+    if not {out_channels, in_channels} <= _BY_TMA.keys():
+        return None
+    tiles = Tiles(forward=_BY_TMA[out_channels], gradient=_BY_TMA[in_channels])
+    fits = all(tile.block_m % (2 * width) == 0 and height * width % tile.block_m == 0 for tile in tiles)
+    return tiles if fits else None
 
 
 def fit(tile: Tile, n_cols: int, depth: int) -> Tile:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from fast_train.common.command import end_process, run_command
 from fast_train.common.phases import begin_phases
@@ -15,8 +16,8 @@ from fast_train.common.processes import world
 from fast_train.common.signals import exit_status, ignore_requests_to_save
 from fast_train.common.startup import quick_imports
 from fast_train.pipeline.config.convert import build
-from fast_train.pipeline.config.recipe import Given, check_given
-from fast_train.pipeline.config.settings import DataConfig
+from fast_train.pipeline.config.recipe import Given, check_evaluated, check_given
+from fast_train.pipeline.config.settings import DataConfig, RunConfig
 from fast_train.pipeline.errors import ConfigError, RankLost, TrainingDiverged
 from fast_train.pipeline.flags import PROGRAM, Actions, as_typed, check_flags, check_paths, parse_flags
 
@@ -103,7 +104,12 @@ def _check_settings(given: Given, actions: Actions, ranks: int) -> Given:
 
 
 def _check_set(given: Given, actions: Actions) -> None:
-    if not (actions.list_loaders or actions.evaluate is not None or actions.resume not in (None, "auto")):
+    if actions.evaluate is not None:
+        check_evaluated(given, Path(actions.evaluate))
+    if actions.evaluate is not None or actions.resume not in (None, "auto"):
+        # Which settings these are merged over, and which set, the checkpoint says: torch reads it.
+        build(RunConfig, given.get("run", {}), "run")
+    elif not actions.list_loaders:
         config = check_given(actions.recipe, given)
         # NumPy, which reading a set needs, takes a tenth of a second to import.
         from fast_train.data_prep.manifest import PreparedSet

@@ -6,8 +6,9 @@ computed by cuDNN with the sums as passes of their own, by cuDNN's graphs with t
 (`kernels.convolution_cudnn`), and by `kernels.convolution_triton` with several tiles, in turn; the median of five
 repeats counts. Before it is timed, each result is compared with the first way's. The last line is JSON.
 
-A tile reads ``rows x columns x depth / warps / stages``. What is faster here belongs in `kernels.tiling.tiles_of`. Of
-cuDNN's graphs it says what they save in a step, all layers together, and whether that is worth their keep.
+A tile reads ``rows x columns x depth / warps / stages``; strips by TMA (`kernels.convolution_tma`) differ in depth and
+stages. What is faster here belongs in `kernels.tiling`. Of cuDNN's graphs it says what they save in a step, all layers
+together, and whether that is worth their keep.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ from fast_train.benchmarks.instrument.statistics import bootstrap_ratio, estimat
 from fast_train.benchmarks.instrument.timing import FAILURES, Case, Rate, captured, interleave, timed
 from fast_train.benchmarks.lab.floors import on_meta
 from fast_train.common.text import one_line
-from fast_train.kernels import convolution_cudnn
+from fast_train.kernels import convolution_cudnn, convolution_tma
 from fast_train.kernels.convolution_cudnn import Graph, norm_relu_convolution_cudnn
 from fast_train.kernels.convolution_reference import Raw
 from fast_train.kernels.convolution_triton import norm_relu_convolution_triton, with_statistics_triton
-from fast_train.kernels.tiling import Tile, Tiles, fit
+from fast_train.kernels.tiling import Tile, Tiles, fit, tma_tiles_of
 from fast_train.pipeline.config.settings import ModelConfig
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ BOTH = "forward and backward"
 _REPEATS, _SECONDS = 5, 0.15
 #: (rows, depth, warps, stages); columns are the layer's own, at most 128.
 _CANDIDATES = ((128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 3), (256, 64, 8, 3), (128, 32, 4, 4))
+#: Of strips by TMA: (depth, stages). The filters are kept where a depth is all channels.
+_BY_TMA = ((64, 1), (64, 2), (32, 2), (32, 3))
 # As a part of the largest value: sums of some hundred terms in bfloat16, whose steps are 2^-8.
 _TOLERANCE = 3e-2
 #: A layer as `norm_relu_convolution_cudnn` computes it.
@@ -90,7 +92,17 @@ def ways(layer: Layer) -> dict[str, Way]:
         chosen = Tiles(fit(tile, layer.columns, layer.depth), fit(tile, layer.depth, layer.columns))
         name = f"{rows} x {chosen.forward.block_n} x {chosen.forward.block_k} / {warps} / {stages}"
         found[name] = partial(norm_relu_convolution_triton, tiles=chosen)
+    for depth, stages in _BY_TMA:
+        if (loaded := _by_tma(layer)) is not None:
+            chosen = Tiles(*(tile._replace(block_k=depth, num_stages=stages) for tile in loaded))
+            found[f"TMA, depth {depth} / {stages}"] = partial(norm_relu_convolution_triton, tiles=chosen)
     return found
+
+
+def _by_tma(layer: Layer) -> Tiles | None:
+    if (layer.size, layer.stride) != (3, 1) or convolution_tma.why_not(torch.device("cuda")) is not None:
+        return None
+    return tma_tiles_of(layer.columns, layer.depth, layer.side, layer.side)
 
 
 class Work:
@@ -214,6 +226,8 @@ def measure(flags: Flags, command: Sequence[str]) -> int:
     # As in training: the others are compared with cuDNN's fastest algorithm.
     torch.backends.cudnn.benchmark = True
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {batch:,}, bfloat16")
+    if (reason := convolution_tma.why_not(torch.device("cuda"))) is not None:
+        print(f"no tiles by TMA: {reason}")
     records, whole = [], True
     for layer, count in found.items():
         print(f"\n{layer.describe()}; the network has {count}")

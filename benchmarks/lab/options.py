@@ -42,6 +42,10 @@ def why_not(option: Option, runtime: Runtime) -> str | None:
     if option.plans is not None and (runtime.device.type != "cuda" or runtime.amp is None):
         return "cuDNN's plans are timed anew in half precision alone, on a GPU"
     if runtime.device.type == "cuda":
+        if option.switches.get("tma"):
+            from fast_train.kernels.convolution_tma import why_not
+
+            return why_not(runtime.device)
         return None
     if option.run.get("amp") == "fp16":
         return "float16 is a type of tensor cores; a CPU emulates it"

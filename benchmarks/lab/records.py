@@ -37,11 +37,13 @@ PLAIN = Option(name="plain")
 # The slowest to build comes last.
 OPTIONS = (
     PLAIN,
+    Option(name="shared table", switches={"shared_table": True}),
     Option(name="fused norm", run={"fuse": "norm"}),
     Option(name="norm without bits", run={"fuse": "norm"}, switches={"relu_bits": False}),
     Option(name="norm without joining", run={"fuse": "norm"}, switches={"joined_shortcut": False}),
     Option(name="norm with dependent launch", run={"fuse": "norm"}, switches={"dependent_launch": True}),
     Option(name="fused conv", run={"fuse": "conv"}),
+    Option(name="conv with tma", run={"fuse": "conv"}, switches={"tma": True}),
     Option(name="fp16", run={"amp": "fp16"}),
     Option(name="all plans", plans=0, build_seconds=100.0),
     Option(name="max-autotune", run={"compile_mode": "max-autotune-no-cudagraphs"}, build_seconds=180.0),

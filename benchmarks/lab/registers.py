@@ -18,12 +18,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fast_train.benchmarks.instrument.flags import Common, plain_parser, run_program
 from fast_train.common.command import complain
-from fast_train.kernels.tiling import join_options, tiles_of, tiling
+from fast_train.kernels.tiling import join_options, tiles_of, tiling, tma_tiles_of
 from fast_train.pipeline.errors import ConfigError
 
 PROGRAM = "python -m fast_train.benchmarks.lab.registers"
@@ -63,8 +64,9 @@ class Compiled(NamedTuple):
 
 def measure() -> list[dict[str, Any]]:
     """A record for each kernel: registers a thread, bytes of shared memory, programs that fit on an SM, bytes spilled,
-    16-byte loads, waits for the kernel before and starts of the next one, loads ahead of the wait (None without one),
-    products of warp groups. Raises Triton's errors, and RuntimeError where ptxas fails.
+    16-byte loads, loads by TMA, waits for the kernel before and starts of the next one, loads ahead of the wait (None
+    without one), products of warp groups, and whether ptxas lets each of them wait for the one before. Raises Triton's
+    errors, and RuntimeError where ptxas fails.
 
     ConfigError where Triton is not installed, or interprets its kernels (TRITON_INTERPRET) rather than compiling them.
     """
@@ -111,16 +113,27 @@ def _norms() -> list[Compiled]:
 def _convolutions() -> Iterator[Compiled]:
     from fast_train.kernels import convolution_triton as kernels
 
-    for channels in (64, 128):
-        tiles = tiles_of(channels, channels, itemsize=2)
+    # Images of layer1 and of layer2.
+    for (channels, width), tma in product(((64, 32), (128, 16)), (False, True)):
+        tiles = tma_tiles_of(channels, channels, width, width) if tma else tiles_of(channels, channels, itemsize=2)
         assert tiles is not None
         for kernel, tile, flags in (
             (kernels.convolution_kernel, tiles.forward, {"STRIDE": 1}),
             (kernels.data_gradient_kernel, tiles.gradient, {"SECOND": False, "FROM_Y": False}),
             (kernels.data_gradient_kernel, tiles.gradient, {"SECOND": True, "FROM_Y": True}),
         ):
-            constants = {"SIZE": 3, "UPCAST": False, **flags, **tile.blocks}
-            yield Compiled(kernel, constants, tile.num_warps, tile.num_stages)
+            constants = {
+                "SIZE": 3,
+                "UPCAST": False,
+                "TMA": tma,
+                "KEEP": tile.keeps(channels),
+                **flags,
+                **tile.blocks,
+            }
+            read = "dout_ptr" if "SECOND" in flags else "x_ptr"
+            pixels = f"tensordesc<bf16[1,{tile.block_m // width},{width},64]>"
+            types = {**_TYPES, read: pixels, "filters_ptr": "tensordesc<bf16[64,64]>"} if tma else _TYPES
+            yield Compiled(kernel, constants, tile.num_warps, tile.num_stages, types)
 
 
 def _crops() -> Iterator[Compiled]:
@@ -180,9 +193,11 @@ def _compile(case: Compiled) -> dict[str, Any]:
         ),
         "spilled_bytes": _number(r"(\d+) bytes spill stores", said) + _number(r"(\d+) bytes spill loads", said),
         "wide_loads": len(re.findall(r"ld\.global[\w.:]*v4\.b32|cp\.async[\w.]*global [^;]*0x10", ptx)),
+        "tma_loads": len(re.findall(r"cp\.async\.bulk\.tensor", ptx)),
         "dependency_controls": len(re.findall(r"griddepcontrol\.", ptx)),
         "loads_before_wait": before.count("ld.global") if wait else None,
         "group_products": len(re.findall(r"wgmma\.mma_async", ptx)),
+        "serialized": "wgmma.mma_async instructions are serialized" in said,
     }
 
 
@@ -208,7 +223,15 @@ def _show(debug: bool) -> int:
         # Triton, its LLVM and ptxas each have errors of their own.
         complain(PROGRAM, error, debug=debug)
         return 1
-    columns = ("registers", "shared_bytes", "programs_a_processor", "spilled_bytes", "wide_loads", "group_products")
+    columns = (
+        "registers",
+        "shared_bytes",
+        "programs_a_processor",
+        "spilled_bytes",
+        "wide_loads",
+        "group_products",
+        "serialized",
+    )
     print(f"{'kernel':<52}" + "".join(f" {column.split('_')[0]:>9}" for column in columns))
     for record in records:
         name = record["kernel"] + (f", {record['columns']} columns" if record["kernel"] in _CONVOLUTIONS else "")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fast_train.common.text import one_line
+from fast_train.common.text import one_line, show_path
 from fast_train.pipeline.config.convert import build, is_none
 from fast_train.pipeline.config.settings import OF_THE_DATA, SECTIONS, Config
 from fast_train.pipeline.errors import ConfigError, check_name
@@ -30,6 +30,12 @@ GPU_RECIPE = "fast"
 CPU_RECIPE, SLOW_CPU_RECIPE = "cpu-quick", "cpu-short"
 # For images that keep their own shapes.
 PHOTOS_GPU_RECIPE, PHOTOS_CPU_RECIPE = "photos", "photos-cpu"
+# The settings that an evaluation depends on; the network's and the training's are the checkpoint's.
+_EVALUATED_BY = {
+    *("data.path", "data.loader", "data.workers"),
+    *("run.device", "run.amp", "run.tf32", "run.tta", "run.channels_last", "run.deterministic", "run.threads"),
+    *("run.tta_share", "run.eval_size"),
+}
 
 
 def recipe_names() -> list[str]:
@@ -134,6 +140,16 @@ def check_overruled(given: Given) -> None:
     crop = given.get("crop", {})
     if not is_none(crop.get("size")) and crop.get("progressive"):
         raise ConfigError("--image-size and --progressive both say how large the crops are; leave one of them out")
+
+
+def check_evaluated(given: Given, checkpoint: Path) -> None:
+    """ConfigError for settings that an evaluation of ``checkpoint`` does not depend on."""
+    for section, values in given.items():
+        for name in values:
+            if f"{section}.{name}" not in _EVALUATED_BY:
+                raise ConfigError(
+                    f"{show_path(checkpoint)} says how the network is built and was trained; leave out {section}.{name}"
+                )
 
 
 def without_overruled(flags: Mapping[str, Any]) -> Mapping[str, Any]:

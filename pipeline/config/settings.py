@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fast_train.common.text import show
-from fast_train.kernels.spec import AugmentSpec, CropChanges, CropSpec, check_seed, check_size
+from fast_train.kernels.spec import MAX_OUTPUT, AugmentSpec, CropChanges, CropSpec, check_seed
 from fast_train.pipeline.config.architectures import (
     ARCHITECTURES,
     LARGEST_CIFAR_STEM,
@@ -41,6 +41,10 @@ _LARGEST_RATE = 1e30
 def _require(condition: object, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _check_side(place: str, side: int) -> None:
+    _require(1 <= side <= MAX_OUTPUT, f"{place} {side} is out of range; give 1 to {MAX_OUTPUT} pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +163,7 @@ class CropConfig(CropChanges):
         both = self.size is not None and self.progressive
         _require(not both, "crop.size and crop.progressive both say how large the crops are; leave one of them out")
         for size in self.sizes:
-            check_size(size)
+            _check_side("crop.progressive" if self.progressive else "crop.size", size)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -342,8 +346,8 @@ class RunConfig:
     """Test-time augmentation: `flip` averages the predictions for each image and its mirror image, `multicrop` those
     for both and for both moved by a pixel either way along the diagonal."""
     tta_share: float = 1.0
-    """The part of each evaluated batch, 0 to 1, whose images get the views of `run.tta`: those of the least certain
-    prediction from the image as it is. The others keep that prediction."""
+    """The part of each evaluated batch, 0 to 1, rounded up to whole images, that gets the views of `run.tta`: the
+    images whose prediction without them is the least certain. The others keep that prediction."""
     eval_size: int | None = None
     """Side in pixels of the crops that are evaluated, the images' centres (`crop.centre`); none for that of training,
     its last one."""
@@ -376,9 +380,9 @@ class RunConfig:
         fits = self.fuse != "cudnn" or not self.deterministic
         _require(fits, "--fuse cudnn adds sums up in any order; leave out --deterministic, or give --fuse norm")
         check_choice("test-time augmentation", self, "tta")
-        _require(0 <= self.tta_share <= 1, f"tta_share {self.tta_share} must be a fraction in [0, 1]")
+        _require(0 <= self.tta_share <= 1, f"run.tta_share {self.tta_share} must be a fraction in [0, 1]")
         if self.eval_size is not None:
-            check_size(self.eval_size)
+            _check_side("run.eval_size", self.eval_size)
         target = self.target_accuracy
         _require(target is None or 0 < target <= 1, f"target accuracy {target} must be a fraction in (0, 1]")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -74,7 +75,7 @@ def evaluate(
     tta: ``flip`` averages the logits of each image and of its mirror image. ``multicrop`` (Jordan 2024, arXiv
     2404.00498, section 3.5) averages six: image and mirror image weigh 1/4 each, and both of them moved by one pixel
     up and left, and down and right, 1/8 each; what comes in at the border is its reflection. tta_share: the part of
-    each batch, rounded, whose images get these views: those to which the network, shown the image as it is, gives
+    each batch, rounded up, whose images get these views: those to which the network, shown the image as it is, gives
     its class the lowest probability. The others keep that prediction (as in Hiverge's cifar10-speedrun, 2025, which
     chooses from the whole split).
     stopped: asked after each batch whether to break off.
@@ -155,7 +156,7 @@ def _predict(
             return model(view).float()
 
     logits = predict(images)
-    count = round(tta_share * len(images))
+    count = math.ceil(tta_share * len(images))
     if tta != "none" and count:
         chosen = slice(None) if count == len(images) else _least_certain(logits, count)
         (weight, _), *others = _views(images[chosen], tta)

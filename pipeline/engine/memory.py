@@ -26,16 +26,24 @@ _MEMORY_ERRORS = {
 _BESIDES = 1 << 30
 
 
-def check_memory(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, amp: torch.dtype | None) -> None:
+def check_memory(
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    batch_size: int,
+    amp: torch.dtype | None,
+    *,
+    share: float = 1.0,
+) -> None:
     """Raise ConfigError if one eager step on the CPU can't fit: if what its forward pass keeps for its backward pass
     is more than the memory that is free. Where the system does not tell how much that is, nothing is checked.
 
-    model: on the CPU, unchanged by this. image_shape: [C, H, W]. amp: the autocast type, None for float32.
+    model: on the CPU, unchanged by this. image_shape: [C, H, W]. amp: the autocast type, None for float32. share: the
+    part of the batch that the model is trained on.
     """
     free = free_memory()
     if free is None:
         return
-    each = saved_bytes_per_image(model, image_shape, amp)
+    each = share * saved_bytes_per_image(model, image_shape, amp)
     if each * batch_size <= free:
         return
     fitting = _round_down(int((free - _BESIDES) * 0.9 / each))

@@ -113,16 +113,19 @@ class Trainer:
         if self.runtime.device.type == "cpu" and not self.runtime.compile:
             largest = trained_shapes(self.config, self.prepared.manifest)[-1]
             here = self.config.data.batch_size // current().size * current().local_size
-            check_memory(self.step.model, largest, here, self.runtime.amp)
+            share = self.config.trained_images / self.config.data.batch_size
+            check_memory(self.step.model, largest, here, self.runtime.amp, share=share)
+            if self.step.proxy:
+                check_memory(self.step.proxy.model, largest, here, self.runtime.amp)
 
-    def prepare(self, listeners: Sequence[Listener] = ()) -> None:
-        """Compile and capture the step, so that the first epoch is as fast as the others."""
+    def prepare(self, listeners: Sequence[Listener] = ()) -> Ready:
+        """Compile and capture the step, so that the first epoch is as fast as the others. Listeners get only notes."""
         started = time.perf_counter()
         self._make_ready(listeners)
         if self.runtime.threads is None:
             for size, step in self._run_steps.items():
                 self._run_steps[size] = TunedStep(step, most=usable_cores(), say=partial(note, listeners))
-        ready = Ready(
+        return Ready(
             epochs=self.epochs,
             total_steps=self.total_steps,
             done_steps=self.done_steps,
@@ -130,8 +133,6 @@ class Trainer:
             seconds=time.perf_counter() - started,
             compiled=self.runtime.compile or self.runtime.graph or bool(self.config.crop.sizes),
         )
-        for listener in listeners:
-            listener.on_ready(ready)
 
     def _make_ready(self, listeners: Sequence[Listener]) -> None:
         """Where the step can't be compiled, and that was not asked for, it runs as it is."""

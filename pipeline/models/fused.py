@@ -34,7 +34,10 @@ class FusedNorm(nn.BatchNorm2d):
     """
 
     def next_statistics(self) -> tuple[Tensor, Tensor]:
-        """Running mean and variance, for a kernel to move by one more batch, which is counted."""
+        """Running mean and variance, for a kernel to move by one more batch, which is counted. ValueError where the
+        norm is frozen."""
+        if not self.training:
+            raise ValueError("a BatchNorm is frozen; --fuse conv and cudnn take each batch's sums; use --fuse norm")
         cast(Tensor, self.num_batches_tracked).add_(1)
         return cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
 

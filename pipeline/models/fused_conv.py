@@ -2,8 +2,6 @@
 
 Between layers goes a `Pending`, a convolution's result whose norm waits for the next convolution to apply it. Every
 class has a twin in `pipeline.models.fused`, which it is while evaluating. The convolutions are Triton's or cuDNN's.
-
-Only the mode of the whole network counts: a norm that is set to `eval` by itself still takes the batch's statistics.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fast_train.common.text import show_path
 from fast_train.data_prep.manifest import Manifest, PreparedSet
 from fast_train.kernels.spec import AugmentSpec
 from fast_train.pipeline.config.convert import is_none
@@ -19,6 +18,7 @@ from fast_train.pipeline.config.recipe import (
     PHOTOS_GPU_RECIPE,
     SLOW_CPU_RECIPE,
     Given,
+    check_evaluated,
     override,
     recipe_for_network,
     resolve,
@@ -35,12 +35,6 @@ from fast_train.pipeline.run.record import Resume, Saved, as_trained, check_clas
 # `fast` takes 400 steps on CIFAR-10. On 1,500 of its images 24 steps learn little and 400 of 128 images much more
 # (docs/recipes.md); the bound between is a choice.
 _FEW_STEPS, _ENOUGH_STEPS, _SMALL_BATCH = 80, 400, 128
-# The settings that an evaluation depends on; the network's and the training's are the checkpoint's.
-_EVALUATED_BY = {
-    *("data.path", "data.loader", "data.workers"),
-    *("run.device", "run.amp", "run.tf32", "run.tta", "run.channels_last", "run.deterministic", "run.threads"),
-    *("run.tta_share", "run.eval_size"),
-}
 # The side of crops where nothing says it, in pixels: ImageNet's, and what smaller ones are multiples of.
 _CROP, _CROP_STEP = 224, 32
 
@@ -74,12 +68,7 @@ def plan_evaluation(given: Given, saved: Saved, *, verify: bool = False) -> Plan
 
     Raises ConfigError for settings that an evaluation does not depend on, and where the images don't fit.
     """
-    for section, values in given.items():
-        for name in values:
-            if f"{section}.{name}" not in _EVALUATED_BY:
-                raise ConfigError(
-                    f"{show_path(saved.path)} says how the network is built and was trained; leave out {section}.{name}"
-                )
+    check_evaluated(given, saved.path)
     _check_data_is_there(saved, given)
     # How the training ran on its machine says nothing of this one.
     trained = saved.config.run
@@ -124,7 +113,11 @@ def _with_data(config: Config, given: Given, *, verify: bool) -> Plan:
 
 
 def check_meant(given: Given, fitted: Config) -> None:
-    """ConfigError for settings that mean nothing for these images."""
+    """ConfigError for settings that mean nothing, for these images or without another setting."""
+    if "proxy" in given.get("selection", {}) and fitted.selection.share == 1:
+        raise ConfigError("selection.proxy means nothing where selection.share is 1; give a share below 1, or no proxy")
+    if "tta_share" in given.get("run", {}) and fitted.run.tta == "none":
+        raise ConfigError("run.tta_share means nothing without --tta; add it, or leave that setting out")
     if fitted.crop.sizes:
         for name in given.get("augment", {}):
             raise ConfigError(f"augment.{name} is for images that are not cropped; leave it out, or set crop.* instead")

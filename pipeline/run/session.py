@@ -193,9 +193,12 @@ class Session:
         self, trainer: Trainer, folder: Path, listeners: Sequence[Listener], stop_after: int | None
     ) -> tuple[Evaluation | None, int | None]:
         """The last evaluation, or the number of the signal that ended it."""
+        ready = trainer.prepare(listeners)
+        # A step that can't be compiled leaves no run behind.
         if current().first:
-            write_config(folder, trainer.config, self._prepared, self._runtime)
-        trainer.prepare(listeners)
+            write_config(folder, trainer.config, self._prepared, trainer.runtime)
+        for listener in listeners:
+            listener.on_ready(ready)
         evaluation, interrupted = trainer.fit(folder, listeners, stop_after=stop_after)
         if interrupted is None and evaluation is None:
             evaluation = trainer.evaluate()

@@ -9,7 +9,7 @@ from cudnn_plans import PlanInPyTorch
 from fast_train.benchmarks.lab import layers as lab_layers
 from fast_train.benchmarks.lab.convolutions import main
 from fast_train.benchmarks.lab.layers import BOTH, CUDNN, GRAPHS, Layer, Work, check, layers, saved, ways
-from fast_train.kernels import convolution_cudnn
+from fast_train.kernels import convolution_cudnn, convolution_tma
 
 
 def test_the_layers_of_resnet18():
@@ -59,6 +59,16 @@ def test_graphs_of_cudnn_are_tried_where_they_can_be(monkeypatch):
         check(run(tried[GRAPHS]), run(tried[CUDNN]))
 
 
+@pytest.mark.interpreter
+def test_tiles_by_tma_are_tried_where_they_can_be(monkeypatch):
+    layer = Layer(64, 64, 3, 1, 16, residual=False)
+    assert not any("TMA" in name for name in ways(layer))
+    monkeypatch.setattr(convolution_tma, "why_not", lambda _: None)
+    assert not any("TMA" in name for name in ways(layer._replace(stride=2)))
+    work, tried = Work(layer, 2, torch.device("cpu"), torch.bfloat16), ways(layer)
+    check(work.both(tried["TMA, depth 64 / 1"]), work.both(tried[CUDNN]))
+
+
 def test_what_graphs_save_in_a_step():
     """Twice 2 ms and once -1 ms a batch of 10; a narrow layer has no graphs. Nothing is said of a part."""
     faster, slower, narrow = Layer(64, 64, 3, 1, 8), Layer(64, 64, 3, 1, 16), Layer(16, 16, 3, 1, 8)
@@ -94,6 +104,7 @@ def test_a_layer_that_does_not_fit_costs_no_other_its_figures(capsys, monkeypatc
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     monkeypatch.setattr(lab_layers, "records_of", measure)
     monkeypatch.setattr(convolution_cudnn, "why_not", lambda *_: "it needs something")
     assert main(["--arch", "resnet8"]) == 1
@@ -101,6 +112,7 @@ def test_a_layer_that_does_not_fit_costs_no_other_its_figures(capsys, monkeypatc
     assert "  not measured: CUDA out of memory. Tried to allocate" in lines
     assert [tuple(record["layer"].values()) for record in json.loads(last)] == others
     assert "cuDNN's graphs: T not measured: it needs something" in lines
+    assert "no tiles by TMA: loads by TMA need a GPU of compute capability 9.0" in lines
 
 
 def test_ctrl_c_is_one_line(capsys, monkeypatch):

@@ -9,13 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fast_train.benchmarks.lab import cli as step_lab
 from fast_train.benchmarks.lab import floors, profile, registers, report
+from fast_train.benchmarks.lab import options as lab_options
 from fast_train.benchmarks.lab import run as lab_run
 from fast_train.benchmarks.lab.cli import Flags
 from fast_train.benchmarks.lab.losses import compare
-from fast_train.benchmarks.lab.records import POINTS
+from fast_train.benchmarks.lab.records import OPTIONS, POINTS
 from fast_train.benchmarks.lab.run import kernel_rows
 from fast_train.pipeline.config.settings import ModelConfig
 
@@ -119,6 +121,16 @@ def test_parts_of_the_fused_norm_are_of_a_gpu(prepared_path, tmp_path, instant):
     assert [row["name"] for row in data["rows"] if row["suite"] == "step"] == ["fused norm, batch 32"]
     reasons = {skipped["name"]: skipped["reason"] for skipped in data["skipped"]}
     assert reasons["norm without bits, batch 32"] == "it is about kernels of a GPU"
+
+
+def test_tma_is_told_to_be_missing(monkeypatch):
+    """On a GPU that has none; the other switches are about any."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    runtime = SimpleNamespace(device=torch.device("cuda"), amp=torch.bfloat16)
+    reasons = {option.name: lab_options.why_not(option, runtime) for option in OPTIONS if option.switches}
+    assert "compute capability 9.0" in reasons.pop("conv with tma")
+    assert not any(reasons.values())
 
 
 def test_floors_of_another_machine(prepared_path, tmp_path):
@@ -347,15 +359,17 @@ def test_the_kernels_compile_for_an_h100_without_one(tmp_path):
     for record in records:
         multiplies = record["kernel"] in ("convolution_kernel", "data_gradient_kernel")
         assert (record["group_products"] > 0) == multiplies
+        assert not record["serialized"]
+        assert (record["tma_loads"] > 0) == record["constants"].get("TMA", False)
         # A convolution may spill a little at its end, after thousands of loads.
-        assert record["spilled_bytes"] <= (256 if multiplies else 0)
+        assert record["spilled_bytes"] <= (320 if multiplies else 0)
         assert record["programs_a_processor"] >= (1 if multiplies else 4)
         dependent = record["constants"].get("PDL", False)
         assert (record["dependency_controls"] > 0) == dependent
         # A load ahead of the wait might read what the kernel before it has yet to write.
         waits = dependent and record["kernel"] not in ("moments_kernel", "gradient_sums_kernel")
         assert record["loads_before_wait"] == (0 if waits else None)
-        assert record["wide_loads"] > 0 or record["kernel"] in narrow
+        assert record["wide_loads"] + record["tma_loads"] > 0 or record["kernel"] in narrow
 
 
 def test_the_kernels_are_not_compiled_where_triton_interprets_them(monkeypatch, capsys):

@@ -10,7 +10,7 @@ from cudnn_plans import PlanInPyTorch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fast_train.kernels import convolution_cudnn
+from fast_train.kernels import convolution_cudnn, convolution_tma
 from fast_train.kernels.convolution import norm_relu_convolution, normalise, with_statistics
 from fast_train.kernels.convolution_cudnn import norm_relu_convolution_cudnn
 from fast_train.kernels.convolution_reference import Raw
@@ -21,6 +21,7 @@ from fast_train.kernels.convolution_triton import (
     normalise_triton,
     with_statistics_triton,
 )
+from fast_train.kernels.switches import switched
 from fast_train.kernels.tiling import Tile, Tiles, tiles_of
 from fast_train.pipeline.engine.graph import no_garbage_collection
 
@@ -87,6 +88,12 @@ def _by_default(*arguments):
         return norm_relu_convolution(*a[:-1], residual=a[-1], **options)
 
     return _through(with_statistics, joint, *arguments)
+
+
+def _by_tma(*arguments):
+    """Compiled: the choice of tiles asks for the device."""
+    with switched(tma=True):
+        return torch.compile(_by_default, backend="aot_eager", fullgraph=True)(*arguments)
 
 
 def _close(ours, theirs, tolerance, what):
@@ -247,6 +254,58 @@ def test_tiles_of_several_depths(stride):
     _compare(run, _inputs(torch.float32, shape=(1, 20, 5, 7), columns=17), stride=stride, shared=True)
 
 
+# Three strips an image, two images and one a program; an image a strip; channels in two steps, and in two blocks of
+# columns, strips of two rows.
+TMA_TILES = [
+    ((3, 64, 12, 4), 64, Tile(16, 64, 64, 4, 2, programs=2)),
+    ((1, 16, 4, 4), 32, Tile(16, 16, 16, 4, 2, programs=132)),
+    ((2, 32, 8, 8), 32, Tile(16, 16, 16, 4, 2, programs=3)),
+]
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("shape", "columns", "tile"), TMA_TILES)
+@pytest.mark.parametrize(("dtype", "residual", "shared"), [
+    (torch.float32, True, True), (torch.bfloat16, False, True), (torch.bfloat16, True, False),
+    (torch.float16, False, False),
+])  # fmt: skip
+def test_tiles_by_tma_equal_pytorch(dtype, residual, shared, shape, columns, tile):
+    inputs = _inputs(dtype, shape=shape, columns=columns, residual=residual)
+    _compare(partial(_by_triton, tiles=lambda *_: Tiles(tile, tile)), inputs, shared=shared)
+
+
+def test_tiles_by_tma_are_of_a_switch_and_of_devices_that_have_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for major in (8, 9, 10):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, major=major: (major, 0))
+        reason = convolution_tma.why_not(torch.device("cuda"))
+        assert (reason is None) == (major == 9)
+        assert reason is None or "compute capability 9.0" in reason
+
+    def tiles(channels=64, columns=64, side=32, stride=1, dtype=torch.bfloat16):
+        x = torch.empty(2, channels, side, side, dtype=dtype, device="meta")
+        return convolution_tma.tiles_by_tma(x, torch.empty(columns, channels, 3, 3, dtype=dtype), stride)
+
+    monkeypatch.setattr(convolution_tma, "why_not", lambda device: None)
+    assert tiles() is None
+    with switched(tma=True):
+        assert all(tile.programs for made in (tiles(), tiles(128, 128, 16), tiles(64, 128)) for tile in made)
+        others = ({"channels": 32}, {"columns": 256}, {"side": 28}, {"side": 8}, {"stride": 2})
+        assert not any(tiles(**other) for other in (*others, {"dtype": torch.float32}))
+        monkeypatch.setattr(convolution_tma, "why_not", lambda device: "it is another")
+        assert tiles() is None
+
+
+@pytest.mark.interpreter
+def test_a_border_reads_no_neighbouring_image():
+    """An image of ones beside two of NaN."""
+    x = torch.full((3, 16, 4, 4), float("nan")).contiguous(memory_format=torch.channels_last)
+    x[1] = 1
+    filters = torch.ones(16, 16, 3, 3).contiguous(memory_format=torch.channels_last)
+    out, _ = convolution_op(x, filters, 1, Tile(16, 16, 16, 4, 2, programs=2))
+    assert torch.equal(out[1], F.conv2d(x[1:2], filters, padding=1)[0])
+
+
 @pytest.mark.interpreter
 def test_a_large_mean_does_not_cost_the_variance():
     """Means of chunks are joined, not squares: 1,000 beside a variance of 1 leaves the digits of float32."""
@@ -404,6 +463,26 @@ def test_gpu_equals_pytorch(dtype, shape, columns, size, residual, stride, share
     _compare(_by_default, inputs, stride=stride, shared=shared)
 
 
+def _skip_without_tma():
+    reason = convolution_tma.why_not(torch.device("cuda"))
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("residual", "shared"), list(product([False, True], repeat=2)))
+@pytest.mark.parametrize(("shape", "columns"), [
+    ((67, 64, 32, 32), 64), ((67, 128, 16, 16), 128), ((5, 64, 32, 32), 128),
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gpu_tiles_by_tma_equal_pytorch(dtype, shape, columns, residual, shared):
+    """67 images of layer1 are more tiles than programs."""
+    _skip_without_tma()
+    inputs = _inputs(dtype, shape=shape, columns=columns, residual=residual, device="cuda")
+    with switched(tma=True):
+        _compare(_by_default, inputs, shared=shared)
+
+
 def _skip_without_cudnn():
     reason = convolution_cudnn.why_not(torch.device("cuda"), torch.bfloat16)
     if reason is not None:
@@ -423,11 +502,13 @@ def test_gpu_graphs_of_cudnn_equal_pytorch(channels, columns, size, residual, st
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("by", [_by_default, _by_cudnn])
+@pytest.mark.parametrize("by", [_by_default, _by_cudnn, _by_tma])
 def test_gpu_replays_in_a_graph(by):
     """Captured, forward and backward; a replay reads what its inputs hold by then and moves the statistics."""
     if by is _by_cudnn:
         _skip_without_cudnn()
+    if by is _by_tma:
+        _skip_without_tma()
     shape = (32, 64, 16, 16)
     leaves, running = _inputs(torch.bfloat16, shape=shape, columns=64, device="cuda")
 

@@ -11,7 +11,7 @@ from torchvision.transforms import RandomErasing, RandomResizedCrop
 from fast_train.kernels.augment import normalisation_table
 from fast_train.kernels.resample import resampling
 from fast_train.kernels.resized_crop import Ragged, resized_crop
-from fast_train.kernels.resized_crop_cpu import _compiled, resized_crop_cpu
+from fast_train.kernels.resized_crop_cpu import resized_crop_cpu
 from fast_train.kernels.resized_crop_reference import (
     change_colours,
     crop_boxes,
@@ -244,8 +244,3 @@ def test_an_index_beyond_the_images_is_refused(index):
     indices = torch.tensor([0, index])
     with pytest.raises(IndexError, match="the images from 0 to 1"):
         _crop_two(indices)
-
-
-def test_where_no_folder_takes_its_code_it_is_compiled_all_the_same(monkeypatch):
-    monkeypatch.setattr("numba.core.caching.CompileResultCacheImpl._locator_classes", [])
-    assert _compiled(lambda number: number + 1)(1) == 2

@@ -27,7 +27,7 @@ def test_help_needs_no_torch():
     assert "exit status" in done.stdout
 
 
-def test_a_path_that_can_not_be_used_is_refused_before_torch_is_imported(prepared_path, tmp_path):
+def test_a_path_or_a_setting_that_can_not_be_used_is_refused_before_torch_is_imported(prepared_path, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").touch()
@@ -39,7 +39,12 @@ def test_a_path_that_can_not_be_used_is_refused_before_torch_is_imported(prepare
         "the folder file/below can't be made (Not a directory)": ["--out", "file/below"],
         "the folder /proc/x can't be made": ["--out", "/proc/x"],
         "run holds a run already": ["--out", "run"],
-    }
+        "unknown device 'gpu'": ["--evaluate", "file", "--device", "gpu"],
+        "0 epochs": ["--resume", "file", "--epochs", "0"],
+        "file says how the network is built and was trained; leave out --image-size": [
+            "--evaluate", "file", "--image-size", "8"
+        ],
+    }  # fmt: skip
     (tmp_path / "file").touch()
     code = f"""
 import sys
@@ -93,10 +98,14 @@ def test_no_training_waits_for_pictures():
      "a batch of one image of 16x16"),
     (["--set", "selection.share=0.5", "--progressive", "8,16"], "needs images of 9 pixels or more a side, not 8; take "
      "another selection.proxy"),
+    (["--set", "selection.proxy=resnet8"], "selection.proxy means nothing where selection.share is 1; give a share"),
+    (["--set", "run.tta_share=0.5"], "run.tta_share means nothing without --tta; add it, or leave that setting out"),
     (["--resume", "nowhere.pt"], "--resume nowhere.pt does not go with --recipe"),
     (["--evaluate", "nowhere"], "--evaluate does not go with --recipe"),
     (["--show-batch", "--stop-after", "1"], "--show-batch does not go with --stop-after"),
     (["--set", "augment.pad=9"], "pad 9 is out of range"),
+    (["--set", "augment.brightness=1.5"], "augment.brightness 1.5 is out of range; give a number from 0 to 1"),
+    (["--set", "run.tta_share=1.5"], "run.tta_share 1.5 must be a fraction in [0, 1]"),
     (["--set", "augment.pad_mode=reflect", "--set", "augment.pad=8", "--set", "augment.cutout=-1"], "cutout -1"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_exit_2(prepared_path, tmp_path, monkeypatch, capsys, arguments, message):

@@ -220,7 +220,10 @@ def test_squares_are_cropped_where_a_size_is_given(prepared_path, tmp_path, monk
     ("arguments", "message"),
     [
         (["--image-size", "24", "--progressive", "16,24"], "--image-size and --progressive both say how large"),
-        (["--image-size", "2000"], "crop size 2000 is out of range; give 1 to 1024 pixels"),
+        (["--image-size", "2000"], "error: --image-size 2000 is out of range; give 1 to 1024 pixels"),
+        (["--progressive", "8,2000"], "error: --progressive 2000 is out of range; give 1 to 1024 pixels"),
+        (["--set", "run.eval_size=2000"], r"error: run\.eval_size 2000 is out of range; give 1 to 1024 pixels"),
+        (["--set", "crop.contrast=2"], r"error: crop\.contrast 2.0 is out of range; give a number from 0 to 1"),
         (["--progressive", "16,x"], "argument --progressive: invalid sizes value: '16,x'"),
         (["--set", "crop.scale=[0.5]"], r"crop scale .* is no range of parts of an area; give two numbers"),
         (["--set", "augment.pad=2"], "augment.pad is for images that are not cropped; leave it out, or set crop.*"),

@@ -103,18 +103,19 @@ def _evaluated(model, prepared, tta, share):
         return evaluate(model, loader, _augmenter(prepared), tta=tta, tta_share=share)
 
 
+@pytest.mark.parametrize(("share", "views"), [(0.4, [4, 4, 4, 2]), (0.01, [1, 1, 1, 1])])
 @pytest.mark.parametrize("tta", ["flip", "multicrop"])
-def test_only_the_least_certain_images_of_each_batch_get_more_views(prepared, tta):
-    """Four of each batch of 10, and one of the last, of 3."""
+def test_only_the_least_certain_images_of_each_batch_get_more_views(prepared, tta, share, views):
+    """Batches of 10, and a last one of 3: a part of them, rounded up."""
     torch.manual_seed(0)
     model = _Weighing()
-    plain, six, some = (_evaluated(model, prepared, tta, share) for share in (0.0, 1.0, 0.4))
+    plain, six, some = (_evaluated(model, prepared, tta, part) for part in (0.0, 1.0, share))
     expected = plain.confidences.copy()
-    for rows in np.split(np.arange(33), [10, 20, 30]):
-        chosen = rows[np.argsort(plain.confidences[rows])[: 4 * len(rows) // 10]]
+    for rows, count in zip(np.split(np.arange(33), [10, 20, 30]), views, strict=True):
+        chosen = rows[np.argsort(plain.confidences[rows])[:count]]
         expected[chosen] = six.confidences[chosen]
     assert some.confidences == pytest.approx(expected, abs=1e-6)
-    assert np.count_nonzero(some.confidences != plain.confidences) == 13
+    assert np.count_nonzero(some.confidences != plain.confidences) == sum(views)
 
 
 def test_no_share_of_more_views_is_the_image_alone(prepared):

@@ -177,6 +177,14 @@ def test_norms_that_are_frozen_compute_the_same(frozen):
     torch.testing.assert_close(fused(_images()), plain(_images()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("frozen", ["bn1", "layer1.1.bn2"])
+def test_convolutions_with_sums_refuse_a_frozen_norm(frozen):
+    _, fused = _pair("resnet14", "conv", "B")
+    fused.train().get_submodule(frozen).eval()
+    with pytest.raises(ValueError, match=r"a BatchNorm is frozen; .* use --fuse norm"):
+        fused(_images())
+
+
 @pytest.mark.parametrize("kind", [kind for fuse, kind in _FUSED if fuse == "conv"])
 def test_every_convolution_but_the_stem_and_projections_is_fused(kind, monkeypatch):
     """Each is one call of the kernel; no norm, ReLU or convolution of a block runs on its own."""

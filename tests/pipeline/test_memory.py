@@ -10,12 +10,16 @@ import torch
 from torch import nn
 
 from fast_train.common.memory import free_memory
+from fast_train.pipeline.config.recipe import resolve
 from fast_train.pipeline.config.settings import ModelConfig
 from fast_train.pipeline.engine import memory
 from fast_train.pipeline.engine.memory import check_memory, saved_bytes_per_image
+from fast_train.pipeline.engine.runtime import running
+from fast_train.pipeline.engine.trainer import Trainer
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import build_loader, room
 from fast_train.pipeline.models import build_model
+from fast_train.pipeline.run.plan import fit_to_data
 
 _AVAILABLE = "MemTotal:  9 kB\nMemAvailable:  2048 kB\n"
 
@@ -60,6 +64,24 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda: 1 << 20)
     with pytest.raises(ConfigError, match="train a smaller network or on smaller images"):
         check_memory(model, (3, 32, 32), 2, None)
+
+
+@pytest.mark.parametrize(
+    ("selection", "refusal"),
+    [
+        ({"share": 0.1}, None),
+        ({"share": 0.9}, "a step on 100 images takes"),
+        ({"share": 0.1, "proxy": "resnet18"}, "a step on 100 images takes"),
+    ],
+)
+def test_a_network_needs_memory_for_its_share_of_a_batch_and_a_proxy_for_all(prepared, monkeypatch, selection, refusal):
+    given = {"model": {"arch": "resnet18"}, "data": {"batch_size": 100}, "selection": selection}
+    config = fit_to_data(resolve("paper", {**given, "run": {"device": "cpu"}}), prepared)
+    each = saved_bytes_per_image(build_model(config.model), (3, 16, 16), None)
+    monkeypatch.setattr(memory, "free_memory", lambda: 80 * each)
+    refused = pytest.raises(ConfigError, match=refusal) if refusal else nullcontext()
+    with running(config.run) as runtime, Trainer(config, prepared, runtime) as trainer, refused:
+        trainer.check_memory()
 
 
 @pytest.mark.parametrize(

@@ -145,12 +145,19 @@ def test_a_compiled_step_is_reduced_too(alone, prepared_path, tmp_path):
     assert largest_difference(state(tmp_path, "compiled"), state(root, "compiled")) < TOLERANCE
 
 
-@pytest.mark.slow
-def test_one_rank_goes_the_same_way(alone, prepared_path, tmp_path):
-    """Under torchrun, by the process group and the messages of many."""
-    torchrun(1, WORK, prepared_path, tmp_path, "local")
-    root, _ = alone("local")
-    assert largest_difference(state(tmp_path, "local"), state(root, "local")) == 0
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+def test_one_rank_trains_as_a_process_without_torchrun(prepared_path, tmp_path, device):
+    """By the process group and the messages of many; on a GPU the captured graph has them."""
+    command = ["-m", "fast_train.pipeline.cli", "--data", prepared_path, "--device", device, "--recipe", "fast"]
+    command += ["--arch", "resnet8", "--batch-size", "24", "--set", "run.steps=8", "--deterministic", "--no-compile"]
+    command += ["--brief", "--out"]
+    torchrun(1, *command, tmp_path / "rank")
+    subprocess.run([sys.executable, *command, tmp_path / "alone"], env=environment(), capture_output=True, check=True)
+    rank, alone = state(tmp_path, "rank"), state(tmp_path, "alone")
+    assert not differing(rank["step"], alone["step"])
+    assert [epoch["train_loss"] for epoch in rank["history"]] == [epoch["train_loss"] for epoch in alone["history"]]
 
 
 # -- the data of each rank -------------------------------------------------------------------------------------------

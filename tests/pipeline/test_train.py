@@ -21,7 +21,7 @@ from fast_train.pipeline.engine.step import TrainStep
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import LOADERS
 from fast_train.pipeline.run import session
-from fast_train.pipeline.run.record import check_resumable, load
+from fast_train.pipeline.run.record import check_resumable, load, read
 
 # lr 0.1 on a 0.1-million-weight network: enough to learn three shapes in a few epochs.
 RECIPE = """
@@ -84,7 +84,8 @@ def test_pictures_that_cannot_be_drawn_cost_nothing_else(train, monkeypatch, cap
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_step_that_cannot_be_compiled(train, monkeypatch, capsys, asked):
-    """One line where that was asked for; where it is only the default, as on a GPU, the step runs as it is."""
+    """One line and no folder where that was asked for; where it is only the default, as on a GPU, the step runs as it
+    is, and the record says so."""
 
     def broken(graph, inputs):
         raise OSError("headers.h: error: no such file")
@@ -100,6 +101,8 @@ def test_a_step_that_cannot_be_compiled(train, monkeypatch, capsys, asked):
     assert "torch.compile failed: OSError: headers.h: error: no such file; add --no-compile" in told
     assert printed.err.count("\n") == asked
     assert ("as this run does by itself" in printed.out) == (not asked)
+    assert (train.folder / "run").exists() == (not asked)
+    assert asked or "compiled" not in read(train.folder / "run").environment["device"]
 
 
 def _flatten(value, place=""):
