@@ -58,7 +58,7 @@ def prepare(
     request = Request(
         dataset=dataset if isinstance(dataset, str) else f"folder:{dataset}",
         out=None if out is None else _path(out),
-        formats=tuple(formats),
+        formats=(formats,) if isinstance(formats, str) else tuple(formats),
         options=options or SourceOptions(),
         encoding=encoding or FormatOptions(),
         overwrite=overwrite,
@@ -232,6 +232,7 @@ def _nested(given: Mapping[str, Any], data: PreparedSet | PathLike | None) -> di
             nested = merge(nested, {name: value})
             continue
         check_name("setting", name, [*places, *SECTIONS])
+        value = str(value) if isinstance(value, torch.device) else value
         if len(places[name]) > 1:
             raise ConfigError(
                 f"{name} is a setting of {' and of '.join(places[name])}; say which, such as "

@@ -105,6 +105,9 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """Check a plain value against a field's type; whole numbers serve as floats, lists as tuples, and "none", for which
     TOML has no word, leaves open what may be. Which names a Literal allows, the dataclass itself checks."""
+    if getattr(value, "shape", None) == ():
+        # A scalar of NumPy, such as a sweep by np.arange gives.
+        value = value.item()
     if is_none(value) and type(None) in _options(hint):
         return None
     for option in _options(hint):

@@ -68,14 +68,15 @@ class _Normaliser:
         *,
         normalise: Literal["set", "half"],
         dtype: torch.dtype,
-        device: torch.device,
+        device: torch.device | str,
         seed: int = 0,
         channels_last: bool = True,
     ) -> None:
         self.sizes, self.size = tuple(sizes), sizes[-1]
-        self.seed, self._channels_last, self.device = seed, channels_last, device
+        self.seed, self._channels_last = seed, channels_last
         self.mean, self.std = normalisation(manifest.mean, manifest.std, normalise)
-        self.table = normalisation_table(self.mean, self.std, dtype, data_device(device))
+        self.device = torch.device(device)
+        self.table = normalisation_table(self.mean, self.std, dtype, data_device(self.device))
         self.epoch = torch.zeros((), dtype=torch.int64, device=self.table.device)
 
     def set_epoch(self, epoch: int) -> None:
@@ -102,7 +103,7 @@ class Augmenter(_Normaliser):
         *,
         normalise: Literal["set", "half"],
         dtype: torch.dtype,
-        device: torch.device,
+        device: torch.device | str,
         seed: int = 0,
         channels_last: bool = True,
     ) -> None:
@@ -158,7 +159,7 @@ class CropAugmenter(_Normaliser):
         *,
         normalise: Literal["set", "half"],
         dtype: torch.dtype,
-        device: torch.device,
+        device: torch.device | str,
         sizes: Sequence[int] = (),
         seed: int = 0,
         channels_last: bool = True,

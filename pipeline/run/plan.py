@@ -153,7 +153,7 @@ def _notes(config: Config, fitted: Config, manifest: Manifest) -> Iterator[str]:
 def default_recipe(given: Given, prepared: PreparedSet) -> str:
     """The recipe for this machine, these images and the network that is given."""
     ragged = prepared.manifest.ragged is not None
-    device = resolve_device(given.get("run", {}).get("device", RunConfig.device))
+    device = resolve_device(str(given.get("run", {}).get("device", RunConfig.device)))
     if device.type == "cuda":
         return PHOTOS_GPU_RECIPE if ragged else GPU_RECIPE
     for_cpu = PHOTOS_CPU_RECIPE if ragged else SLOW_CPU_RECIPE if is_slow_cpu() else CPU_RECIPE

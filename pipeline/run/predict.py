@@ -57,6 +57,7 @@ class TrainedModel:
         self.module.eval()
         self._reading = Reading.from_dict(saved.state.get("reading", {}))
         self._keeping = Keeping.from_dict(saved.state.get("keeping", {}))
+        self._stored_shape = _stored_shape(saved)
         self._table = normalisation_table(mean, std, self._runtime.image_dtype, data_device(self._runtime.device))
 
     @torch.no_grad()
@@ -119,11 +120,12 @@ class TrainedModel:
 
     def _read(self, path: Path | str) -> NDArray[np.uint8]:
         """uint8 [H, W, 3]"""
-        size = self.config.model.image_size
+        if not isinstance(path, (str, Path)):
+            raise ValueError(f"images of a list must be paths or arrays of uint8 [H, W, 3], not {type(path).__name__}")
         try:
-            if self.config.evaluated_crop is not None:
+            if self._stored_shape is None:
                 return kept_pixels(str(path), self._keeping, self._reading)
-            return read_rgb(str(path), (size, size), self._reading).pixels
+            return read_rgb(str(path), self._stored_shape, self._reading).pixels
         except BadImageError as error:
             raise ValueError(f"{show(str(path))} can't be predicted: {error}") from error
 
@@ -136,3 +138,13 @@ class TrainedModel:
         with torch.autocast(inputs.device.type, dtype=amp, enabled=amp is not None):
             logits = self.module(inputs)
         return logits.float().softmax(dim=1)
+
+
+def _stored_shape(saved: Saved) -> tuple[int, int] | None:
+    """Height and width of all images of the set that the network was trained on; None where they keep their own."""
+    shape = saved.state.get("data", {}).get("image_shape")
+    if isinstance(shape, list):
+        return shape[0], shape[1]
+    # A checkpoint of 0.1.0 does not say, and knows one side.
+    size = saved.config.model.image_size
+    return None if saved.config.evaluated_crop is not None else (size, size)

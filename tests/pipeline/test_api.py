@@ -5,10 +5,12 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import fast_train
 from fast_train.data_prep.images import Reading, read_rgb
+from fast_train.data_prep.sources import SourceOptions
 from fast_train.pipeline.run.predict import TrainedModel
 from fast_train.pipeline.run.record import load
 
@@ -32,11 +34,11 @@ def test_a_training_stops_goes_on_and_is_evaluated(run, prepared_path, capsys):
     # The run's own data, wherever one stands.
     done = fast_train.train(resume=run.folder)
     assert (done.steps, done.evaluation, done.accuracy) == (0, None, over.accuracy)
-    assert fast_train.evaluate(run.folder, device="cpu").accuracy == over.accuracy
+    assert fast_train.evaluate(run.folder, device=torch.device("cpu")).accuracy == over.accuracy
 
 
 def test_a_path_is_a_folder_of_images(image_folder, tmp_path):
-    made = fast_train.prepare(image_folder, out=tmp_path / "set")
+    made = fast_train.prepare(image_folder, out=tmp_path / "set", formats="packed")
     assert made.manifest.source["path"] == str(image_folder)
 
 
@@ -64,6 +66,8 @@ def test_predicting_files_and_bytes(run, image_folder, prepared, tmp_path):
         model.predict([paths[0], "nowhere.png"])
     with pytest.raises(ValueError, match="give a list"):
         model.predict(str(paths[0]))
+    with pytest.raises(ValueError, match=r"paths or arrays of uint8 \[H, W, 3\], not PngImageFile"):
+        model.predict([Image.open(paths[0])])
     of_list = model.predict([*pixels[:2], paths[2]])
     assert [p.label for p in of_list] == [p.label for p in of_files[:3]]
     for wrong in (np.zeros((1, 0, 16, 3), np.uint8), np.zeros((1, 40, 50, 3), np.uint8)):
@@ -85,9 +89,29 @@ def test_files_of_other_shapes_are_predicted_as_the_set_was_made(run, image_fold
     assert np.array_equal(of_file.probabilities, of_bytes.probabilities)
 
 
+@pytest.mark.parametrize(("sizes", "options", "given"), [
+    ([(24, 16)], SourceOptions(), {}),
+    ([(40, 20), (18, 30)], SourceOptions(size=16, fit="pad"), {"size": 12}),
+])  # fmt: skip
+def test_files_are_predicted_as_those_of_a_set_of_one_shape(tmp_path, sizes, options, given):
+    generator = np.random.default_rng(0)
+    for number in range(20):
+        width, height = sizes[number // 2 % len(sizes)]
+        path = tmp_path / "images" / ("train", "test")[number >= 16] / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+    prepared = fast_train.prepare(tmp_path / "images", out=tmp_path / "set", options=options)
+    settings = {**SMALL, "batch_size": 8, "epochs": 1, **given}
+    run = fast_train.train(prepared, out=tmp_path / "run", optimizer={"name": "sgd"}, **settings)
+    files = [tmp_path / "images" / name for name in prepared.names("test")]
+    found = fast_train.load_model(run.folder, device="cpu").predict(files)
+    assert np.allclose([p.confidence for p in found], run.evaluation.confidences, atol=1e-6)
+
+
 @pytest.mark.parametrize(("given", "message"), [
     ({"epohcs": 3}, "did you mean 'epochs'"), ({"name": "muon"}, "optimizer and of schedule; say which"),
     ({"epochs": "three"}, "it must be a whole number"), ({"batch_size": "3"}, "'3'; it must be a whole number"),
+    ({"device": 3}, "unknown device '3'; give cpu"),
     ({"stop_after": "1"}, "stop_after is '1'"), ({"recipe": 3}, "recipe is 3; give it a name"),
     ({"optimizer": 3}, "must be a table"),
     ({"stop_after": 0}, "stop_after is 0, which is no epoch"), ({"num_classes": 5}, "what the data say"),
@@ -99,6 +123,23 @@ def test_bad_settings_are_one_line(prepared_path, given, message):
     with pytest.raises(ValueError, match=message) as error:
         fast_train.train(prepared_path, **given)
     assert "\n" not in str(error.value)
+
+
+def test_scalars_of_numpy_and_devices_of_torch_are_settings(prepared_path, tmp_path):
+    given = {"epochs": np.int64(1), "seed": np.uint8(3), "lr": np.float32(0.5), "optimizer": {"nesterov": np.False_}}
+    run = fast_train.train(prepared_path, out=tmp_path / "run", **{**SMALL, "device": torch.device("cpu"), **given})
+    config = fast_train.load_model(run.folder, device="cpu").config
+    assert (config.run.epochs, config.run.seed) == (1, 3)
+    assert (config.optimizer.lr, config.optimizer.nesterov) == (0.5, False)
+
+
+def test_an_augmenter_takes_the_name_of_a_device(prepared):
+    given = {"normalise": "set", "dtype": torch.float32, "device": "cpu"}
+    with fast_train.make_loader(prepared, batch_size=8, device="cpu") as loader:
+        batch = next(iter(loader))
+        assert fast_train.Augmenter(prepared.manifest, fast_train.AugmentSpec(), **given)(batch).shape == (8, 3, 16, 16)
+        spec = fast_train.CropSpec(size=12)
+        assert fast_train.CropAugmenter(prepared.manifest, spec, **given)(batch).shape == (8, 3, 12, 12)
 
 
 def test_pieces_refuse_names_that_they_do_not_know(prepared):
