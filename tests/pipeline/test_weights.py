@@ -1,4 +1,4 @@
-"""Fine-tuning: what a training takes of weights, what it refuses, what stays frozen, and that it goes on without them."""
+"""Fine-tuning: what a training takes of weights, what it refuses, what stays frozen, and that it goes on alone."""
 
 import dataclasses
 import hashlib
@@ -75,6 +75,16 @@ def test_the_classifier_starts_anew_for_other_classes(run, other_set, tmp_path):
     assert model["fc.weight"].shape[0] == 2
     assert torch.equal(model["conv1.weight"], taken["conv1.weight"])
     assert any(line.endswith("fc starts anew: 2 classes instead of 3") for line in notes.lines)
+
+
+def test_a_speednet_keeps_the_first_layer_of_its_weights(prepared_path, other_set, tmp_path):
+    """And takes none from the new images."""
+    first = fast_train.train(
+        prepared_path, recipe="cpu-sgd", arch="small-speednet8", out=tmp_path / "a", **SMALL
+    ).folder
+    tuned = fast_train.train(other_set, weights=first, out=tmp_path / "b", **SMALL)
+    assert tuned.config.model.arch == "small-speednet8"
+    assert torch.equal(_model(tuned.folder)["whiten.weight"], _model(first)["whiten.weight"])
 
 
 def test_a_run_goes_on_to_the_bit_without_the_file(run, prepared_path, tmp_path):
@@ -179,11 +189,19 @@ def relu(prepared_path, tmp_path_factory):
     return fast_train.train(prepared_path, recipe="cpu-sgd", arch="resnet8", out=folder, **SMALL).folder
 
 
-@pytest.mark.parametrize("fuse", ["none", "norm"])
-@pytest.mark.parametrize("part", ["stem", "layer2", "backbone"])
-def test_what_is_frozen_stays(relu, prepared_path, tmp_path, part, fuse):
+@pytest.mark.parametrize(
+    ("part", "fuse", "device"),
+    [
+        ("stem", "none", "cpu"),
+        ("layer2", "none", "cpu"),
+        ("backbone", "none", "cpu"),
+        ("layer2", "norm", "cpu"),
+        pytest.param("layer2", "norm", "cuda", marks=pytest.mark.gpu),
+    ],
+)
+def test_what_is_frozen_stays(relu, prepared_path, tmp_path, part, fuse, device):
     """Over epochs, with an evaluation in between; what is not frozen moves."""
-    settings = {**SMALL, "epochs": 2, "optimizer": {"name": "muon"}, "freeze": part, "fuse": fuse}
+    settings = {**SMALL, "epochs": 2, "optimizer": {"name": "muon"}, "freeze": part, "fuse": fuse, "device": device}
     tuned = _model(fast_train.train(prepared_path, weights=relu, out=tmp_path / "run", **settings).folder)
     kept = {"stem": ("conv1", "bn1"), "layer2": ("conv1", "bn1", "layer1", "layer2")}.get(part)
     for name, value in _model(relu).items():
