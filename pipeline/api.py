@@ -13,6 +13,7 @@ import torch
 
 from fast_train.common.console import Display, PlainConsole
 from fast_train.common.files import user_path
+from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.formats import FormatOptions
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.data_prep.prepare import Request
@@ -55,6 +56,9 @@ def prepare(
     ``data/`` and the set's name. formats: of ``packed``, ``ffcv`` and ``dali``. progress: show it on standard output.
     Raises PreparedSetError, a ValueError, for what can't be done; nothing that looks like a set is left behind then.
     """
+    for name, value, kind in (("options", options, SourceOptions), ("encoding", encoding, FormatOptions)):
+        if not isinstance(value, kind | None):
+            raise PreparedSetError(f"{name} is {value!r}; give {kind.__name__}(...), of {kind.__module__}")
     request = Request(
         dataset=dataset if isinstance(dataset, str) else f"folder:{dataset}",
         out=None if out is None else _path(out),
@@ -158,6 +162,8 @@ def train(
     for name, value in (("recipe", recipe), ("out", out), ("resume", resume)):
         if value is not None and not (isinstance(value, (str, Path)) and str(value)):
             raise ConfigError(f"{name} is {value!r}; give it a name or a path, or leave it out")
+    if not isinstance(listeners, Sequence) or not all(isinstance(listener, Listener) for listener in listeners):
+        raise ConfigError(f"listeners is {listeners!r}; give a list of Listeners, such as [Speed()]")
     if stop_after is not None and not (isinstance(stop_after, int) and stop_after >= 1):
         raise ConfigError(f"stop_after is {stop_after!r}, which is no epoch; give 1 or more")
     nested = _nested(given, data)
@@ -218,6 +224,8 @@ def _load(run: PathLike) -> Saved:
 
 
 def _path(given: PathLike) -> Path:
+    if not isinstance(given, (str, os.PathLike)):
+        raise ConfigError(f"{given!r} is no path; give a text or a Path")
     return user_path(os.fspath(given))
 
 

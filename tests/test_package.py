@@ -19,6 +19,7 @@ SOURCES = ROOT / "src" / "fast_train"
 MODULES = {
     "prep-data": "data_prep.cli",
     "fast-train": "pipeline.cli",
+    "fast-predict": "pipeline.predict_cli",
     "bench-throughput": "benchmarks.throughput.cli",
     "bench-study": "benchmarks.studies.cli",
 }
@@ -158,7 +159,9 @@ class Finder:
 sys.meta_path.insert(0, Finder())
 from fast_train import scripts
 sys.exit(scripts.{name.replace("-", "_")}())"""
-    result = _run(sys.executable, "-c", code, *(["augmentation"] if name == "bench-study" else []), cwd=tmp_path)
+    (tmp_path / "last.pt").touch()
+    arguments = {"bench-study": ["augmentation"], "fast-predict": [".", "x.png"]}.get(name, [])
+    result = _run(sys.executable, "-c", code, *arguments, cwd=tmp_path)
     assert result.returncode == status, result.stderr
     assert result.stderr.startswith(says.format(name=name))
     assert len(result.stderr.splitlines()) == bool(says)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import unicodedata
 from dataclasses import dataclass, field, replace
@@ -80,6 +81,19 @@ def list_folder(root: Path) -> Listing:
         listing.notes.append(f"ignored hidden files and what systems leave: {tree.hidden:,}")
     _look_at_files(listing)
     return listing
+
+
+def files_below(root: Path) -> list[str]:
+    """The files of a folder at any depth, by their paths below it: those that `list_folder` would take, whatever
+    folders they lie in. In natural order, ``img2`` before ``img10``. PreparedSetError: a folder can't be read."""
+    return sorted(_Tree(root).files([""], set()), key=_natural)
+
+
+def _natural(path: str) -> tuple[list[list[str | int]], str]:
+    """A key to sort by: the numbers in each folder's or file's name count as numbers."""
+    parts = (re.split("([0-9]+)", part) for part in path.split("/"))
+    # Text and numbers take turns.
+    return [[int(text) if place % 2 else text for place, text in enumerate(part)] for part in parts], path
 
 
 def _choose_splits(tree: _Tree, notes: list[str]) -> dict[str, str]:
