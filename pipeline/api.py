@@ -30,8 +30,10 @@ from fast_train.pipeline.engine.listener import Listener
 from fast_train.pipeline.engine.runtime import resolve_device
 from fast_train.pipeline.errors import ConfigError, check_name
 from fast_train.pipeline.loaders import Loader, build_loader
+from fast_train.pipeline.paths import of_export
 from fast_train.pipeline.ranks import current, joined
 from fast_train.pipeline.report.progress import Terminal
+from fast_train.pipeline.run import export as exporting
 from fast_train.pipeline.run import session
 from fast_train.pipeline.run.plan import plan_evaluation, plan_training
 from fast_train.pipeline.run.predict import TrainedModel
@@ -214,6 +216,18 @@ def load_model(run: PathLike, *, device: torch.device | str = "auto") -> Trained
     """The trained network of a run's folder or a checkpoint, ready to predict. device: ``auto`` for a GPU if there is
     one. CheckpointError, a ValueError, where there is none."""
     return TrainedModel(_load(run), device=str(device))
+
+
+def export(
+    run: PathLike, *, to: str = "onnx", out: PathLike | None = None, overwrite: bool = False
+) -> exporting.Exported:
+    """Write the network of a run's folder or a checkpoint as a file for other programs, as `fast-export` does.
+
+    to: ``onnx`` or ``pt2``, uint8 [N, H, W, C] to logits float32 [N, K], or ``weights``, a safetensors file. out: the
+    file; None for one beside the checkpoint. Raises ConfigError for what can't be done; nothing is left behind then.
+    """
+    path = of_export(_path(run), to, None if out is None else _path(out), overwrite=overwrite)
+    return exporting.export(_load(run), to, path)
 
 
 def _load(run: PathLike) -> Saved:

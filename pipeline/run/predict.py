@@ -65,7 +65,7 @@ class TrainedModel:
         self.module.eval()
         self._reading = Reading.from_dict(saved.state.get("reading", {}))
         self._keeping = Keeping.from_dict(saved.state.get("keeping", {}))
-        self._stored_shape = _stored_shape(saved)
+        self._stored_shape = stored_shape(saved)
         self._table = normalisation_table(mean, std, self._runtime.image_dtype, data_device(self._runtime.device))
 
     def predict(
@@ -204,7 +204,7 @@ def _result(pixels: Future[NDArray[np.uint8]]) -> NDArray[np.uint8] | ValueError
         return error
 
 
-def _stored_shape(saved: Saved) -> tuple[int, int] | None:
+def stored_shape(saved: Saved) -> tuple[int, int] | None:
     """Height and width of all images of the set that the network was trained on; None where they keep their own."""
     shape = saved.state.get("data", {}).get("image_shape")
     if isinstance(shape, list):

@@ -22,6 +22,10 @@ def fast_predict() -> int:
     return _run("pipeline.predict_cli")
 
 
+def fast_export() -> int:
+    return _run("pipeline.export_cli")
+
+
 def bench_throughput() -> int:
     return _run("benchmarks.throughput.cli")
 
