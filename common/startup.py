@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fast_train.common.files import cache_folder
+from fast_train.common.phases import phase
 
 
 @contextmanager
@@ -32,7 +33,8 @@ def quick_imports() -> Iterator[None]:
     enabled = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with phase("imports"):
+            yield
     finally:
         gc.freeze()
         atexit.register(gc.freeze)

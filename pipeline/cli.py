@@ -10,7 +10,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from fast_train.common.command import run_command
+from fast_train.common.command import end_process, run_command
+from fast_train.common.phases import begin_phases
 from fast_train.common.processes import world
 from fast_train.common.signals import exit_status, ignore_requests_to_save
 from fast_train.common.startup import quick_imports
@@ -24,9 +25,11 @@ from fast_train.pipeline.flags import PROGRAM, Actions, as_typed, check_flags, c
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
     with the command."""
+    if arguments is not None:
+        begin_phases()
     given, actions = parse_flags(arguments)
     ignore_requests_to_save()
-    return run_command(
+    status = run_command(
         _program(),
         lambda: _run_as_rank(given, actions),
         debug=actions.debug,
@@ -35,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
         statuses={TrainingDiverged: 1, RankLost: 1},
         explain=partial(_explain, given),
     )
+    if arguments is None:
+        end_process(status)
+    return status
 
 
 def _program() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from fast_train.common.console import Display, PlainConsole
+from fast_train.common.files import whole_file
+from fast_train.common.phases import seconds_by_phase
 from fast_train.common.text import one_line, show_path
 from fast_train.pipeline.config.recipe import Given
 from fast_train.pipeline.device import device_name
@@ -22,7 +25,7 @@ from fast_train.pipeline.engine.listener import Listener, Start
 from fast_train.pipeline.engine.runtime import resolve_runtime, running
 from fast_train.pipeline.flags import PROGRAM, Actions
 from fast_train.pipeline.loaders import LOADERS
-from fast_train.pipeline.paths import BEST, checkpoints, of_name
+from fast_train.pipeline.paths import BEST, SECONDS, checkpoints, of_name
 from fast_train.pipeline.ranks import current, joined
 from fast_train.pipeline.report.predictions import print_mistakes, write_predictions
 from fast_train.pipeline.report.progress import Terminal
@@ -149,14 +152,24 @@ def _finish(outcome: session.Outcome, actions: Actions, console: Console) -> int
         _report(console, folder, plan, outcome.evaluation, history=outcome.history)
     if outcome.finished and session.tests_best(folder, outcome.config, outcome.prepared):
         console.print(f"that is of the best weights, {show_path(folder / BEST)}, not of the last ones", soft_wrap=True)
-    before = outcome.train_seconds_before
-    in_all = f" ({outcome.train_seconds:.1f} s in all)" if before else ""
-    spent = f"{outcome.seconds:.1f} s with compilation, evaluation and saving"
-    console.print(f"trained for {outcome.train_seconds - before:.1f} s{in_all}; {spent}", soft_wrap=True)
+    _report_seconds(outcome, console)
     if not outcome.finished:
         console.print(f"stopped after epoch {epochs}; go on with: {go_on}", soft_wrap=True)
         return 0
     return _target_status(outcome)
+
+
+def _report_seconds(outcome: session.Outcome, console: Console) -> None:
+    """Say where the time since the command began went, the largest parts first, and keep it in the run's folder."""
+    seconds, before = seconds_by_phase(), outcome.train_seconds_before
+    whole = sum(seconds.values())
+    in_all = f" ({outcome.train_seconds:.1f} s in all)" if before else ""
+    largest = sorted(seconds.items(), key=lambda part: -part[1])
+    parts = ", ".join(f"{name} {part:.1f}" for name, part in largest if part > whole / 20)
+    told = f"{whole:.1f} s since the command began, of which {parts}"
+    console.print(f"trained for {outcome.train_seconds - before:.1f} s{in_all}; {told}", soft_wrap=True)
+    with _costing_nothing("where the time went"), whole_file(outcome.folder / SECONDS) as file:
+        file.write(json.dumps({name: round(part, 3) for name, part in seconds.items()}).encode() + b"\n")
 
 
 def _are_drawn(folder: Path) -> bool:

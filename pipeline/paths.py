@@ -11,6 +11,8 @@ from fast_train.common.text import is_plain, one_line, show
 from fast_train.pipeline.errors import ConfigError
 
 CONFIG, METRICS, CHECKPOINT, BEST = "config.json", "metrics.jsonl", "last.pt", "best.pt"
+#: Where the time of the last command that trained went: seconds by name.
+SECONDS = "seconds.json"
 #: The folder, in a run's, of the checkpoints that are kept beside the last and the best one.
 KEPT = "checkpoints"
 _OF_STEP = re.compile(r"step-(\d+)\.pt")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import importlib
-import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from fast_train.benchmarks.instrument.folder import check_empty
-from fast_train.common.command import Parser, flag_path, run_command
+from fast_train.common.command import Parser, end_process, flag_path, run_command
 from fast_train.common.startup import quick_imports
 from fast_train.pipeline.config.recipe import check_given, check_overruled, merge
 from fast_train.pipeline.config.settings import DataConfig
@@ -70,7 +67,7 @@ def run_program(
         interrupted=interrupted.replace("{command}", shlex.join(command)),
     )
     if arguments is None:
-        _end_process(status)
+        end_process(status)
     return status
 
 
@@ -85,20 +82,6 @@ def measured_by(module: str) -> Callable[[Common, list[str]], int]:
         return int(found.measure(flags, command))
 
     return work
-
-
-def _end_process(status: int) -> NoReturn:
-    """End here and now: threads and half-built objects of the libraries that are measured crash while Python ends,
-    above all after a signal. Processes that they left behind end too."""
-    sys.unraisablehook = lambda _: None
-    # torch has a handler that raises where a worker ends.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Who never imported it has started none.
-    if "multiprocessing" in sys.modules:
-        for child in sys.modules["multiprocessing"].active_children():
-            child.kill()
-    atexit._run_exitfuncs()
-    os._exit(status)
 
 
 # What --set does not change, and what does.

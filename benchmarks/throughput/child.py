@@ -3,7 +3,8 @@
 
 It does what `fast-train` does with its loader and its step, imports, compilation and capture included; a run's folder
 and evaluations are left out. The first rank's last line is JSON: without SECONDS ``done_at``, when the first step was
-done, in seconds since 1970; with them ``rate``, training images a second of all ranks together.
+done, in seconds since 1970, and ``seconds``, which went by until then, by name; with them ``rate``,
+training images a second of all ranks together.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fast_train.common.command import end_process
+from fast_train.common.phases import phase, seconds_by_phase
 from fast_train.common.startup import quick_imports
 
 if TYPE_CHECKING:
@@ -50,8 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
         # As `Trainer.prepare`, which keeps the step to itself: a training would go on to the end of an epoch.
         ready = ready_step(trainer.step, trainer.loader.example(), trainer.runtime)
         if flags.seconds is None:
-            _seconds(trainer, ready, 1)
-            said = {"done_at": time.time()}
+            with phase("first step"):
+                _seconds(trainer, ready, 1)
+            said: dict[str, Any] = {"done_at": time.time(), "seconds": {**seconds_by_phase()}}
         else:
             said = {"rate": config.data.batch_size * _steps_a_second(trainer, ready, ranks, flags.seconds)}
         if ranks.first:
@@ -83,3 +87,5 @@ def _seconds(trainer: Trainer, ready: Callable[[AnyBatch], None], steps: int) ->
 
 if __name__ == "__main__":
     main()
+    # As fast-train ends.
+    end_process(0)

@@ -158,6 +158,14 @@ class AccuracyDetails(Details):
     batch_size: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class StartDetails(Details):
+    """A row of a process's start. seconds: by what they went into, medians, in the order of happening; ``exit``, the
+    last one, comes after the first step and is not in the row's value."""
+
+    seconds: dict[str, float]
+
+
 #: What is prepared: the files of the measured set, written out as class folders.
 OWN_FILES = "its own files"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fast_train.benchmarks.instrument import roofline as roofline_suite
 from fast_train.benchmarks.instrument.records import Details
-from fast_train.benchmarks.instrument.result import Result, Row
+from fast_train.benchmarks.instrument.result import Result, Row, rows_about
 from fast_train.benchmarks.instrument.statistics import CONFIDENCE
 from fast_train.benchmarks.peers import BASELINES
 from fast_train.benchmarks.present.page import Block, Document, Notice, write_document, write_files
@@ -24,6 +24,7 @@ from fast_train.benchmarks.throughput.records import (
     LoaderDetails,
     PreparationDetails,
     RungDetails,
+    StartDetails,
 )
 from fast_train.benchmarks.throughput.suites import accuracy, startup
 from fast_train.common.text import format_bytes
@@ -240,7 +241,14 @@ def _mean(row: Row[Details]) -> list[str]:
 def _starts(result: Result, rows: Sequence[Row[Details]]) -> Blocks:
     cells = [[row.name, *_statistics(row), str(len(row.repeats))] for row in rows]
     caption = "Seconds from the start of the process to the end of the first step"
-    return [Table(["start", *_MEDIAN, "repeats"], cells, caption=caption)]
+    blocks = [Table(["start", *_MEDIAN, "repeats"], cells, caption=caption)]
+    # Reports of older versions do not know them.
+    known = {row.name: row.details.seconds for row in rows_about(rows, StartDetails)}
+    # In the order of the start that has most of them.
+    names = max(known.values(), key=len, default=())
+    parts = [[name, *(f"{seconds.get(name, 0.0):.2f}" for seconds in known.values())] for name in names]
+    caption = "Where they went, medians; the exit, after the first step, is not in them"
+    return [*blocks, Table(["part", *known], parts, caption=caption)] if known else blocks
 
 
 def _preparation(result: Result, rows: Sequence[Row[PreparationDetails]]) -> Blocks:

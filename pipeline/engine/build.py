@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from fast_train.common.phases import phase
 from fast_train.data_prep.manifest import Manifest, PreparedSet
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.spec import NO_AUGMENT
 from fast_train.pipeline.config.settings import Config, ModelConfig
-from fast_train.pipeline.device import data_device
+from fast_train.pipeline.device import data_device, device_name
 from fast_train.pipeline.engine.augmentation import (
     AnyAugmenter,
     Augmentation,
@@ -75,6 +76,7 @@ def build_augmenter(config: Config, prepared: PreparedSet, runtime: Runtime, *, 
     return CropAugmenter(manifest, evaluated, **common)
 
 
+@phase("reading")
 def build_split_loader(
     config: Config,
     prepared: PreparedSet,
@@ -154,6 +156,7 @@ def _first_images(config: Config, prepared: PreparedSet) -> torch.Tensor:
     return augment(pixels, torch.arange(count), table, spec=NO_AUGMENT, seed=0, epoch=0)
 
 
+@phase("network")
 def build_step(
     config: Config, augmenter: Augmentation, runtime: Runtime, *, prepared: PreparedSet | None = None
 ) -> TrainStep:
@@ -232,7 +235,10 @@ def ready_step(
     Compilation and capture happen here; the state of the step is as before. CompileError where it can't be compiled.
     """
     if runtime.compile:
-        return compiled(partial(_ready_step, step, example, runtime, beside))
+        models = step.model, step.proxy and step.proxy.model, step.config
+        shapes = [part.shape for part in example], getattr(step.augmenter, "size", None)
+        what = repr((torch.__version__, device_name(runtime.device), runtime, models, shapes))
+        return compiled(partial(_ready_step, step, example, runtime, beside), what=what)
     return _ready_step(step, example, runtime, beside)
 
 

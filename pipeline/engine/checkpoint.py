@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from fast_train.common.files import naming, whole_file
+from fast_train.common.phases import phase
 from fast_train.common.text import show
 
 FORMAT_VERSION = 2
@@ -57,6 +58,7 @@ class _Hashing:
         return self._file.write(data)
 
 
+@phase("saving")
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values to ``path``, whose folder is made if need be; at any moment it holds the old file
     or the whole new one."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import struct
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,19 +21,36 @@ _LONGEST_REASON = 300
 T = TypeVar("T")
 
 
-def compiled(call: Callable[[], T]) -> T:
+def compiled(call: Callable[[], T], *, what: str) -> T:
     """What ``call`` returns, which has torch.compile compile. CompileError, in one line, for what goes wrong there; out
-    of memory it is no such error.
+    of memory it is no such error. what: all that the code depends on.
+
+    For a GPU torch.compile starts processes to compile in, even where it then finds all code in its cache, and the end
+    of a run waits until these have imported torch. So there are none for what was compiled before.
 
     torch.compile trusts each library in its cache, even one whose compiler was killed while it wrote it. Loading that
     one fails, or ends the process. So such libraries are removed first. Another process may remove one that is only
     being written: a library that can't be loaded is made once more.
     """
-    # Here and not above: no other run needs it.
+    # Here and not above: no other run needs them.
+    from torch._inductor import config
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    folder, again = cache_dir(), set()
+    folder = cache_dir()
     _remove_torn(folder)
+    done = Path(folder, "fast-train", hashlib.sha256(what.encode()).hexdigest())
+    with config.patch(compile_threads=1) if done.exists() else nullcontext():
+        result = _mended(call, folder)
+    # Without this mark the next run starts these processes once more.
+    with suppress(OSError):
+        done.parent.mkdir(exist_ok=True)
+        done.touch()
+    return result
+
+
+def _mended(call: Callable[[], T], folder: str) -> T:
+    """What ``call`` returns; a library in the cache that can't be loaded is removed, once."""
+    again = set()
     while True:
         try:
             with _compile_errors():

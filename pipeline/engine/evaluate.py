@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fast_train.common.phases import phase
 from fast_train.pipeline.config.settings import TestTimeAugmentation
 from fast_train.pipeline.engine.augmentation import Augmentation
 from fast_train.pipeline.engine.stopping import BrokenOff
@@ -56,6 +57,7 @@ class Evaluation:
         return np.where(images > 0, np.diag(self.confusion) / np.maximum(images, 1), np.nan)
 
 
+@phase("evaluation")
 @torch.no_grad()
 def evaluate(
     model: nn.Module,

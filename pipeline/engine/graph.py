@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from fast_train.common.phases import phase
 from fast_train.pipeline.engine.step import TrainStep
 from fast_train.pipeline.loaders import AnyBatch
 
@@ -16,6 +17,7 @@ _WARM_UP_STEPS = 3
 _MOST_AHEAD = 16
 
 
+@phase("compilation")
 def warm_up(step: TrainStep, batch: AnyBatch) -> None:
     """Run a few steps and undo them: compilation, algorithm choice and allocations happen here, once."""
     with step.unchanged():
@@ -63,6 +65,7 @@ class CapturedStep:
         pool = None if beside is None else beside._graph.pool()
         # Only this thread's calls are recorded; a loader's thread may pin memory meanwhile.
         with (
+            phase("capture"),
             no_garbage_collection(),
             torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
         ):

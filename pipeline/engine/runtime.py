@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from fast_train.common.cores import usable_cores
+from fast_train.common.phases import phase
 from fast_train.pipeline.config.architectures import Fusion
 from fast_train.pipeline.config.settings import RunConfig, check_device
 from fast_train.pipeline.device import computes_bf16, device_name, gains_by, has_tf32
@@ -229,7 +230,10 @@ def _resolve_amp(name: str, device: torch.device) -> torch.dtype | None:
 @contextmanager
 def running(run: RunConfig) -> Iterator[Runtime]:
     """How ``run`` executes on this machine; inside of the block, torch's process-wide switches are set for it."""
-    runtime = resolve_runtime(run)
+    with phase("device"):
+        runtime = resolve_runtime(run)
+        # A GPU's context takes a part of a second, which whatever is first there would pay.
+        torch.zeros(1, device=runtime.device)
     threads, convolutions = torch.get_num_threads(), torch.backends.cudnn
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     allow_tf32, benchmark = convolutions.allow_tf32, convolutions.benchmark

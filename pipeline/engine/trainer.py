@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fast_train.common.cores import usable_cores
+from fast_train.common.phases import phase
 from fast_train.common.signals import Interrupt
 from fast_train.common.text import show_path
 from fast_train.data_prep.manifest import PreparedSet
@@ -228,6 +229,7 @@ class Trainer:
             checkpoints.save(self.state_dict(), final=True)
             raise LoadingError(f"{error}; the run is saved, --resume {show_path(folder)} goes on") from error
 
+    @phase("training")
     def _train_epoch(
         self, epoch: int, listeners: Sequence[Listener], requests: Requests, checkpoints: Checkpoints
     ) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -212,16 +213,16 @@ def prediction_grid(
         )
     wrong = int((true != predicted).sum())
     note = f"✓ right: {len(images) - wrong}     ✗ wrong: {wrong}, marked, with true class → predicted class"
-    cells = _grid(images, title, note)
-    for i, axes in enumerate(cells):
+    axes, frames = _grid(images, title, note)
+    for i, frame in enumerate(frames):
         share = "" if confidence is None else f"{confidence[i]:.0%}"
         if true[i] == predicted[i]:
-            _caption(axes, f"✓ {short_text(classes[true[i]], 17)}\n{share}", "black")
+            _caption(axes, frame, f"✓ {short_text(classes[true[i]], 17)}\n{share}", "black")
         else:
             name = short_text(classes[predicted[i]], 11 if share else 17)
-            _caption(axes, f"✗ {short_text(classes[true[i]], 17)}\n→ {name} {share}".rstrip(), "#A33E00")
-            _frame(axes, RED, 4.0)
-    return save(cells[0].get_figure(root=True), path)
+            _caption(axes, frame, f"✗ {short_text(classes[true[i]], 17)}\n→ {name} {share}".rstrip(), "#A33E00")
+            frame.set(edgecolor=RED, linewidth=4.0)
+    return save(axes.get_figure(root=True), path)
 
 
 def batch_grid(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: Path | str, *, title: str) -> Path:
@@ -232,16 +233,17 @@ def batch_grid(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], p
     """
     images = _check_images(images)[:_MOST_IMAGES]
     labels = _check_labels("labels", labels, len(images), _MOST_IMAGES, classes)
-    cells = _grid(images, title, "")
-    for axes, label in zip(cells, labels, strict=True):
-        _caption(axes, short_text(classes[label], 18), "black")
-    return save(cells[0].get_figure(root=True), path)
+    axes, frames = _grid(images, title, "")
+    for frame, label in zip(frames, labels, strict=True):
+        _caption(axes, frame, short_text(classes[label], 18), "black")
+    return save(axes.get_figure(root=True), path)
 
 
-def _grid(images: np.ndarray, title: str, note: str) -> list[Axes]:
-    """A figure of up to eight images a row with room for two lines of text below each (one without a note).
+def _grid(images: np.ndarray, title: str, note: str) -> tuple[Axes, list[Rectangle]]:
+    """Axes of up to eight images a row with room for two lines of text below each (one without a note), and the
+    images' frames.
 
-    Axes are placed by hand, in inches: the layout engine takes seconds for so many.
+    All lie in the same axes, in inches from the top left: axes for each, or a layout engine, take long.
     """
     cell, gap, text, edge = 1.16, 0.22, 0.42 if note else 0.26, 0.25
     height_of = cell * images.shape[1] / images.shape[2]
@@ -255,24 +257,23 @@ def _grid(images: np.ndarray, title: str, note: str) -> list[Axes]:
     figure.text(0.5, 1 - 0.14 / height, "\n".join(lines), ha="center", va="top", fontsize=12)
     if note:
         figure.text(0.5, 1 - (header - 0.12) / height, note, ha="center", va="bottom", fontsize=9.5, color=GREY)
-    cells = []
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axes.set_axis_off()
+    frames = []
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
         left, top = edge + column * (cell + gap), header + row * (height_of + text)
-        place = (left / width, 1 - (top + height_of) / height, cell / width, height_of / height)
-        axes = figure.add_axes(place, xticks=[], yticks=[])
-        axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1, aspect="auto")
-        _frame(axes, "#BBBBBB", 0.6)
-        cells.append(axes)
-    return cells
+        place = (left, left + cell, top + height_of, top)
+        pixels = image if image.shape[-1] == 3 else image[..., 0]
+        axes.imshow(pixels, extent=place, cmap="gray", vmin=0, vmax=1, aspect="auto")
+        frames.append(Rectangle((left, top), cell, height_of, fill=False, edgecolor="#BBBBBB", linewidth=0.6))
+        axes.add_patch(frames[-1])
+    return axes, frames
 
 
-def _frame(axes: Axes, colour: str, width: float) -> None:
-    axes.spines[:].set(color=colour, linewidth=width)
-
-
-def _caption(axes: Axes, text: str, colour: str) -> None:
-    axes.set_xlabel(text, fontsize=8, color=colour, labelpad=4, linespacing=1.15)
+def _caption(axes: Axes, frame: Rectangle, text: str, colour: str) -> None:
+    centre, below = frame.get_x() + frame.get_width() / 2, frame.get_y() + frame.get_height() + 4 / 72
+    axes.text(centre, below, text, fontsize=8, color=colour, ha="center", va="top", linespacing=1.15)
 
 
 def _figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fast_train.common.phases import phase
 from fast_train.data_prep.manifest import PreparedSet, data_note
 from fast_train.kernels.augment import normalisation_table
 from fast_train.kernels.spec import CropSpec
@@ -28,6 +29,7 @@ _MOST_ROWS = 20
 _BATCH = 64
 
 
+@phase("pictures")
 def write_pictures(
     folder: Path,
     evaluation: Evaluation,

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
-from fast_train.benchmarks.throughput import child
+from fast_train.benchmarks.throughput import child, cli
+from fast_train.benchmarks.throughput.suites import startup
 from fast_train.benchmarks.throughput.suites.startup import package_environment
 from fast_train.pipeline.config.recipe import resolve
 
@@ -33,7 +35,32 @@ def test_a_process_of_the_suite_ranks_says_how_fast_it_trains(config, capsys):
 
 def test_it_trains_a_step_and_says_when(config, capsys):
     child.main([str(config)])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["done_at"] > 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["done_at"] > 0
+    assert said["seconds"].keys() >= {"device", "reading", "network", "first step"}
+
+
+def test_a_report_says_where_the_time_went(prepared_path, tmp_path, monkeypatch):
+    """Each start by its own parts; what the process can't know of itself is told by when it started and ended."""
+
+    def start(what, arguments, **_):
+        began = time.time()
+        time.sleep(0.01)
+        compiled = {"compilation": 0.25} if "compiled" in arguments[1] else {}
+        return json.dumps({"done_at": began + 1, "seconds": {"start": 0.0, **compiled, "first step": 0.5}})
+
+    monkeypatch.setattr(startup, "run_module", start)
+    # As where there is a compiler.
+    monkeypatch.setattr(startup, "resolve_runtime", lambda run: None)
+    flags = ["--device", "cpu", "--data", str(prepared_path), "--only", "startup", "--repeats", "1"]
+    assert cli.main([*flags, "--out", str(tmp_path / "report")]) == 0
+    rows = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]
+    seconds = rows[0]["details"]["seconds"]
+    assert seconds["start"] == pytest.approx(0.5, abs=0.05)
+    assert seconds["start"] + seconds["first step"] == pytest.approx(rows[0]["value"])
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| first step | 0.50 | 0.50 | 0.50 |\n" in text
+    assert "| compilation | 0.00 | 0.25 | 0.25 |\n" in text
 
 
 @pytest.mark.slow

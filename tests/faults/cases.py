@@ -110,7 +110,7 @@ DISKS = (
     ),
     Case(
         name="full at the pictures",
-        command="fast-train", faults=(full_at(_DRAWS),), status=(0,), lines=2, kept=("out/last.pt",), again=_RESUMED,
+        command="fast-train", faults=(full_at(_DRAWS),), status=(0,), lines=3, kept=("out/last.pt",), again=_RESUMED,
     ),
     Case(
         name="full at the report",

@@ -9,8 +9,10 @@ import sys
 from functools import partial
 
 import pytest
+from torch._inductor import config as inductor
 
 from fast_train.common.startup import quick_imports
+from fast_train.pipeline.engine.compiling import compiled
 from fast_train.pipeline.loaders import LOADERS
 
 _FRESH = """
@@ -94,7 +96,7 @@ def test_where_the_cache_can_hold_no_code_torchs_own_place_serves(tmp_path, cach
 _COMPILED = """
 import torch
 from fast_train.pipeline.engine.compiling import compiled
-print(compiled(lambda: torch.compile(lambda x: x.sin().add(1).sum(1))(torch.ones(8, 8))).tolist()[:2])
+print(compiled(lambda: torch.compile(lambda x: x.sin().add(1).sum(1))(torch.ones(8, 8)), what="f").tolist()[:2])
 """
 
 
@@ -110,6 +112,48 @@ def test_code_that_was_half_compiled_when_a_run_was_killed_is_made_anew(tmp_path
     for library in libraries:
         library.write_bytes(library.read_bytes()[:left])
     assert run().stdout == whole
+
+
+def test_what_was_compiled_before_starts_no_processes_to_compile_in(tmp_path, monkeypatch):
+    """torch.compile starts as many as this setting says, if above 1, and a run waits for them at its end."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    def processes(what):
+        return compiled(lambda: inductor.compile_threads, what=what)
+
+    def fail():
+        raise ValueError("no room")
+
+    with inductor.patch(compile_threads=3):
+        with pytest.raises(ValueError, match="no room"):
+            compiled(fail, what="other code")
+        assert [processes(what) for what in ("code", "code", "other code", "other code")] == [3, 1, 3, 1]
+        assert inductor.compile_threads == 3
+
+
+_HELPERS = """
+import sys
+from pathlib import Path
+from fast_train.pipeline import cli
+assert cli.main(sys.argv[1:]) == 0
+children = " ".join(task.read_text() for task in Path("/proc/self/task").glob("*/children")).split()
+print(sum(b"compile_worker" in Path("/proc", child, "cmdline").read_bytes() for child in children))
+"""
+
+
+@pytest.mark.gpu
+def test_gpu_a_second_run_starts_no_processes_to_compile_in(prepared_path, tmp_path):
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    flags = ["--data", str(prepared_path), "--arch", "resnet8", "--batch-size", "8", "--compile", "--brief"]
+    flags += ["--set", "run.steps=2", "--out"]
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", _HELPERS, *flags, str(tmp_path / name)],
+            capture_output=True, text=True, env=environment, check=True,
+        ).stdout.splitlines()[-1]
+        for name in ("first", "second")
+    ]  # fmt: skip
+    assert found == ["1", "0"]
 
 
 _FFCV = """

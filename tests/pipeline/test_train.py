@@ -271,10 +271,17 @@ def test_it_learns(train):
 
 def test_what_a_run_leaves(train, capsys):
     assert train("--out", "run", pictures=True) == 0
-    assert "on 120 images of shapes; " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "on 120 images of shapes; " in printed
     names = {path.name for path in (train.folder / "run").iterdir()}
     pictures = {"learning-curves.png", "confusion-matrix.png", "class-accuracy.png", "predictions.png"}
-    assert names == pictures | {"config.json", "metrics.jsonl", "tensorboard", "last.pt", "predictions.csv"}
+    texts = {"config.json", "metrics.jsonl", "seconds.json", "predictions.csv"}
+    assert names == pictures | texts | {"tensorboard", "last.pt"}
+    seconds = json.loads((train.folder / "run" / "seconds.json").read_text())
+    assert seconds.keys() >= {"device", "reading", "network", "training", "evaluation", "saving", "pictures"}
+    told = re.search(r"trained for [\d.]+ s; ([\d.]+) s since the command began, of which (\w+) ", printed)
+    assert float(told[1]) == pytest.approx(sum(seconds.values()), abs=0.06)
+    assert told[2] == max(seconds, key=seconds.get)
     saved = json.loads((train.folder / "run" / "config.json").read_text())
     assert saved["config"]["optimizer"]["lr"] == 0.1
     assert saved["config"]["model"]["num_classes"] == 3

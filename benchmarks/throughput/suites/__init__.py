@@ -19,6 +19,7 @@ from fast_train.benchmarks.throughput.records import (
     PreparationDetails,
     RanksDetails,
     RungDetails,
+    StartDetails,
     StepDetails,
 )
 from fast_train.common.cores import usable_cores
@@ -59,7 +60,7 @@ SUITES: dict[str, Suite] = {
     "accuracy": Suite(
         module="accuracy", details=(AccuracyDetails,), flags=("target_accuracy", "runs", "epochs"), quick=False
     ),
-    "startup": Suite(module="startup", quick=False, steps=True),
+    "startup": Suite(module="startup", details=(StartDetails,), quick=False, steps=True),
     "ranks": Suite(module="ranks", details=(RanksDetails,), flags=("ranks",), quick=False, steps=True),
     "preparation": Suite(module="preparation", details=(PreparationDetails,), flags=("prep_dataset",), quick=False),
 }

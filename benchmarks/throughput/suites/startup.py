@@ -11,9 +11,11 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
 from fast_train.benchmarks.instrument.records import Details
+from fast_train.benchmarks.throughput.records import StartDetails
 from fast_train.benchmarks.throughput.suites import ThroughputSettings
 from fast_train.pipeline.engine.runtime import resolve_runtime
 
@@ -25,13 +27,18 @@ _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 def run(bench: Bench[ThroughputSettings]) -> None:
     """Processes in turn. The warm-up round fills the cache of those that find it filled."""
-    cases = [_case(bench, EAGER)]
+    parts: dict[str, list[Mapping[str, float]]] = {EAGER: [], COLD: [], WARM: []}
+    cases = [_case(bench, EAGER, parts[EAGER])]
     try:
         resolve_runtime(dataclasses.replace(bench.config.run, compile=True))
-        cases += [_case(bench, COLD), _case(bench, WARM)]
+        cases += [_case(bench, name, parts[name]) for name in (COLD, WARM)]
     except ValueError as error:
         bench.skip(SUITE, "compiled", str(error))
-    bench.measure(SUITE, "start", cases, repeats=bench.settings.slow_repeats)
+    for row in bench.measure(SUITE, "start", cases, repeats=bench.settings.slow_repeats):
+        # Those of the warm-up come first.
+        kept = parts[row.name][-len(row.repeats) :]
+        seconds = {part: median(taken.get(part, 0.0) for taken in kept) for part in kept[0]}
+        bench.amend(row, StartDetails(seconds=seconds))
 
 
 def package_environment() -> dict[str, str]:
@@ -57,7 +64,8 @@ def run_module(
     return done.stdout
 
 
-def _case(bench: Bench[ThroughputSettings], name: str) -> Measured[Details]:
+def _case(bench: Bench[ThroughputSettings], name: str, parts: list[Mapping[str, float]]) -> Measured[Details]:
+    """parts: gets the seconds of each start by what they went into."""
     compiled = name != EAGER
     run = dataclasses.replace(bench.config.run, compile=compiled, graph=None if compiled else False)
     path = bench.scratch / f"start-{'compiled' if compiled else 'eager'}.json"
@@ -70,6 +78,11 @@ def _case(bench: Bench[ThroughputSettings], name: str) -> Measured[Details]:
         caches = {variable: str(Path(cache, variable)) for variable in _CACHES} if compiled else {}
         began = time.time()
         said = run_module("the process", arguments, timeout=_TIMEOUT, late="no step", environment=caches)
-        return float(json.loads(said.strip().splitlines()[-1])["done_at"]) - began
+        ended, told = time.time(), json.loads(said.strip().splitlines()[-1])
+        seconds, value = told["seconds"], float(told["done_at"]) - began
+        # The process knows only its processor time before it came to our code.
+        start = seconds["start"] + value - sum(seconds.values())
+        parts.append({**seconds, "start": start, "exit": ended - told["done_at"]})
+        return value
 
     return Measured(name=name, run=start, unit="s", better="lower", details=Details())
