@@ -68,7 +68,7 @@ def build_parser() -> Parser:
     add(
         "--dataset",
         default="cifar10",
-        help="cifar10 (default), cifar100, folder:DIR, csv:FILE or synthetic (made-up images)",
+        help="cifar10 (default), cifar100, folder:DIR, csv:FILE, parquet:PATH or synthetic (made-up images)",
     )
     add("--out", metavar="DIR", help="where the set goes (default: data/ and the data set's name)")
     add("--formats", default="packed", metavar="LIST", help="packed (default), ffcv, dali; with commas between")
@@ -88,7 +88,7 @@ def build_parser() -> Parser:
 
 
 def _add_folder_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("folder:DIR, csv:FILE").add_argument
+    add = parser.add_argument_group("folder:DIR, csv:FILE, parquet:PATH").add_argument
     add("--size", type=int, metavar="N", help="store squares of NxN pixels (default: images keep their shapes)")
     add(
         "--shorter-side",

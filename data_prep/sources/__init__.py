@@ -9,13 +9,14 @@ from fast_train.data_prep.formats.base import FormatOptions
 from fast_train.data_prep.sources.base import Chunk, EncodedChunk, Plan, PlanChangedError, Source, SourceOptions
 from fast_train.data_prep.sources.cifar import Cifar10, Cifar100
 from fast_train.data_prep.sources.folder import ImageFolder
+from fast_train.data_prep.sources.shards import ParquetImages
 from fast_train.data_prep.sources.synthetic import Synthetic
 from fast_train.data_prep.sources.table import CsvTable
 
 __all__ = ["SOURCES", "Chunk", "EncodedChunk", "Plan", "PlanChangedError", "Source", "SourceOptions", "build_source"]
 
 SOURCES: dict[str, type[Source]] = {
-    source.kind: source for source in (Cifar10, Cifar100, ImageFolder, CsvTable, Synthetic)
+    source.kind: source for source in (Cifar10, Cifar100, ImageFolder, CsvTable, ParquetImages, Synthetic)
 }
 
 

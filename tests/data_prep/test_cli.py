@@ -71,7 +71,7 @@ def test_default_places(prep, make_folder, tmp_path, monkeypatch):
 def test_unknown_data_sets(prep, dataset):
     result = prep("--dataset", dataset)
     assert result.status == 2
-    assert "choose from cifar10, cifar100, folder:DIR, csv:FILE, synthetic" in result.err
+    assert "choose from cifar10, cifar100, folder:DIR, csv:FILE, parquet:PATH, synthetic" in result.err
 
 
 def test_a_trace_only_with_debug(prep):
