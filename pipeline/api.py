@@ -54,8 +54,9 @@ def prepare(
 ) -> PreparedSet:
     """Make a prepared set, or find it there: what `prep-data` does.
 
-    dataset: ``cifar10``, ``cifar100``, ``folder:DIR`` or ``synthetic``; a Path is a folder of images. out: None for
-    ``data/`` and the set's name. formats: of ``packed``, ``ffcv`` and ``dali``. progress: show it on standard output.
+    dataset: ``cifar10``, ``cifar100``, ``folder:DIR``, ``csv:FILE``, ``parquet:PATH`` or ``synthetic``; a Path is a
+    folder of images. out: None for ``data/`` and the set's name. formats: of ``packed``, ``ffcv`` and ``dali``.
+    progress: show it on standard output.
     Raises PreparedSetError, a ValueError, for what can't be done; nothing that looks like a set is left behind then.
     """
     for name, value, kind in (("options", options, SourceOptions), ("encoding", encoding, FormatOptions)):
