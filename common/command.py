@@ -227,8 +227,17 @@ def _steady(stream: TextIO | None, errors: str) -> TextIO:
     )
 
 
+def lost(stream: TextIO) -> bool | None:
+    """Whether all that is written to a `steady_output` is lost, as on a full disk; None where its reader is gone, and
+    nobody misses it."""
+    error = getattr(getattr(stream, "buffer", None), "error", 0)
+    return None if error in _NO_READER else error != 0
+
+
 class _SteadyFile(io.FileIO):
-    """A file that takes all that is written; from the first error on it is dropped."""
+    """A file that takes all that is written; from the first error on, whose number it keeps, it is dropped."""
+
+    error = 0
 
     def write(self, data: Any) -> int:
         left = memoryview(data)
@@ -241,7 +250,7 @@ class _SteadyFile(io.FileIO):
                 else:
                     left = left[written:]
         except OSError as error:
-            descriptor = self.fileno()
+            descriptor, self.error = self.fileno(), error.errno or 0
             discard(descriptor)
             if descriptor == _STDOUT and error.errno not in _NO_READER:
                 print(f"standard output is dropped: {error.strerror}", file=sys.stderr)

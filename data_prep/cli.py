@@ -20,6 +20,7 @@ examples:
   prep-data                                       CIFAR-10, downloaded, into data/cifar10
   prep-data --source cifar-10-python.tar.gz       the same from a file that is here
   prep-data --dataset folder:photos               your images: photos/CLASS/*.jpg, or photos/train and photos/test
+  prep-data --dataset csv:photos.csv              images that a file lists: columns path, label and, if you like, split
   prep-data --out data/cifar10 --verify           is it still what was written?
 
 exit status: 0 done, 2 bad input, 3 the data could not be downloaded, 129/130/143 stopped by a signal
@@ -47,6 +48,8 @@ class Flags:
     workers: int | None
     background: str | None
     fit: str | None
+    csv_root: str | None
+    csv_columns: str | None
     ffcv_mode: str
     dali_mode: str
     jpeg_quality: int | None
@@ -62,7 +65,11 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--dataset", default="cifar10", help="cifar10 (default), cifar100, folder:DIR or synthetic (made-up images)")
+    add(
+        "--dataset",
+        default="cifar10",
+        help="cifar10 (default), cifar100, folder:DIR, csv:FILE, parquet:PATH or synthetic (made-up images)",
+    )
     add("--out", metavar="DIR", help="where the set goes (default: data/ and the data set's name)")
     add("--formats", default="packed", metavar="LIST", help="packed (default), ffcv, dali; with commas between")
     add("--overwrite", action="store_true", help="replace another set that is there, once the new one is whole")
@@ -75,12 +82,13 @@ def build_parser() -> Parser:
         help="a local archive, a folder of its batches or parquet files, a mirror's http(s) address, or hub",
     )
     _add_folder_flags(parser)
+    _add_csv_flags(parser)
     _add_format_flags(parser)
     return parser
 
 
 def _add_folder_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("folder:DIR").add_argument
+    add = parser.add_argument_group("folder:DIR, csv:FILE, parquet:PATH").add_argument
     add("--size", type=int, metavar="N", help="store squares of NxN pixels (default: images keep their shapes)")
     add(
         "--shorter-side",
@@ -94,13 +102,13 @@ def _add_folder_flags(parser: Parser) -> None:
         "--test-fraction",
         type=float,
         metavar="F",
-        help="fraction kept for testing if DIR has no test/ or val/ (default: 0.2)",
+        help="fraction kept for testing if there is no test or validation split (default: 0.2)",
     )
     add(
         "--val-fraction",
         type=float,
         metavar="F",
-        help="fraction of the training images kept for validation if DIR has no val/; of CIFAR too (default: none)",
+        help="fraction of the training images kept for validation if there is none; of CIFAR too (default: none)",
     )
     add("--split-seed", type=int, metavar="N", help="seed of these two draws (default: 0)")
     add("--skip-bad", action="store_true", help="leave out files that are not readable images")
@@ -116,6 +124,16 @@ def _add_folder_flags(parser: Parser) -> None:
         metavar="HOW",
         help="with --size, how images of another shape are stored: crop (default: scaled to cover, cropped at the "
         "centre), pad (scaled to lie within, on the background), or stretch",
+    )
+
+
+def _add_csv_flags(parser: Parser) -> None:
+    add = parser.add_argument_group("csv:FILE").add_argument
+    add("--csv-root", metavar="DIR", help="where relative paths begin (default: the folder of FILE)")
+    add(
+        "--csv-columns",
+        metavar="LIST",
+        help="path=NAME,label=NAME,split=NAME, or some of these (default: by their usual names); split= takes none",
     )
 
 

@@ -69,7 +69,7 @@ class Manifest:
 
     ``shape`` is (H, W, C), or says what there is to know of images that each have their own; ``counts`` gives, per
     split, the number of images of each class; ``mean`` and ``std`` are per channel, of the training split, in units of
-    1 = byte 255; ``source`` has ``kind`` (cifar10, cifar100, folder, synthetic) and what else identifies where the
+    1 = byte 255; ``source`` has ``kind`` (cifar10, folder ..., as ``--dataset``) and what else identifies where the
     images came from. ``encodings`` says, per format, how its files store the images: ``mode`` is ``raw`` where they
     hold the bytes as they came, ``encoded`` where they hold JPEG and PNG files. ``files`` hold images; ``name_files``
     say from which files those of a split came, where they came from files (`data_prep.names`). ``pixels`` gives, per
@@ -301,9 +301,9 @@ class PreparedSet:
 
     @property
     def source_name(self) -> str:
-        """What the images are called: the dataset, or for a folder of images the set's own folder."""
+        """What the images are called: the dataset, or for the user's own images the set's folder."""
         kind: str = self.manifest.source["kind"]
-        return self.root.resolve().name if kind == "folder" else kind
+        return self.root.resolve().name if kind in ("folder", "csv", "parquet") else kind
 
     @property
     def evaluated_split(self) -> str:

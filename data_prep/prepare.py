@@ -30,6 +30,7 @@ from fast_train.data_prep.manifest import (
 )
 from fast_train.data_prep.names import NAMES, encode_names
 from fast_train.data_prep.sources import (
+    SOURCES,
     Chunk,
     EncodedChunk,
     Plan,
@@ -67,8 +68,9 @@ class Request:
             value = getattr(self.options, name)
             if value is not None and value < 1:
                 raise PreparedSetError(f"--{name} {value} is not 1 or more")
-        # Of a folder's images it shows only later whether they keep their shapes.
-        later = self.dataset.startswith(f"{ImageFolder.kind}:") and self.options.size is None
+        # Of a user's own images it shows only later whether they keep their shapes.
+        own = issubclass(SOURCES.get(self.dataset.partition(":")[0], Source), ImageFolder)
+        later = own and self.options.size is None
         self.encoding.check(self.formats, ragged=None if later else False)
 
     def encodings(self, *, ragged: bool) -> dict[str, dict[str, Any]]:
@@ -168,7 +170,8 @@ def _place(request: Request, source: Source) -> Path:
     if ".." in place.parts:
         # A folder that such a path goes through may not be there yet.
         place = Path(os.path.realpath(place))
-    if isinstance(source, ImageFolder) and Path(os.path.realpath(place)).is_relative_to(source.root):
+    # A folder is listed; of what lies beside a list of files nothing is.
+    if type(source) is ImageFolder and Path(os.path.realpath(place)).is_relative_to(source.root):
         raise PreparedSetError(f"--out {show(place)} lies in the image folder {show(source.root)}; name another place")
     return place
 
@@ -211,7 +214,7 @@ def _differences(manifest: Manifest, request: Request, source: Source) -> list[s
     if there["kind"] != asked["kind"]:
         return [f"of {there['kind']}, not {asked['kind']}"]
     differences = [
-        "the files in the folder have changed"
+        f"the files in the {source.kind} have changed"
         if key == "listing"
         else f"{key} {_text(there.get(key))}, not {_text(value)}"
         for key, value in asked.items()

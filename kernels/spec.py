@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 MAX_PAD = 8
@@ -14,7 +15,14 @@ FlipMode = Literal["random", "alternating"]
 MID_GREY = 128
 
 
+def _check_numbers(spec: AugmentSpec | CropChanges, *names: str) -> None:
+    for name in names:
+        if not isinstance(getattr(spec, name), Real):
+            raise ValueError(f"{name} is {getattr(spec, name)!r}; it must be a number")
+
+
 def _check_parts(section: str, spec: AugmentSpec | CropChanges, *names: str) -> None:
+    _check_numbers(spec, *names)
     for name in names:
         if not 0 <= getattr(spec, name) <= 1:
             raise ValueError(f"{section}.{name} {getattr(spec, name)} is out of range; give a number from 0 to 1")
@@ -43,6 +51,7 @@ class AugmentSpec:
     """Multiply the distance from mid-grey, the byte 128, by a factor uniform in 1 - x to 1 + x; 0 to 1."""
 
     def __post_init__(self) -> None:
+        _check_numbers(self, "pad", "cutout")
         if not 0 <= self.pad <= MAX_PAD:
             raise ValueError(f"pad {self.pad} is out of range; give 0 to {MAX_PAD} pixels")
         for what, mode, modes in (("pad", self.pad_mode, PadMode), ("flip", self.flip_mode, FlipMode)):
@@ -98,6 +107,7 @@ class CropChanges:
             raise ValueError(f"crop scale {self.scale} is no range of parts of an area; give two numbers up to 1")
         if not _is_range(self.ratio, 1 / 64, 64):
             raise ValueError(f"crop ratio {self.ratio} is no range of 1/64 to 64; give two numbers")
+        _check_numbers(self, "centre")
         if not 1 / UNIT <= self.centre <= 1:
             raise ValueError(f"centre {self.centre} is no part of a side; give a number above 0, up to 1")
         _check_parts("crop", self, "brightness", "contrast", "saturation", "erase")
@@ -120,6 +130,7 @@ class CropSpec(CropChanges):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_numbers(self, "size")
         if not 1 <= self.size <= MAX_OUTPUT:
             raise ValueError(f"crop size {self.size} is out of range; give 1 to {MAX_OUTPUT} pixels")
 

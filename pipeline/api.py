@@ -13,6 +13,7 @@ import torch
 
 from fast_train.common.console import Display, PlainConsole
 from fast_train.common.files import user_path
+from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.formats import FormatOptions
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.data_prep.prepare import Request
@@ -29,8 +30,10 @@ from fast_train.pipeline.engine.listener import Listener
 from fast_train.pipeline.engine.runtime import resolve_device
 from fast_train.pipeline.errors import ConfigError, check_name
 from fast_train.pipeline.loaders import Loader, build_loader
+from fast_train.pipeline.paths import of_export
 from fast_train.pipeline.ranks import current, joined
 from fast_train.pipeline.report.progress import Terminal
+from fast_train.pipeline.run import export as exporting
 from fast_train.pipeline.run import session
 from fast_train.pipeline.run.plan import plan_evaluation, plan_training
 from fast_train.pipeline.run.predict import TrainedModel
@@ -51,10 +54,14 @@ def prepare(
 ) -> PreparedSet:
     """Make a prepared set, or find it there: what `prep-data` does.
 
-    dataset: ``cifar10``, ``cifar100``, ``folder:DIR`` or ``synthetic``; a Path is a folder of images. out: None for
-    ``data/`` and the set's name. formats: of ``packed``, ``ffcv`` and ``dali``. progress: show it on standard output.
+    dataset: ``cifar10``, ``cifar100``, ``folder:DIR``, ``csv:FILE``, ``parquet:PATH`` or ``synthetic``; a Path is a
+    folder of images. out: None for ``data/`` and the set's name. formats: of ``packed``, ``ffcv`` and ``dali``.
+    progress: show it on standard output.
     Raises PreparedSetError, a ValueError, for what can't be done; nothing that looks like a set is left behind then.
     """
+    for name, value, kind in (("options", options, SourceOptions), ("encoding", encoding, FormatOptions)):
+        if not isinstance(value, kind | None):
+            raise PreparedSetError(f"{name} is {value!r}; give {kind.__name__}(...), of {kind.__module__}")
     request = Request(
         dataset=dataset if isinstance(dataset, str) else f"folder:{dataset}",
         out=None if out is None else _path(out),
@@ -160,6 +167,8 @@ def train(
     for name, value in (("recipe", recipe), ("out", out), ("resume", resume), ("weights", weights)):
         if value is not None and not (isinstance(value, (str, Path)) and str(value)):
             raise ConfigError(f"{name} is {value!r}; give it a name or a path, or leave it out")
+    if not isinstance(listeners, Sequence) or not all(isinstance(listener, Listener) for listener in listeners):
+        raise ConfigError(f"listeners is {listeners!r}; give a list of Listeners, such as [Speed()]")
     if stop_after is not None and not (isinstance(stop_after, int) and stop_after >= 1):
         raise ConfigError(f"stop_after is {stop_after!r}, which is no epoch; give 1 or more")
     nested = _nested(given, data)
@@ -214,6 +223,18 @@ def load_model(run: PathLike, *, device: torch.device | str = "auto") -> Trained
     return TrainedModel(_load(run), device=str(device))
 
 
+def export(
+    run: PathLike, *, to: str = "onnx", out: PathLike | None = None, overwrite: bool = False
+) -> exporting.Exported:
+    """Write the network of a run's folder or a checkpoint as a file for other programs, as `fast-export` does.
+
+    to: ``onnx`` or ``pt2``, uint8 [N, H, W, C] to logits float32 [N, K], or ``weights``, a safetensors file. out: the
+    file; None for one beside the checkpoint. Raises ConfigError for what can't be done; nothing is left behind then.
+    """
+    path = of_export(_path(run), to, None if out is None else _path(out), overwrite=overwrite)
+    return exporting.export(_load(run), to, path)
+
+
 def _load(run: PathLike) -> Saved:
     saved = load(_path(run))
     for note in saved.notes:
@@ -222,6 +243,8 @@ def _load(run: PathLike) -> Saved:
 
 
 def _path(given: PathLike) -> Path:
+    if not isinstance(given, (str, os.PathLike)):
+        raise ConfigError(f"{given!r} is no path; give a text or a Path")
     return user_path(os.fspath(given))
 
 

@@ -41,6 +41,8 @@ def check_name(what: str, name: str, known: Iterable[str]) -> None:
     if name in names:
         return
     squeezed = {_squeeze(k): k for k in names}
+    # A caller in Python may give anything.
+    name = str(name)
     wanted = _squeeze(name)
     near = [wanted] if wanted in squeezed else difflib.get_close_matches(wanted, squeezed, n=3)
     if near:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from fast_train.common.text import is_plain, one_line, show
-from fast_train.pipeline.errors import ConfigError
+from fast_train.pipeline.errors import ConfigError, check_name
 
 CONFIG, METRICS, CHECKPOINT, BEST = "config.json", "metrics.jsonl", "last.pt", "best.pt"
 #: Where the time of the last command that trained went: seconds by name.
 SECONDS = "seconds.json"
 #: The folder, in a run's, of the checkpoints that are kept beside the last and the best one.
 KEPT = "checkpoints"
+#: What `fast-export` makes of a network, and how the name of such a file ends.
+EXPORTS = {"onnx": ".onnx", "pt2": ".pt2", "weights": ".safetensors"}
 _OF_STEP = re.compile(r"step-(\d+)\.pt")
 
 
@@ -62,6 +65,25 @@ def check_given(checkpoint: Path) -> None:
             raise ConfigError(f"{show(checkpoint)} holds no checkpoint; give the folder of a run that saved one")
     elif not checkpoint.is_file():
         raise ConfigError(f"no checkpoint at {show(checkpoint)}; give a run's folder, or a .pt file that it holds")
+
+
+def of_export(run: Path, to: str, out: Path | None, *, overwrite: bool) -> Path:
+    """Where the network of a run's folder or a checkpoint is exported to: ``out``, by default beside the checkpoint.
+    ConfigError where there is no checkpoint, ``to`` is none of `EXPORTS` or needs what is not installed, and where the
+    file can't be written or is there already."""
+    check_name("format", to, EXPORTS)
+    check_given(run)
+    missing = [name for name in ("onnx", "onnxscript") if to == "onnx" and importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"--to onnx needs {' and '.join(missing)}; pip install 'fast-train[onnx]', or give --to pt2")
+    beside = run / f"{run.resolve().name}.pt" if run.is_dir() else run
+    path = out or beside.with_name(f"{beside.name.removesuffix('.pt')}{EXPORTS[to]}")
+    if path.is_dir():
+        raise ConfigError(f"{show(path)} is a folder; give a file as --out")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{show(path)} is there already; add --overwrite, or give another --out")
+    check_writable(path.parent)
+    return path
 
 
 def check_new(folder: Path) -> None:

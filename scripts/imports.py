@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pipeline.engine",),
     ("pipeline.report", "pipeline.run"),
     ("pipeline.flags",),
-    ("pipeline.commands", "pipeline.cli", "pipeline.api"),
+    ("pipeline.commands", "pipeline.cli", "pipeline.predict_cli", "pipeline.export_cli", "pipeline.api"),
     ("benchmarks.instrument", "benchmarks.peers"),
     ("benchmarks.present",),
     ("benchmarks.throughput", "benchmarks.studies", "benchmarks.lab"),

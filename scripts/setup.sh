@@ -177,4 +177,4 @@ if [ "$stage" = test ]; then
     install_ffcv
     touch .venv/.test
 fi
-say "ready: prep-data, fast-train, bench-throughput and bench-study are in .venv/bin; source .venv/bin/activate finds them"
+say "ready: prep-data, fast-train, fast-predict, fast-export, bench-throughput and bench-study are in .venv/bin; source .venv/bin/activate finds them"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prepare data and train on them: `make train`.
-#   DATA        what to train on: cifar10 (default), cifar100, folder:DIR, synthetic
+#   DATA        what to train on: cifar10 (default), cifar100, folder:DIR, csv:FILE, parquet:PATH, synthetic
 #   SOURCE      where CIFAR comes from, if not from its own host: an archive, a folder of its batches, an address
 #   PREP_ARGS   more flags for prep-data, such as --skip-bad or --size 96
 #   ARGS        more flags for fast-train
@@ -16,6 +16,9 @@ case $dataset in
         folder=${dataset#folder:}
         # With a slash, a folder called - is no word of cd's.
         name=$(basename -- "$(cd -P -- "$folder/" 2>/dev/null && pwd || printf '%s' "$folder")") ;;
+    csv:?* | parquet:?*)
+        name=$(basename -- "${dataset#*:}")
+        case $dataset in csv:*) name=${name%.*} ;; *) name=${name%.parquet} ;; esac ;;
     *) name=$dataset ;;
 esac
 if [ "$name" = / ]; then

@@ -19,10 +19,18 @@ SOURCES = ROOT / "src" / "fast_train"
 MODULES = {
     "prep-data": "data_prep.cli",
     "fast-train": "pipeline.cli",
+    "fast-predict": "pipeline.predict_cli",
+    "fast-export": "pipeline.export_cli",
     "bench-throughput": "benchmarks.throughput.cli",
     "bench-study": "benchmarks.studies.cli",
 }
 COMMANDS = tuple(MODULES)
+# Arguments that a command does not go without.
+_NEEDED = {
+    "bench-study": ["augmentation"],
+    "fast-predict": [".", "x.png"],
+    "fast-export": [str(ROOT / "README.md"), "--to", "weights", "--out", "x"],
+}
 _BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 _STAND_IN = """
 [build-system]
@@ -158,7 +166,8 @@ class Finder:
 sys.meta_path.insert(0, Finder())
 from fast_train import scripts
 sys.exit(scripts.{name.replace("-", "_")}())"""
-    result = _run(sys.executable, "-c", code, *(["augmentation"] if name == "bench-study" else []), cwd=tmp_path)
+    (tmp_path / "last.pt").touch()
+    result = _run(sys.executable, "-c", code, *_NEEDED.get(name, []), cwd=tmp_path)
     assert result.returncode == status, result.stderr
     assert result.stderr.startswith(says.format(name=name))
     assert len(result.stderr.splitlines()) == bool(says)

@@ -85,6 +85,14 @@ def test_a_set_is_called_by_its_folder(train, tmp_path, folder, name):
     assert calls[0] == f"prep-data --dataset folder:{folder} --out data/{name.format(here=tmp_path.name)}"
 
 
+@pytest.mark.parametrize(
+    "dataset, name",
+    [("csv:lists/my.photos.csv", "my.photos"), ("parquet:hub/v1.0", "v1.0"), ("parquet:x.parquet", "x")],
+)
+def test_a_set_is_called_by_its_file(train, dataset, name):
+    assert train(DATA=dataset)[1][0] == f"prep-data --dataset {dataset} --out data/{name}"
+
+
 def test_a_folder_without_a_name_is_refused(train):
     assert train(DATA="folder:/")[:2] == (2, [])
 

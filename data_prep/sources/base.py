@@ -50,7 +50,8 @@ class SourceOptions:
     becomes a validation split. ``skip_bad``: leave out files that are not images. ``workers``: processes that decode.
     ``background``: a colour's name, or ``R,G,B``, behind transparent images and beside padded ones. ``fit``: how images
     are brought to the square, of ``images.FITS``. ``shorter_side``, in pixels, and ``store``, of ``keep.STORES``: how
-    images that keep their own shapes are stored.
+    images that keep their own shapes are stored. ``csv_root``: where the paths in a CSV file begin;
+    ``csv_columns``: what its columns are called, as ``path=NAME,label=NAME,split=NAME``.
     """
 
     source: str | None = None
@@ -64,6 +65,8 @@ class SourceOptions:
     workers: int | None = None
     background: str | None = None
     fit: str | None = None
+    csv_root: str | None = None
+    csv_columns: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,8 @@ class Source(ABC):
     """
 
     kind: ClassVar[str]
+    #: What follows the kind and a colon, in words for the user; empty: nothing does.
+    takes: ClassVar[str] = ""
     #: Which of the options that a user may leave out mean something here.
     accepts: ClassVar[frozenset[str]] = frozenset()
 

@@ -78,10 +78,12 @@ class _Cifar(Source):
             archive = self.files.archive
             address = source if _is_archive(source) else f"{source.rstrip('/')}/{archive.name}"
             return read_archive(self._fetch((address,), archive, scratch), self.files)
-        reader = self._reader(user_path(source))
+        place = user_path(source)
+        reader = self._reader(place)
         if reader is None:
+            fault = f"holds no {self.files.title}" if place.exists() else "is not there"
             raise PreparedSetError(
-                f"--source {show(source)} holds no {self.files.title}: it must be {self.files.archive.name}, a folder "
+                f"--source {show(source)} {fault}: it must be {self.files.archive.name}, a folder "
                 f"with {self.files.folder} or the hub's parquet files, '{_HUB}', or an http(s) address of the archive"
             )
         return reader()

@@ -48,7 +48,7 @@ class ImageFolder(Source):
     """``folder:DIR``: DIR/train/CLASS/** with DIR/val/CLASS/** or DIR/test/CLASS/** or both, or DIR/CLASS/**, split
     here."""
 
-    kind = "folder"
+    kind, takes = "folder", "DIR"
     accepts = frozenset(
         {"size", "test_fraction", "val_fraction", "split_seed", "skip_bad", "workers", "background", "fit"}
         | {"shorter_side", "store"}
@@ -56,7 +56,8 @@ class ImageFolder(Source):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.root = Path(os.path.realpath(user_path(self.argument)))
+        #: What the user named, and where the paths of the files begin.
+        self.place = self.root = Path(os.path.realpath(user_path(self.argument)))
         self._seed = self.options.split_seed or 0
         colour = self.options.background
         self._background = _DEFAULT_BACKGROUND if colour is None else _colour(colour)
@@ -93,13 +94,16 @@ class ImageFolder(Source):
 
     @property
     def default_name(self) -> str:
-        return self.root.name
+        return self.place.name
 
     @property
     def listing(self) -> Listing:
         if self._listing is None:
-            self._listing = list_folder(self.root)
+            self._listing = self._list()
         return self._listing
+
+    def _list(self) -> Listing:
+        return list_folder(self.root)
 
     def identity(self) -> dict[str, Any]:
         fractions = self._fractions()
@@ -151,7 +155,7 @@ class ImageFolder(Source):
         splits = [split for split in SPLITS if split in self.listing.splits or split in self._fractions()]
         for split in splits:
             if not counts[split]:
-                raise PreparedSetError(f"no image of {show(self.root)} is left for the {split} split; add images")
+                raise PreparedSetError(f"no image of {show(self.place)} is left for the {split} split; add images")
         self._announce_plan()
         ragged = isinstance(self._shape, RaggedShapes)
         return Plan(
@@ -205,7 +209,7 @@ class ImageFolder(Source):
         self._announce_content()
         ragged = isinstance(self._shape, RaggedShapes)
         return {
-            "path": show(self.root),
+            "path": show(self.place),
             "skipped": len(self._bad),
             "resized": self._resized,
             "transparent": self._transparent,
@@ -255,16 +259,16 @@ class ImageFolder(Source):
 
     def _announce(self) -> None:
         listing = self.listing
-        self.display.say(f"{show(self.root)}: {_files(len(listing.files))} in {len(listing.classes)} classes")
+        self.display.say(f"{show(self.place)}: {_files(len(listing.files))} in {len(listing.classes)} classes")
         for note in listing.notes:
             self.display.say(note)
         fractions, options = self._fractions(), self.options
         given = {"--test-fraction": options.test_fraction, "--val-fraction": options.val_fraction}
         for split, flag in (("test", "--test-fraction"), ("validation", "--val-fraction")):
             if given[flag] is not None and split not in fractions:
-                self.display.say(f"the folder has its own {split} split: {flag} is not used")
+                self.display.say(f"the {self.kind} has its own {split} split: {flag} is not used")
         if options.split_seed is not None and not fractions:
-            self.display.say("the folder has its own splits: --split-seed is not used")
+            self.display.say(f"the {self.kind} has its own splits: --split-seed is not used")
 
     def _scan(self) -> None:
         """Find out the size of every image, and the files that are none."""
@@ -411,7 +415,7 @@ class ImageFolder(Source):
         total = len(self.listing.files) + len(self.listing.stray)
         name, reason = self._bad[0]
         raise BadFilesError(
-            f"{len(self._bad):,} of {_files(total)} in {show(self.root)} can't be read as images, the first is "
+            f"{len(self._bad):,} of {_files(total)} in {show(self.place)} can't be read as images, the first is "
             f"{show(name)} ({reason}); remove them, or leave them out with --skip-bad",
             self._bad,
         )

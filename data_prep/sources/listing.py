@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import unicodedata
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from fast_train.common.text import is_plain, show, show_path
 from fast_train.data_prep.errors import PreparedSetError
 
 # What splits are usually called, in any case.
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation"),
     "test": ("test", "testing"),
@@ -71,21 +72,34 @@ def list_folder(root: Path) -> Listing:
     by_split = {split: _classes_of(tree, folder) for split, folder in splits.items()}
     _check_classes(tree, by_split, splits)
     listing.classes, listing.splits = tuple(sorted(by_split["train"])), tuple(splits)
-    listing.notes += _same_looks(listing.classes)
+    listing.notes += same_looks(listing.classes)
     for split, classes in by_split.items():
         listing.stray += tree.beside(splits[split])
         for class_name, names in sorted(classes.items()):
             listing.files.extend(ImageFile(name, class_name, split) for name in names)
     if tree.hidden:
         listing.notes.append(f"ignored hidden files and what systems leave: {tree.hidden:,}")
-    _look_at_files(listing)
+    look_at_files(listing)
     return listing
+
+
+def files_below(root: Path) -> list[str]:
+    """The files of a folder at any depth, by their paths below it: those that `list_folder` would take, whatever
+    folders they lie in. In natural order, ``img2`` before ``img10``. PreparedSetError: a folder can't be read."""
+    return sorted(_Tree(root).files([""], set()), key=_natural)
+
+
+def _natural(path: str) -> tuple[list[list[str | int]], str]:
+    """A key to sort by: the numbers in each folder's or file's name count as numbers."""
+    parts = (re.split("([0-9]+)", part) for part in path.split("/"))
+    # Text and numbers take turns.
+    return [[int(text) if place % 2 else text for place, text in enumerate(part)] for part in parts], path
 
 
 def _choose_splits(tree: _Tree, notes: list[str]) -> dict[str, str]:
     """The folder of each split; that of train is "" where the classes lie in the root itself."""
     tops = tree.folders("")
-    found = {role: [top for top in tops if top.lower() in names] for role, names in _SPLIT_NAMES.items()}
+    found = {role: [top for top in tops if top.lower() in names] for role, names in SPLIT_NAMES.items()}
     for names in found.values():
         if len(names) > 1:
             raise PreparedSetError(f"{show(tree.root)} has both {names[0]}/ and {names[1]}/; keep one of them")
@@ -98,9 +112,9 @@ def _choose_splits(tree: _Tree, notes: list[str]) -> dict[str, str]:
             )
         return {"train": ""}
     splits = {"train": found["train"][0]}
-    known = set(map(_normal, tree.folders(splits["train"])))
+    known = set(map(normal, tree.folders(splits["train"])))
     with_classes = [folder for folder in held_out if tree.folders(folder)]
-    labelled = [folder for folder in with_classes if known.intersection(map(_normal, tree.folders(folder)))]
+    labelled = [folder for folder in with_classes if known.intersection(map(normal, tree.folders(folder)))]
     for folder in held_out:
         if folder not in with_classes:
             notes.append(f"{folder}/ holds no class folders, so its images have no labels")
@@ -118,11 +132,11 @@ def _classes_of(tree: _Tree, folder: str) -> dict[str, list[str]]:
     above = {tree.key(""), tree.key(folder)}
     folders: dict[str, list[str]] = {}
     for name in tree.folders(folder):
-        folders.setdefault(_normal(name), []).append(_join(folder, name))
+        folders.setdefault(normal(name), []).append(_join(folder, name))
     return {name: sorted(tree.files(parts, above)) for name, parts in folders.items()}
 
 
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
     """The name in Unicode's form NFC; macOS writes é as e and an accent, most others as one sign."""
     return unicodedata.normalize("NFC", name)
 
@@ -132,7 +146,7 @@ def _look(name: str) -> str:
     return " ".join("".join(c for c in name if c.isprintable() or c.isspace()).split())
 
 
-def _same_looks(classes: tuple[str, ...]) -> list[str]:
+def same_looks(classes: tuple[str, ...]) -> list[str]:
     """A note for each class that looks like another one."""
     first: dict[str, str] = {}
     pairs = [(first.setdefault(_look(name), name), name) for name in classes]
@@ -166,7 +180,7 @@ def _check_level(tree: _Tree, folder: str) -> None:
     """PreparedSetError where the folders right below can't be the classes: only one, or the same few in each."""
     place, names = tree.root / folder, tree.folders(folder)
     below = [_join(folder, name) for name in names]
-    if len(set(map(_normal, names))) < 2:
+    if len(set(map(normal, names))) < 2:
         inner = below[0]
         while len(tree.folders(inner)) == 1 and not tree.beside(inner):
             inner = _join(inner, tree.folders(inner)[0])
@@ -174,7 +188,7 @@ def _check_level(tree: _Tree, folder: str) -> None:
         if len(tree.folders(inner)) > 1:
             wrapped = show(shlex.quote(f"folder:{show_path(tree.root / inner)}"))
             hint = f"move up the folders of {show(inner)}/" if folder else f"did you mean --dataset {wrapped}?"
-        raise PreparedSetError(f"{show(place)} holds the single class '{_normal(names[0])}'; {hint}")
+        raise PreparedSetError(f"{show(place)} holds the single class '{normal(names[0])}'; {hint}")
     inside = [set(tree.folders(path)) for path in below]
     shared = set.intersection(*inside)
     # In many classes, folders of the same names are views of a thing, say; splits are two or three.
@@ -252,7 +266,7 @@ def _join(below: str, name: str) -> str:
     return f"{below}/{name}" if below else name
 
 
-def _look_at_files(listing: Listing) -> None:
+def look_at_files(listing: Listing) -> None:
     """Fill in ``digest`` and ``again``."""
     digest = hashlib.sha256()
     first: dict[_Key, str] = {}

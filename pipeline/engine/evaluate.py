@@ -87,7 +87,7 @@ def evaluate(
     model.eval()
     try:
         for batch in loader.feed():
-            found.put(batch.indices, batch.targets(), _predict(model, augmenter(batch), amp, tta, tta_share))
+            found.put(batch.indices, batch.targets(), log_probabilities(model, augmenter(batch), amp, tta, tta_share))
             if stopped():
                 break
     finally:
@@ -145,10 +145,10 @@ def _check_delivered(times: Tensor, loader: Loader) -> None:
         )
 
 
-def _predict(
-    model: nn.Module, images: Tensor, amp: torch.dtype | None, tta: TestTimeAugmentation, tta_share: float
+def log_probabilities(
+    model: nn.Module, images: Tensor, amp: torch.dtype | None, tta: TestTimeAugmentation, tta_share: float = 1.0
 ) -> Tensor:
-    """images: [N, C, H, W]. Log-probabilities, float32 [N, K]."""
+    """Log-probabilities, float32 [N, K], of images [N, C, H, W]. amp, tta, tta_share: as of `evaluate`."""
     check_tta(tta, *images.shape[2:])
 
     def predict(view: Tensor) -> Tensor:

@@ -27,18 +27,27 @@ def write_predictions(folder: Path, evaluation: Evaluation, prepared: PreparedSe
     No text begins as a formula does: such a path is written as ``./path``, such a class with a ``'`` in front. Bytes of
     a name that are not text are escaped.
     """
-    classes = [f"'{name}" if name.startswith(_FORMULA) else name for name in prepared.manifest.classes]
+    classes = list(map(class_cell, prepared.manifest.classes))
     names = prepared.names(evaluation.split) or [""] * len(evaluation.labels)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["index", "file", "true", "predicted", "confidence"])
     for i, (true, predicted) in enumerate(zip(evaluation.labels, evaluation.predictions, strict=True)):
-        file = f"./{names[i]}" if names[i].startswith(_FORMULA) else names[i]
-        rows.writerow([i, file, classes[true], classes[predicted], f"{evaluation.confidences[i]:.6f}"])
+        rows.writerow([i, file_cell(names[i]), classes[true], classes[predicted], f"{evaluation.confidences[i]:.6f}"])
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / PREDICTIONS) as binary:
-        binary.write(text.getvalue().encode(errors="backslashreplace"))
+        binary.write(text.getvalue().encode())
     return folder / PREDICTIONS
+
+
+def class_cell(name: str) -> str:
+    """A class's name as a table has it (`write_predictions`)."""
+    return f"'{name}" if name.startswith(_FORMULA) else name
+
+
+def file_cell(name: str) -> str:
+    """The same of a file's path."""
+    return (f"./{name}" if name.startswith(_FORMULA) else name).encode(errors="backslashreplace").decode()
 
 
 def print_mistakes(console: Console, evaluation: Evaluation, prepared: PreparedSet) -> None:

@@ -1,7 +1,8 @@
 """Train image classifiers fast. What is public stands here; importing it imports no torch.
 
-The commands, in Python: `prepare` a set, `train`, `evaluate`, `load_model` and predict. Its pieces for a loop of your
-own: `open_set`, `make_loader`, `Augmenter` and `CropAugmenter`, `build_model`. Each is shown in docs/library.md.
+The commands, in Python: `prepare` a set, `train`, `evaluate`, `load_model` and predict, `export`. Its pieces for a loop
+of your own: `open_set`, `make_loader`, `Augmenter` and `CropAugmenter`, `build_model`. Each is shown in
+docs/library.md.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from fast_train.kernels.spec import CropSpec as CropSpec
     from fast_train.pipeline.api import build_model as build_model
     from fast_train.pipeline.api import evaluate as evaluate
+    from fast_train.pipeline.api import export as export
     from fast_train.pipeline.api import load_model as load_model
     from fast_train.pipeline.api import make_loader as make_loader
     from fast_train.pipeline.api import open_set as open_set
@@ -33,6 +35,7 @@ _HOMES = {
     "Listener": "pipeline.engine.listener",
     "build_model": "pipeline.api",
     "evaluate": "pipeline.api",
+    "export": "pipeline.api",
     "load_model": "pipeline.api",
     "make_loader": "pipeline.api",
     "open_set": "pipeline.api",

@@ -18,6 +18,14 @@ def fast_train() -> int:
     return _run("pipeline.cli")
 
 
+def fast_predict() -> int:
+    return _run("pipeline.predict_cli")
+
+
+def fast_export() -> int:
+    return _run("pipeline.export_cli")
+
+
 def bench_throughput() -> int:
     return _run("benchmarks.throughput.cli")
 

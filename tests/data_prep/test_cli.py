@@ -67,11 +67,11 @@ def test_default_places(prep, make_folder, tmp_path, monkeypatch):
     assert prep("--dataset", "folder:.", "--out", tmp_path / "data" / name).status == 0
 
 
-@pytest.mark.parametrize("dataset", ["mnist", "folder", "folder:", "cifar10:x", ""])
+@pytest.mark.parametrize("dataset", ["mnist", "folder", "folder:", "csv", "csv:", "cifar10:x", ""])
 def test_unknown_data_sets(prep, dataset):
     result = prep("--dataset", dataset)
     assert result.status == 2
-    assert "choose from cifar10, cifar100, folder:DIR, synthetic" in result.err
+    assert "choose from cifar10, cifar100, folder:DIR, csv:FILE, parquet:PATH, synthetic" in result.err
 
 
 def test_a_trace_only_with_debug(prep):

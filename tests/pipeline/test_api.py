@@ -145,8 +145,11 @@ def test_an_augmenter_takes_the_name_of_a_device(prepared):
 def test_pieces_refuse_names_that_they_do_not_know(prepared):
     with pytest.raises(ValueError, match="unknown fusion 'nrom'; did you mean 'norm'"):
         fast_train.build_model("resnet8", fuse="nrom")
-    with pytest.raises(ValueError, match="unknown normalisation"):
-        fast_train.Augmenter(prepared.manifest, fast_train.AugmentSpec(), normalise="x", dtype=None, device=None)
+    for normalise in ("x", None):
+        with pytest.raises(ValueError, match=f"unknown normalisation '{normalise}'"):
+            fast_train.Augmenter(
+                prepared.manifest, fast_train.AugmentSpec(), normalise=normalise, dtype=None, device=None
+            )
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
         fast_train.make_loader(prepared, batch_size=8, device="gpu")
     with pytest.raises(ValueError, match="batch_size is '8'; give a whole number"):

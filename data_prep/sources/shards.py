@@ -1,0 +1,192 @@
+"""Images in parquet files of Hugging Face's form: a column of encoded images, one of labels, a file or more a split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fast_train.common.files import user_path
+from fast_train.common.text import is_plain, one_line, show
+from fast_train.data_prep.errors import PreparedSetError
+from fast_train.data_prep.sources.base import SPLITS, Plan
+from fast_train.data_prep.sources.folder import ImageFolder
+from fast_train.data_prep.sources.listing import SPLIT_NAMES, ImageFile, Listing, normal, same_looks
+from fast_train.data_prep.sources.parquet import check_pyarrow
+from fast_train.data_prep.staging import check_free_disk
+
+_IMAGES, _LABELS = ("image", "img"), ("label", "fine_label")
+_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+_ENCODED = re.compile(r"struct<(.*, )?bytes: (large_)?binary[,>]")
+_BATCH = 64
+
+
+class ParquetImages(ImageFolder):
+    """``parquet:PATH``: a file, or all ``*.parquet`` below a folder. The images are unpacked beside the set that is
+    made, and from there on are files of a folder. They keep the order of the rows, and are called by their parquet file
+    and row, counted from 0."""
+
+    kind, takes = "parquet", "PATH"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.place = Path(os.path.abspath(user_path(self.argument)))
+        self._shards: list[_Shard] = []
+
+    @property
+    def default_name(self) -> str:
+        return self.place.name.removesuffix(".parquet")
+
+    def _list(self) -> Listing:
+        check_pyarrow()
+        self._shards = _find(self.place)
+        return _list_shards(self.place, self._shards)
+
+    def plan(self, scratch: Path) -> Plan:
+        # What is planned anew is unpacked already.
+        if self._pool is None:
+            self.root = scratch
+            self._unpack(self.listing)
+        return super().plan(scratch)
+
+    def _unpack(self, listing: Listing) -> None:
+        check_free_disk(self.root, sum(shard.path.stat().st_size for shard in self._shards), "unpacking the images")
+        with self.display.progress("unpacking", len(listing.files)) as advance:
+            for shard in self._shards:
+                (self.root / shard.name).mkdir(parents=True)
+                for row, content in enumerate(_images(shard)):
+                    # Without bytes it is no image, as the scan of the files says.
+                    (self.root / shard.file_name(row)).write_bytes(content or b"")
+                    advance(1)
+        if _digest(self._shards) != listing.digest:
+            raise PreparedSetError(f"the files of {show(self.place)} changed while they were read; try again")
+
+
+class _Shard(NamedTuple):
+    """name: the path below what the user named, without suffix. classes: what the numbers in the column of labels mean;
+    empty where the file doesn't say."""
+
+    path: Path
+    name: str
+    split: str
+    image: str
+    label: str
+    classes: tuple[str, ...]
+
+    def file_name(self, row: int) -> str:
+        return f"{self.name}/{row:07}"
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        raise PreparedSetError(f"{show(path)} can't be read: {one_line(error)}; get it again") from error
+
+
+def _images(shard: _Shard) -> Iterator[bytes | None]:
+    import pyarrow.parquet
+
+    with _reading(shard.path), pyarrow.parquet.ParquetFile(shard.path) as file:
+        for batch in file.iter_batches(_BATCH, columns=[f"{shard.image}.bytes"]):
+            yield from batch.column(0).field("bytes").to_pylist()
+
+
+def _find(place: Path) -> list[_Shard]:
+    """The files in the order of their paths, of which nothing but the schema has been read."""
+    paths = [place] if place.is_file() else sorted(filter(Path.is_file, place.rglob("*.parquet")))
+    if not paths:
+        raise PreparedSetError(f"{show(place)} holds no parquet file; give --dataset parquet:PATH one, or their folder")
+    base = place.parent if place.is_file() else place
+    names = [path.relative_to(base).with_suffix("").as_posix() for path in paths]
+    splits = [_split_of(name) for name in names]
+    if None in splits and any(splits):
+        odd = paths[splits.index(None)]
+        raise PreparedSetError(f"{show(odd)} is of no split, others are: call it train-*, validation-* or test-*")
+    return [
+        _Shard(path, name, split or "train", *_columns(path))
+        for path, name, split in zip(paths, names, splits, strict=True)
+    ]
+
+
+def _split_of(name: str) -> str | None:
+    """By the first word of the file's name, as in train-00000-of-00002, or else the folder's, as in train/0000."""
+    *folders, last = name.lower().split("/")
+    return _SPLIT_OF.get(re.split("[-_.]", last)[0]) or _SPLIT_OF.get(folders[-1] if folders else "")
+
+
+def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
+    """The columns of images and labels, and the names of the classes."""
+    import pyarrow.parquet
+
+    with _reading(path):
+        schema = pyarrow.parquet.read_schema(path)
+    image, label = (next((name for name in usual if name in schema.names), None) for usual in (_IMAGES, _LABELS))
+    if image is None or label is None or not _ENCODED.match(str(schema.field(image).type)):
+        raise PreparedSetError(
+            f"{show(path)} is not of Hugging Face's form: it needs columns {' or '.join(_IMAGES)}, with bytes, and "
+            f"{' or '.join(_LABELS)}; it has {', '.join(map(show, schema.names))}"
+        )
+    return image, label, _class_names(schema.metadata or {}, label)
+
+
+def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
+    """As the library datasets writes them, its ClassLabel; empty where it didn't."""
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
+        return tuple(map(normal, names))
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
+def _list_shards(place: Path, shards: list[_Shard]) -> Listing:
+    """All rows in order. The digest covers every parquet file's path, size and time of change."""
+    import pyarrow.parquet
+
+    if len({shard.classes for shard in shards}) > 1:
+        raise PreparedSetError(f"the files of {show(place)} name different classes; prepare one data set at a time")
+    listing, trained = Listing(place, digest=_digest(shards)), set[Any]()
+    for shard in shards:
+        with _reading(shard.path):
+            labels = pyarrow.parquet.read_table(shard.path, columns=[shard.label])[shard.label].to_pylist()
+        if all(label in (None, -1) for label in labels):
+            listing.notes.append(f"{show(shard.path)} has no labels and is left out")
+            continue
+        for row, label in enumerate(labels):
+            name = _class(label, shard.classes)
+            if name is None:
+                raise PreparedSetError(f"{show(shard.path)}, row {row}: {shard.label} {show(str(label))} is no class")
+            listing.files.append(ImageFile(shard.file_name(row), name, shard.split))
+        if shard.split == "train":
+            trained.update(labels)
+    # In the order of the numbers that the file has for them, or else of the labels themselves.
+    listing.classes = tuple(dict.fromkeys(str(_class(label, shards[0].classes)) for label in sorted(trained)))
+    listing.splits = tuple(split for split in SPLITS if any(file.split == split for file in listing.files))
+    listing.notes += same_looks(listing.classes)
+    if len(listing.classes) < 2:
+        raise PreparedSetError(f"{show(place)} holds {len(listing.classes)} classes for training; it takes two or more")
+    unknown = {file.class_name for file in listing.files} - set(listing.classes)
+    if unknown:
+        raise PreparedSetError(f"{show(place)} has images of class '{min(unknown)}', but none for training; add some")
+    return listing
+
+
+def _class(label: Any, classes: tuple[str, ...]) -> str | None:
+    """The name of a label's class; None for what is no label or has no name that prints."""
+    if isinstance(label, int) and classes:
+        label = classes[label] if 0 <= label < len(classes) else None
+    name = normal(str(label)) if isinstance(label, (int, str)) and label != -1 else ""
+    return name if name and is_plain(name) else None
+
+
+def _digest(shards: list[_Shard]) -> str:
+    facts = [(shard.name, shard.path.stat()) for shard in shards]
+    return hashlib.sha256(repr([(name, s.st_size, s.st_mtime_ns) for name, s in facts]).encode()).hexdigest()

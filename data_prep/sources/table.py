@@ -1,0 +1,157 @@
+"""Images that a CSV file lists, with their classes and, where it says so, their splits."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fast_train.common.files import user_path
+from fast_train.common.text import is_plain, one_line, show
+from fast_train.data_prep.errors import PreparedSetError
+from fast_train.data_prep.sources.base import SPLITS
+from fast_train.data_prep.sources.folder import ImageFolder
+from fast_train.data_prep.sources.listing import SPLIT_NAMES, ImageFile, Listing, look_at_files, normal, same_looks
+
+# What columns are usually called, in any case.
+_COLUMNS = {
+    "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path"),
+    "label": ("label", "class", "category", "target"),
+    "split": ("split", "set", "subset"),
+}
+_SEPARATORS = ",;\t|"
+_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+
+
+class CsvTable(ImageFolder):
+    """``csv:FILE``: below a header, in each row the path of an image, its class and, if there is such a column, its
+    split. The set is the one that a folder of these files makes."""
+
+    kind, takes = "csv", "FILE"
+    accepts = ImageFolder.accepts | {"csv_root", "csv_columns"}
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.place = Path(os.path.abspath(user_path(self.argument)))
+        root = self.options.csv_root
+        self.root = self.place.parent if root is None else Path(os.path.abspath(user_path(root)))
+        self._columns = _columns(self.options.csv_columns)
+
+    @property
+    def default_name(self) -> str:
+        return self.place.stem
+
+    def _list(self) -> Listing:
+        return list_table(self.place, self.root, self._columns)
+
+
+def _columns(text: str | None) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in ([] if text is None else text.split(","))]
+    if not all(equals and role.strip() in _COLUMNS for role, equals, _ in pairs):
+        raise PreparedSetError(
+            f"--csv-columns {show(text or '')} is not understood; give path=NAME,label=NAME,split=NAME, or some of them"
+        )
+    return {role.strip(): name.strip() for role, _, name in pairs}
+
+
+def list_table(table: Path, root: Path, columns: Mapping[str, str]) -> Listing:
+    """List the files that ``table`` names below ``root``, in the order of `list_folder`: by split, class and path.
+
+    columns: the names of columns that are not found by their usual ones. The digest covers every file's path, size,
+    time of change, class and split. Raises PreparedSetError: no such table or columns; a row, by its number (the
+    header's is 1), whose file is missing, outside of ``root`` or in another row too, or whose class or split can't be;
+    no training images, or of one class only.
+    """
+    found: dict[str, tuple[int, ImageFile]] = {}
+    for row, cells in _rows(table, columns):
+        try:
+            file = _image_file(root, cells)
+            if file.name in found:
+                first, other = found[file.name]
+                labels = "" if other == file else f", as {other.split} '{other.class_name}'"
+                raise PreparedSetError(f"{show(file.name)} is in row {first} already{labels}; keep one of them")
+        except PreparedSetError as error:
+            raise PreparedSetError(f"{show(table)}, row {row}: {error}") from error
+        found[file.name] = row, file
+    classes = tuple(sorted({file.class_name for _, file in found.values() if file.split == "train"}))
+    if len(classes) < 2:
+        held = f"the single class '{classes[0]}'" if classes else "no images"
+        raise PreparedSetError(f"{show(table)} holds {held} for training; it takes two classes or more")
+    known = set(classes)
+    for row, file in found.values():
+        if file.class_name not in known:
+            raise PreparedSetError(
+                f"{show(table)}, row {row}: the class '{file.class_name}' of the {file.split} split has no row for "
+                "training; add or remove it"
+            )
+    files = sorted((f for _, f in found.values()), key=lambda f: (SPLITS.index(f.split), f.class_name, f.name))
+    splits = tuple(split for split in SPLITS if any(file.split == split for file in files))
+    listing = Listing(root, files, splits, classes, notes=same_looks(classes))
+    look_at_files(listing)
+    said = "\n".join([listing.digest, *(f"{file.split}\0{file.class_name}" for file in files)])
+    listing.digest = hashlib.sha256(said.encode()).hexdigest()
+    return listing
+
+
+def _rows(table: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The number of each row and its cells by what they mean."""
+    row = 1
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:
+            line = file.readline()
+            readers = [partial(csv.reader, delimiter=mark, skipinitialspace=True) for mark in _SEPARATORS]
+            # csv.Sniffer guesses from letters too; a header alone says it.
+            reader = max(readers, key=lambda reader: len(next(reader([line]), [])))
+            header = [name.strip() for name in next(reader([line]), [])]
+            places = _places(table, header, columns)
+            for row, cells in enumerate(reader(file, strict=True), start=2):
+                if cells and len(cells) != len(header):
+                    differ = f"cells {len(cells)}, names in the header {len(header)}"
+                    raise PreparedSetError(f"{show(table)}, row {row}: {differ}; quote cells that hold a separator")
+                if cells:
+                    yield row, {role: cells[place] for role, place in places.items()}
+    except OSError as error:
+        raise PreparedSetError(f"{one_line(error)}; give --dataset csv:FILE a CSV file") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise PreparedSetError(f"{show(table)} is not CSV in UTF-8 after row {row}: {one_line(error)}") from error
+
+
+def _places(table: Path, header: list[str], columns: Mapping[str, str]) -> dict[str, int]:
+    """Which column holds what."""
+    places = {}
+    for role, usual in _COLUMNS.items():
+        name = columns.get(role)
+        found = [i for i, title in enumerate(header) if (title.lower() in usual if name is None else title == name)]
+        if role == "split" and (name == "" or (name is None and not found)):
+            continue
+        if len(found) != 1:
+            raise PreparedSetError(
+                f"{show(table)} has {'several columns' if found else 'no column'} for the {role}; it has "
+                f"{', '.join(map(show, header)) or 'none'}; choose with --csv-columns {role}=NAME"
+            )
+        places[role] = found[0]
+    return places
+
+
+def _image_file(root: Path, cells: Mapping[str, str]) -> ImageFile:
+    for role, cell in cells.items():
+        if not cell.strip():
+            raise PreparedSetError(f"the {role} is empty; fill it in or remove the row")
+    path, below = os.path.normpath(os.path.join(root, cells["path"])), os.path.join(root, "")
+    if not path.startswith(below):
+        raise PreparedSetError(f"{show(path)} lies outside of {show(root)}; give --csv-root a folder that holds it")
+    if not os.path.isfile(path):
+        raise PreparedSetError(f"there is no file {show(path)}; --csv-root says where the paths begin")
+    label, split = normal(cells["label"].strip()), cells.get("split", "train").strip()
+    if not is_plain(label):
+        raise PreparedSetError(f"the class {show(label)} does not print; rename it")
+    if split.lower() not in _SPLIT_OF:
+        raise PreparedSetError(
+            f"the split {show(split)} is not known; choose from {', '.join(_SPLIT_OF)}, or use none: "
+            "--csv-columns split="
+        )
+    return ImageFile(path[len(below) :], label, _SPLIT_OF[split.lower()])
