@@ -143,6 +143,7 @@ def train(
     recipe: str | None = None,
     out: PathLike | None = None,
     resume: PathLike | None = None,
+    weights: PathLike | None = None,
     stop_after: int | None = None,
     listeners: Sequence[Listener] = (),
     progress: bool = False,
@@ -153,16 +154,17 @@ def train(
     data: a prepared set, or its folder; None for ``data/cifar10``, or that of the run that goes on. recipe: a name or a
     TOML file; None for what suits the machine. out: the run's folder; None for ``runs/<set>-<architecture>-<recipe>``.
     resume: ``auto`` to go on with the last such run, or a run's folder or checkpoint, whose settings take the recipe's
-    place. stop_after: save and return after this epoch. progress: show it on standard output. given: settings of
-    docs/recipes.md by their names (``epochs=8, arch="resnet20"``) or, where a name stands in two sections, by section
-    (``optimizer={"name": "muon"}``).
+    place. weights: what the training begins with: a run's folder or checkpoint, or a file of torchvision's weights; the
+    recipe is then ``fine-tune`` unless another one is given. stop_after: save and return after this epoch.
+    progress: show it on standard output. given: settings of docs/recipes.md by their names (``epochs=8,
+    arch="resnet20"``) or, where a name stands in two sections, by section (``optimizer={"name": "muon"}``).
 
     Processes that torchrun started train together, each with the same arguments; listeners hear of it in the first one.
 
     Raises ConfigError, a ValueError, for what can't be trained, TrainingDiverged, and RankLost where another process
     has ended.
     """
-    for name, value in (("recipe", recipe), ("out", out), ("resume", resume)):
+    for name, value in (("recipe", recipe), ("out", out), ("resume", resume), ("weights", weights)):
         if value is not None and not (isinstance(value, (str, Path)) and str(value)):
             raise ConfigError(f"{name} is {value!r}; give it a name or a path, or leave it out")
     if not isinstance(listeners, Sequence) or not all(isinstance(listener, Listener) for listener in listeners):
@@ -170,6 +172,8 @@ def train(
     if stop_after is not None and not (isinstance(stop_after, int) and stop_after >= 1):
         raise ConfigError(f"stop_after is {stop_after!r}, which is no epoch; give 1 or more")
     nested = _nested(given, data)
+    if weights is not None:
+        nested = merge(nested, {"model": {"weights": str(_path(weights))}})
     if resume not in (None, "auto") and recipe is not None:
         raise ConfigError(f"resume={str(resume)!r} keeps that run's settings; leave out recipe={recipe!r}")
     with joined():

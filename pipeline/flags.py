@@ -38,8 +38,9 @@ class Actions:
     """The flags that are no settings."""
 
     recipe: str | None = None
-    """A recipe's name, or a TOML file (default: fast on an NVIDIA GPU or with --arch; else cpu-quick, or cpu-short on
-    up to three cores without AVX-512. For images that keep their shapes: photos, else photos-cpu)."""
+    """A recipe's name, or a TOML file (default: fine-tune with --weights; else fast on an NVIDIA GPU or with --arch;
+    else cpu-quick, or cpu-short on up to three cores without AVX-512. For images that keep their shapes: photos, else
+    photos-cpu)."""
     set: tuple[str, ...] = ()
     """Any other setting, such as optimizer.momentum=0.8."""
     out: str | None = None
@@ -78,7 +79,12 @@ _FLAGS = {
         "--image-size": "crop.size",
         "--progressive": "crop.progressive",
     },
-    "model": {"--arch": "model.arch", "--shortcut": "model.shortcut", "--activation": "model.activation"},
+    "model": {
+        "--arch": "model.arch",
+        "--shortcut": "model.shortcut",
+        "--activation": "model.activation",
+        "--weights": "model.weights",
+    },
     "training": {
         "--epochs": "run.epochs",
         "--lr": "optimizer.lr",
@@ -106,6 +112,7 @@ _METAVARS = {
     "data.path": "DIR",
     "crop.progressive": "S,S,S",
     "model.arch": "NAME",
+    "model.weights": "PATH",
     "run.device": "NAME",
     "run.save_every": "STEPS|TIME",
     "save_as": "NAME",

@@ -30,6 +30,8 @@ GPU_RECIPE = "fast"
 CPU_RECIPE, SLOW_CPU_RECIPE = "cpu-quick", "cpu-short"
 # For images that keep their own shapes.
 PHOTOS_GPU_RECIPE, PHOTOS_CPU_RECIPE = "photos", "photos-cpu"
+# For weights to begin with.
+FINE_TUNE_RECIPE = "fine-tune"
 # The settings that an evaluation depends on; the network's and the training's are the checkpoint's.
 _EVALUATED_BY = {
     *("data.path", "data.loader", "data.workers"),
@@ -99,6 +101,13 @@ def override(config: Config, given: Mapping[str, Any]) -> Config:
     return dataclasses.replace(config, **changed)
 
 
+def weights_of(given: Mapping[str, Any]) -> str | None:
+    """The path of the weights that a training begins with, where ``given``, or a recipe's settings, have one."""
+    model = given.get("model")
+    path = model.get("weights") if isinstance(model, Mapping) else None
+    return path if isinstance(path, str) and path and not is_none(path) else None
+
+
 def recipe_for_network(given: Mapping[str, Any], *, ragged: bool) -> str | None:
     """The recipe of a network that is given, whatever the device; None where none is given, or the CPU's own: the rates
     of the CPU's recipes are those of the network that they were made for. ragged: for images that keep their shapes."""
@@ -113,6 +122,8 @@ def check_given(recipe: str | None, given: Mapping[str, Any]) -> Config | None:
     Returns the configuration where the recipe is known already. Raises ConfigError where the settings fit none that may
     be taken.
     """
+    if recipe is None and weights_of(given) is not None:
+        recipe = FINE_TUNE_RECIPE
     if recipe is not None:
         return resolve(recipe, given)
     candidates = {recipe_for_network(given, ragged=ragged) for ragged in (False, True)}

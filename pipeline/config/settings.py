@@ -31,6 +31,7 @@ from fast_train.pipeline.errors import ConfigError, check_name
 
 LoaderName = Literal["resident", "ffcv", "dali", "torch"]
 ResidentMemory = Literal["auto", "device", "host"]
+Normalise = Literal["set", "half", "imagenet"]
 TestTimeAugmentation = Literal["none", "flip", "multicrop"]
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _INTERVAL = re.compile(r"\d{1,12}|\d{1,12}(\.\d{1,12})?[smh]", re.ASCII)
@@ -69,11 +70,23 @@ class ModelConfig:
     """The nonlinearity after each BatchNorm."""
     zero_init_residual: bool = False
     """Start every block as its shortcut (Goyal et al. 2017, section 5.1)."""
+    weights: str | None = None
+    """What the training begins with in place of random weights: a run's folder or checkpoint, or a state dict with
+    torchvision's names."""
+    weights_sha256: str | None = None
+    """The SHA-256 that this file is to have; none for any, which the run then records."""
+    freeze: Literal["none", "stem", "layer1", "layer2", "layer3", "backbone"] = "none"
+    """Up to which part of the network these weights, and BatchNorm's statistics, stay as they are; `backbone` is all
+    but the classifier."""
 
     def __post_init__(self) -> None:
         check_name("architecture", self.arch, architecture_names())
-        for name in ("stem", "activation", "shortcut"):
+        for name in ("stem", "activation", "shortcut", "freeze"):
             check_choice(name, self, name)
+        _require(self.weights != "", "model.weights is empty; give a path, or leave it out")
+        for name in ("weights_sha256", "freeze"):
+            given = getattr(self, name) not in (None, "none")
+            _require(self.weights or not given, f"model.{name} means nothing without --weights; add it")
         for name in ("num_classes", "image_size", "in_channels"):
             _require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; give 1 or more")
         if self.arch in SPEEDNETS:
@@ -91,7 +104,7 @@ class ModelConfig:
         return "cifar" if self.image_size <= LARGEST_CIFAR_STEM or self.arch in SPEEDNETS else "imagenet"
 
     def _check_speednet(self) -> None:
-        for name in ("stem", "shortcut", "activation", "zero_init_residual"):
+        for name in ("stem", "shortcut", "activation", "zero_init_residual", "freeze"):
             if getattr(self, name) != ModelConfig.__dataclass_fields__[name].default:
                 raise ConfigError(f"{self.arch} has no choice of model.{name}; leave it out, or take another --arch")
         _require(
@@ -120,8 +133,9 @@ class DataConfig:
     """Where `resident` keeps the pixels for a GPU: in its memory (`device`), in the computer's, page-locked, which the
     GPU reads over the bus (`host`), or in the first of both that has room: `auto` fills at most half of what the GPU
     has free."""
-    normalise: Literal["set", "half"] = "set"
-    """`set` by the training split's mean and standard deviation, `half` by 0.5 and 0.5."""
+    normalise: Normalise = "set"
+    """`set` by the training split's mean and standard deviation, `half` by 0.5 and 0.5, `imagenet` by ImageNet's, which
+    torchvision's weights are for."""
     dali_augment: Literal["kernel", "native"] = "kernel"
     """Who augments what `dali` loads: our `kernel`, or DALI's graph (`native`)."""
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -18,22 +18,30 @@ from fast_train.data_prep.manifest import Manifest
 from fast_train.kernels.augment import augment, normalisation_table
 from fast_train.kernels.resized_crop import Ragged, resampling, resized_crop
 from fast_train.kernels.spec import AugmentSpec, CropSpec, check_croppable, check_reflection
+from fast_train.pipeline.config.settings import Normalise
 from fast_train.pipeline.device import data_device
 from fast_train.pipeline.errors import ConfigError, check_name
 from fast_train.pipeline.loaders.batch import AnyBatch, Batch, RaggedBatch, RaggedView, SplitView
 
+# Mean and deviation of red, green and blue that torchvision's weights are for.
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 def normalisation(
-    mean: Sequence[float], std: Sequence[float], how: Literal["set", "half"]
+    mean: Sequence[float], std: Sequence[float], how: Normalise
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel by which images are normalised, in units where byte 255 is 1.
 
     mean, std: those of the training split, for ``set``. Raises ConfigError where a channel does not vary, so that
     nothing can be divided by its deviation.
     """
-    check_name("normalisation", how, ("set", "half"))
+    check_name("normalisation", how, get_args(Normalise))
     if how == "half":
         return (0.5,) * len(mean), (0.5,) * len(mean)
+    if how == "imagenet":
+        if len(mean) != 3:
+            raise ConfigError(f"data.normalise=imagenet is for 3 channels, and these images have {len(mean)}; give set")
+        return _IMAGENET
     constant = [str(channel) for channel, deviation in enumerate(std) if deviation == 0]
     if constant:
         raise ConfigError(
@@ -66,7 +74,7 @@ class _Normaliser:
         manifest: Manifest,
         sizes: Sequence[int],
         *,
-        normalise: Literal["set", "half"],
+        normalise: Normalise,
         dtype: torch.dtype,
         device: torch.device | str,
         seed: int = 0,
@@ -101,7 +109,7 @@ class Augmenter(_Normaliser):
         manifest: Manifest,
         spec: AugmentSpec,
         *,
-        normalise: Literal["set", "half"],
+        normalise: Normalise,
         dtype: torch.dtype,
         device: torch.device | str,
         seed: int = 0,
@@ -157,7 +165,7 @@ class CropAugmenter(_Normaliser):
         manifest: Manifest,
         spec: CropSpec,
         *,
-        normalise: Literal["set", "half"],
+        normalise: Normalise,
         dtype: torch.dtype,
         device: torch.device | str,
         sizes: Sequence[int] = (),

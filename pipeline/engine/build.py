@@ -6,7 +6,8 @@ import copy
 import dataclasses
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -31,10 +32,11 @@ from fast_train.pipeline.engine.graph import CapturedStep, warm_up
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.engine.step import Proxy, TrainStep
 from fast_train.pipeline.engine.stored import stored_pixels
+from fast_train.pipeline.engine.weights import read_weights
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import AnyBatch, Loader, Progress, build_loader
 from fast_train.pipeline.loaders.native import NativeAugment, NativeCrop
-from fast_train.pipeline.models import build_model, initialise_from_data, starts_from_data
+from fast_train.pipeline.models import ResNet, build_model, initialise_from_data, starts_from_data
 from fast_train.pipeline.models.synced import synchronised
 from fast_train.pipeline.ranks import current
 
@@ -130,17 +132,32 @@ def _native(config: Config, prepared: PreparedSet, runtime: Runtime) -> NativeAu
 def build_network(config: Config, runtime: Runtime, prepared: PreparedSet | None = None) -> torch.nn.Module:
     """The model, initialised from the run's seed, on the device and in the memory format of the run.
 
-    prepared: the set whose first training images a model that `starts_from_data` is given; None leaves such a model
-    without them, for weights from a checkpoint or where only speed is measured.
+    prepared: the set whose first training images a model that `starts_from_data` is given, and whose classes decide
+    what is taken of `ModelConfig.weights`; None does neither, for weights from a checkpoint or where only speed is
+    measured.
     """
+    if config.model.freeze != "none" and runtime.fuse in ("conv", "cudnn"):
+        raise ConfigError(f"--fuse {runtime.fuse} takes each batch's sums, and model.freeze has none; give --fuse norm")
     torch.manual_seed(config.run.seed)
     model = build_model(config.model, fuse=runtime.fuse)
-    if prepared is not None and starts_from_data(model):
+    if prepared is not None and config.model.weights is not None:
+        _load_weights(model, config.model, prepared)
+    elif prepared is not None and starts_from_data(model):
         initialise_from_data(model, _first_images(config, prepared))
     model = model.to(runtime.device)
     if config.run.sync_batchnorm:
         model = synchronised(model)
+    if config.model.freeze != "none":
+        cast(ResNet, model).freeze(config.model.freeze)
     return model.to(memory_format=torch.channels_last) if runtime.channels_last else model
+
+
+def _load_weights(model: torch.nn.Module, config: ModelConfig, prepared: PreparedSet) -> None:
+    """Read by the first rank, for all."""
+    path, classes = Path(str(config.weights)), prepared.manifest.classes
+    tensors = current().of_first(lambda: read_weights(path, config.weights_sha256).fitted(config, classes))
+    # Not strict: a classifier that starts anew. What else there must be, `fitted` has looked for.
+    model.load_state_dict(tensors, strict=False)
 
 
 def _first_images(config: Config, prepared: PreparedSet) -> torch.Tensor:

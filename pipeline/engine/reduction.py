@@ -40,13 +40,15 @@ class _Bucket:
 class MeanOverRanks:
     """Averages what each rank's backward pass computes, in place of the gradients: call `finish` after it.
 
-    model: of float32 parameters, each of which gets a gradient in every step. Messages leave in one order on all ranks.
+    model: of float32 parameters, each of which gets a gradient in every step, but for those that want none. Parts that
+    are not in training mode keep their statistics. Messages leave in one order on all ranks.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
         self._ranks = ranks
         self._buckets: list[_Bucket] = []
-        statistics = [b for b in model.buffers() if b.is_floating_point()]
+        trained = (b for module in model.modules() if module.training for b in module.buffers(recurse=False))
+        statistics = [b for b in trained if b.is_floating_point()]
         # The backward pass comes to the last layers first.
         waiting: list[nn.Parameter] = []
         wanted = [p for p in model.parameters() if p.requires_grad][::-1]

@@ -34,6 +34,7 @@ class ResNet(torchvision.models.ResNet):
 
     norm_layer: type[nn.BatchNorm2d] = nn.BatchNorm2d
     projection_norm = True
+    _frozen: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -73,6 +74,23 @@ class ResNet(torchvision.models.ResNet):
 
     def _finish(self) -> None:
         """What a subclass changes in the network once it is built and initialised."""
+
+    def freeze(self, part: str) -> None:
+        """Keep the weights, and BatchNorm's statistics, up to and with ``part``: ``stem``, ``layer1`` to ``layer3``, or
+        ``backbone``, which is all but the classifier."""
+        names = [name for name, _ in self.named_children() if name != "fc"]
+        last = {"stem": "maxpool", "backbone": names[-1]}.get(part, part)
+        self._frozen = tuple(names[: names.index(last) + 1])
+        for name in self._frozen:
+            getattr(self, name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ResNet:
+        super().train(mode)
+        for name in self._frozen:
+            # Their BatchNorms go on by the statistics that they have.
+            getattr(self, name).eval()
+        return self
 
     def _make_layer(
         self, block: type[BasicBlock | Bottleneck], planes: int, blocks: int, stride: int = 1, dilate: bool = False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +14,19 @@ from fast_train.kernels.spec import AugmentSpec
 from fast_train.pipeline.config.convert import is_none
 from fast_train.pipeline.config.recipe import (
     CPU_RECIPE,
+    FINE_TUNE_RECIPE,
     GPU_RECIPE,
     PHOTOS_CPU_RECIPE,
     PHOTOS_GPU_RECIPE,
     SLOW_CPU_RECIPE,
     Given,
     check_evaluated,
+    merge,
     override,
+    read_recipe,
     recipe_for_network,
     resolve,
+    weights_of,
     without_overruled,
 )
 from fast_train.pipeline.config.settings import Config, CropConfig, DataConfig, RunConfig, differences
@@ -29,6 +34,7 @@ from fast_train.pipeline.device import is_slow_cpu
 from fast_train.pipeline.engine.build import evaluated_shape, proxy_model
 from fast_train.pipeline.engine.evaluate import check_tta
 from fast_train.pipeline.engine.runtime import fix_threads, resolve_device
+from fast_train.pipeline.engine.weights import read_weights
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.run.record import Resume, Saved, as_trained, check_classes, check_shape
 
@@ -58,9 +64,27 @@ def plan_training(given: Given, *, recipe: str | None, resume: Resume = None, ve
         _check_data_is_there(resume, given)
         config = override(resume.config, without_overruled(given))
     else:
+        given = _of_weights(given, recipe, resume)
         config = resolve(recipe or default_recipe(given, _given_set(given)), given)
     config = dataclasses.replace(config, run=fix_threads(config.run))
     return _with_data(config, given, verify=verify)
+
+
+def _of_weights(given: Given, recipe: str | None, resume: Resume) -> Given:
+    """``given`` with the network of the weights that a training begins with, as far as their file says it and neither
+    ``given`` nor a recipe that was asked for does."""
+    asked = merge(read_recipe(recipe) if recipe else {}, given)
+    path = weights_of(asked)
+    if path is None:
+        return given
+    path = os.path.abspath(path)
+    network: Mapping[str, str | None] = {}
+    # A run that goes on has no need of the file.
+    if resume != "auto" or os.path.exists(path):
+        network = read_weights(Path(path)).network
+    if asked["model"].get("arch", network.get("arch")) != network.get("arch"):
+        network = {}
+    return merge(given, {"model": {**network, **asked["model"], "weights": path}})
 
 
 def plan_evaluation(given: Given, saved: Saved, *, verify: bool = False) -> Plan:
@@ -152,6 +176,8 @@ def _notes(config: Config, fitted: Config, manifest: Manifest) -> Iterator[str]:
 
 def default_recipe(given: Given, prepared: PreparedSet) -> str:
     """The recipe for this machine, these images and the network that is given."""
+    if weights_of(given) is not None:
+        return FINE_TUNE_RECIPE
     ragged = prepared.manifest.ragged is not None
     device = resolve_device(str(given.get("run", {}).get("device", RunConfig.device)))
     if device.type == "cuda":
@@ -208,6 +234,10 @@ def as_it_began(config: Config, saved: Saved, prepared: PreparedSet, given: Give
     """``config`` with the data and the length of the run that goes on, but for what is given."""
     kept = {name: given[name] for name in ("data", "run") if name in given}
     before = override(saved.config, without_overruled(kept))
+    if config.model.weights is not None:
+        # What else their file says of the network may not be there any more.
+        model = {**given.get("model", {}), "weights": config.model.weights}
+        config = dataclasses.replace(config, model=override(saved.config, {"model": model}).model)
     data = dataclasses.replace(before.data, path=config.data.path)
     fitted = fit_to_data(dataclasses.replace(config, data=data, run=before.run), prepared)
     notes = (

@@ -23,6 +23,7 @@ from fast_train.pipeline.engine.identity import identity
 from fast_train.pipeline.engine.listener import Listener, Start, warn
 from fast_train.pipeline.engine.runtime import fix_threads, running
 from fast_train.pipeline.engine.trainer import Trainer
+from fast_train.pipeline.engine.weights import read_weights
 from fast_train.pipeline.paths import BEST, checkpoints
 from fast_train.pipeline.ranks import current
 from fast_train.pipeline.run.folder import claim_folder, default_folder
@@ -107,6 +108,10 @@ def _begin(
         saved = load(folder)
         plan = as_it_began(config, saved, prepared, given)
         config, notes = plan.config, plan.notes
+    if saved is None and config.model.weights is not None:
+        weights = read_weights(Path(config.model.weights), config.model.weights_sha256)
+        notes = (weights.note(config.model, prepared.manifest.classes),)
+        config = override(config, {"model": {"weights_sha256": weights.sha256}})
     if saved is not None:
         check_resumable(saved, config, prepared)
         notes = (*saved.notes, *notes, *_ranks_note(saved))

@@ -140,7 +140,7 @@ def test_a_bad_recipe_is_one_line(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(("section", "values"), [
-    (DataConfig, {"batch_size": 0}), (DataConfig, {"workers": -1}), (DataConfig, {"normalise": "imagenet"}),
+    (DataConfig, {"batch_size": 0}), (DataConfig, {"workers": -1}), (DataConfig, {"normalise": "unit"}),
     (OptimizerConfig, {"lr": 0.0}), (OptimizerConfig, {"lr": float("nan")}), (OptimizerConfig, {"momentum": 1.0}),
     (OptimizerConfig, {"momentum": 0.0}), (OptimizerConfig, {"weight_decay": -1.0}),
     (OptimizerConfig, {"label_smoothing": 1.0}), (OptimizerConfig, {"grad_clip": 0.0}),

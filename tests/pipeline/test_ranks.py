@@ -139,6 +139,17 @@ def test_three_ranks_go_on_with_what_one_began(alone, prepared_path, tmp_path):
 
 
 @pytest.mark.slow
+def test_ranks_begin_with_weights_and_keep_what_is_frozen(alone, prepared_path, tmp_path):
+    """Of three: the mean of three equal numbers may be another one."""
+    root, _ = alone("sgd")
+    command = ["-m", "fast_train.pipeline.cli", "--data", prepared_path, "--device", "cpu", "--batch-size", "24"]
+    command += ["--weights", root / "sgd", "--set", "model.freeze=layer3", "--epochs", "2", "--amp", "off", "--brief"]
+    torchrun(3, *command, "--out", tmp_path / "together")
+    known, tuned = state(root, "sgd")["step"]["average"], state(tmp_path, "together")["step"]["model"]
+    assert [name for name in known if not torch.equal(known[name], tuned[name])] == ["fc.weight", "fc.bias"]
+
+
+@pytest.mark.slow
 def test_a_compiled_step_is_reduced_too(alone, prepared_path, tmp_path):
     torchrun(2, WORK, prepared_path, tmp_path, "compiled")
     root, _ = alone("compiled")
