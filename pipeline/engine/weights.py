@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fast_train.common.files import naming
@@ -22,6 +24,7 @@ from fast_train.pipeline.paths import CHECKPOINT
 # torchvision's older files lack the counts of batches, which no arithmetic depends on.
 _COUNT = ".num_batches_tracked"
 _CLASSIFIER = "fc."
+_GIVE = "give a run's folder, a checkpoint, a .pth or a .safetensors file"
 
 
 @dataclass(frozen=True)
@@ -111,34 +114,35 @@ def _words(model: ModelConfig) -> str:
 
 def read_weights(given: Path, sha256: str | None = None) -> Weights:
     """Read a run's folder, which stands for its last checkpoint, a checkpoint, whose averaged weights are taken where
-    it has such, or a state dict that `torch.save` wrote.
+    it has such, or a state dict that `torch.save` or safetensors wrote.
 
     sha256: what the file's is to be. Raises ConfigError or CheckpointError, in one line, for what is not there, can't
     be read or is another file. Nothing in the file is executed.
     """
     path = given / CHECKPOINT if given.is_dir() else given
     if not path.is_file():
-        raise ConfigError(f"no weights at {show_path(path)}; give a run's folder, a checkpoint or a .pth file")
+        raise ConfigError(f"no weights at {show_path(path)}; {_GIVE}")
     with naming(path), open(path, "rb") as file:
         digest = sha256_of(file)
         if sha256 is not None and digest != sha256:
             raise ConfigError(
                 f"{show_path(path)} is another file: its SHA-256 is {digest}, not {sha256}; give the right --weights"
             )
-        file.seek(0)
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = _read(path)
         except (OSError, MemoryError):
             raise
-        except Exception as error:  # torch.load raises many kinds for a damaged file
-            raise ConfigError(
-                f"{show_path(path)} can't be read as weights; give a run's folder, a checkpoint or a .pth file"
-            ) from error
+        except Exception as error:  # both libraries raise many kinds for a damaged file
+            raise ConfigError(f"{show_path(path)} can't be read as weights; {_GIVE}") from error
     if isinstance(state, dict) and "format_version" in state:
         return _of_run(given, digest, path)
     if not isinstance(state, Mapping) or not state or not all(isinstance(t, Tensor) for t in state.values()):
         raise ConfigError(f"{show_path(path)} holds more than tensors by name; give a file of a network's state_dict()")
     return Weights(given, digest, {str(name): tensor for name, tensor in state.items()})
+
+
+def _read(path: Path) -> Any:
+    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _of_run(given: Path, digest: str, path: Path) -> Weights:

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 
 import fast_train
 from fast_train.data_prep import cli as prep_cli
@@ -154,10 +155,11 @@ def test_weights_of_another_network_are_refused(torchvision_file, prepared_path,
 
 def test_a_file_without_a_classifier_serves(torchvision_file, prepared_path, tmp_path):
     known = torch.load(torchvision_file, weights_only=True)
-    torch.save({name: value for name, value in known.items() if not name.startswith("fc.")}, tmp_path / "file.pth")
+    backbone = {name: value for name, value in known.items() if not name.startswith("fc.")}
+    save_file(backbone, tmp_path / "file.safetensors")
     notes = Notes()
     settings = {**SMALL, **STILL, "stem": "imagenet", "listeners": [notes]}
-    fast_train.train(prepared_path, weights=tmp_path / "file.pth", out=tmp_path / "run", **settings)
+    fast_train.train(prepared_path, weights=tmp_path / "file.safetensors", out=tmp_path / "run", **settings)
     assert notes.lines[0].endswith("fc starts anew: there is none")
 
 
