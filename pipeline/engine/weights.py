@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from fast_train.common.files import naming
@@ -29,7 +29,7 @@ _GIVE = "give a run's folder, a checkpoint, a .pth or a .safetensors file"
 
 @dataclass(frozen=True)
 class Weights:
-    """A file's tensors by name, and its SHA-256. model, classes: of a checkpoint of this project."""
+    """A file's tensors by name, and its SHA-256. model, classes: of a file of this project, as far as it says them."""
 
     given: Path
     sha256: str
@@ -129,7 +129,9 @@ def read_weights(given: Path, sha256: str | None = None) -> Weights:
                 f"{show_path(path)} is another file: its SHA-256 is {digest}, not {sha256}; give the right --weights"
             )
         try:
-            state = _read(path)
+            if path.suffix == ".safetensors":
+                return _of_safetensors(given, digest, path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # both libraries raise many kinds for a damaged file
@@ -141,8 +143,12 @@ def read_weights(given: Path, sha256: str | None = None) -> Weights:
     return Weights(given, digest, {str(name): tensor for name, tensor in state.items()})
 
 
-def _read(path: Path) -> Any:
-    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+def _of_safetensors(given: Path, digest: str, path: Path) -> Weights:
+    with safe_open(path, "pt") as file:
+        # Those of `fast-export` say which classes they are for.
+        classes = json.loads((file.metadata() or {}).get("classes", "null"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return Weights(given, digest, tensors, classes=None if classes is None else tuple(classes))
 
 
 def _of_run(given: Path, digest: str, path: Path) -> Weights:

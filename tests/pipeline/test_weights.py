@@ -153,6 +153,23 @@ def test_weights_of_another_network_are_refused(torchvision_file, prepared_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("renamed", [False, True])
+def test_an_exported_file_knows_its_classes(run, prepared_path, image_folder, tmp_path, renamed):
+    made = fast_train.export(run, to="weights", out=tmp_path / "file.safetensors")
+    data, notes = prepared_path, Notes()
+    if renamed:
+        for split in ("train", "test"):
+            shutil.copytree(image_folder / split, tmp_path / "images" / split)
+            (tmp_path / "images" / split / "circle").rename(tmp_path / "images" / split / "disc")
+        data = fast_train.prepare(tmp_path / "images", out=tmp_path / "set")
+    settings = {**SMALL, **STILL, "arch": "resnet8", "activation": "elu", "listeners": [notes]}
+    tuned = fast_train.train(data, weights=made.path, out=tmp_path / "run", **settings)
+    model, taken = _model(tuned.folder), _state(run)["step"]["average"]
+    assert torch.equal(model["conv1.weight"], taken["conv1.weight"])
+    assert torch.equal(model["fc.weight"], taken["fc.weight"]) is not renamed
+    assert notes.lines[0].endswith("fc starts anew: other classes, or in another order") is renamed
+
+
 def test_a_file_without_a_classifier_serves(torchvision_file, prepared_path, tmp_path):
     known = torch.load(torchvision_file, weights_only=True)
     backbone = {name: value for name, value in known.items() if not name.startswith("fc.")}
