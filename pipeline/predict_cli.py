@@ -23,7 +23,7 @@ from fast_train.common.startup import quick_imports
 from fast_train.common.text import one_line, show
 from fast_train.pipeline.config.settings import RunConfig, TestTimeAugmentation
 from fast_train.pipeline.errors import ConfigError
-from fast_train.pipeline.paths import check_given
+from fast_train.pipeline.paths import check_given, make_folder
 
 PROGRAM = "fast-predict"
 _STDIO = "-"
@@ -172,6 +172,8 @@ def _writing(flags: Flags, classes: int) -> Iterator[Write]:
 
     numbers = ("", *(f"_{place}" for place in range(2, min(flags.top, classes) + 1)))
     header = ["file", *(f"{what}{number}" for number in numbers for what in ("predicted", "confidence"))]
+    if flags.csv != _STDIO:
+        make_folder(Path(flags.csv).parent)
     with nullcontext() if flags.csv == _STDIO else whole_file(Path(flags.csv)) as file:
         rows = csv.writer(out if file is None else codecs.getwriter("utf-8")(file), lineterminator="\n")
         rows.writerow(header)
