@@ -14,11 +14,13 @@ from fast_train.common.text import is_plain, show, show_path
 from fast_train.data_prep.errors import PreparedSetError
 
 # What splits are usually called, in any case.
-SPLIT_NAMES = {
+_SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+#: The split that each of these names, in small letters, stands for.
+SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
 # What systems and servers leave in folders, in small letters; besides all that begins with a dot.
 _CLUTTER = {
     *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__macosx", "lost+found", "@eadir"),
@@ -99,7 +101,7 @@ def _natural(path: str) -> tuple[list[list[str | int]], str]:
 def _choose_splits(tree: _Tree, notes: list[str]) -> dict[str, str]:
     """The folder of each split; that of train is "" where the classes lie in the root itself."""
     tops = tree.folders("")
-    found = {role: [top for top in tops if top.lower() in names] for role, names in SPLIT_NAMES.items()}
+    found = {role: [top for top in tops if top.lower() in names] for role, names in _SPLIT_NAMES.items()}
     for names in found.values():
         if len(names) > 1:
             raise PreparedSetError(f"{show(tree.root)} has both {names[0]}/ and {names[1]}/; keep one of them")

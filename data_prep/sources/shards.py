@@ -16,12 +16,11 @@ from fast_train.common.text import is_plain, one_line, show
 from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.sources.base import SPLITS, Plan
 from fast_train.data_prep.sources.folder import ImageFolder
-from fast_train.data_prep.sources.listing import SPLIT_NAMES, ImageFile, Listing, normal, same_looks
+from fast_train.data_prep.sources.listing import SPLIT_OF, ImageFile, Listing, normal, same_looks
 from fast_train.data_prep.sources.parquet import check_pyarrow
 from fast_train.data_prep.staging import check_free_disk
 
 _IMAGES, _LABELS = ("image", "img"), ("label", "fine_label")
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _ENCODED = re.compile(r"struct<(.*, )?bytes: (large_)?binary[,>]")
 _BATCH = 64
 
@@ -120,7 +119,7 @@ def _find(place: Path) -> list[_Shard]:
 def _split_of(name: str) -> str | None:
     """By the first word of the file's name, as in train-00000-of-00002, or else the folder's, as in train/0000."""
     *folders, last = name.lower().split("/")
-    return _SPLIT_OF.get(re.split("[-_.]", last)[0]) or _SPLIT_OF.get(folders[-1] if folders else "")
+    return SPLIT_OF.get(re.split("[-_.]", last)[0]) or SPLIT_OF.get(folders[-1] if folders else "")
 
 
 def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from fast_train.common.text import is_plain, one_line, show
 from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.sources.base import SPLITS
 from fast_train.data_prep.sources.folder import ImageFolder
-from fast_train.data_prep.sources.listing import SPLIT_NAMES, ImageFile, Listing, look_at_files, normal, same_looks
+from fast_train.data_prep.sources.listing import SPLIT_OF, ImageFile, Listing, look_at_files, normal, same_looks
 
 # What columns are usually called, in any case.
 _COLUMNS = {
@@ -24,7 +24,6 @@ _COLUMNS = {
     "split": ("split", "set", "subset"),
 }
 _SEPARATORS = ",;\t|"
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 
 class CsvTable(ImageFolder):
@@ -149,9 +148,9 @@ def _image_file(root: Path, cells: Mapping[str, str]) -> ImageFile:
     label, split = normal(cells["label"].strip()), cells.get("split", "train").strip()
     if not is_plain(label):
         raise PreparedSetError(f"the class {show(label)} does not print; rename it")
-    if split.lower() not in _SPLIT_OF:
+    if split.lower() not in SPLIT_OF:
         raise PreparedSetError(
-            f"the split {show(split)} is not known; choose from {', '.join(_SPLIT_OF)}, or use none: "
+            f"the split {show(split)} is not known; choose from {', '.join(SPLIT_OF)}, or use none: "
             "--csv-columns split="
         )
-    return ImageFile(path[len(below) :], label, _SPLIT_OF[split.lower()])
+    return ImageFile(path[len(below) :], label, SPLIT_OF[split.lower()])
