@@ -92,8 +92,8 @@ def ways(layer: Layer) -> dict[str, Way]:
         chosen = Tiles(fit(tile, layer.columns, layer.depth), fit(tile, layer.depth, layer.columns))
         name = f"{rows} x {chosen.forward.block_n} x {chosen.forward.block_k} / {warps} / {stages}"
         found[name] = partial(norm_relu_convolution_triton, tiles=chosen)
-    for depth, stages in _BY_TMA:
-        if (loaded := _by_tma(layer)) is not None:
+    if (loaded := _by_tma(layer)) is not None:
+        for depth, stages in _BY_TMA:
             chosen = Tiles(*(tile._replace(block_k=depth, num_stages=stages) for tile in loaded))
             found[f"TMA, depth {depth} / {stages}"] = partial(norm_relu_convolution_triton, tiles=chosen)
     return found
