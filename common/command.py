@@ -49,10 +49,11 @@ _WHAT_TO_DO = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose error is one line, like every other error of a command, and that knows --version."""
+    """A parser whose error is one line, like every other error of a command, that leaves the lines of its description
+    and epilog as they are, and that knows --version."""
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **arguments)
         version = f"%(prog)s, fast-train {VERSION}"
         self.add_argument("--version", action="version", version=version, help="show the version and exit")
 

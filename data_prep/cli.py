@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass, fields
 
@@ -62,7 +61,6 @@ def build_parser() -> Parser:
         prog=PROGRAM,
         description="Turn images into a prepared set: one folder with a manifest, ready for fast-train.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,6 @@ def build_parser() -> Parser:
         prog=PROGRAM,
         description="Write a trained network as a file for other programs.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("run", type=flag_path, metavar="RUN", help="a run's folder, or a checkpoint")

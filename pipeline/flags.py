@@ -143,7 +143,6 @@ def build_parser() -> Parser:
         prog=PROGRAM,
         description="Train an image classifier on a prepared set, fast.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
     known = settings()

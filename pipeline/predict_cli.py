@@ -5,7 +5,6 @@ What can be refused without torch, which takes seconds to import, is refused bef
 
 from __future__ import annotations
 
-import argparse
 import codecs
 import csv
 import os
@@ -60,7 +59,6 @@ def build_parser() -> Parser:
         prog=PROGRAM,
         description="Predict the classes of pictures by a trained network.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("checkpoint", metavar="RUN", type=flag_path, help="a run's folder, or a checkpoint")

@@ -149,7 +149,6 @@ def plain_parser(program: str, description: str, epilog: str = "") -> Parser:
         prog=program,
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--debug", action="store_true", help="show the trace of an error")
