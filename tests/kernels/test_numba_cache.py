@@ -1,6 +1,7 @@
 import resource
 
 import pytest
+from numba.core import config
 
 from fast_train.kernels.numba_cache import compiled
 
@@ -10,9 +11,13 @@ def _add_one(number):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
-    return tmp_path
+def folder(tmp_path):
+    # Numba reads its variables anew at each compilation, if one of them has changed.
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+        config.reload_config()
+        yield tmp_path
+    config.reload_config()
 
 
 def _from_disk():
