@@ -238,8 +238,9 @@ def _steady(stream: TextIO | None, errors: str) -> TextIO:
 
 
 def lost(stream: TextIO) -> bool | None:
-    """Whether all that is written to a `steady_output` is lost, as on a full disk; None where its reader is gone, and
-    nobody misses it."""
+    """Whether all that is written to a `steady_output` up to here is lost, as on a full disk; None where its reader is
+    gone, and nobody misses it."""
+    stream.flush()
     error = getattr(getattr(stream, "buffer", None), "error", 0)
     return None if error in _NO_READER else error != 0
 

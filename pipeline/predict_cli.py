@@ -161,7 +161,7 @@ def _writing(flags: Flags, classes: int) -> Iterator[Write]:
     out = sys.stdout
     if flags.csv is None:
         yield lambda path, found: print(
-            f"{show(path)}: {', '.join(f'{name} {part:.1%}' for name, part in found)}", file=out, flush=True
+            f"{show(path)}: {', '.join(f'{name} {part:.1%}' for name, part in found)}", file=out
         )
         return
     from fast_train.pipeline.report.predictions import class_cell, file_cell
