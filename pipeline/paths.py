@@ -78,8 +78,9 @@ def of_export(run: Path, to: str, out: Path | None, *, overwrite: bool) -> Path:
         raise ConfigError(f"--to onnx needs {' and '.join(missing)}; pip install 'fast-train[onnx]', or give --to pt2")
     beside = run / f"{run.resolve().name}.pt" if run.is_dir() else run
     path = out or beside.with_name(f"{beside.name.removesuffix('.pt')}{EXPORTS[to]}")
-    if path.is_dir():
-        raise ConfigError(f"{show(path)} is a folder; give a file as --out")
+    if path.exists() and not path.is_file():
+        # A device would become a file.
+        raise ConfigError(f"{show(path)} is no file; give one as --out")
     if path.exists() and not overwrite:
         raise ConfigError(f"{show(path)} is there already; add --overwrite, or give another --out")
     check_writable(path.parent)
@@ -112,10 +113,10 @@ def make_folder(folder: Path) -> list[Path]:
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise ConfigError(f"{show(folder)} is a file; give a folder as --out") from error
+        raise ConfigError(f"{show(folder)} is a file, and no folder; name another place") from error
     except OSError as error:
         raise ConfigError(
-            f"the folder {show(folder)} can't be made ({error.strerror or one_line(error)}); give another --out"
+            f"the folder {show(folder)} can't be made ({error.strerror or one_line(error)}); name another place"
         ) from error
     return made
 

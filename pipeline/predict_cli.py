@@ -47,7 +47,7 @@ class Flags:
     checkpoint: Path
     images: list[str]
     top: int
-    csv: str | None
+    csv: Path | None
     tta: TestTimeAugmentation | None
     device: str
     batch_size: int | None
@@ -69,7 +69,7 @@ def build_parser() -> Parser:
         help="a picture, or a folder, searched at any depth for what is not hidden; - reads a list, a path a line",
     )
     add("--top", type=int, default=1, metavar="K", help="the K most probable classes (default: 1)")
-    add("--csv", metavar="FILE", help="write a table in place of the lines; - for standard output")
+    add("--csv", type=flag_path, metavar="FILE", help="write a table in place of the lines; - for standard output")
     add("--tta", metavar="none|flip|multicrop", help="test-time augmentation (default: as the run was evaluated)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:N or mps (default: auto)")
     add("--batch-size", type=int, metavar="N", help="pictures at once (default: as many as in an evaluation)")
@@ -124,8 +124,9 @@ def _check(flags: Flags) -> None:
         if value is not None and value < 1:
             raise ConfigError(f"{flag} {value} is too few; give 1 or more")
     RunConfig(device=flags.device, tta=flags.tta or "none")
-    if flags.csv is not None and (os.path.isdir(flags.csv) or not flags.csv):
-        raise ConfigError(f"--csv '{show(flags.csv)}' is no file; give the name of one, or -")
+    if flags.csv is not None and flags.csv.exists() and not flags.csv.is_file():
+        # A device would become a file.
+        raise ConfigError(f"--csv {show(flags.csv)} is no file; give the name of one, or -")
 
 
 def _files(given: Sequence[str]) -> list[str]:
@@ -168,9 +169,9 @@ def _writing(flags: Flags, classes: int) -> Iterator[Write]:
 
     numbers = ("", *(f"_{place}" for place in range(2, min(flags.top, classes) + 1)))
     header = ["file", *(f"{what}{number}" for number in numbers for what in ("predicted", "confidence"))]
-    if flags.csv != _STDIO:
-        make_folder(Path(flags.csv).parent)
-    with nullcontext() if flags.csv == _STDIO else whole_file(Path(flags.csv)) as file:
+    if str(flags.csv) != _STDIO:
+        make_folder(flags.csv.parent)
+    with nullcontext() if str(flags.csv) == _STDIO else whole_file(flags.csv) as file:
         rows = csv.writer(out if file is None else codecs.getwriter("utf-8")(file), lineterminator="\n")
         rows.writerow(header)
         yield lambda path, found: rows.writerow(
@@ -182,7 +183,7 @@ def _writing(flags: Flags, classes: int) -> Iterator[Write]:
 def _progress(flags: Flags, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on standard error, for many pictures whose lines do not show there how far it is."""
     console = PlainConsole(stderr=True)
-    lines = flags.csv in (None, _STDIO) and sys.stdout.isatty()
+    lines = (flags.csv is None or str(flags.csv) == _STDIO) and sys.stdout.isatty()
     if total < _MANY or lines or not console.is_terminal:
         yield lambda count: None
         return

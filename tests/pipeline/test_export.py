@@ -116,6 +116,10 @@ def test_the_command_replaces_nothing_unless_it_is_told_to(run, tmp_path, capsys
         f"fast-export: error: {path} is there already; add --overwrite, or give another --out\n"
     )
     assert path.read_bytes() == b"mine"
+    assert export_cli.main([*line[:-1], "/dev/null", "--overwrite"]) == 2
+    assert capsys.readouterr().err == "fast-export: error: /dev/null is no file; give one as --out\n"
+    assert export_cli.main([*line[:-1], str(path / "net")]) == 2
+    assert capsys.readouterr().err == f"fast-export: error: {path} is a file, and no folder; name another place\n"
     assert export_cli.main([*line, "--overwrite"]) == 0
     assert "fc.weight" in safetensors.torch.load_file(path)
 

@@ -117,7 +117,9 @@ def test_predictions_that_a_full_disk_takes_are_an_error(run, pictures, monkeypa
         (["run", "in", "--top", "0"], "--top 0 is too few"),
         (["run", "in", "--tta", "flop"], "did you mean 'flip'?"),
         (["run", "in", "--device", "gpu"], "unknown device 'gpu'"),
-        (["run", "in", "--csv", "in"], "--csv 'in' is no file"),
+        (["run", "in", "--csv", "in"], "--csv in is no file; give the name of one, or -"),
+        (["run", "in", "--csv", ""], "--csv . is no file"),
+        (["run", "in", "--csv", "/dev/null"], "--csv /dev/null is no file"),
     ],
 )
 def test_what_cannot_work_is_refused_without_torch(pictures, arguments, message):
