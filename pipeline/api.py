@@ -156,8 +156,9 @@ def train(
     resume: ``auto`` to go on with the last such run, or a run's folder or checkpoint, whose settings take the recipe's
     place. weights: what the training begins with: a run's folder or checkpoint, or a file of torchvision's weights; the
     recipe is then ``fine-tune`` unless another one is given. stop_after: save and return after this epoch.
-    progress: show it on standard output. given: settings of docs/recipes.md by their names (``epochs=8,
-    arch="resnet20"``) or, where a name stands in two sections, by section (``optimizer={"name": "muon"}``).
+    progress: show it on standard output, with the notes that the outcome also holds. given: settings of
+    docs/recipes.md by their names (``epochs=8, arch="resnet20"``) or, where a name stands in two sections, by section
+    (``optimizer={"name": "muon"}``).
 
     Processes that torchrun started train together, each with the same arguments; listeners hear of it in the first one.
 
@@ -195,8 +196,7 @@ def _train(
         if progress:
             listeners = (held.enter_context(Terminal(PlainConsole())), *listeners)
         return session.train(
-            plan.config,
-            plan.prepared,
+            plan,
             folder=None if out is None else _path(out),
             resume=go_on,
             stop_after=stop_after,
@@ -214,6 +214,7 @@ def evaluate(run: PathLike, *, data: PreparedSet | PathLike | None = None, **giv
     saved = _load(run)
     nested = _nested(given, data)
     plan = plan_evaluation(nested, saved)
+    _warn(plan.notes)
     return session.evaluate(plan.config, plan.prepared, saved)
 
 
@@ -237,9 +238,14 @@ def export(
 
 def _load(run: PathLike) -> Saved:
     saved = load(_path(run))
-    for note in saved.notes:
-        warnings.warn(note.removeprefix("note: "), stacklevel=3)
+    _warn(saved.notes, stacklevel=4)
     return saved
+
+
+def _warn(notes: Sequence[str], *, stacklevel: int = 3) -> None:
+    """For what returns no `session.Outcome` that would hold them."""
+    for note in notes:
+        warnings.warn(note.removeprefix("note: "), stacklevel=stacklevel)
 
 
 def _path(given: PathLike) -> Path:

@@ -53,7 +53,8 @@ class Trainer:
     `load_state_dict` of a run that goes on, `prepare`, and `fit`, which trains. target_reached: by the last evaluation.
 
     Raises ValueError where network, loader or images do not fit together, and OSError where a file can't be read.
-    resumes: `load_state_dict` will be called, so that nothing is initialised from the data.
+    resumes: `load_state_dict` will be called, so that nothing is initialised from the data. weights: see
+    `build_network`.
     """
 
     def __init__(
@@ -63,16 +64,17 @@ class Trainer:
         runtime: Runtime,
         *,
         resumes: bool = False,
+        weights: Mapping[str, torch.Tensor] | None = None,
         listeners: Sequence[Listener] = (),
     ) -> None:
-        self.prepared, self.runtime = prepared, runtime
+        self.prepared, self.runtime, self._weights = prepared, runtime, weights
         progress = partial(loading, listeners)
         self.loader = build_split_loader(config, prepared, runtime, train=True, progress=progress)
         self.test_loader = build_split_loader(config, prepared, runtime, train=False, progress=progress)
         self.augmenter = build_augmenter(config, prepared, runtime, train=True)
         self.test_augmenter = build_augmenter(config, prepared, runtime, train=False)
         start = None if resumes else prepared
-        self.step = build_step(config, self.augmenter, runtime, prepared=start)
+        self.step = build_step(config, self.augmenter, runtime, prepared=start, weights=weights)
         check_batch(self.step.model, config, prepared)
         self._begin(config)
 
@@ -162,7 +164,7 @@ class Trainer:
         self.loader.close()
         self.loader = build_split_loader(config, self.prepared, self.runtime, train=True)
         self.augmenter.seed = seed
-        fresh = build_step(config, self.augmenter, plain, prepared=self.prepared)
+        fresh = build_step(config, self.augmenter, plain, prepared=self.prepared, weights=self._weights)
         self.step.load_state_dict(fresh.state_dict())
         self._begin(config)
 

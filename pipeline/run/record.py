@@ -121,7 +121,8 @@ def load(given: Path) -> Saved:
         newest = _newest_whole(given)
         if newest is None:
             raise CheckpointError(
-                f"{_reason(error)}, and {show_path(given)} holds no whole one; move it away to begin anew"
+                f"{_reason(error)}, and {show_path(given)} holds no whole one; give another run, or move it "
+                "away to begin anew"
             ) from error
         note = f"note: {_reason(error)}; {show_path(newest.path)}, the newest whole one, takes its place"
         return dataclasses.replace(newest, notes=(note, *newest.notes))

@@ -23,13 +23,13 @@ from fast_train.pipeline.engine.identity import identity
 from fast_train.pipeline.engine.listener import Listener, Start, warn
 from fast_train.pipeline.engine.runtime import fix_threads, running
 from fast_train.pipeline.engine.trainer import Trainer
-from fast_train.pipeline.engine.weights import read_weights
 from fast_train.pipeline.paths import BEST, checkpoints
 from fast_train.pipeline.ranks import current
 from fast_train.pipeline.run.folder import claim_folder, default_folder
 from fast_train.pipeline.run.log import RunLog
-from fast_train.pipeline.run.plan import as_it_began
+from fast_train.pipeline.run.plan import Plan, as_it_began
 from fast_train.pipeline.run.record import Resume, Saved, as_trained, check_resumable, fitting, load, write_config
+from fast_train.pipeline.run.weights import Weights, no_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Outcome:
     where they are kept and the two splits differ; None where a signal ended the training, or nothing was left to do.
     history: a record an epoch, as metrics.jsonl holds them. interrupted: the signal's number. steps: those that
     were trained now. train_seconds: of training alone, in all and before this call. seconds: of this call, with
-    compilation, evaluation and saving.
+    compilation, evaluation and saving. notes: those of its `Start`.
     """
 
     folder: Path
@@ -55,6 +55,7 @@ class Outcome:
     train_seconds: float
     train_seconds_before: float
     seconds: float
+    notes: Sequence[str]
 
     @property
     def accuracy(self) -> float | None:
@@ -65,8 +66,7 @@ class Outcome:
 
 
 def train(
-    config: Config,
-    prepared: PreparedSet,
+    plan: Plan,
     *,
     folder: Path | None = None,
     resume: Resume = None,
@@ -76,10 +76,10 @@ def train(
 ) -> Outcome:
     """Train, and leave a run folder with configuration, metrics and checkpoint.
 
-    config: fitted to ``prepared`` (`pipeline.run.plan`). folder: None for ``runs/<set>-<architecture>-<recipe>``, with
-    a number where that is taken. resume: a checkpoint to go on from, whose settings ``config`` has, or ``auto`` for the
-    last run of the same folder if there is one; that keeps the data and the length that it began with, but for what
-    ``given`` says. stop_after: save and return after this epoch (1-based).
+    plan: of `plan_training`. folder: None for ``runs/<set>-<architecture>-<recipe>``, with a number where that is
+    taken. resume: a checkpoint to go on from, whose settings the plan has, or ``auto`` for the last run of the same
+    folder if there is one; that keeps the data and the length that it began with, but for what ``given`` says.
+    stop_after: save and return after this epoch (1-based).
 
     Of several ranks (`pipeline.ranks.joined`) the first one holds and writes the folder, and tells the listeners.
 
@@ -87,31 +87,34 @@ def train(
     number, and OSError where something can't be read or written. A signal ends it after a whole step, saved.
     """
     ranks = current()
-    ranks.check_same([identity(prepared), override(config, {"data": {"path": ""}}).to_dict()], "settings or images")
+    prepared = plan.prepared
+    settings = override(plan.config, {"data": {"path": ""}}).to_dict()
+    ranks.check_same([identity(prepared), settings], "settings or images")
     with ExitStack() as held:
-        begin = partial(_begin, config, prepared, folder, resume, given or {}, held)
+        begin = partial(_begin, plan, folder, resume, given or {}, held)
         folder, saved, config, notes = ranks.of_first(begin)
         if saved is not None:
             prepared = as_trained(prepared, saved)
-        with Session(config, prepared) as session:
+        with Session(config, prepared, plan.weights) as session:
             return session.train(folder, saved=saved, notes=notes, stop_after=stop_after, listeners=listeners)
 
 
 def _begin(
-    config: Config, prepared: PreparedSet, folder: Path | None, resume: Resume, given: Given, held: ExitStack
+    plan: Plan, folder: Path | None, resume: Resume, given: Given, held: ExitStack
 ) -> tuple[Path, Saved | None, Config, tuple[str, ...]]:
     """The folder, held; what it goes on from, which fits; the settings; and what there is to say, a line each."""
+    config, prepared, notes = plan.config, plan.prepared, plan.notes
     folder = claim_folder(default_folder(config, prepared), resume, folder, held)
     saved = resume if isinstance(resume, Saved) else None
-    notes: tuple[str, ...] = ()
     if resume == "auto" and checkpoints(folder):
         saved = load(folder)
-        plan = as_it_began(config, saved, prepared, given)
-        config, notes = plan.config, plan.notes
+        as_begun = as_it_began(config, saved, prepared, given)
+        config, notes = as_begun.config, (*notes, *as_begun.notes)
     if saved is None and config.model.weights is not None:
-        weights = read_weights(Path(config.model.weights), config.model.weights_sha256)
-        notes = (weights.note(config.model, prepared.manifest.classes),)
-        config = override(config, {"model": {"weights_sha256": weights.sha256}})
+        if plan.weights is None:
+            raise no_weights(Path(config.model.weights))
+        notes = (*notes, *plan.weights.notes, plan.weights.note(config.model, prepared.manifest.classes))
+        config = override(config, {"model": {"weights_sha256": plan.weights.sha256}})
     if saved is not None:
         check_resumable(saved, config, prepared)
         notes = (*saved.notes, *notes, *_ranks_note(saved))
@@ -133,11 +136,14 @@ def _ranks_note(saved: Saved) -> Iterator[str]:
 
 
 class Session:
-    """A network that is built, compiled and captured once, for trainings one after the other; a context manager."""
+    """A network that is built, compiled and captured once, for trainings one after the other; a context manager.
 
-    def __init__(self, config: Config, prepared: PreparedSet) -> None:
+    weights: those that ``config`` names, which new trainings begin with.
+    """
+
+    def __init__(self, config: Config, prepared: PreparedSet, weights: Weights | None = None) -> None:
         self._config = dataclasses.replace(config, run=fix_threads(config.run))
-        self._prepared = prepared
+        self._prepared, self._weights = prepared, weights
         self._held = ExitStack()
         self._runtime = self._held.enter_context(running(self._config.run))
         self._trainer: Trainer | None = None
@@ -192,6 +198,7 @@ class Session:
             train_seconds=trainer.train_seconds,
             train_seconds_before=before,
             seconds=time.perf_counter() - started,
+            notes=start.notes,
         )
 
     def _fit(
@@ -220,7 +227,12 @@ class Session:
         if self._trainer is not None:
             self._trainer.restart(config.run.seed)
             return self._trainer
-        trainer = Trainer(config, self._prepared, self._runtime, resumes=saved is not None, listeners=listeners)
+        tensors = None
+        if saved is None and self._weights is not None:
+            tensors = self._weights.fitted(config.model, self._prepared.manifest.classes)
+        trainer = Trainer(
+            config, self._prepared, self._runtime, resumes=saved is not None, weights=tensors, listeners=listeners
+        )
         self._trainer = self._held.enter_context(trainer)
         trainer.check_memory()
         if saved is not None:

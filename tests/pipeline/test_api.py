@@ -133,6 +133,11 @@ def test_scalars_of_numpy_and_devices_of_torch_are_settings(prepared_path, tmp_p
     assert (config.optimizer.lr, config.optimizer.nesterov) == (0.5, False)
 
 
+def test_an_outcome_holds_what_the_command_prints_of_its_plan(prepared_path, tmp_path):
+    run = fast_train.train(prepared_path, out=tmp_path / "run", steps=1, **{**SMALL, "batch_size": 4096})
+    assert run.notes[0].startswith("batch size 4096 -> 120: ")
+
+
 def test_an_augmenter_takes_the_name_of_a_device(prepared):
     given = {"normalise": "set", "dtype": torch.float32, "device": "cpu"}
     with fast_train.make_loader(prepared, batch_size=8, device="cpu") as loader:
