@@ -166,6 +166,8 @@ def _notes(config: Config, fitted: Config, manifest: Manifest) -> Iterator[str]:
     if fitted.crop.sizes and not config.crop.sizes and manifest.ragged:
         side = manifest.ragged.side
         yield f"crops of {fitted.crop.size} pixels, by the images' shorter sides of {side}; --image-size chooses others"
+    if config.data.loader == "resident" and config.data.workers is not None and not manifest.ragged:
+        yield "note: loader resident copies images of one shape once; --workers does nothing there"
     if manifest.ragged and max(fitted.crop.sizes) > manifest.ragged.side:
         yield (
             f"note: crops of {max(fitted.crop.sizes)} pixels are larger than the images, whose shorter sides are "

@@ -18,7 +18,7 @@ from fast_train.pipeline.config.settings import Config, differences
 from fast_train.pipeline.engine.build import build_augmenter, build_network, build_split_loader
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.evaluate import evaluate as evaluate_split
-from fast_train.pipeline.engine.history import accuracies
+from fast_train.pipeline.engine.history import accuracies, is_over, target_reached
 from fast_train.pipeline.engine.identity import identity
 from fast_train.pipeline.engine.listener import Listener, Start, warn
 from fast_train.pipeline.engine.runtime import fix_threads, running
@@ -116,7 +116,7 @@ def _begin(
         notes = (*notes, *plan.weights.notes, plan.weights.note(config.model, prepared.manifest.classes))
         config = override(config, {"model": {"weights_sha256": plan.weights.sha256}})
     if saved is not None:
-        check_resumable(saved, config, prepared)
+        check_resumable(saved, config, prepared, given)
         notes = (*saved.notes, *notes, *_ranks_note(saved))
         for section, name, was, now in differences(saved.config, config):
             # Data that lie elsewhere change nothing.
@@ -180,11 +180,11 @@ class Session:
             )
             for listener in listeners:
                 listener.on_start(start)
+            if saved is not None and self._is_over(saved):
+                return _nothing_to_do(start, saved, time.perf_counter() - started)
             trainer = self._ready_trainer(config, saved, listeners)
             before, steps_before = trainer.train_seconds, trainer.done_steps
-            evaluation, interrupted = None, None
-            if not trainer.finished:
-                evaluation, interrupted = self._fit(trainer, folder, listeners, stop_after)
+            evaluation, interrupted = self._fit(trainer, folder, listeners, stop_after)
         return Outcome(
             folder=folder,
             config=config,
@@ -193,13 +193,19 @@ class Session:
             history=trainer.history,
             interrupted=interrupted,
             finished=trainer.finished,
-            target_reached=trainer.target_reached,
+            target_reached=target_reached(config.run, trainer.history),
             steps=trainer.done_steps - steps_before,
             train_seconds=trainer.train_seconds,
             train_seconds_before=before,
             seconds=time.perf_counter() - started,
             notes=start.notes,
         )
+
+    def _is_over(self, saved: Saved) -> bool:
+        """Whether no step is left, before anything is loaded for one."""
+        run, state = self._config.run, saved.state
+        steps_per_epoch = self._prepared.size("train") // self._config.data.batch_size
+        return is_over(run, state["history"], state["done_steps"], steps_per_epoch)
 
     def _fit(
         self, trainer: Trainer, folder: Path, listeners: Sequence[Listener], stop_after: int | None
@@ -239,6 +245,25 @@ class Session:
             with fitting(saved.path):
                 trainer.load_state_dict(saved.state)
         return trainer
+
+
+def _nothing_to_do(start: Start, saved: Saved, seconds: float) -> Outcome:
+    history, trained = saved.state["history"], saved.state["train_seconds"]
+    return Outcome(
+        folder=start.folder,
+        config=start.config,
+        prepared=start.prepared,
+        evaluation=None,
+        history=history,
+        interrupted=None,
+        finished=True,
+        target_reached=target_reached(start.config.run, history),
+        steps=0,
+        train_seconds=trained,
+        train_seconds_before=trained,
+        seconds=seconds,
+        notes=start.notes,
+    )
 
 
 def tests_best(folder: Path, config: Config, prepared: PreparedSet) -> bool:
