@@ -62,10 +62,13 @@ def prepare(
     for name, value, kind in (("options", options, SourceOptions), ("encoding", encoding, FormatOptions)):
         if not isinstance(value, kind | None):
             raise PreparedSetError(f"{name} is {value!r}; give {kind.__name__}(...), of {kind.__module__}")
+    names = (formats,) if isinstance(formats, str) else formats
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise PreparedSetError(f"formats is {formats!r}; give a list of names, such as ['packed', 'ffcv']")
     request = Request(
         dataset=dataset if isinstance(dataset, str) else f"folder:{dataset}",
         out=None if out is None else _path(out),
-        formats=(formats,) if isinstance(formats, str) else tuple(formats),
+        formats=tuple(names),
         options=options or SourceOptions(),
         encoding=encoding or FormatOptions(),
         overwrite=overwrite,
@@ -262,6 +265,8 @@ def _nested(given: Mapping[str, Any], data: PreparedSet | PathLike | None) -> di
     nested: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
         if name in SECTIONS:
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{name} is {value!r}; it must be a table of settings")
             nested = merge(nested, {name: value})
             continue
         check_name("setting", name, [*places, *SECTIONS])
