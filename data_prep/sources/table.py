@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ _COLUMNS = {
     "split": ("split", "set", "subset"),
 }
 _SEPARATORS = ",;\t|"
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
 class CsvTable(ImageFolder):
@@ -60,10 +62,10 @@ def _columns(text: str | None) -> dict[str, str]:
 def list_table(table: Path, root: Path, columns: Mapping[str, str]) -> Listing:
     """List the files that ``table`` names below ``root``, in the order of `list_folder`: by split, class and path.
 
-    columns: the names of columns that are not found by their usual ones. The digest covers every file's path, size,
-    time of change, class and split. Raises PreparedSetError: no such table or columns; a row, by its number (the
-    header's is 1), whose file is missing, outside of ``root`` or in another row too, or whose class or split can't be;
-    no training images, or of one class only.
+    columns: the names of columns that are not found by their usual ones. Classes that are all numbers are in the order
+    of these. The digest covers every file's path, size, time of change, class and split. Raises PreparedSetError: no
+    such table or columns; a row, by its number (the header's is 1), whose file is missing, outside of ``root`` or in
+    another row too, or whose class or split can't be; no training images, or of one class only.
     """
     found: dict[str, tuple[int, ImageFile]] = {}
     for row, cells in _rows(table, columns):
@@ -76,18 +78,20 @@ def list_table(table: Path, root: Path, columns: Mapping[str, str]) -> Listing:
         except PreparedSetError as error:
             raise PreparedSetError(f"{show(table)}, row {row}: {error}") from error
         found[file.name] = row, file
-    classes = tuple(sorted({file.class_name for _, file in found.values() if file.split == "train"}))
+    trained = sorted({file.class_name for _, file in found.values() if file.split == "train"})
+    classes = tuple(sorted(trained, key=float if all(map(_NUMBER.fullmatch, trained)) else str))
     if len(classes) < 2:
         held = f"the single class '{classes[0]}'" if classes else "no images"
         raise PreparedSetError(f"{show(table)} holds {held} for training; it takes two classes or more")
-    known = set(classes)
+    label_of = {name: label for label, name in enumerate(classes)}
     for row, file in found.values():
-        if file.class_name not in known:
+        if file.class_name not in label_of:
             raise PreparedSetError(
                 f"{show(table)}, row {row}: the class '{file.class_name}' of the {file.split} split has no row for "
                 "training; add or remove it"
             )
-    files = sorted((f for _, f in found.values()), key=lambda f: (SPLITS.index(f.split), f.class_name, f.name))
+    found_files = (file for _, file in found.values())
+    files = sorted(found_files, key=lambda f: (SPLITS.index(f.split), label_of[f.class_name], f.name))
     splits = tuple(split for split in SPLITS if any(file.split == split for file in files))
     listing = Listing(root, files, splits, classes, notes=same_looks(classes))
     look_at_files(listing)

@@ -22,7 +22,10 @@ def _rows(root):
     return [[str(file.relative_to(root)), file.parent.name, file.parent.parent.name] for file in files]
 
 
-def _write(path, rows, header=("path", "label", "split"), **dialect):
+_HEADER = ("path", "label", "split")
+
+
+def _write(path, rows, header=_HEADER, **dialect):
     with open(path, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, **dialect).writerows([header, *rows])
     return path
@@ -33,7 +36,7 @@ def _write(path, rows, header=("path", "label", "split"), **dialect):
 def test_a_csv_file_gives_the_set_of_the_folder(images, make_folder, prep, tmp_path, flags, parted):
     root = images if parted else make_folder({"ant": 10, "bee": 5}, name="unparted")
     rows = [row[: 2 + parted] for row in _rows(root)]
-    table = _write(root / "list.csv", rows, ("path", "label", "split")[: 2 + parted])
+    table = _write(root / "list.csv", rows, _HEADER[: 2 + parted])
     listed = prep("--dataset", f"csv:{table}", "--out", root / "listed", *flags)
     assert listed.status == 0, listed.err
     os.rename(root / "listed", tmp_path / "listed")
@@ -81,6 +84,18 @@ def test_a_changed_file_or_row_makes_another_set(images, prep, monkeypatch, tmp_
     assert prep("--dataset", "csv:insects.csv", "--overwrite").status == 0
     (images / "train" / "ant" / "000.png").touch()
     assert "have changed" in prep("--dataset", "csv:insects.csv").err
+
+
+@pytest.mark.parametrize("labels", [["0", "1", "2", "10", "11"], ["-1", "0.5", "3.0", "12"], ["1", "10", "2", "x"]])
+def test_classes_that_are_numbers_are_in_their_order(make_folder, prep, tmp_path, labels):
+    root = make_folder(dict.fromkeys(labels, 2))
+    rows = [[f"{label}/{i:03}.png", label] for label in labels for i in range(2)]
+    table = _write(root / "list.csv", rows, _HEADER[:2])
+    assert prep("--dataset", f"csv:{table}", "--out", tmp_path / "set").status == 0
+    prepared = PreparedSet.open(tmp_path / "set")
+    assert prepared.manifest.classes == tuple(labels)
+    folders = [name.split("/")[0] for name in prepared.names("train")]
+    assert folders == [labels[label] for label in prepared.packed("train").labels]
 
 
 _MORE = "path,label,split\ntest/bee/000.png,ant,train\ntest/bee/001.png,bee,train\n"
