@@ -20,9 +20,8 @@ from fast_train.data_prep.sources.listing import SPLIT_OF, ImageFile, Listing, n
 from fast_train.data_prep.sources.parquet import check_pyarrow
 from fast_train.data_prep.staging import check_free_disk
 
-_IMAGES, _LABELS = ("image", "img"), ("label", "fine_label")
-_ENCODED = re.compile(r"struct<(.*, )?bytes: (large_)?binary[,>]")
-_BATCH = 64
+_IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
+_BATCH, _BUFFER = 64, 1 << 20
 
 
 class ParquetImages(ImageFolder):
@@ -67,8 +66,8 @@ class ParquetImages(ImageFolder):
 
 
 class _Shard(NamedTuple):
-    """name: the path below what the user named, without suffix. classes: what the numbers in the column of labels mean;
-    empty where the file doesn't say."""
+    """name: the path below what the user named, without suffix. image: the column of encoded images, or PARENT.bytes.
+    classes: what the numbers in the column of labels mean; empty where the file doesn't say."""
 
     path: Path
     name: str
@@ -94,9 +93,12 @@ def _reading(path: Path) -> Iterator[None]:
 def _images(shard: _Shard) -> Iterator[bytes | None]:
     import pyarrow.parquet
 
-    with _reading(shard.path), pyarrow.parquet.ParquetFile(shard.path) as file:
-        for batch in file.iter_batches(_BATCH, columns=[f"{shard.image}.bytes"]):
-            yield from batch.column(0).field("bytes").to_pylist()
+    # Otherwise it reads all images of a row group ahead, and a file may be a single one.
+    sparing = {"pre_buffer": False, "buffer_size": _BUFFER}
+    with _reading(shard.path), pyarrow.parquet.ParquetFile(shard.path, **sparing) as file:
+        for batch in file.iter_batches(_BATCH, columns=[shard.image]):
+            column = batch.column(0)
+            yield from (column.field("bytes") if "." in shard.image else column).to_pylist()
 
 
 def _find(place: Path) -> list[_Shard]:
@@ -128,13 +130,24 @@ def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
 
     with _reading(path):
         schema = pyarrow.parquet.read_schema(path)
-    image, label = (next((name for name in usual if name in schema.names), None) for usual in (_IMAGES, _LABELS))
-    if image is None or label is None or not _ENCODED.match(str(schema.field(image).type)):
+    images = (_bytes_column(schema.field(name)) for name in _IMAGES if name in schema.names)
+    image, label = next(filter(None, images), None), next((name for name in _LABELS if name in schema.names), None)
+    if image is None or label is None:
         raise PreparedSetError(
             f"{show(path)} is not of Hugging Face's form: it needs columns {' or '.join(_IMAGES)}, with bytes, and "
-            f"{' or '.join(_LABELS)}; it has {', '.join(map(show, schema.names))}"
+            f"{' or '.join(_LABELS)}; it has {', '.join(map(show, schema.names))}; rename them, or move the file away"
         )
     return image, label, _class_names(schema.metadata or {}, label)
+
+
+def _bytes_column(field: Any) -> str | None:
+    """The column of bytes that a column of images is or holds; None where it doesn't."""
+    from pyarrow import types
+
+    name, kind = field.name, field.type
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        name, kind = f"{name}.bytes", kind.field("bytes").type
+    return name if types.is_binary(kind) or types.is_large_binary(kind) else None
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:

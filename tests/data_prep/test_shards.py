@@ -18,9 +18,16 @@ def write():
     pyarrow = pytest.importorskip("pyarrow", reason="pip install 'fast-train[parquet]'")
     from pyarrow import parquet
 
-    def run(path, rows, classes=None, columns=("image", "label")):
-        images = [{"bytes": content, "path": None} for content, _ in rows]
-        table = pyarrow.table({columns[0]: images, columns[1]: [label for _, label in rows]})
+    forms = {
+        "struct": (pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}), True),
+        "never null": (pyarrow.struct([pyarrow.field("bytes", pyarrow.large_binary(), nullable=False)]), True),
+        "plain": (pyarrow.binary(), False),
+    }
+
+    def run(path, rows, classes=None, columns=("image", "label"), form="struct", **more):
+        kind, nested = forms[form]
+        images = pyarrow.array([{"bytes": content} if nested else content for content, _ in rows], kind)
+        table = pyarrow.table({columns[0]: images, columns[1]: [label for _, label in rows], **more})
         if classes:
             features = {columns[1]: {"names": list(classes), "_type": "ClassLabel"}}
             table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -76,6 +83,19 @@ def test_one_file_is_parted_and_its_numbers_are_classes(make_folder, write, tmp_
     assert prepared.manifest.counts == {"train": (4, 4, 4), "test": (1, 1, 1)}
 
 
+@pytest.mark.parametrize("form", ["never null", "plain"])
+def test_images_are_bytes_in_any_form(make_folder, write, prep, tmp_path, form):
+    rows = _rows(make_folder({"a": 5, "b": 5}), "ab")
+    write(tmp_path / "a.parquet", rows, "ab")
+    assert prep("--dataset", f"parquet:{tmp_path / 'a.parquet'}", "--out", tmp_path / "one").status == 0
+    # A column of paths is none of images.
+    write(tmp_path / "a.parquet", rows, "ab", ("img", "labels"), form, image=["x.png"] * len(rows))
+    result = prep("--dataset", f"parquet:{tmp_path / 'a.parquet'}", "--out", tmp_path / "other")
+    assert result.status == 0, result.err
+    one, other = (PreparedSet.open(tmp_path / name).manifest for name in ("one", "other"))
+    assert replace(one, source={}) == replace(other, source={})
+
+
 def test_what_has_no_labels_or_no_image_is_left_out_with_a_word(make_folder, write, prep, tmp_path):
     rows = _rows(make_folder({"a": 5, "b": 5}), "ab")
     write(tmp_path / "hub" / "train.parquet", [*rows, (None, 1)], "ab")
@@ -99,7 +119,7 @@ def test_what_has_no_labels_or_no_image_is_left_out_with_a_word(make_folder, wri
         ({"train": ([0, None], "ab")}, "train.parquet, row 1: label None is no class"),
         ({"train": ([0, 0], "ab")}, "holds 1 classes for training"),
         ({"train": ([0, 1], "abc"), "test": ([2], "abc")}, "has images of class 'c', but none for training"),
-        ({"train": ([0, 1], "ab", ("image", "target"))}, "it has image, target"),
+        ({"train": ([0, 1], "ab", ("image", "target"))}, "it has image, target; rename them, or move the file away"),
         ({"train": b"PAR1 and no more"}, "train.parquet can't be read"),
     ],
 )
