@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,12 @@ from fast_train.common.text import is_plain, one_line, show
 from fast_train.data_prep.errors import PreparedSetError
 from fast_train.data_prep.sources.base import SPLITS, Plan
 from fast_train.data_prep.sources.folder import ImageFolder
-from fast_train.data_prep.sources.listing import SPLIT_OF, ImageFile, Listing, normal, same_looks
+from fast_train.data_prep.sources.listing import SPLIT_OF, ImageFile, Listing, files_below, normal, same_looks
 from fast_train.data_prep.sources.parquet import check_pyarrow
 from fast_train.data_prep.staging import check_free_disk
 
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
+_SERIES = re.compile("(.*)-[0-9]+-of-([0-9]+)(?:-[0-9a-f]+)?")
 _BATCH, _BUFFER = 64, 1 << 20
 
 
@@ -56,7 +58,7 @@ class ParquetImages(ImageFolder):
         check_free_disk(self.root, sum(shard.path.stat().st_size for shard in self._shards), "unpacking the images")
         with self.display.progress("unpacking", len(listing.files)) as advance:
             for shard in self._shards:
-                (self.root / shard.name).mkdir(parents=True)
+                (self.root / shard.name).mkdir(parents=True, exist_ok=True)
                 for row, content in enumerate(_images(shard)):
                     # Without bytes it is no image, as the scan of the files says.
                     (self.root / shard.file_name(row)).write_bytes(content or b"")
@@ -102,19 +104,38 @@ def _images(shard: _Shard) -> Iterator[bytes | None]:
 
 
 def _find(place: Path) -> list[_Shard]:
-    """The files in the order of their paths, of which nothing but the schema has been read."""
-    paths = [place] if place.is_file() else sorted(filter(Path.is_file, place.rglob("*.parquet")))
-    if not paths:
+    """The files in natural order of their paths, of which nothing but the schema has been read."""
+    base, names = place.parent, [place.name]
+    if not place.is_file():
+        base, below = place, files_below(place) if place.is_dir() else []
+        names = [name for name in below if name.lower().endswith(".parquet")]
+    if not names:
         raise PreparedSetError(f"{show(place)} holds no parquet file; give --dataset parquet:PATH one, or their folder")
-    base = place.parent if place.is_file() else place
-    names = [path.relative_to(base).with_suffix("").as_posix() for path in paths]
-    splits = [_split_of(name) for name in names]
-    if None in splits and any(splits):
-        odd = paths[splits.index(None)]
-        raise PreparedSetError(f"{show(odd)} is of no split, others are: call it train-*, validation-* or test-*")
+    splits = {name: _split_of(name) for name in names}
+    odd = [name for name, split in splits.items() if split is None]
+    if odd and len(odd) < len(names):
+        raise PreparedSetError(
+            f"{show(base / odd[0])} is of no split, others are: call it train-*, validation-* or test-*"
+        )
+    folders: dict[str, str] = {}
+    for name, split in splits.items():
+        folder = os.path.dirname(name)
+        if split and (first := folders.setdefault(split, folder)) != folder:
+            both = f"{show(base / first)} and {show(base / folder)}"
+            raise PreparedSetError(f"{both} each have a {split} split; prepare one data set at a time")
     return [
-        _Shard(path, name, split or "train", *_columns(path))
-        for path, name, split in zip(paths, names, splits, strict=True)
+        _Shard(base / name, os.path.splitext(name)[0], split or "train", *_columns(base / name))
+        for name, split in splits.items()
+    ]
+
+
+def _gaps(shards: list[_Shard]) -> list[str]:
+    """A note for each series, such as train-00000-of-00004 and so on, of which not all files are there."""
+    found = Counter(match.groups() for shard in shards if (match := _SERIES.fullmatch(shard.name)))
+    return [
+        f"{show(name)}-*-of-{total}: {count:,} of {int(total):,} files are there"
+        for (name, total), count in found.items()
+        if count != int(total)
     ]
 
 
@@ -182,7 +203,7 @@ def _list_shards(place: Path, shards: list[_Shard]) -> Listing:
     # In the order of the numbers that the file has for them, or else of the labels themselves.
     listing.classes = tuple(dict.fromkeys(str(_class(label, shards[0].classes)) for label in sorted(trained)))
     listing.splits = tuple(split for split in SPLITS if any(file.split == split for file in listing.files))
-    listing.notes += same_looks(listing.classes)
+    listing.notes += _gaps(shards) + same_looks(listing.classes)
     if len(listing.classes) < 2:
         raise PreparedSetError(f"{show(place)} holds {len(listing.classes)} classes for training; it takes two or more")
     unknown = {file.class_name for file in listing.files} - set(listing.classes)

@@ -1,6 +1,7 @@
 """`--dataset parquet:PATH`."""
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -109,12 +110,32 @@ def test_what_has_no_labels_or_no_image_is_left_out_with_a_word(make_folder, wri
     assert PreparedSet.open(tmp_path / "set").manifest.counts == {"train": (4, 4), "test": (1, 1)}
 
 
+def test_which_files_are_read(make_folder, write, prep, tmp_path):
+    rows = _rows(make_folder({"a": 5, "b": 5}), "ab")
+    place = tmp_path / "hub"
+    for name in ("train-2-of-12", "train-10-of-12", "train/validation"):
+        write(place / f"{name}.PARQUET", rows, "ab")
+    for name in ("._train-2-of-12.parquet", ".cache/train.parquet"):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text("what systems and programs leave")
+    result = prep("--dataset", f"parquet:{place}", "--out", tmp_path / "set")
+    assert result.status == 0, result.err
+    assert "train-*-of-12: 2 of 12 files are there" in result.out
+    prepared = PreparedSet.open(tmp_path / "set")
+    assert prepared.splits == ("train", "validation")
+    assert list(dict.fromkeys(map(os.path.dirname, prepared.names("train")))) == ["train-2-of-12", "train-10-of-12"]
+
+
 @pytest.mark.parametrize(
     "files, fault",
     [
         ({}, "holds no parquet file"),
         ({"train": ([0, 1], "ab"), "more": ([0, 1], "ab")}, "more.parquet is of no split, others are"),
         ({"train": ([0, 1], "ab"), "test": ([0, 1], "ac")}, "name different classes"),
+        (
+            {"a/train": ([0, 1], "ab"), "b/train": ([0, 1], "ab")},
+            "{hub}/a and {hub}/b each have a train split",
+        ),
         ({"train": ([0, 2], "ab")}, "train.parquet, row 1: label 2 is no class"),
         ({"train": ([0, None], "ab")}, "train.parquet, row 1: label None is no class"),
         ({"train": ([0, 0], "ab")}, "holds 1 classes for training"),
@@ -134,7 +155,7 @@ def test_what_can_not_be_used_is_one_line(write, prep, tmp_path, files, fault):
             write(place / f"{name}.parquet", [(b"", label) for label in labels], *rest)
     result = prep("--dataset", f"parquet:{place}", "--out", tmp_path / "refused")
     assert result.status == 2
-    assert fault in result.err
+    assert fault.format(hub=place) in result.err
     assert len(result.err.splitlines()) == 1
     assert not list(tmp_path.glob("*refused*"))
 
