@@ -55,9 +55,11 @@ class ParquetImages(ImageFolder):
         return super().plan(scratch)
 
     def _unpack(self, listing: Listing) -> None:
-        check_free_disk(self.root, sum(shard.path.stat().st_size for shard in self._shards), "unpacking the images")
+        used = {os.path.dirname(file.name) for file in listing.files}
+        shards = [shard for shard in self._shards if shard.name in used]
+        check_free_disk(self.root, sum(shard.path.stat().st_size for shard in shards), "unpacking the images")
         with self.display.progress("unpacking", len(listing.files)) as advance:
-            for shard in self._shards:
+            for shard in shards:
                 (self.root / shard.name).mkdir(parents=True, exist_ok=True)
                 for row, content in enumerate(_images(shard)):
                     # Without bytes it is no image, as the scan of the files says.
@@ -196,17 +198,26 @@ def _list_shards(place: Path, shards: list[_Shard]) -> Listing:
         for row, label in enumerate(labels):
             name = _class(label, shard.classes)
             if name is None:
-                raise PreparedSetError(f"{show(shard.path)}, row {row}: {shard.label} {show(str(label))} is no class")
+                takes = f"a number below {len(shard.classes)}" if shard.classes else "a whole number or text"
+                raise PreparedSetError(
+                    f"{show(shard.path)}, row {row}: {shard.label} {show(str(label)[:40])} is no class; each row needs "
+                    f"one, {takes}"
+                )
             listing.files.append(ImageFile(shard.file_name(row), name, shard.split))
         if shard.split == "train":
             trained.update(labels)
+    if len({isinstance(label, str) for label in trained}) > 1:
+        raise PreparedSetError(f"the labels of {show(place)} are text and numbers; prepare one data set at a time")
     # In the order of the numbers that the file has for them, or else of the labels themselves.
     listing.classes = tuple(dict.fromkeys(str(_class(label, shards[0].classes)) for label in sorted(trained)))
+    known = set(listing.classes)
     listing.splits = tuple(split for split in SPLITS if any(file.split == split for file in listing.files))
     listing.notes += _gaps(shards) + same_looks(listing.classes)
+    if unused := [name for name in shards[0].classes if name not in known]:
+        listing.notes.append(f"{len(unused):,} of {len(shards[0].classes):,} classes have no training images")
     if len(listing.classes) < 2:
         raise PreparedSetError(f"{show(place)} holds {len(listing.classes)} classes for training; it takes two or more")
-    unknown = {file.class_name for file in listing.files} - set(listing.classes)
+    unknown = {file.class_name for file in listing.files} - known
     if unknown:
         raise PreparedSetError(f"{show(place)} has images of class '{min(unknown)}', but none for training; add some")
     return listing

@@ -99,14 +99,16 @@ def test_images_are_bytes_in_any_form(make_folder, write, prep, tmp_path, form):
 
 def test_what_has_no_labels_or_no_image_is_left_out_with_a_word(make_folder, write, prep, tmp_path):
     rows = _rows(make_folder({"a": 5, "b": 5}), "ab")
-    write(tmp_path / "hub" / "train.parquet", [*rows, (None, 1)], "ab")
-    write(tmp_path / "hub" / "test.parquet", [(rows[0][0], -1)], "ab")
+    write(tmp_path / "hub" / "train.parquet", [*rows, (None, 1)], "abc")
+    write(tmp_path / "hub" / "test.parquet", [(rows[0][0], -1)], "abc")
     arguments = ("--dataset", f"parquet:{tmp_path / 'hub'}", "--out", tmp_path / "set")
     refused = prep(*arguments)
     assert refused.status == 2
     assert "the first is train/0000010" in refused.err
     skipped = prep(*arguments, "--skip-bad")
     assert "test.parquet has no labels and is left out" in skipped.out
+    assert "unpacking: 11 in " in skipped.out
+    assert "1 of 3 classes have no training images" in skipped.out
     assert PreparedSet.open(tmp_path / "set").manifest.counts == {"train": (4, 4), "test": (1, 1)}
 
 
@@ -136,8 +138,10 @@ def test_which_files_are_read(make_folder, write, prep, tmp_path):
             {"a/train": ([0, 1], "ab"), "b/train": ([0, 1], "ab")},
             "{hub}/a and {hub}/b each have a train split",
         ),
-        ({"train": ([0, 2], "ab")}, "train.parquet, row 1: label 2 is no class"),
+        ({"train": ([0, 2], "ab")}, "train.parquet, row 1: label 2 is no class; each row needs one, a number below 2"),
         ({"train": ([0, None], "ab")}, "train.parquet, row 1: label None is no class"),
+        ({"train": ([[0, 1], [1]],)}, "row 0: label [0, 1] is no class; each row needs one, a whole number or text"),
+        ({"train-0": ([0, 1],), "train-1": (["a", "b"],)}, "the labels of {hub} are text and numbers"),
         ({"train": ([0, 0], "ab")}, "holds 1 classes for training"),
         ({"train": ([0, 1], "abc"), "test": ([2], "abc")}, "has images of class 'c', but none for training"),
         ({"train": ([0, 1], "ab", ("image", "target"))}, "it has image, target; rename them, or move the file away"),
