@@ -1,5 +1,7 @@
 """What a CPU is asked to do."""
 
+import dataclasses
+
 import pytest
 
 from fast_train.benchmarks.instrument import roofline
@@ -60,3 +62,11 @@ def test_a_long_training_is_left_out_unless_asked_for(prepared_path, tmp_path, m
     assert (
         any("--epochs or --target-accuracy asks for it" in skipped.reason for skipped in bench.result.skipped) != trains
     )
+
+
+def test_the_last_rung_is_the_recipe_with_all_that_is_set(prepared_path, tmp_path):
+    """Beside what the rungs above it changed: here, by --quick, nothing is compiled."""
+    bench = _bench(prepared_path, tmp_path, arch="resnet8", quick=True, set=("run.fuse=norm",))
+    last = ladder.rungs(bench)[-1].config
+    assert (last.run.fuse, last.run.compile, last.run.graph) == ("norm", False, False)
+    assert dataclasses.replace(last, run=bench.config.run) == bench.config

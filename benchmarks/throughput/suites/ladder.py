@@ -83,8 +83,10 @@ def rungs(bench: Bench[Settings]) -> list[Rung]:
         climb(f"batch {recipe.data.batch_size:,}", None, batch=recipe.data.batch_size)
     climb("torch.compile", _no_compile(bench, quick), compile=True)
     climb("captured graph", None if cuda else "CUDA graphs need a CUDA device", graph=True)
-    last = ladder[-1].config
-    config = dataclasses.replace(recipe, run=dataclasses.replace(last.run, seed=recipe.run.seed))
+    # With what the rungs above it changed; their run has neither the recipe's fusion nor its mode of compiling.
+    last = ladder[-1].config.run
+    run = dataclasses.replace(recipe.run, compile=last.compile, graph=last.graph)
+    config = dataclasses.replace(recipe, run=run)
     ladder.append(Rung(change=f"recipe {recipe.recipe}", config=config, tf32=ladder[-1].tf32))
     return ladder
 
