@@ -11,6 +11,7 @@ from fast_train.benchmarks.throughput import child, cli
 from fast_train.benchmarks.throughput.suites import startup
 from fast_train.benchmarks.throughput.suites.startup import package_environment
 from fast_train.pipeline.config.recipe import resolve
+from fast_train.pipeline.loaders.resident import ResidentLoader
 
 
 @pytest.fixture
@@ -33,8 +34,12 @@ def test_a_process_of_the_suite_ranks_says_how_fast_it_trains(config, capsys):
     assert json.loads(capsys.readouterr().out)["rate"] > 0
 
 
-def test_it_trains_a_step_and_says_when(config, capsys):
+def test_it_trains_a_step_and_says_when(config, capsys, monkeypatch):
+    feed, read = ResidentLoader.feed, []
+    monkeypatch.setattr(ResidentLoader, "feed", lambda self: (read.append(batch) or batch for batch in feed(self)))
     child.main([str(config)])
+    # What is read beyond the one step would be part of its seconds.
+    assert len(read) == 1
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["done_at"] > 0
     assert said["seconds"].keys() >= {"device", "reading", "network", "first step"}
