@@ -200,6 +200,8 @@ def build_bench(
     prepared = PreparedSet.open(Path(subject.data))
     recipe, config, baseline = _configurations(subject, prepared)
     runtime = resolve_runtime(config.run)
+    # Before there is any work of our own that the load would count.
+    watch = Watch(runtime.device)
     apply_global_flags(config.run, runtime)
     cuda = runtime.device.type == "cuda"
     baseline_recipe = baseline
@@ -225,7 +227,7 @@ def build_bench(
         settings=chosen,
         result=result,
         display=display,
-        watch=Watch(runtime.device),
+        watch=watch,
         scratch=scratch,
         debug=subject.debug,
     )

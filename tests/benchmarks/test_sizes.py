@@ -1,9 +1,11 @@
 """What a CPU is asked to do."""
 
 import dataclasses
+import os
 
 import pytest
 
+from fast_train.benchmarks.instrument import bench as bench_module
 from fast_train.benchmarks.instrument import roofline
 from fast_train.benchmarks.instrument.cost import batch_warnings, fit_batch, training_flops
 from fast_train.benchmarks.throughput import cli, commands
@@ -38,6 +40,18 @@ def test_batches_of_a_large_network_are_smaller(prepared_path, tmp_path):
     assert (large.recipe.data.batch_size, large.config.data.batch_size) == (64, 16)
     (warning,) = batch_warnings(large.recipe, large.config)
     assert warning.startswith("steps of recipe fast take 16 images instead of 64: a CPU takes long")
+
+
+def test_a_machine_is_not_called_busy_for_our_own_trials(prepared_path, tmp_path, monkeypatch):
+    """The number of threads is found by steps on all cores, for which the load rises."""
+    load = [0.0]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load[0], 0.0, 0.0))
+    monkeypatch.setattr(bench_module, "settle_threads", lambda *_, **options: load.__setitem__(0, 99.0))
+    assert _bench(prepared_path, tmp_path, arch="resnet8").watch.warnings() == []
+    load[0] = 99.0
+    (warning,) = _bench(prepared_path, tmp_path, arch="resnet8").watch.warnings()
+    assert warning.startswith("the machine was busy before the start: a load of 99.0 on")
 
 
 @pytest.mark.parametrize(("suite", "steps"), [(ladder, True), (augmentation, False)])
