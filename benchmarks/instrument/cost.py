@@ -101,8 +101,11 @@ def fit_batch(config: Config) -> Config:
     most = STEP_FLOPS / training_flops(config.model)
     if config.data.batch_size <= most:
         return config
-    batch = 1 << max(int(most), 1).bit_length() - 1
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch))
+    return in_batches(config, 1 << max(int(most), 1).bit_length() - 1)
+
+
+def in_batches(config: Config, size: int) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=size))
 
 
 def batch_warnings(recipe: Config, fitted: Config) -> list[str]:

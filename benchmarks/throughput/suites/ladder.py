@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured, tf32
-from fast_train.benchmarks.instrument.cost import count_work
+from fast_train.benchmarks.instrument.cost import count_work, in_batches
 from fast_train.benchmarks.instrument.flags import Settings
 from fast_train.benchmarks.instrument.roofline import NO_TF32, kind_of, peak_flops
 from fast_train.benchmarks.instrument.timing import FAILURES
@@ -70,7 +70,7 @@ def rungs(bench: Bench[Settings]) -> list[Rung]:
         last = ladder[-1]
         config = dataclasses.replace(last.config, run=dataclasses.replace(last.config.run, **run))
         if batch is not None:
-            config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch))
+            config = in_batches(config, batch)
         ladder.append(Rung(change=change, config=config, tf32=last.tf32 if tf32 is None else tf32))
 
     climb("TF32", None if has_tf32(bench.device) else NO_TF32, tf32=True)

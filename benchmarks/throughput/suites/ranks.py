@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
+from fast_train.benchmarks.instrument.cost import in_batches
 from fast_train.benchmarks.throughput.records import RanksDetails
 from fast_train.benchmarks.throughput.suites import ThroughputSettings
 from fast_train.benchmarks.throughput.suites.startup import run_module
@@ -54,9 +55,8 @@ def measure(bench: Bench[ThroughputSettings], counts: Sequence[int]) -> None:
 
 def _case(bench: Bench[ThroughputSettings], name: str, count: int | None, batch: int) -> Measured[RanksDetails]:
     """count: of ranks that torchrun starts; None for a process without it."""
-    config = dataclasses.replace(bench.config, data=dataclasses.replace(bench.config.data, batch_size=batch))
     path = bench.scratch / f"ranks-{count}-{batch}.json"
-    path.write_text(json.dumps(config.to_dict()), encoding="utf-8")
+    path.write_text(json.dumps(in_batches(bench.config, batch).to_dict()), encoding="utf-8")
     start = ["fast_train.benchmarks.throughput.child", str(path), str(bench.settings.seconds)]
     if count is not None:
         start = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", *start]
