@@ -23,10 +23,8 @@ def config(prepared_path, tmp_path):
 
 
 def _python(code):
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=package_environment(), capture_output=True, text=True, check=True
-    )
-    return done.stdout.splitlines()
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=package_environment(), capture_output=True, text=True, check=True)
 
 
 def test_a_process_of_the_suite_ranks_says_how_fast_it_trains(config, capsys):
@@ -71,10 +69,11 @@ def test_a_report_says_where_the_time_went(prepared_path, tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_it_imports_as_fast_train_does(config):
     """Python's collector froze what the imports made, as `fast-train` has it."""
-    step, frozen = _python(
+    done = _python(
         "import gc; from fast_train.benchmarks.throughput import child; "
         f"child.main([{str(config)!r}]); print(gc.get_freeze_count())"
-    )[-2:]
+    )
+    step, frozen = done.stdout.splitlines()[-2:]
     assert json.loads(step)["done_at"] > 0
     assert int(frozen) > 100_000
 
@@ -109,8 +108,5 @@ for room, arguments in {calls!r}:
         status = end.code
     print(status, *sorted({{"torch", "matplotlib"}} & set(sys.modules)), file=sys.stderr)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=package_environment(), capture_output=True, text=True, check=True
-    )
-    said = [line for line in done.stderr.splitlines() if not line.startswith(("bench-", "python -m"))]
+    said = [line for line in _python(code).stderr.splitlines() if not line.startswith(("bench-", "python -m"))]
     assert said == ["2" if "--help" not in call and "--compare" not in call else "0" for _, call in calls]
