@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fast_train.benchmarks.throughput import child, cli
-from fast_train.benchmarks.throughput.suites import startup
+from fast_train.benchmarks.throughput.suites import ranks, startup
 from fast_train.benchmarks.throughput.suites.startup import package_environment
 from fast_train.pipeline.config.recipe import resolve
 from fast_train.pipeline.loaders.resident import ResidentLoader
@@ -30,6 +32,14 @@ def _python(code):
 def test_a_process_of_the_suite_ranks_says_how_fast_it_trains(config, capsys):
     child.main([str(config), "0.1"])
     assert json.loads(capsys.readouterr().out)["rate"] > 0
+
+
+def test_all_gpus_are_among_the_numbers_of_ranks(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 6)
+    monkeypatch.setattr(ranks, "measure", lambda bench, counts: asked.extend(counts))
+    ranks.run(SimpleNamespace(device=torch.device("cuda"), settings=SimpleNamespace(ranks=())))
+    assert asked == [1, 2, 4, 6]
 
 
 def test_it_trains_a_step_and_says_when(config, capsys, monkeypatch):

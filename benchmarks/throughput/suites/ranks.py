@@ -26,7 +26,7 @@ def run(bench: Bench[ThroughputSettings]) -> None:
         bench.skip(SUITE, "scaling", "there is no NVIDIA GPU, and on a CPU ranks share the cores that one process has")
         return
     devices = torch.cuda.device_count()
-    counts = bench.settings.ranks or tuple(1 << k for k in range(devices.bit_length()))
+    counts = bench.settings.ranks or sorted({*(1 << k for k in range(devices.bit_length())), devices})
     if max(counts) > devices:
         raise ConfigError(f"--ranks {max(counts)} on {devices} GPU{'s'[: devices != 1]}; give {devices} or fewer")
     if devices == 1:
