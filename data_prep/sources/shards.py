@@ -90,7 +90,7 @@ def _reading(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PreparedSetError(f"{show(path)} can't be read: {one_line(error)}; get it again") from error
 
 
@@ -153,12 +153,13 @@ def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
 
     with _reading(path):
         schema = pyarrow.parquet.read_schema(path)
-    images = (_bytes_column(schema.field(name)) for name in _IMAGES if name in schema.names)
-    image, label = next(filter(None, images), None), next((name for name in _LABELS if name in schema.names), None)
+        names = schema.names
+    images = (_bytes_column(schema.field(name)) for name in _IMAGES if name in names)
+    image, label = next(filter(None, images), None), next((name for name in _LABELS if name in names), None)
     if image is None or label is None:
         raise PreparedSetError(
             f"{show(path)} is not of Hugging Face's form: it needs columns {' or '.join(_IMAGES)}, with bytes, and "
-            f"{' or '.join(_LABELS)}; it has {', '.join(map(show, schema.names))}; rename them, or move the file away"
+            f"{' or '.join(_LABELS)}; it has {', '.join(map(show, names))}; rename them, or move the file away"
         )
     return image, label, _class_names(schema.metadata or {}, label)
 

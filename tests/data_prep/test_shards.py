@@ -164,6 +164,15 @@ def test_what_can_not_be_used_is_one_line(write, prep, tmp_path, files, fault):
     assert not list(tmp_path.glob("*refused*"))
 
 
+def test_damaged_text_is_one_line(write, prep, tmp_path):
+    path = tmp_path / "a.parquet"
+    write(path, [(b"", "strange"), (b"", "b")])
+    path.write_bytes(path.read_bytes().replace(b"strange", b"strang\xff"))
+    result = prep("--dataset", f"parquet:{path}", "--out", tmp_path / "set")
+    assert result.status == 2
+    assert result.err.startswith(f"prep-data: error: {path} can't be read: 'utf-8' codec can't decode byte 0xff")
+
+
 def test_without_pyarrow_it_is_one_line(prep, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     result = prep("--dataset", f"parquet:{tmp_path}", "--out", tmp_path / "set")
