@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from fast_train.common.files import user_path
 from fast_train.common.text import is_plain, one_line, show
 from fast_train.data_prep.errors import PreparedSetError
-from fast_train.data_prep.sources.base import SPLITS, Plan
+from fast_train.data_prep.sources.base import Plan
 from fast_train.data_prep.sources.folder import ImageFolder
 from fast_train.data_prep.sources.listing import SPLIT_OF, ImageFile, Listing, files_below, normal, same_looks
 from fast_train.data_prep.sources.parquet import check_pyarrow
@@ -212,7 +212,6 @@ def _list_shards(place: Path, shards: list[_Shard]) -> Listing:
     # In the order of the numbers that the file has for them, or else of the labels themselves.
     listing.classes = tuple(dict.fromkeys(str(_class(label, shards[0].classes)) for label in sorted(trained)))
     known = set(listing.classes)
-    listing.splits = tuple(split for split in SPLITS if any(file.split == split for file in listing.files))
     listing.notes += _gaps(shards) + same_looks(listing.classes)
     if unused := [name for name in shards[0].classes if name not in known]:
         listing.notes.append(f"{len(unused):,} of {len(shards[0].classes):,} classes have no training images")

@@ -99,8 +99,8 @@ def test_images_are_bytes_in_any_form(make_folder, write, prep, tmp_path, form):
 
 def test_what_has_no_labels_or_no_image_is_left_out_with_a_word(make_folder, write, prep, tmp_path):
     rows = _rows(make_folder({"a": 5, "b": 5}), "ab")
-    write(tmp_path / "hub" / "train.parquet", [*rows, (None, 1)], "abc")
-    write(tmp_path / "hub" / "test.parquet", [(rows[0][0], -1)], "abc")
+    write(tmp_path / "hub" / "train.parquet", [*rows, (None, 1)], "bac")
+    write(tmp_path / "hub" / "test.parquet", [(rows[0][0], -1)], "bac")
     arguments = ("--dataset", f"parquet:{tmp_path / 'hub'}", "--out", tmp_path / "set")
     refused = prep(*arguments)
     assert refused.status == 2
@@ -109,7 +109,8 @@ def test_what_has_no_labels_or_no_image_is_left_out_with_a_word(make_folder, wri
     assert "test.parquet has no labels and is left out" in skipped.out
     assert "unpacking: 11 in " in skipped.out
     assert "1 of 3 classes have no training images" in skipped.out
-    assert PreparedSet.open(tmp_path / "set").manifest.counts == {"train": (4, 4), "test": (1, 1)}
+    manifest = PreparedSet.open(tmp_path / "set").manifest
+    assert (manifest.classes, manifest.counts) == (("b", "a"), {"train": (4, 4), "test": (1, 1)})
 
 
 def test_which_files_are_read(make_folder, write, prep, tmp_path):
