@@ -171,7 +171,8 @@ def _image_file(root: Path, cells: Mapping[str, str], names: _Names, *, skip_mis
 
 
 def _meant(path: str, names: _Names, *, skip_missing: bool) -> str:
-    """The only file beside that is so called but for its ending, which lists often leave out, or for its case."""
+    """The only file beside that is so called but for its ending, which lists often leave out, or for its case. Where
+    there is none, PreparedSetError or, with ``skip_missing``, the path itself."""
     folder, name = os.path.split(path)
     if folder not in names:
         names[folder] = {}
