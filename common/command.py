@@ -97,39 +97,40 @@ def run_command(
     During the work SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, and output that can't be written is
     dropped (`steady_output`): the work goes on.
 
-    debug: show the trace of an error. ends_process: nothing comes after the command, so that Ctrl-C while Python ends
-    is silent, and a second hang-up is ignored. on_ranks: whether it may be one of several processes that torchrun
-    started. interrupted: what to add to the line about a signal. statuses: exit statuses of errors other than 2.
-    explain: what to tell the user in place of an error that came from a library; an error that is neither explained nor
-    in ``statuses`` nor a ValueError, OSError or MemoryError keeps its trace.
+    debug: show the trace of an error. ends_process: the process ends with the command, by `end_process`, and this
+    returns only where a profiler or a debugger waits for Python's own end. on_ranks: whether it may be one of several
+    processes that torchrun started. interrupted: what to add to the line about a signal. statuses: exit statuses of
+    errors other than 2. explain: what to tell the user in place of an error that came from a library; an error that is
+    neither explained nor in ``statuses`` nor a ValueError, OSError or MemoryError keeps its trace.
     """
     statuses = {**(statuses or {}), ValueError: 2, OSError: 2, MemoryError: 2}
     with steady_output():
         try:
             if ends_process:
                 raise_by_ctrl_c()
-            if not on_ranks and not _is_alone(program):
-                return 2
             with termination_as_interrupt(ends_process=ends_process), _quiet_threads(debug=debug):
-                return work()
+                status = work() if on_ranks or _is_alone(program) else 2
         except KeyboardInterrupt as stop:
             word = "interrupted" if exit_status(stop) == 128 + signal.SIGINT else "terminated"
             print(f"{program}: {word}" + (f"; {interrupted}" if interrupted else ""), file=sys.stderr)
-            return exit_status(stop)
+            status = exit_status(stop)
         except Exception as error:
             told = explain(error) or error
-            status = next((status for kind, status in statuses.items() if isinstance(told, kind)), None)
-            if status is None:
+            kind = next((kind for kind in statuses if isinstance(told, kind)), None)
+            if kind is None:
                 raise
             leave_for_torchrun(complain(program, told, debug=debug))
-            return status
+            status = statuses[kind]
         finally:
             if ends_process:
                 end_at_once_by_ctrl_c()
+    if ends_process and not _is_watched():
+        end_process(status)
+    return status
 
 
 def end_process(status: int) -> NoReturn:
-    """End here and now, after `run_command`. Python's own end takes a quarter of a second once torch is imported, and
+    """End here and now. Python's own end takes a quarter of a second once torch is imported, and
     threads and half-built objects of libraries crash meanwhile, above all after a signal. Processes that they left
     behind end too."""
     sys.unraisablehook = lambda _: None
@@ -141,6 +142,14 @@ def end_process(status: int) -> NoReturn:
             child.kill()
     atexit._run_exitfuncs()
     os._exit(status)
+
+
+def _is_watched() -> bool:
+    """Whether a profiler or a debugger is at work."""
+    # What they use from Python 3.12 on.
+    monitoring = getattr(sys, "monitoring", None)
+    tools = [] if monitoring is None else filter(None, map(monitoring.get_tool, range(6)))
+    return any((sys.getprofile(), sys.gettrace(), *tools))
 
 
 def _is_alone(program: str) -> bool:
@@ -229,8 +238,9 @@ def _steady(stream: TextIO | None, errors: str) -> TextIO:
 
 
 def lost(stream: TextIO) -> bool | None:
-    """Whether all that is written to a `steady_output` is lost, as on a full disk; None where its reader is gone, and
-    nobody misses it."""
+    """Whether all that is written to a `steady_output` up to here is lost, as on a full disk; None where its reader is
+    gone, and nobody misses it."""
+    stream.flush()
     error = getattr(getattr(stream, "buffer", None), "error", 0)
     return None if error in _NO_READER else error != 0
 

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,7 +54,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
-        beside.unlink(missing_ok=True)
+        # Where it can't be removed it was not made, or what failed before says why.
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

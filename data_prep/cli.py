@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, fields
 
-from fast_train.common.command import Parser, end_process, run_command
+from fast_train.common.command import Parser, run_command
 from fast_train.common.files import user_path
 from fast_train.common.text import show
 from fast_train.data_prep.errors import BadFilesError, DownloadError, PreparedSetError
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
     with the command."""
     flags = build_parser().parse(Flags, arguments)
-    status = run_command(
+    return run_command(
         PROGRAM,
         lambda: _run(flags),
         debug=flags.debug,
@@ -166,9 +166,6 @@ def main(arguments: list[str] | None = None) -> int:
         statuses={DownloadError: EXIT_DOWNLOAD},
         explain=_explain,
     )
-    if arguments is None:
-        end_process(status)
-    return status
 
 
 def _explain(error: Exception) -> Exception | None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from fast_train.common.command import end_process, run_command
+from fast_train.common.command import run_command
 from fast_train.common.phases import begin_phases
 from fast_train.common.processes import world
 from fast_train.common.signals import exit_status, ignore_requests_to_save
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         begin_phases()
     given, actions = parse_flags(arguments)
     ignore_requests_to_save()
-    status = run_command(
+    return run_command(
         _program(),
         lambda: _run_as_rank(given, actions),
         debug=actions.debug,
@@ -38,9 +38,6 @@ def main(arguments: list[str] | None = None) -> int:
         statuses={TrainingDiverged: 1, RankLost: 1},
         explain=partial(_explain, given),
     )
-    if arguments is None:
-        end_process(status)
-    return status
 
 
 def _program() -> str:

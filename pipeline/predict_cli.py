@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from fast_train.common.command import Parser, end_process, flag_path, lost, run_command
+from fast_train.common.command import Parser, flag_path, lost, run_command
 from fast_train.common.console import Display, PlainConsole
 from fast_train.common.files import whole_file
 from fast_train.common.startup import quick_imports
@@ -81,11 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status. arguments: None for those that the process was started with, which ends
     with the command."""
     flags = build_parser().parse(Flags, arguments)
-    ends = arguments is None
-    status = run_command(PROGRAM, lambda: _run(flags), debug=flags.debug, ends_process=ends, explain=_explain)
-    if ends:
-        end_process(status)
-    return status
+    return run_command(
+        PROGRAM, lambda: _run(flags), debug=flags.debug, ends_process=arguments is None, explain=_explain
+    )
 
 
 def _explain(error: Exception) -> Exception | None:
@@ -163,7 +161,7 @@ def _writing(flags: Flags, classes: int) -> Iterator[Write]:
     out = sys.stdout
     if flags.csv is None:
         yield lambda path, found: print(
-            f"{show(path)}: {', '.join(f'{name} {part:.1%}' for name, part in found)}", file=out, flush=True
+            f"{show(path)}: {', '.join(f'{name} {part:.1%}' for name, part in found)}", file=out
         )
         return
     from fast_train.pipeline.report.predictions import class_cell, file_cell

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fast_train.benchmarks.instrument.folder import check_empty
-from fast_train.common.command import Parser, end_process, flag_path, run_command
+from fast_train.common.command import Parser, flag_path, run_command
 from fast_train.common.startup import quick_imports
 from fast_train.pipeline.config.recipe import check_given, check_overruled, merge
 from fast_train.pipeline.config.settings import DataConfig
@@ -59,16 +59,13 @@ def run_program(
     given = sys.argv[1:] if arguments is None else arguments
     flags = parser.parse(cls, given)
     command = [*shlex.split(parser.prog), *given]
-    status = run_command(
+    return run_command(
         parser.prog,
         lambda: work(flags, command),
         debug=flags.debug,
         ends_process=arguments is None,
         interrupted=interrupted.replace("{command}", shlex.join(command)),
     )
-    if arguments is None:
-        end_process(status)
-    return status
 
 
 def measured_by(module: str) -> Callable[[Common, list[str]], int]:

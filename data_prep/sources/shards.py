@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from fast_train.common.files import user_path
 from fast_train.common.text import is_plain, one_line, show
 from fast_train.data_prep.errors import PreparedSetError
-from fast_train.data_prep.sources.base import SPLITS, Plan
+from fast_train.data_prep.sources.base import Plan
 from fast_train.data_prep.sources.folder import ImageFolder
 from fast_train.data_prep.sources.listing import SPLIT_OF, ImageFile, Listing, files_below, normal, same_looks
 from fast_train.data_prep.sources.parquet import check_pyarrow
@@ -90,7 +90,7 @@ def _reading(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PreparedSetError(f"{show(path)} can't be read: {one_line(error)}; get it again") from error
 
 
@@ -153,12 +153,13 @@ def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
 
     with _reading(path):
         schema = pyarrow.parquet.read_schema(path)
-    images = (_bytes_column(schema.field(name)) for name in _IMAGES if name in schema.names)
-    image, label = next(filter(None, images), None), next((name for name in _LABELS if name in schema.names), None)
+        names = schema.names
+    images = (_bytes_column(schema.field(name)) for name in _IMAGES if name in names)
+    image, label = next(filter(None, images), None), next((name for name in _LABELS if name in names), None)
     if image is None or label is None:
         raise PreparedSetError(
             f"{show(path)} is not of Hugging Face's form: it needs columns {' or '.join(_IMAGES)}, with bytes, and "
-            f"{' or '.join(_LABELS)}; it has {', '.join(map(show, schema.names))}; rename them, or move the file away"
+            f"{' or '.join(_LABELS)}; it has {', '.join(map(show, names))}; rename them, or move the file away"
         )
     return image, label, _class_names(schema.metadata or {}, label)
 
@@ -211,7 +212,6 @@ def _list_shards(place: Path, shards: list[_Shard]) -> Listing:
     # In the order of the numbers that the file has for them, or else of the labels themselves.
     listing.classes = tuple(dict.fromkeys(str(_class(label, shards[0].classes)) for label in sorted(trained)))
     known = set(listing.classes)
-    listing.splits = tuple(split for split in SPLITS if any(file.split == split for file in listing.files))
     listing.notes += _gaps(shards) + same_looks(listing.classes)
     if unused := [name for name in shards[0].classes if name not in known]:
         listing.notes.append(f"{len(unused):,} of {len(shards[0].classes):,} classes have no training images")

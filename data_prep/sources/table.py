@@ -97,8 +97,7 @@ def list_table(table: Path, root: Path, columns: Mapping[str, str], *, skip_miss
             )
     found_files = (file for _, file in found.values())
     files = sorted(found_files, key=lambda f: (SPLITS.index(f.split), label_of[f.class_name], f.name))
-    splits = tuple(split for split in SPLITS if any(file.split == split for file in files))
-    listing = Listing(root, files, splits, classes, notes=same_looks(classes))
+    listing = Listing(root, files, classes, notes=same_looks(classes))
     look_at_files(listing)
     said = "\n".join([listing.digest, *(f"{file.split}\0{file.class_name}" for file in files)])
     listing.digest = hashlib.sha256(said.encode()).hexdigest()
@@ -172,7 +171,8 @@ def _image_file(root: Path, cells: Mapping[str, str], names: _Names, *, skip_mis
 
 
 def _meant(path: str, names: _Names, *, skip_missing: bool) -> str:
-    """The only file beside that is so called but for its ending, which lists often leave out, or for its case."""
+    """The only file beside that is so called but for its ending, which lists often leave out, or for its case. Where
+    there is none, PreparedSetError or, with ``skip_missing``, the path itself."""
     folder, name = os.path.split(path)
     if folder not in names:
         names[folder] = {}

@@ -25,7 +25,7 @@ def write_predictions(folder: Path, evaluation: Evaluation, prepared: PreparedSe
     know), true and predicted class, and the prediction's probability.
 
     No text begins as a formula does: such a path is written as ``./path``, such a class with a ``'`` in front. Bytes of
-    a name that are not text are escaped.
+    a name that are not text are escaped, and so are carriage returns.
     """
     classes = list(map(class_cell, prepared.manifest.classes))
     names = prepared.names(evaluation.split) or [""] * len(evaluation.labels)
@@ -47,7 +47,9 @@ def class_cell(name: str) -> str:
 
 def file_cell(name: str) -> str:
     """The same of a file's path."""
-    return (f"./{name}" if name.startswith(_FORMULA) else name).encode(errors="backslashreplace").decode()
+    name = (f"./{name}" if name.startswith(_FORMULA) else name).encode(errors="backslashreplace").decode()
+    # Before Python 3.13 the csv module does not quote it, and a reader takes it for the row's end.
+    return name.replace("\r", r"\r")
 
 
 def print_mistakes(console: Console, evaluation: Evaluation, prepared: PreparedSet) -> None:

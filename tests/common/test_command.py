@@ -10,7 +10,6 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 import pytest
 
@@ -177,18 +176,6 @@ def test_a_second_hang_up_does_not_stop_the_way_out():
 
 
 @pytest.mark.usefixtures("hears_hang_ups")
-@pytest.mark.parametrize("ends_process", [True, False])
-def test_a_second_hang_up_does_not_take_the_status_of_a_process_that_ends(ends_process):
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        work = partial(signal.raise_signal, signal.SIGHUP)
-        assert run_command("tool", work, debug=False, ends_process=ends_process) == 129
-        assert (signal.getsignal(signal.SIGHUP) == signal.SIG_IGN) == ends_process
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("hears_hang_ups")
 def test_a_hang_up_that_is_ignored_stays_ignored():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert run_command("tool", lambda: signal.raise_signal(signal.SIGHUP) or 0, debug=False) == 0
@@ -227,14 +214,43 @@ def test_a_full_disk_in_a_thread_is_reported_by_who_waits_for_it(error, debug, s
     assert threading.excepthook == ended.append
 
 
-@pytest.mark.parametrize("ends_process", [True, False])
-def test_ctrl_c_while_python_ends_is_silent(ends_process, monkeypatch):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        run_command("tool", lambda: 0, debug=False, ends_process=ends_process)
-        assert (signal.getsignal(signal.SIGINT) == signal.SIG_DFL) == ends_process
-    finally:
-        signal.signal(signal.SIGINT, before)
+_ENDING = """
+import atexit, signal, sys, threading
+from fast_train.common.command import run_command
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+stuck = threading.Thread(target=threading.Event().wait)
+def send(name):
+    signal.raise_signal(getattr(signal, name))
+"""
+
+
+def _ends_by(*code):
+    """Exit status and stderr of a process that does this."""
+    line = [sys.executable, "-c", "\n".join((_ENDING, *code))]
+    result = subprocess.run(line, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    return result.returncode, result.stderr
+
+
+@pytest.mark.parametrize(
+    "before, work, status",
+    [
+        pytest.param("pass", "stuck.start() or 3", 3, id="a thread that does not end"),
+        pytest.param("atexit.register(send, 'SIGINT')", "3", -signal.SIGINT, id="Ctrl-C"),
+        pytest.param("atexit.register(send, 'SIGHUP')", "send('SIGHUP')", 129, id="a second hang-up"),
+    ],
+)
+def test_the_end_of_a_process_is_quick_and_silent(before, work, status):
+    run = f"run_command('tool', lambda: {work}, debug=False, ends_process=True)"
+    assert _ends_by(before, run) == (status, "tool: terminated\n" if status == 129 else "")
+
+
+def test_a_profiler_gets_to_write_what_it_found(tmp_path):
+    """It does that in Python's own end."""
+    program, found = tmp_path / "program.py", tmp_path / "found"
+    program.write_text(f"{_ENDING}run_command('tool', lambda: 0, debug=False, ends_process=True)")
+    subprocess.run([sys.executable, "-m", "cProfile", "-o", found, program], check=True)
+    assert found.exists()
 
 
 def test_without_a_reader_the_work_is_done_and_has_its_status(gone, monkeypatch, capfd):

@@ -38,6 +38,14 @@ def test_a_file_that_fails_leaves_the_old_one(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_name_that_is_too_long_is_said_as_it_was_given(tmp_path):
+    """Nothing can be made or removed there, under no name beside it either, as in a folder that is read-only."""
+    path = tmp_path / ("a" * 300)
+    with pytest.raises(OSError, match="File name too long") as error, whole_file(path):
+        pass
+    assert error.value.filename == str(path)
+
+
 def test_a_folder_is_held_by_one_at_a_time(tmp_path):
     with locked(tmp_path) as holds:
         assert holds

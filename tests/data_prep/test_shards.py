@@ -99,8 +99,8 @@ def test_images_are_bytes_in_any_form(make_folder, write, prep, tmp_path, form):
 
 def test_what_has_no_labels_or_no_image_is_left_out_with_a_word(make_folder, write, prep, tmp_path):
     rows = _rows(make_folder({"a": 5, "b": 5}), "ab")
-    write(tmp_path / "hub" / "train.parquet", [*rows, (None, 1)], "abc")
-    write(tmp_path / "hub" / "test.parquet", [(rows[0][0], -1)], "abc")
+    write(tmp_path / "hub" / "train.parquet", [*rows, (None, 1)], "bac")
+    write(tmp_path / "hub" / "test.parquet", [(rows[0][0], -1)], "bac")
     arguments = ("--dataset", f"parquet:{tmp_path / 'hub'}", "--out", tmp_path / "set")
     refused = prep(*arguments)
     assert refused.status == 2
@@ -109,7 +109,8 @@ def test_what_has_no_labels_or_no_image_is_left_out_with_a_word(make_folder, wri
     assert "test.parquet has no labels and is left out" in skipped.out
     assert "unpacking: 11 in " in skipped.out
     assert "1 of 3 classes have no training images" in skipped.out
-    assert PreparedSet.open(tmp_path / "set").manifest.counts == {"train": (4, 4), "test": (1, 1)}
+    manifest = PreparedSet.open(tmp_path / "set").manifest
+    assert (manifest.classes, manifest.counts) == (("b", "a"), {"train": (4, 4), "test": (1, 1)})
 
 
 def test_which_files_are_read(make_folder, write, prep, tmp_path):
@@ -162,6 +163,15 @@ def test_what_can_not_be_used_is_one_line(write, prep, tmp_path, files, fault):
     assert fault.format(hub=place) in result.err
     assert len(result.err.splitlines()) == 1
     assert not list(tmp_path.glob("*refused*"))
+
+
+def test_damaged_text_is_one_line(write, prep, tmp_path):
+    path = tmp_path / "a.parquet"
+    write(path, [(b"", "strange"), (b"", "b")])
+    path.write_bytes(path.read_bytes().replace(b"strange", b"strang\xff"))
+    result = prep("--dataset", f"parquet:{path}", "--out", tmp_path / "set")
+    assert result.status == 2
+    assert result.err.startswith(f"prep-data: error: {path} can't be read: 'utf-8' codec can't decode byte 0xff")
 
 
 def test_without_pyarrow_it_is_one_line(prep, tmp_path, monkeypatch):

@@ -89,14 +89,23 @@ def test_a_table_is_whole_or_not_there(run, pictures, monkeypatch):
     assert sorted(os.listdir()) == ["in", "notes.txt"]
 
 
-def test_it_ends_where_nobody_reads_on(run, pictures, monkeypatch, capsys):
+@pytest.mark.parametrize("form", [[], ["--csv", "-"]])
+def test_it_ends_where_nobody_reads_on(run, pictures, monkeypatch, capsys, form):
     """As `| head`: the picture that is none is not reached."""
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w") as pipe:
         monkeypatch.setattr(sys, "stdout", pipe)
-        assert main([str(run), "in", "notes.txt", "--batch-size", "1", "--device", "cpu"]) == 0
+        assert main([str(run), "in", "notes.txt", "--batch-size", "1", "--device", "cpu", *form]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("form", [[], ["--csv", "-"]])
+def test_predictions_that_a_full_disk_takes_are_an_error(run, pictures, monkeypatch, form):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main([str(run), "in", "--device", "cpu", *form]) == 2
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_table_holds_any_name_and_no_formula(tmp_path):
     for name in ("=1+1", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(4):
-            Image.new("RGB", (2, 2)).save(tmp_path / "images" / name / os.fsdecode(b'a\n,";\xff%d.png' % i))
+            Image.new("RGB", (2, 2)).save(tmp_path / "images" / name / os.fsdecode(b'a\n\r,";\xff%d.png' % i))
     made = fast_train.prepare(
         tmp_path / "images", out=tmp_path / "set", options=SourceOptions(test_fraction=0.5, workers=1)
     )
@@ -121,7 +121,7 @@ def test_a_table_holds_any_name_and_no_formula(tmp_path):
     )
     with open(write_predictions(tmp_path, result, made), newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    names = [name.replace("\udcff", r"\udcff") for name in made.names("test")]
+    names = [name.replace("\udcff", r"\udcff").replace("\r", r"\r") for name in made.names("test")]
     assert [row["file"] for row in rows] == [f"./{names[0]}", f"./{names[1]}", *names[2:]]
     assert [(row["true"], row["predicted"]) for row in rows] == [("'=1+1",) * 2] * 2 + [("b", "'=1+1")] * 2
 
