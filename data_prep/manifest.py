@@ -303,7 +303,8 @@ class PreparedSet:
     def source_name(self) -> str:
         """What the images are called: the dataset, or for the user's own images the set's folder."""
         kind: str = self.manifest.source["kind"]
-        return self.root.resolve().name if kind in ("folder", "csv", "parquet") else kind
+        # Only the user's own images are known by a listing of their files.
+        return self.root.resolve().name if "listing" in self.manifest.source else kind
 
     @property
     def evaluated_split(self) -> str:

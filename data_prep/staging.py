@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,13 +57,34 @@ class Stage:
 
 @contextmanager
 def staging(place: Path) -> Iterator[Stage]:
-    """A stage for the set at ``place``, removed at the end in any case. PreparedSetError: no folder can be made there,
-    or the disk is full."""
+    """A stage for the set at ``place``, removed at the end in any case, with the folders made for it that are empty
+    then. PreparedSetError: no folder can be made there, or the disk is full."""
     if os.path.ismount(place):
         raise PreparedSetError(f"{show(place)} is a disk's own folder, which can't be replaced; name a folder in it")
     if place.exists() and place.samefile(os.curdir):
         raise PreparedSetError(f"{show(place)} is the folder you are in, which can't be replaced; name a folder in it")
     stage = Stage(place, place.parent / f".{place.name}.partial-{os.getpid()}")
+    missing = [folder for folder in place.parents if not folder.exists()]
+    try:
+        _make_folder(stage)
+        # Another process holds the lock only for a moment, to look whether this run is alive.
+        with locked(stage.folder, wait=True):
+            try:
+                stage.new_set.mkdir()
+                stage.scratch.mkdir()
+                with disk_room(place.parent):
+                    yield stage
+            finally:
+                stage.put_back()
+                shutil.rmtree(stage.folder, ignore_errors=True)
+    finally:
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+
+
+def _make_folder(stage: Stage) -> None:
+    place = stage.place
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         stage.folder.mkdir()
@@ -73,16 +94,6 @@ def staging(place: Path) -> Iterator[Stage]:
         raise PreparedSetError(
             f"no set can be made in {show(place.parent)}: {reason}; name another place as --out"
         ) from error
-    # Another process holds the lock only for a moment, to look whether this run is alive.
-    with locked(stage.folder, wait=True):
-        try:
-            stage.new_set.mkdir()
-            stage.scratch.mkdir()
-            with disk_room(place.parent):
-                yield stage
-        finally:
-            stage.put_back()
-            shutil.rmtree(stage.folder, ignore_errors=True)
 
 
 @contextmanager

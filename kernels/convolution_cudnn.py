@@ -136,7 +136,7 @@ class Plan:
     def __init__(self, graph: Graph, device: torch.device) -> None:
         with torch.cuda.device(device):
             self._handle = frontend().create_handle()
-        self._device, self._index = device, -1
+        self._what, self._device, self._index = graph, device, -1
         self._graph, self._tensors = graph.describe(handle=self._handle)
         self._room = torch.empty(1, dtype=torch.uint8, device=device)
 
@@ -154,12 +154,20 @@ class Plan:
         self._graph.execute_plan_at_index(bound, self._room, index, self._handle)
 
     def _choose(self, bound: dict[Any, Tensor]) -> None:
-        milliseconds = {}
+        milliseconds, refused = {}, None
         for index in range(min(self._graph.get_execution_plan_count(), _PLANS)):
-            self._graph.build_plan_at_index(index)
-            size = max(self._graph.get_workspace_size_plan_at_index(index), len(self._room))
-            self._room = self._room.new_empty(size)
-            milliseconds[index] = triton.testing.do_bench(partial(self._execute, bound, index), warmup=1, rep=5)
+            try:
+                self._graph.build_plan_at_index(index)
+                size = max(self._graph.get_workspace_size_plan_at_index(index), len(self._room))
+                self._room = self._room.new_empty(size)
+                milliseconds[index] = triton.testing.do_bench(partial(self._execute, bound, index), warmup=1, rep=5)
+            except (torch.AcceleratorError, torch.OutOfMemoryError):
+                raise
+            # Of the frontend's own kinds: a plan is a proposal, and only its trial says whether it can run.
+            except Exception as error:
+                refused = error
+        if not milliseconds:
+            raise RuntimeError(f"cuDNN has no plan that runs for {self._what}") from refused
         self._index = min(milliseconds, key=milliseconds.__getitem__)
 
 

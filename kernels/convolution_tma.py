@@ -60,13 +60,16 @@ def boxes(x: Tensor, filters: Tensor, tile: Tile, *, flipped: bool) -> tuple[Ten
 
 
 @triton.jit
-def strips_of_program(n_rows, n_chunks, image_rows, BLOCK_M: tl.constexpr):
-    """Of the images that a program computes: their first row, the row after their last one, the same of strips. One
-    strip more than they have: it completes the last row."""
+def strips_of_program(x, n_rows, n_chunks, image_rows, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Of the images that a program computes: their first row, the row after their last one, the same of strips; and
+    zeros to begin with, a row of products [BLOCK_N, W] and a column of sums [BLOCK_N]. One strip more than they have:
+    it completes the last row."""
     images = tl.cdiv(n_rows // image_rows, n_chunks)
     low = tl.program_id(0) * images * image_rows
     high = tl.minimum(low + images * image_rows, n_rows)
-    return low, high, low // BLOCK_M, high // BLOCK_M + 1
+    width: tl.constexpr = x.block_shape[2]
+    row, column = tl.zeros([BLOCK_N, width], tl.float32), tl.zeros([BLOCK_N], tl.float32)
+    return low, high, low // BLOCK_M, high // BLOCK_M + 1, row, column
 
 
 @triton.jit

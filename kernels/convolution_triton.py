@@ -139,19 +139,17 @@ def convolution_kernel(
     and filters_ptr are then `boxes`. KEEP: as in `filters_to_keep`."""
     cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     if TMA:
-        low, high, first, end = strips_of_program(n_rows, n_chunks, height * width, BLOCK_M)
-        image_width: tl.constexpr = x_ptr.block_shape[2]
-        above = tl.zeros([BLOCK_N, image_width], tl.float32)
-        unfinished = tl.zeros([BLOCK_N, image_width], tl.float32)
-        mean = tl.zeros([BLOCK_N], tl.float32)
-        squares = tl.zeros([BLOCK_N], tl.float32)
+        low, high, first, end, above, mean = strips_of_program(
+            x_ptr, n_rows, n_chunks, height * width, BLOCK_M, BLOCK_N
+        )
+        unfinished, squares = above, mean
         filters = filters_to_keep(filters_ptr, n_cols, depth, KEEP, False, BLOCK_N)
         for strip in tl.range(first, end):
             acc, above, unfinished = strip_by_tma(
                 x_ptr, filters, strip, above, unfinished, n_cols, depth, height,
                 KEEP, False, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
-            first_row = strip * BLOCK_M - image_width
+            first_row = strip * BLOCK_M - x_ptr.block_shape[2]
             tile_mean, tile_squares = _finish_forward(acc, first_row, low, high, cols, n_cols, out_ptr, BLOCK_M)
             # Join the moments as `statistics_kernel` does.
             before = tl.maximum(first_row - low, 0)
@@ -210,19 +208,17 @@ def data_gradient_kernel(
     # Convolve dout with the flipped filters: the tile of dy.
     cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     if TMA:
-        low, high, first, end = strips_of_program(n_rows, n_chunks, height * width, BLOCK_M)
-        image_width: tl.constexpr = dout_ptr.block_shape[2]
-        above = tl.zeros([BLOCK_N, image_width], tl.float32)
-        unfinished = tl.zeros([BLOCK_N, image_width], tl.float32)
-        sum_dz = tl.zeros([BLOCK_N], tl.float32)
-        sum_dz_x_hat = tl.zeros([BLOCK_N], tl.float32)
+        low, high, first, end, above, sum_dz = strips_of_program(
+            dout_ptr, n_rows, n_chunks, height * width, BLOCK_M, BLOCK_N
+        )
+        unfinished, sum_dz_x_hat = above, sum_dz
         filters = filters_to_keep(filters_ptr, n_cols, depth, KEEP, True, BLOCK_N)
         for strip in tl.range(first, end):
             dy, above, unfinished = strip_by_tma(
                 dout_ptr, filters, strip, above, unfinished, n_cols, depth, height,
                 KEEP, True, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
-            first_row = strip * BLOCK_M - image_width
+            first_row = strip * BLOCK_M - dout_ptr.block_shape[2]
             tile_dz, tile_dz_x_hat = _finish_gradient(
                 dy, first_row, low, high, cols, n_cols,
                 dy2_ptr, x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, dz_ptr, SECOND, FROM_Y, BLOCK_M,

@@ -62,10 +62,13 @@ def prepare(
     for name, value, kind in (("options", options, SourceOptions), ("encoding", encoding, FormatOptions)):
         if not isinstance(value, kind | None):
             raise PreparedSetError(f"{name} is {value!r}; give {kind.__name__}(...), of {kind.__module__}")
+    names = (formats,) if isinstance(formats, str) else formats
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise PreparedSetError(f"formats is {formats!r}; give a list of names, such as ['packed', 'ffcv']")
     request = Request(
         dataset=dataset if isinstance(dataset, str) else f"folder:{dataset}",
         out=None if out is None else _path(out),
-        formats=(formats,) if isinstance(formats, str) else tuple(formats),
+        formats=tuple(names),
         options=options or SourceOptions(),
         encoding=encoding or FormatOptions(),
         overwrite=overwrite,
@@ -156,8 +159,9 @@ def train(
     resume: ``auto`` to go on with the last such run, or a run's folder or checkpoint, whose settings take the recipe's
     place. weights: what the training begins with: a run's folder or checkpoint, or a file of torchvision's weights; the
     recipe is then ``fine-tune`` unless another one is given. stop_after: save and return after this epoch.
-    progress: show it on standard output. given: settings of docs/recipes.md by their names (``epochs=8,
-    arch="resnet20"``) or, where a name stands in two sections, by section (``optimizer={"name": "muon"}``).
+    progress: show it on standard output, with the notes that the outcome also holds. given: settings of
+    docs/recipes.md by their names (``epochs=8, arch="resnet20"``) or, where a name stands in two sections, by section
+    (``optimizer={"name": "muon"}``).
 
     Processes that torchrun started train together, each with the same arguments; listeners hear of it in the first one.
 
@@ -195,8 +199,7 @@ def _train(
         if progress:
             listeners = (held.enter_context(Terminal(PlainConsole())), *listeners)
         return session.train(
-            plan.config,
-            plan.prepared,
+            plan,
             folder=None if out is None else _path(out),
             resume=go_on,
             stop_after=stop_after,
@@ -214,6 +217,7 @@ def evaluate(run: PathLike, *, data: PreparedSet | PathLike | None = None, **giv
     saved = _load(run)
     nested = _nested(given, data)
     plan = plan_evaluation(nested, saved)
+    _warn(plan.notes)
     return session.evaluate(plan.config, plan.prepared, saved)
 
 
@@ -237,9 +241,14 @@ def export(
 
 def _load(run: PathLike) -> Saved:
     saved = load(_path(run))
-    for note in saved.notes:
-        warnings.warn(note.removeprefix("note: "), stacklevel=3)
+    _warn(saved.notes, stacklevel=4)
     return saved
+
+
+def _warn(notes: Sequence[str], *, stacklevel: int = 3) -> None:
+    """For what returns no `session.Outcome` that would hold them."""
+    for note in notes:
+        warnings.warn(note.removeprefix("note: "), stacklevel=stacklevel)
 
 
 def _path(given: PathLike) -> Path:
@@ -256,6 +265,8 @@ def _nested(given: Mapping[str, Any], data: PreparedSet | PathLike | None) -> di
     nested: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
         if name in SECTIONS:
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{name} is {value!r}; it must be a table of settings")
             nested = merge(nested, {name: value})
             continue
         check_name("setting", name, [*places, *SECTIONS])

@@ -88,13 +88,12 @@ def _evaluate(given: Given, actions: Actions, checkpoint: Path, console: Console
 
 
 class _Advice(Listener):
-    """Says what the plan has to say, and of a new run how it would train longer."""
+    """Says of a new run how it would train longer."""
 
-    def __init__(self, console: Console, plan: Plan, given: Given) -> None:
-        self._console, self._given, self._notes = console, given, plan.notes
+    def __init__(self, console: Console, given: Given) -> None:
+        self._console, self._given = console, given
 
     def on_start(self, start: Start) -> None:
-        _print_lines(self._console, self._notes)
         advice = length_advice(start.config, start.prepared, self._given)
         if advice is not None and not start.resumed:
             self._console.print(advice, soft_wrap=True)
@@ -113,12 +112,11 @@ def _train_together(given: Given, actions: Actions, console: Console) -> session
     plan = plan_training(given, recipe=actions.recipe, resume=resume, verify=actions.verify)
     with Terminal(console) as terminal:
         outcome = session.train(
-            plan.config,
-            plan.prepared,
+            plan,
             folder=Path(actions.out) if actions.out else None,
             resume=resume,
             stop_after=actions.stop_after,
-            listeners=(_Advice(console, plan, given), terminal),
+            listeners=(terminal, _Advice(console, given)),
             given=given,
         )
     if actions.save_as is not None and outcome.interrupted is None and current().first:

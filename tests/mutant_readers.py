@@ -377,7 +377,7 @@ class Checkpoint(RunReader):
 
         prepared = PreparedSet.open(self.folder / "set")
         saved = record.load(path)
-        record.check_resumable(saved, saved.config, prepared)
+        record.check_resumable(saved, saved.config, prepared, {})
         record.as_trained(prepared, saved)
         return _digest([[value.numpy() for value in saved.weights.values()]]) + repr(saved.config)
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from fast_train.benchmarks.instrument.cost import fit_batch
+from fast_train.benchmarks.instrument.cost import fit_batch, in_batches
 from fast_train.benchmarks.instrument.flags import BASELINE, Settings, Subject
 from fast_train.benchmarks.instrument.folder import report_folder
 from fast_train.benchmarks.instrument.machine import Watch, fingerprint
@@ -140,7 +140,6 @@ class Bench(Generic[S_co]):
     ) -> list[Row[D]]:
         """Measure cases in turn, and add a row for each; one that fails is listed with its reason."""
         repeats = repeats or self.settings.repeats
-        by_name = {case.name: case for case in cases}
         total = len(cases) * (repeats + self.settings.warm_up)
         failures: dict[str, str] = {}
         with self.display.progress(label, total) as advance:
@@ -162,15 +161,16 @@ class Bench(Generic[S_co]):
             self.add(
                 Row(
                     suite=suite,
-                    name=name,
-                    unit=by_name[name].unit,
-                    better=by_name[name].better,
-                    repeats=taken.repeats,
-                    warm_up=taken.warm_up,
-                    details=by_name[name].details,
+                    name=case.name,
+                    unit=case.unit,
+                    better=case.better,
+                    repeats=samples[case.name].repeats,
+                    warm_up=samples[case.name].warm_up,
+                    details=case.details,
                 )
             )
-            for name, taken in samples.items()
+            for case in cases
+            if case.name in samples
         ]
 
 
@@ -200,6 +200,8 @@ def build_bench(
     prepared = PreparedSet.open(Path(subject.data))
     recipe, config, baseline = _configurations(subject, prepared)
     runtime = resolve_runtime(config.run)
+    # Before there is any work of our own that the load would count.
+    watch = Watch(runtime.device)
     apply_global_flags(config.run, runtime)
     cuda = runtime.device.type == "cuda"
     baseline_recipe = baseline
@@ -225,7 +227,7 @@ def build_bench(
         settings=chosen,
         result=result,
         display=display,
-        watch=Watch(runtime.device),
+        watch=watch,
         scratch=scratch,
         debug=subject.debug,
     )
@@ -259,8 +261,7 @@ def _comparable(baseline: Config, config: Config) -> Config:
         return baseline
     stem, side = config.model.stem, config.model.image_size
     model = dataclasses.replace(baseline.model, stem=stem, image_size=side)
-    data = dataclasses.replace(baseline.data, batch_size=config.data.batch_size)
-    return dataclasses.replace(baseline, crop=config.crop, model=model, data=data)
+    return in_batches(dataclasses.replace(baseline, crop=config.crop, model=model), config.data.batch_size)
 
 
 def _settle_threads(config: Config, prepared: PreparedSet, runtime: Runtime) -> None:

@@ -60,9 +60,17 @@ class _Traffic(TorchDispatchMode):
             if str(func) in _AUGMENTATIONS:
                 self.bytes += result.nbytes + result.numel()
                 return result
-            touched = (result, result) if func in _GATHERS else (args, kwargs, result)
+            # The optimizer's operations on lists return nothing: what they write is what they were given.
+            written = _overwritten(func, args) if result is None else result
+            touched = (result, result) if func in _GATHERS else (args, kwargs, written)
             self.bytes += sum(leaf.nbytes for leaf in tree_leaves(touched) if isinstance(leaf, Tensor))
         return result
+
+
+def _overwritten(func: Any, args: Any) -> list[Any]:
+    """The arguments that an operation changes, by its schema; gradients it would change only to scale them."""
+    known = zip(args, func._schema.arguments, strict=False)
+    return [arg for arg, argument in known if argument.is_write and argument.name != "grads"]
 
 
 # By name: the kernels are imported where there is a GPU. A crop reads about a byte for each value that it writes.
@@ -93,8 +101,11 @@ def fit_batch(config: Config) -> Config:
     most = STEP_FLOPS / training_flops(config.model)
     if config.data.batch_size <= most:
         return config
-    batch = 1 << max(int(most), 1).bit_length() - 1
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch))
+    return in_batches(config, 1 << max(int(most), 1).bit_length() - 1)
+
+
+def in_batches(config: Config, size: int) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=size))
 
 
 def batch_warnings(recipe: Config, fitted: Config) -> list[str]:

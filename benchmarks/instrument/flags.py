@@ -142,12 +142,7 @@ class Subject(Common):
 
 def plain_parser(program: str, description: str, epilog: str = "") -> Parser:
     """A parser whose flags have no defaults: a record's fields say what one is that is not given."""
-    parser = Parser(
-        prog=program,
-        description=description,
-        epilog=epilog,
-        argument_default=argparse.SUPPRESS,
-    )
+    parser = Parser(prog=program, description=description, epilog=epilog, argument_default=argparse.SUPPRESS)
     parser.add_argument("--debug", action="store_true", help="show the trace of an error")
     return parser
 

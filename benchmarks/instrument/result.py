@@ -16,10 +16,10 @@ from typing import Any, Generic, TypeVar
 
 from fast_train.benchmarks.instrument.flags import check_counts
 from fast_train.benchmarks.instrument.records import Details, ImpossibleError, ReportError, field_of, read_details
-from fast_train.benchmarks.instrument.statistics import bootstrap, estimate, spread
+from fast_train.benchmarks.instrument.statistics import STATISTICS, bootstrap, estimate, spread
 from fast_train.common.text import one_line
 
-_STATISTICS, _BETTER = ("median", "mean"), ("higher", "lower")
+_BETTER = ("higher", "lower")
 
 D = TypeVar("D", bound=Details)
 D_co = TypeVar("D_co", bound=Details, covariant=True)
@@ -71,7 +71,7 @@ class Row(Generic[D_co]):
         where = f"row '{self.name}' of {self.suite}"
         _require(len(self.repeats) > 0, f"{where} has no repeats")
         _require(self.better in _BETTER, f"{where}: better is '{self.better}', not {' or '.join(_BETTER)}")
-        _require(self.statistic in _STATISTICS, f"{where}: statistic is '{self.statistic}'")
+        _require(self.statistic in STATISTICS, f"{where}: statistic is '{self.statistic}'")
         finite = all(math.isfinite(v) and v >= 0 for v in self.repeats + self.warm_up)
         _require(finite, f"{where} has repeats that are not finite numbers of 0 or more")
         for limit, share in self.details.shares().items():

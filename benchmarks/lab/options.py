@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from fast_train.benchmarks.instrument.bench import Bench
+from fast_train.benchmarks.instrument.cost import in_batches
 from fast_train.benchmarks.instrument.feeds import LoaderFeed
 from fast_train.benchmarks.instrument.flags import Settings
 from fast_train.benchmarks.lab.records import Option
@@ -59,8 +60,7 @@ def why_not(option: Option, runtime: Runtime) -> str | None:
 def build(bench: Bench[Settings], option: Option, loader: Loader) -> Built:
     """The step of an option. loader: the resident one of this batch size. ValueError or RuntimeError where it fails."""
     run = dataclasses.replace(bench.config.run, **option.run)
-    data = dataclasses.replace(bench.config.data, batch_size=loader.batch_size)
-    config = dataclasses.replace(bench.config, run=run, data=data)
+    config = in_batches(dataclasses.replace(bench.config, run=run), loader.batch_size)
     runtime = resolve_runtime(run)
     if runtime.less_fused is not None:
         raise ValueError(runtime.less_fused)

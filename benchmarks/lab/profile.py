@@ -10,9 +10,12 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # which torch does not say it exports
 from torch.profiler import ProfilerActivity, profile
 
-CONVOLUTION_FORWARD = "convolution, forward"
-CONVOLUTION_DATA = "convolution, data gradient"
-CONVOLUTION_WEIGHT = "convolution, weight gradient"
+from fast_train.benchmarks.lab.floors import CONVOLUTION, DATA_GRADIENT, FORWARD, WEIGHT_GRADIENT
+
+# As `floors.groups` calls them: a table puts both side by side.
+CONVOLUTION_FORWARD = f"{CONVOLUTION}, {FORWARD}"
+CONVOLUTION_DATA = f"{CONVOLUTION}, {DATA_GRADIENT}"
+CONVOLUTION_WEIGHT = f"{CONVOLUTION}, {WEIGHT_GRADIENT}"
 CONVOLUTION_GRADIENT = "convolution, a gradient"
 NORM = "norm, elementwise"
 AUGMENTATION = "augmentation"

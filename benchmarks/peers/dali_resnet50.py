@@ -36,7 +36,7 @@ class DaliResnet50(DaliPeer):
     def graph(self) -> tuple[Any, Any]:
         from nvidia.dali import fn, types
 
-        gpu, manifest, (scale, ratio) = self.device.type == "cuda", self.prepared.manifest, self.crop
+        gpu, (scale, ratio) = self.device.type == "cuda", self.crop
         files, labels = fn.readers.file(file_root=str(self._folders), random_shuffle=True, name="reader")
         images = fn.decoders.image_random_crop(
             files,
@@ -49,14 +49,6 @@ class DaliResnet50(DaliPeer):
             host_memory_padding=_HOST_PADDING if gpu else 0,
         )
         images = fn.resize(images, resize_x=self.size, resize_y=self.size, interp_type=types.INTERP_TRIANGULAR)
-        images = fn.crop_mirror_normalize(
-            images,
-            mirror=fn.random.coin_flip(),
-            mean=[255 * value for value in manifest.mean],
-            std=[255 * value for value in manifest.std],
-            dtype=types.FLOAT,
-            output_layout="CHW",
-            crop=(self.size, self.size),
-        )
+        images = self.normalised(images, crop=(self.size, self.size))
         labels = fn.cast(labels, dtype=types.INT64)
         return images, labels.gpu() if gpu else labels

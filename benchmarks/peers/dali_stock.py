@@ -58,6 +58,20 @@ class DaliPeer(Peer):
     def check(self, options: FeedOptions) -> None:
         """ValueError or PreparedSetError where the set has not what the pipeline reads."""
 
+    def normalised(self, images: Any, **crop: Any) -> Any:
+        """Images [C, H, W] of `dtype`, half of them mirrored, as a node of DALI's graph. crop: what is cut out."""
+        from nvidia.dali import fn, types
+
+        return fn.crop_mirror_normalize(
+            images,
+            mirror=fn.random.coin_flip(),
+            mean=[255 * value for value in self.prepared.manifest.mean],
+            std=[255 * value for value in self.prepared.manifest.std],
+            dtype=types.FLOAT if self.dtype == torch.float32 else types.FLOAT16,
+            output_layout="CHW",
+            **crop,
+        )
+
     @abstractmethod
     def graph(self) -> tuple[Any, Any]:
         """Images and labels int64 [1], as nodes of DALI's graph; its reader is called ``reader``."""
@@ -114,8 +128,7 @@ class DaliStock(DaliPeer):
         """Images [C, H, W] of `dtype`, as a node of DALI's graph."""
         from nvidia.dali import fn, types
 
-        manifest = self.prepared.manifest
-        height, width, _ = manifest.image_shape
+        height, width, _ = self.prepared.manifest.image_shape
         start = fn.random.uniform(values=list(range(-_PAD, _PAD + 1)), shape=(2,))
         # By name: as positional arguments they would be copied back from the GPU for each batch.
         images = fn.slice(
@@ -125,11 +138,4 @@ class DaliStock(DaliPeer):
             axes=(0, 1),
             out_of_bounds_policy="pad",
         )
-        return fn.crop_mirror_normalize(
-            images,
-            mirror=fn.random.coin_flip(),
-            mean=[255 * value for value in manifest.mean],
-            std=[255 * value for value in manifest.std],
-            dtype=types.FLOAT if self.dtype == torch.float32 else types.FLOAT16,
-            output_layout="CHW",
-        )
+        return self.normalised(images)

@@ -11,7 +11,7 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from fast_train.benchmarks.present.picture import DARK, LIGHT, Picture, Theme
 from fast_train.benchmarks.present.tables import Table, inline_html, inline_markdown
@@ -21,14 +21,10 @@ from fast_train.common.text import one_line
 
 @dataclass(frozen=True)
 class Notice:
-    """A box that stands out. kind: ``warning`` or ``note``. lines: one statement each."""
+    """A box that stands out. lines: one statement each."""
 
-    kind: str
+    kind: Literal["warning", "note"]
     lines: Sequence[str]
-
-    def __post_init__(self) -> None:
-        if self.kind not in _NOTICES:
-            raise ValueError(f"unknown kind '{self.kind}' of a notice; give {' or '.join(_NOTICES)}")
 
 
 #: A paragraph of plain text (with ``code`` between backticks), a table, a picture or a box.
@@ -58,8 +54,9 @@ class Document:
     warnings: Sequence[str] = ()
 
 
-def write_document(folder: Path, document: Document, name: str = "report") -> list[str]:
-    """Write NAME.md, each picture as PNG and SVG, and NAME.html; returns a line on each picture that can't be drawn.
+def write_document(folder: Path, document: Document) -> list[str]:
+    """Write report.md, each picture as PNG and SVG, and report.html; returns a line on each picture that can't be
+    drawn.
 
     A report is worth having without its pictures: whatever goes wrong with one, the rest is written.
     """
@@ -69,10 +66,10 @@ def write_document(folder: Path, document: Document, name: str = "report") -> li
     for heading, blocks in {**first, **document.sections}.items():
         if ready := [_drawn(block, undrawn) for block in blocks if block is not None]:
             sections[heading] = ready
-    files = {f"{name}.md": _markdown(document, sections)}
+    files = {"report.md": _markdown(document, sections)}
     for drawn in (block for blocks in sections.values() for block in blocks if isinstance(block, Drawn)):
         files |= {f"{drawn.picture.name}.png": drawn.png, f"{drawn.picture.name}.svg": drawn.light}
-    write_files(folder, {**files, f"{name}.html": _html(document, sections)})
+    write_files(folder, {**files, "report.html": _html(document, sections)})
     return undrawn
 
 
@@ -105,10 +102,11 @@ def _html(document: Document, sections: Mapping[str, Sequence[_Ready]]) -> bytes
     )
     links = " ".join(f'<a href="#{_anchor(heading)}">{html.escape(heading)}</a>' for heading in sections)
     title = html.escape(document.title)
+    style = _STYLE.replace("LIGHT", _variables(LIGHT)).replace("DARK", _variables(DARK))
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<style>\n{_css()}</style>\n</head>\n<body>\n<main>\n'
+        f'<meta name="color-scheme" content="light dark">\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n'
         f"<header>\n<h1>{title}</h1>\n<p>{inline_html(document.lead)}</p>\n<nav>{links}</nav>\n</header>\n"
         f"{body}\n</main>\n</body>\n</html>\n"
     ).encode()
@@ -158,10 +156,6 @@ def _inline(svg: bytes) -> str:
 
 def _anchor(title: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
-
-
-def _css() -> str:
-    return _STYLE.replace("LIGHT", _variables(LIGHT)).replace("DARK", _variables(DARK))
 
 
 def _variables(theme: Theme) -> str:

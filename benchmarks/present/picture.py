@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -103,16 +103,14 @@ class Picture:
     size: tuple[float, float]
     draw: Callable[[Figure, Theme], None]
 
-    def render(self, theme: Theme, format: str) -> bytes:
-        """The file's content. format: ``png`` or ``svg``."""
+    def render(self, theme: Theme, format: Literal["png", "svg"]) -> bytes:
+        """The file's content."""
         with matplotlib.rc_context(theme.rc()):
             figure = Figure(figsize=self.size, dpi=DPI, layout="constrained")
             self.draw(figure, theme)
             file = io.BytesIO()
             if format == "svg":
                 FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Title": self.title})
-            elif format == "png":
-                FigureCanvasAgg(figure).print_png(file)
             else:
-                raise ValueError(f"unknown format '{format}' of a picture; give png or svg")
+                FigureCanvasAgg(figure).print_png(file)
         return file.getvalue()

@@ -91,9 +91,7 @@ def _train(given: dict[str, dict[str, Any]], folder: Path) -> None:
     console = PlainConsole()
     plan = plan_training(given, recipe=RECIPE)
     with Terminal(console) as terminal:
-        outcome = session.train(
-            plan.config, plan.prepared, folder=folder, resume="auto", listeners=(terminal,), given=given
-        )
+        outcome = session.train(plan, folder=folder, resume="auto", listeners=(terminal,), given=given)
     if outcome.interrupted is not None:
         raise KeyboardInterrupt(outcome.interrupted)
     if outcome.evaluation is not None:

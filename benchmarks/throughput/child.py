@@ -76,7 +76,8 @@ def _seconds(trainer: Trainer, ready: Callable[[AnyBatch], None], steps: int) ->
     began = time.perf_counter()
     while done < steps:
         trainer.loader.set_epoch(epoch)
-        for batch, _ in zip(trainer.loader.feed(), range(steps - done), strict=False):
+        # The numbers first: where they end, no further batch is asked for.
+        for _, batch in zip(range(steps - done), trainer.loader.feed(), strict=False):
             ready(batch)
             done += 1
         epoch += 1

@@ -43,6 +43,12 @@ def is_ragged(result: Result) -> bool:
     return result.data.get("shapes") is not None
 
 
+def crop_size(result: Result) -> int | None:
+    """The side of the crops; None where images are taken whole."""
+    size: int | None = result.config.get("crop", {}).get("size")
+    return size
+
+
 def decoders(result: Result) -> Picture:
     """Images a second of each decoder, on one thread and on all."""
     rows = sorted(result.about(DecodeDetails), key=lambda row: (row.details.threads, -row.value))
@@ -77,7 +83,7 @@ def loaders_alone(result: Result) -> Picture | None:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
 
     batch, workers = result.config["data"]["batch_size"], result.settings["workers"]
-    counted = f"{workers} worker{'s' if workers != 1 else ''}"
+    counted = f"{workers} worker{'s'[: workers != 1]}"
     return Picture(
         name="loaders",
         title="Loaders alone",
@@ -339,7 +345,7 @@ def roofline(result: Result) -> Picture | None:
             # Hollow: rungs of nearly the same rate lie on one another.
             look: dict[str, Any] = {"color": theme.highlight, "markersize": 9, "fillstyle": "none", "mew": 1.6}
             axes.plot(x, y, marker, label=f"step {row.name}", zorder=4, **look)
-        crop = result.config.get("crop", {}).get("size")
+        crop = crop_size(result)
         values = 3 * crop**2 if crop else math.prod(result.data["image_shape"])
         for place, ends in enumerate(augmented[:1] + augmented[-1:] if len(augmented) > 1 else augmented):
             x, y = values / ends.details.bytes_per_image, ends.value * values
@@ -378,11 +384,8 @@ def _roofs(axes: Axes, theme: Theme, result: Result, kinds: Sequence[str], bandw
     axes.grid(True)
 
 
-def accuracy_over_time(result: Result) -> Picture | None:
-    rows = result.about(AccuracyDetails)
-    if not rows:
-        return None
-    runs, target = rows[0].details.runs, rows[0].details.target
+def accuracy_over_time(details: AccuracyDetails) -> Picture:
+    runs, target = details.runs, details.target
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()

@@ -13,19 +13,8 @@ from fast_train.benchmarks.instrument.statistics import CONFIDENCE
 from fast_train.benchmarks.peers import BASELINES
 from fast_train.benchmarks.present.page import Block, Document, Notice, write_document, write_files
 from fast_train.benchmarks.present.tables import Table, device_of, interval, machine_table, number, percent
-from fast_train.benchmarks.throughput import plots
+from fast_train.benchmarks.throughput import plots, records
 from fast_train.benchmarks.throughput.compare import FORMAT, REPORT
-from fast_train.benchmarks.throughput.records import (
-    OWN_FILES,
-    AccuracyDetails,
-    AugmentationDetails,
-    DecodeDetails,
-    EndToEndDetails,
-    LoaderDetails,
-    PreparationDetails,
-    RungDetails,
-    StartDetails,
-)
 from fast_train.benchmarks.throughput.suites import accuracy, startup
 from fast_train.common.text import format_bytes
 
@@ -47,13 +36,13 @@ def write_report(folder: Path, result: Result) -> list[str]:
 def build_document(result: Result) -> Document:
     measured: dict[str, tuple[Callable[[Result, Any], Blocks], Sequence[Row[Details]]]] = {
         "End to end": (_end_to_end, plots.judged(result)),
-        "Loaders alone": (_loaders, result.about(LoaderDetails)),
-        "Decoding alone": (_decoders, result.about(DecodeDetails)),
-        "The step alone": (_ladder, result.about(RungDetails)),
+        "Loaders alone": (_loaders, result.about(records.LoaderDetails)),
+        "Decoding alone": (_decoders, result.about(records.DecodeDetails)),
+        "The step alone": (_ladder, result.about(records.RungDetails)),
         "Limits of the device": (_roofline, result.suite(roofline_suite.SUITE)),
         "Time to accuracy": (_accuracy, result.suite(accuracy.SUITE)),
         "Cold and warm start": (_starts, result.suite(startup.SUITE)),
-        "Preparation": (_preparation, result.about(PreparationDetails)),
+        "Preparation": (_preparation, result.about(records.PreparationDetails)),
     }
     sections = {
         **{heading: blocks(result, rows) for heading, (blocks, rows) in measured.items() if rows},
@@ -73,7 +62,7 @@ def headline(result: Result) -> str:
     if not rows:
         return f"Measured on {where}.{made_up}{stopped}"
     best = max(rows, key=lambda row: row.value)
-    crops = f" in crops of {crop} px" if (crop := result.config.get("crop", {}).get("size")) else ""
+    crops = f" in crops of {crop} px" if (crop := plots.crop_size(result)) else ""
     text = f"{best.details.entry} with {best.details.step} trains {number(best.value)} images/s{crops}"
     baselines = [f"{entry}, the baseline's step" for entry in BASELINES]
     baseline = next((row for row in rows if row.name in baselines), None)
@@ -82,7 +71,7 @@ def headline(result: Result) -> str:
     return f"{text}, on {where}.{_equals(best, rows)}{made_up}{stopped}"
 
 
-def _equals(best: Row[EndToEndDetails], rows: Sequence[Row[EndToEndDetails]]) -> str:
+def _equals(best: Row[records.EndToEndDetails], rows: Sequence[Row[records.EndToEndDetails]]) -> str:
     """A sentence on the loaders whose intervals overlap with the best one's, with the same step."""
     others = [row for row in rows if row is not best and row.details.step == best.details.step]
     close = [row.details.entry for row in others if row.ends[1] >= best.ends[0]]
@@ -94,7 +83,7 @@ def _statistics(row: Row[Details]) -> list[str]:
     return [number(row.value), interval(*low_high) if low_high else "one repeat", percent(row.spread)]
 
 
-def _end_to_end(result: Result, rows: Sequence[Row[EndToEndDetails]]) -> Blocks:
+def _end_to_end(result: Result, rows: Sequence[Row[records.EndToEndDetails]]) -> Blocks:
     cells = [
         [
             row.details.entry,
@@ -113,7 +102,7 @@ def _end_to_end(result: Result, rows: Sequence[Row[EndToEndDetails]]) -> Blocks:
     return [plots.end_to_end_bars(result), table, Notice("note", [row.details.sentence for row in rows])]
 
 
-def _loaders(result: Result, rows: Sequence[Row[LoaderDetails]]) -> Blocks:
+def _loaders(result: Result, rows: Sequence[Row[records.LoaderDetails]]) -> Blocks:
     cells = [
         [
             row.details.entry,
@@ -135,7 +124,7 @@ def _loaders(result: Result, rows: Sequence[Row[LoaderDetails]]) -> Blocks:
     return [plots.loaders_alone(result), plots.scaling(result), table, *blocks]
 
 
-def _decoders(result: Result, rows: Sequence[Row[DecodeDetails]]) -> Blocks:
+def _decoders(result: Result, rows: Sequence[Row[records.DecodeDetails]]) -> Blocks:
     cells = [
         [
             row.details.decoder,
@@ -155,7 +144,7 @@ def _decoders(result: Result, rows: Sequence[Row[DecodeDetails]]) -> Blocks:
     return [plots.decoders(result), text, Table(columns, cells, caption="Images/s decoded")]
 
 
-def _ladder(result: Result, rows: Sequence[Row[RungDetails]]) -> Blocks:
+def _ladder(result: Result, rows: Sequence[Row[records.RungDetails]]) -> Blocks:
     cells = [
         [
             row.name,
@@ -183,7 +172,7 @@ def _roofline(result: Result, rows: Sequence[Row[Details]]) -> Blocks:
         for row in rows
     ]
     tables: list[Block] = [Table(["limit", "median", "fastest repeat", "spread"], cells, caption="Measured limits")]
-    if augmented := result.about(AugmentationDetails):
+    if augmented := result.about(records.AugmentationDetails):
         cells = [
             [
                 row.name,
@@ -209,11 +198,11 @@ def _scaled(row: Row[Details], value: float) -> str:
 def _accuracy(result: Result, rows: Sequence[Row[Details]]) -> Blocks:
     summary = [[row.name, *_mean(row)] for row in rows]
     what = Table(["what", "mean", f"{CONFIDENCE:.0%} interval over seeds", "seeds"], summary)
-    trainings = [_trainings(row.details) for row in result.about(AccuracyDetails)]
-    return [plots.accuracy_over_time(result), what, *trainings]
+    (final,) = result.about(records.AccuracyDetails)
+    return [plots.accuracy_over_time(final.details), what, _trainings(final.details)]
 
 
-def _trainings(details: AccuracyDetails) -> Table:
+def _trainings(details: records.AccuracyDetails) -> Table:
     cells = [
         [
             str(run.seed),
@@ -243,7 +232,7 @@ def _starts(result: Result, rows: Sequence[Row[Details]]) -> Blocks:
     caption = "Seconds from the start of the process to the end of the first step"
     blocks = [Table(["start", *_MEDIAN, "repeats"], cells, caption=caption)]
     # Reports of older versions do not know them.
-    known = {row.name: row.details.seconds for row in rows_about(rows, StartDetails)}
+    known = {row.name: row.details.seconds for row in rows_about(rows, records.StartDetails)}
     # In the order of the start that has most of them.
     names = max(known.values(), key=len, default=())
     parts = [[name, *(f"{seconds.get(name, 0.0):.2f}" for seconds in known.values())] for name in names]
@@ -251,7 +240,7 @@ def _starts(result: Result, rows: Sequence[Row[Details]]) -> Blocks:
     return [*blocks, Table(["part", *known], parts, caption=caption)] if known else blocks
 
 
-def _preparation(result: Result, rows: Sequence[Row[PreparationDetails]]) -> Blocks:
+def _preparation(result: Result, rows: Sequence[Row[records.PreparationDetails]]) -> Blocks:
     sizes = {row.details.format: row.value for row in rows if row.unit == "bytes"}
     cells = []
     for row in rows:
@@ -260,7 +249,7 @@ def _preparation(result: Result, rows: Sequence[Row[PreparationDetails]]) -> Blo
             rate = number(images / row.value) if images else "-"
             cells.append([row.details.format, *_statistics(row), rate, "-" if size is None else format_bytes(size)])
     dataset = rows[0].details.dataset
-    what = f"folder:DIR` of {OWN_FILES}" if dataset == OWN_FILES else f"{_without_path(dataset)}`"
+    what = f"folder:DIR` of {records.OWN_FILES}" if dataset == records.OWN_FILES else f"{_without_path(dataset)}`"
     caption = f"Seconds of `prep-data --dataset {what}, hashes included"
     return [Table(["format", *_MEDIAN, "images/s", "bytes"], cells, caption=caption)]
 
@@ -280,7 +269,7 @@ def _skipped(result: Result) -> Blocks:
 def _machine(result: Result) -> Blocks:
     settings, config, data = result.settings, result.config, result.data
     amp, batch = config["run"]["amp"], config["data"]["batch_size"]
-    crops = f", in crops of {crop} px" if (crop := config.get("crop", {}).get("size")) else ""
+    crops = f", in crops of {crop} px" if (crop := plots.crop_size(result)) else ""
     method = (
         f"Cases that are compared ran in turn: {settings['warm_up']} round(s) of warm-up, which count for nothing, "
         f"then {settings['repeats']} rounds of about {settings['seconds']} s a case; starts and preparations, which "

@@ -47,7 +47,8 @@ class SourceOptions:
 
     ``source``: an archive, a folder or an address. ``size``: side of the stored square, in pixels. ``test_fraction``,
     ``split_seed``: how to draw a test split where there is none; ``val_fraction``: that part of the training images
-    becomes a validation split. ``skip_bad``: leave out files that are not images. ``workers``: processes that decode.
+    becomes a validation split. ``skip_bad``: leave out files that are not images, or that are listed and not there.
+    ``workers``: processes that decode.
     ``background``: a colour's name, or ``R,G,B``, behind transparent images and beside padded ones. ``fit``: how images
     are brought to the square, of ``images.FITS``. ``shorter_side``, in pixels, and ``store``, of ``keep.STORES``: how
     images that keep their own shapes are stored. ``csv_root``: where the paths in a CSV file begin;

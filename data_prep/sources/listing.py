@@ -8,10 +8,12 @@ import re
 import shlex
 import unicodedata
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from fast_train.common.text import is_plain, show, show_path
 from fast_train.data_prep.errors import PreparedSetError
+from fast_train.data_prep.sources.base import SPLITS
 
 # What splits are usually called, in any case.
 _SPLIT_NAMES = {
@@ -44,19 +46,23 @@ class ImageFile:
 class Listing:
     """All files of an image folder in order, and those in no class.
 
-    ``splits``: those that the folder has; only ``train`` where it is not parted. ``notes``: what the user should know
-    of what was chosen or left out. ``again``: files that were found before under another name, by a link, and that
-    name.
+    ``notes``: what the user should know of what was chosen or left out. ``again``: files that were found before under
+    another name, by a link, and that name.
     """
 
     root: Path
     files: list[ImageFile] = field(default_factory=list)
-    splits: tuple[str, ...] = ("train",)
     classes: tuple[str, ...] = ()
     stray: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     again: dict[str, str] = field(default_factory=dict)
     digest: str = ""
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """Those of the files, in order; only ``train`` where these are not parted."""
+        found = {file.split for file in self.files}
+        return tuple(split for split in SPLITS if split in found)
 
 
 def list_folder(root: Path) -> Listing:
@@ -73,7 +79,7 @@ def list_folder(root: Path) -> Listing:
     splits = _choose_splits(tree, listing.notes)
     by_split = {split: _classes_of(tree, folder) for split, folder in splits.items()}
     _check_classes(tree, by_split, splits)
-    listing.classes, listing.splits = tuple(sorted(by_split["train"])), tuple(splits)
+    listing.classes = tuple(sorted(by_split["train"]))
     listing.notes += same_looks(listing.classes)
     for split, classes in by_split.items():
         listing.stray += tree.beside(splits[split])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +15,15 @@ from typing import Any, NamedTuple
 from fast_train.common.files import user_path
 from fast_train.common.text import is_plain, one_line, show
 from fast_train.data_prep.errors import PreparedSetError
-from fast_train.data_prep.sources.base import SPLITS, Plan
+from fast_train.data_prep.sources.base import Plan
 from fast_train.data_prep.sources.folder import ImageFolder
-from fast_train.data_prep.sources.listing import SPLIT_OF, ImageFile, Listing, normal, same_looks
+from fast_train.data_prep.sources.listing import SPLIT_OF, ImageFile, Listing, files_below, normal, same_looks
 from fast_train.data_prep.sources.parquet import check_pyarrow
 from fast_train.data_prep.staging import check_free_disk
 
-_IMAGES, _LABELS = ("image", "img"), ("label", "fine_label")
-_ENCODED = re.compile(r"struct<(.*, )?bytes: (large_)?binary[,>]")
-_BATCH = 64
+_IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
+_SERIES = re.compile("(.*)-[0-9]+-of-([0-9]+)(?:-[0-9a-f]+)?")
+_BATCH, _BUFFER = 64, 1 << 20
 
 
 class ParquetImages(ImageFolder):
@@ -54,10 +55,12 @@ class ParquetImages(ImageFolder):
         return super().plan(scratch)
 
     def _unpack(self, listing: Listing) -> None:
-        check_free_disk(self.root, sum(shard.path.stat().st_size for shard in self._shards), "unpacking the images")
+        used = {os.path.dirname(file.name) for file in listing.files}
+        shards = [shard for shard in self._shards if shard.name in used]
+        check_free_disk(self.root, sum(shard.path.stat().st_size for shard in shards), "unpacking the images")
         with self.display.progress("unpacking", len(listing.files)) as advance:
-            for shard in self._shards:
-                (self.root / shard.name).mkdir(parents=True)
+            for shard in shards:
+                (self.root / shard.name).mkdir(parents=True, exist_ok=True)
                 for row, content in enumerate(_images(shard)):
                     # Without bytes it is no image, as the scan of the files says.
                     (self.root / shard.file_name(row)).write_bytes(content or b"")
@@ -67,8 +70,8 @@ class ParquetImages(ImageFolder):
 
 
 class _Shard(NamedTuple):
-    """name: the path below what the user named, without suffix. classes: what the numbers in the column of labels mean;
-    empty where the file doesn't say."""
+    """name: the path below what the user named, without suffix. image: the column of encoded images, or PARENT.bytes.
+    classes: what the numbers in the column of labels mean; empty where the file doesn't say."""
 
     path: Path
     name: str
@@ -87,32 +90,54 @@ def _reading(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PreparedSetError(f"{show(path)} can't be read: {one_line(error)}; get it again") from error
 
 
 def _images(shard: _Shard) -> Iterator[bytes | None]:
     import pyarrow.parquet
 
-    with _reading(shard.path), pyarrow.parquet.ParquetFile(shard.path) as file:
-        for batch in file.iter_batches(_BATCH, columns=[f"{shard.image}.bytes"]):
-            yield from batch.column(0).field("bytes").to_pylist()
+    # Otherwise it reads all images of a row group ahead, and a file may be a single one.
+    sparing = {"pre_buffer": False, "buffer_size": _BUFFER}
+    with _reading(shard.path), pyarrow.parquet.ParquetFile(shard.path, **sparing) as file:
+        for batch in file.iter_batches(_BATCH, columns=[shard.image]):
+            column = batch.column(0)
+            yield from (column.field("bytes") if "." in shard.image else column).to_pylist()
 
 
 def _find(place: Path) -> list[_Shard]:
-    """The files in the order of their paths, of which nothing but the schema has been read."""
-    paths = [place] if place.is_file() else sorted(filter(Path.is_file, place.rglob("*.parquet")))
-    if not paths:
+    """The files in natural order of their paths, of which nothing but the schema has been read."""
+    base, names = place.parent, [place.name]
+    if not place.is_file():
+        base, below = place, files_below(place) if place.is_dir() else []
+        names = [name for name in below if name.lower().endswith(".parquet")]
+    if not names:
         raise PreparedSetError(f"{show(place)} holds no parquet file; give --dataset parquet:PATH one, or their folder")
-    base = place.parent if place.is_file() else place
-    names = [path.relative_to(base).with_suffix("").as_posix() for path in paths]
-    splits = [_split_of(name) for name in names]
-    if None in splits and any(splits):
-        odd = paths[splits.index(None)]
-        raise PreparedSetError(f"{show(odd)} is of no split, others are: call it train-*, validation-* or test-*")
+    splits = {name: _split_of(name) for name in names}
+    odd = [name for name, split in splits.items() if split is None]
+    if odd and len(odd) < len(names):
+        raise PreparedSetError(
+            f"{show(base / odd[0])} is of no split, others are: call it train-*, validation-* or test-*"
+        )
+    folders: dict[str, str] = {}
+    for name, split in splits.items():
+        folder = os.path.dirname(name)
+        if split and (first := folders.setdefault(split, folder)) != folder:
+            both = f"{show(base / first)} and {show(base / folder)}"
+            raise PreparedSetError(f"{both} each have a {split} split; prepare one data set at a time")
     return [
-        _Shard(path, name, split or "train", *_columns(path))
-        for path, name, split in zip(paths, names, splits, strict=True)
+        _Shard(base / name, os.path.splitext(name)[0], split or "train", *_columns(base / name))
+        for name, split in splits.items()
+    ]
+
+
+def _gaps(shards: list[_Shard]) -> list[str]:
+    """A note for each series, such as train-00000-of-00004 and so on, of which not all files are there."""
+    found = Counter(match.groups() for shard in shards if (match := _SERIES.fullmatch(shard.name)))
+    return [
+        f"{show(name)}-*-of-{total}: {count:,} of {int(total):,} files are there"
+        for (name, total), count in found.items()
+        if count != int(total)
     ]
 
 
@@ -128,13 +153,25 @@ def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
 
     with _reading(path):
         schema = pyarrow.parquet.read_schema(path)
-    image, label = (next((name for name in usual if name in schema.names), None) for usual in (_IMAGES, _LABELS))
-    if image is None or label is None or not _ENCODED.match(str(schema.field(image).type)):
+        names = schema.names
+    images = (_bytes_column(schema.field(name)) for name in _IMAGES if name in names)
+    image, label = next(filter(None, images), None), next((name for name in _LABELS if name in names), None)
+    if image is None or label is None:
         raise PreparedSetError(
             f"{show(path)} is not of Hugging Face's form: it needs columns {' or '.join(_IMAGES)}, with bytes, and "
-            f"{' or '.join(_LABELS)}; it has {', '.join(map(show, schema.names))}"
+            f"{' or '.join(_LABELS)}; it has {', '.join(map(show, names))}; rename them, or move the file away"
         )
     return image, label, _class_names(schema.metadata or {}, label)
+
+
+def _bytes_column(field: Any) -> str | None:
+    """The column of bytes that a column of images is or holds; None where it doesn't."""
+    from pyarrow import types
+
+    name, kind = field.name, field.type
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        name, kind = f"{name}.bytes", kind.field("bytes").type
+    return name if types.is_binary(kind) or types.is_large_binary(kind) else None
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
@@ -162,17 +199,25 @@ def _list_shards(place: Path, shards: list[_Shard]) -> Listing:
         for row, label in enumerate(labels):
             name = _class(label, shard.classes)
             if name is None:
-                raise PreparedSetError(f"{show(shard.path)}, row {row}: {shard.label} {show(str(label))} is no class")
+                takes = f"a number below {len(shard.classes)}" if shard.classes else "a whole number or text"
+                raise PreparedSetError(
+                    f"{show(shard.path)}, row {row}: {shard.label} {show(str(label)[:40])} is no class; each row needs "
+                    f"one, {takes}"
+                )
             listing.files.append(ImageFile(shard.file_name(row), name, shard.split))
         if shard.split == "train":
             trained.update(labels)
+    if len({isinstance(label, str) for label in trained}) > 1:
+        raise PreparedSetError(f"the labels of {show(place)} are text and numbers; prepare one data set at a time")
     # In the order of the numbers that the file has for them, or else of the labels themselves.
     listing.classes = tuple(dict.fromkeys(str(_class(label, shards[0].classes)) for label in sorted(trained)))
-    listing.splits = tuple(split for split in SPLITS if any(file.split == split for file in listing.files))
-    listing.notes += same_looks(listing.classes)
+    known = set(listing.classes)
+    listing.notes += _gaps(shards) + same_looks(listing.classes)
+    if unused := [name for name in shards[0].classes if name not in known]:
+        listing.notes.append(f"{len(unused):,} of {len(shards[0].classes):,} classes have no training images")
     if len(listing.classes) < 2:
         raise PreparedSetError(f"{show(place)} holds {len(listing.classes)} classes for training; it takes two or more")
-    unknown = {file.class_name for file in listing.files} - set(listing.classes)
+    unknown = {file.class_name for file in listing.files} - known
     if unknown:
         raise PreparedSetError(f"{show(place)} has images of class '{min(unknown)}', but none for training; add some")
     return listing

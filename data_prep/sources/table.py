@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,14 @@ from fast_train.data_prep.sources.listing import SPLIT_OF, ImageFile, Listing, l
 
 # What columns are usually called, in any case.
 _COLUMNS = {
-    "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path"),
-    "label": ("label", "class", "category", "target"),
-    "split": ("split", "set", "subset"),
+    "path": ("path", "file", "filename", "file_name", "filepath", "filepaths", "image", "image_path"),
+    "label": ("label", "labels", "class", "category", "target"),
+    "split": ("split", "set", "subset", "data set"),
 }
 _SEPARATORS = ",;\t|"
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+#: Of a folder, its files by what they may be called in a list.
+_Names = dict[str, dict[str, list[str]]]
 
 
 class CsvTable(ImageFolder):
@@ -45,7 +50,7 @@ class CsvTable(ImageFolder):
         return self.place.stem
 
     def _list(self) -> Listing:
-        return list_table(self.place, self.root, self._columns)
+        return list_table(self.place, self.root, self._columns, skip_missing=self.options.skip_bad)
 
 
 def _columns(text: str | None) -> dict[str, str]:
@@ -57,18 +62,20 @@ def _columns(text: str | None) -> dict[str, str]:
     return {role.strip(): name.strip() for role, _, name in pairs}
 
 
-def list_table(table: Path, root: Path, columns: Mapping[str, str]) -> Listing:
+def list_table(table: Path, root: Path, columns: Mapping[str, str], *, skip_missing: bool = False) -> Listing:
     """List the files that ``table`` names below ``root``, in the order of `list_folder`: by split, class and path.
 
-    columns: the names of columns that are not found by their usual ones. The digest covers every file's path, size,
-    time of change, class and split. Raises PreparedSetError: no such table or columns; a row, by its number (the
-    header's is 1), whose file is missing, outside of ``root`` or in another row too, or whose class or split can't be;
-    no training images, or of one class only.
+    columns: the names of columns that are not found by their usual ones. skip_missing: list files that are not there
+    too. Classes that are all numbers are in the order of these. The digest covers every file's path, size, time of
+    change, class and split. Raises PreparedSetError: no such table or columns; a row, by its number (the header's is
+    1), whose file is missing, outside of ``root`` or in another row too, or whose class or split can't be; no training
+    images, or of one class only.
     """
     found: dict[str, tuple[int, ImageFile]] = {}
+    names: _Names = {}
     for row, cells in _rows(table, columns):
         try:
-            file = _image_file(root, cells)
+            file = _image_file(root, cells, names, skip_missing=skip_missing)
             if file.name in found:
                 first, other = found[file.name]
                 labels = "" if other == file else f", as {other.split} '{other.class_name}'"
@@ -76,20 +83,21 @@ def list_table(table: Path, root: Path, columns: Mapping[str, str]) -> Listing:
         except PreparedSetError as error:
             raise PreparedSetError(f"{show(table)}, row {row}: {error}") from error
         found[file.name] = row, file
-    classes = tuple(sorted({file.class_name for _, file in found.values() if file.split == "train"}))
+    trained = sorted({file.class_name for _, file in found.values() if file.split == "train"})
+    classes = tuple(sorted(trained, key=float if all(map(_NUMBER.fullmatch, trained)) else str))
     if len(classes) < 2:
         held = f"the single class '{classes[0]}'" if classes else "no images"
         raise PreparedSetError(f"{show(table)} holds {held} for training; it takes two classes or more")
-    known = set(classes)
+    label_of = {name: label for label, name in enumerate(classes)}
     for row, file in found.values():
-        if file.class_name not in known:
+        if file.class_name not in label_of:
             raise PreparedSetError(
                 f"{show(table)}, row {row}: the class '{file.class_name}' of the {file.split} split has no row for "
                 "training; add or remove it"
             )
-    files = sorted((f for _, f in found.values()), key=lambda f: (SPLITS.index(f.split), f.class_name, f.name))
-    splits = tuple(split for split in SPLITS if any(file.split == split for file in files))
-    listing = Listing(root, files, splits, classes, notes=same_looks(classes))
+    found_files = (file for _, file in found.values())
+    files = sorted(found_files, key=lambda f: (SPLITS.index(f.split), label_of[f.class_name], f.name))
+    listing = Listing(root, files, classes, notes=same_looks(classes))
     look_at_files(listing)
     said = "\n".join([listing.digest, *(f"{file.split}\0{file.class_name}" for file in files)])
     listing.digest = hashlib.sha256(said.encode()).hexdigest()
@@ -108,15 +116,19 @@ def _rows(table: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, dict[s
             header = [name.strip() for name in next(reader([line]), [])]
             places = _places(table, header, columns)
             for row, cells in enumerate(reader(file, strict=True), start=2):
-                if cells and len(cells) != len(header):
+                # Tables of office programs end with rows of separators.
+                if not any(map(str.strip, cells)):
+                    continue
+                if len(cells) != len(header):
                     differ = f"cells {len(cells)}, names in the header {len(header)}"
                     raise PreparedSetError(f"{show(table)}, row {row}: {differ}; quote cells that hold a separator")
-                if cells:
-                    yield row, {role: cells[place] for role, place in places.items()}
+                yield row, {role: cells[place].strip() for role, place in places.items()}
     except OSError as error:
         raise PreparedSetError(f"{one_line(error)}; give --dataset csv:FILE a CSV file") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise PreparedSetError(f"{show(table)} is not CSV in UTF-8 after row {row}: {one_line(error)}") from error
+        raise PreparedSetError(
+            f"{show(table)} is not CSV in UTF-8 after row {row}: {one_line(error)}; save it as that"
+        ) from error
 
 
 def _places(table: Path, header: list[str], columns: Mapping[str, str]) -> dict[str, int]:
@@ -128,24 +140,26 @@ def _places(table: Path, header: list[str], columns: Mapping[str, str]) -> dict[
         if role == "split" and (name == "" or (name is None and not found)):
             continue
         if len(found) != 1:
+            # Of another file the first row may be all of it.
+            titles = ", ".join(show(title[:40]) for title in header[:20]) or "nothing"
             raise PreparedSetError(
-                f"{show(table)} has {'several columns' if found else 'no column'} for the {role}; it has "
-                f"{', '.join(map(show, header)) or 'none'}; choose with --csv-columns {role}=NAME"
+                f"{show(table)} has {'several columns' if found else 'no column'} for the {role}; its first row has "
+                f"{titles}; choose with --csv-columns {role}=NAME"
             )
         places[role] = found[0]
     return places
 
 
-def _image_file(root: Path, cells: Mapping[str, str]) -> ImageFile:
+def _image_file(root: Path, cells: Mapping[str, str], names: _Names, *, skip_missing: bool) -> ImageFile:
     for role, cell in cells.items():
-        if not cell.strip():
+        if not cell:
             raise PreparedSetError(f"the {role} is empty; fill it in or remove the row")
     path, below = os.path.normpath(os.path.join(root, cells["path"])), os.path.join(root, "")
     if not path.startswith(below):
         raise PreparedSetError(f"{show(path)} lies outside of {show(root)}; give --csv-root a folder that holds it")
     if not os.path.isfile(path):
-        raise PreparedSetError(f"there is no file {show(path)}; --csv-root says where the paths begin")
-    label, split = normal(cells["label"].strip()), cells.get("split", "train").strip()
+        path = _meant(path, names, skip_missing=skip_missing)
+    label, split = normal(cells["label"]), cells.get("split", "train")
     if not is_plain(label):
         raise PreparedSetError(f"the class {show(label)} does not print; rename it")
     if split.lower() not in SPLIT_OF:
@@ -154,3 +168,23 @@ def _image_file(root: Path, cells: Mapping[str, str]) -> ImageFile:
             "--csv-columns split="
         )
     return ImageFile(path[len(below) :], label, SPLIT_OF[split.lower()])
+
+
+def _meant(path: str, names: _Names, *, skip_missing: bool) -> str:
+    """The only file beside that is so called but for its ending, which lists often leave out, or for its case. Where
+    there is none, PreparedSetError or, with ``skip_missing``, the path itself."""
+    folder, name = os.path.split(path)
+    if folder not in names:
+        names[folder] = {}
+        with suppress(OSError, ValueError), os.scandir(folder) as entries:
+            for other in sorted(entry.name for entry in entries if entry.is_file()):
+                for key in {other.lower(), os.path.splitext(other.lower())[0]}:
+                    names[folder].setdefault(key, []).append(other)
+    found = names[folder].get(name.lower(), [])
+    if len(found) == 1:
+        return os.path.join(folder, found[0])
+    if skip_missing and "\0" not in path:
+        return path
+    several = f", but {' and '.join(map(show, found[:3]))}" if found else ""
+    what = "write / for \\" if "\\" in path else "--csv-root says where the paths begin, --skip-bad leaves it out"
+    raise PreparedSetError(f"there is no file {show(path)}{several}; {what}")

@@ -128,7 +128,8 @@ class DataConfig:
     """On several ranks, `resident` holds in each its part of the training split instead of all of it; the order of the
     images is then another one."""
     workers: int | None = None
-    """Loading processes (`torch`) or threads (`ffcv`, `dali`); none for what suits the loader."""
+    """Loading processes (`torch`) or threads (`ffcv`, `dali`, and `resident` to decode images that keep their shapes);
+    none for what suits the loader."""
     resident_memory: ResidentMemory = "auto"
     """Where `resident` keeps the pixels for a GPU: in its memory (`device`), in the computer's, page-locked, which the
     GPU reads over the bus (`host`), or in the first of both that has room: `auto` fills at most half of what the GPU
@@ -408,6 +409,10 @@ class RunConfig:
     def epochs_begun(self, steps_per_epoch: int) -> int:
         """How many epochs the run takes; the last may be a part of one where its length is in steps."""
         return self.epochs if self.steps is None else math.ceil(self.steps / steps_per_epoch)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """How many steps the run takes."""
+        return self.steps or self.epochs * steps_per_epoch
 
     @property
     def save_interval(self) -> int | float | None:

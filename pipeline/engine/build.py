@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -32,7 +31,6 @@ from fast_train.pipeline.engine.graph import CapturedStep, warm_up
 from fast_train.pipeline.engine.runtime import Runtime
 from fast_train.pipeline.engine.step import Proxy, TrainStep
 from fast_train.pipeline.engine.stored import stored_pixels
-from fast_train.pipeline.engine.weights import read_weights
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.loaders import AnyBatch, Loader, Progress, build_loader
 from fast_train.pipeline.loaders.native import NativeAugment, NativeCrop
@@ -129,19 +127,25 @@ def _native(config: Config, prepared: PreparedSet, runtime: Runtime) -> NativeAu
     return NativeCrop(spec=config.crop.spec(sizes[0]), **common)
 
 
-def build_network(config: Config, runtime: Runtime, prepared: PreparedSet | None = None) -> torch.nn.Module:
+def build_network(
+    config: Config,
+    runtime: Runtime,
+    prepared: PreparedSet | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> torch.nn.Module:
     """The model, initialised from the run's seed, on the device and in the memory format of the run.
 
-    prepared: the set whose first training images a model that `starts_from_data` is given, and whose classes decide
-    what is taken of `ModelConfig.weights`; None does neither, for weights from a checkpoint or where only speed is
+    weights: those of `ModelConfig.weights` that fit it. prepared: the set whose first training images a model that
+    `starts_from_data` is given in their place. Neither is needed where weights come from a checkpoint or only speed is
     measured.
     """
     if config.model.freeze != "none" and runtime.fuse in ("conv", "cudnn"):
         raise ConfigError(f"--fuse {runtime.fuse} takes each batch's sums, and model.freeze has none; give --fuse norm")
     torch.manual_seed(config.run.seed)
     model = build_model(config.model, fuse=runtime.fuse)
-    if prepared is not None and config.model.weights is not None:
-        _load_weights(model, config.model, prepared)
+    if weights is not None:
+        # Not strict: a classifier that starts anew.
+        model.load_state_dict(weights, strict=False)
     elif prepared is not None and starts_from_data(model):
         initialise_from_data(model, _first_images(config, prepared))
     model = model.to(runtime.device)
@@ -150,14 +154,6 @@ def build_network(config: Config, runtime: Runtime, prepared: PreparedSet | None
     if config.model.freeze != "none":
         cast(ResNet, model).freeze(config.model.freeze)
     return model.to(memory_format=torch.channels_last) if runtime.channels_last else model
-
-
-def _load_weights(model: torch.nn.Module, config: ModelConfig, prepared: PreparedSet) -> None:
-    """Read by the first rank, for all."""
-    path, classes = Path(str(config.weights)), prepared.manifest.classes
-    tensors = current().of_first(lambda: read_weights(path, config.weights_sha256).fitted(config, classes))
-    # Not strict: a classifier that starts anew. What else there must be, `fitted` has looked for.
-    model.load_state_dict(tensors, strict=False)
 
 
 def _first_images(config: Config, prepared: PreparedSet) -> torch.Tensor:
@@ -175,17 +171,22 @@ def _first_images(config: Config, prepared: PreparedSet) -> torch.Tensor:
 
 @phase("network")
 def build_step(
-    config: Config, augmenter: Augmentation, runtime: Runtime, *, prepared: PreparedSet | None = None
+    config: Config,
+    augmenter: Augmentation,
+    runtime: Runtime,
+    *,
+    prepared: PreparedSet | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> TrainStep:
-    """The step of a run, not compiled or captured yet. prepared: see `build_network`. ConfigError where several ranks
-    are to choose images."""
+    """The step of a run, not compiled or captured yet. prepared, weights: see `build_network`. ConfigError where
+    several ranks are to choose images."""
     common: dict[str, Any] = {
         "device": runtime.device,
         "amp": runtime.amp,
         "compile": runtime.compile,
         "compile_mode": runtime.compile_mode,
     }
-    model = build_network(config, runtime, prepared)
+    model = build_network(config, runtime, prepared, weights)
     if config.selection.share == 1:
         return TrainStep(model, augmenter, config.optimizer, **common)
     if current().size > 1:

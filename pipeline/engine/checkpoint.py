@@ -116,15 +116,28 @@ def _damaged(path: Path) -> DamagedCheckpoint:
     return DamagedCheckpoint(f"{show(path)} is damaged, or no checkpoint of fast-train; use another one")
 
 
-def _compare_sum(file: BinaryIO, path: Path) -> bool:
-    """Whether the file says its SHA-256; DamagedCheckpoint if it is another one."""
+def says_sum(path: Path) -> bool:
+    """Whether a file ends as `save_checkpoint` ends one."""
+    with naming(path), open(path, "rb") as file:
+        return bool(_comment(file))
+
+
+def _comment(file: BinaryIO) -> bytes:
+    """What the file says of its SHA-256; empty where it says nothing."""
     left = os.fstat(file.fileno()).st_size - len(_LENGTH) - _COMMENT_BYTES
     if left < 0:
-        return False
+        return b""
     file.seek(left)
     length, comment = file.read(len(_LENGTH)), file.read()
-    if length != _LENGTH or not comment.startswith(_COMMENT):
+    return comment if length == _LENGTH and comment.startswith(_COMMENT) else b""
+
+
+def _compare_sum(file: BinaryIO, path: Path) -> bool:
+    """Whether the file says its SHA-256; DamagedCheckpoint if it is another one."""
+    comment = _comment(file)
+    if not comment:
         return False
+    left = file.tell() - len(_LENGTH) - _COMMENT_BYTES
     file.seek(0)
     digest = hashlib.sha256()
     while left > 0 and (chunk := file.read(min(left, _CHUNK))):

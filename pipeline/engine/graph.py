@@ -55,8 +55,10 @@ class CapturedStep:
         # The graph reads and writes the step's tensors by their addresses, and keeps none of them alive.
         self._step = step
         self._static: AnyBatch = batch.clone() if beside is None else beside._static
-        # Warm-up runs on a stream of its own, as capture does, so that no work is left over on the first one.
-        stream = torch.cuda.Stream(step.device)
+        # Warm-up runs on a stream of its own, as capture does, so that no work is left over on the first one. Graphs
+        # that share memory share it: what one stream freed, the allocator gives to that stream alone.
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(step.device) if beside is None else beside._stream
+        stream = self._stream
         stream.wait_stream(torch.cuda.current_stream(step.device))
         with torch.cuda.stream(stream):
             warm_up(step, self._static)

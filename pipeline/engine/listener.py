@@ -16,8 +16,8 @@ from fast_train.pipeline.engine.runtime import Runtime
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What is to be trained, on what, how, and where it is written. resumed: a run goes on. notes: what it does in
-    another way than before, a line each."""
+    """What is to be trained, on what, how, and where it is written. resumed: a run goes on. notes: what was
+    changed to fit the images or the machine, and what it does in another way than before, a line each."""
 
     config: Config
     prepared: PreparedSet

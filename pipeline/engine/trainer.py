@@ -29,7 +29,7 @@ from fast_train.pipeline.engine.build import (
     trained_shapes,
 )
 from fast_train.pipeline.engine.evaluate import Evaluation, evaluate
-from fast_train.pipeline.engine.history import accuracy, stale
+from fast_train.pipeline.engine.history import is_over, out_of_patience, stale
 from fast_train.pipeline.engine.identity import identity
 from fast_train.pipeline.engine.listener import Listener, Ready, loading, note, warn
 from fast_train.pipeline.engine.memory import check_memory
@@ -50,10 +50,11 @@ _REMEDY = "begin anew with a lower --lr or with --grad-clip 1; the last good che
 
 class Trainer:
     """One run. Builds everything that it needs; a context manager, which closes the loaders. After it come
-    `load_state_dict` of a run that goes on, `prepare`, and `fit`, which trains. target_reached: by the last evaluation.
+    `load_state_dict` of a run that goes on, `prepare`, and `fit`, which trains.
 
     Raises ValueError where network, loader or images do not fit together, and OSError where a file can't be read.
-    resumes: `load_state_dict` will be called, so that nothing is initialised from the data.
+    resumes: `load_state_dict` will be called, so that nothing is initialised from the data. weights: see
+    `build_network`.
     """
 
     def __init__(
@@ -63,23 +64,24 @@ class Trainer:
         runtime: Runtime,
         *,
         resumes: bool = False,
+        weights: Mapping[str, torch.Tensor] | None = None,
         listeners: Sequence[Listener] = (),
     ) -> None:
-        self.prepared, self.runtime = prepared, runtime
+        self.prepared, self.runtime, self._weights = prepared, runtime, weights
         progress = partial(loading, listeners)
         self.loader = build_split_loader(config, prepared, runtime, train=True, progress=progress)
         self.test_loader = build_split_loader(config, prepared, runtime, train=False, progress=progress)
         self.augmenter = build_augmenter(config, prepared, runtime, train=True)
         self.test_augmenter = build_augmenter(config, prepared, runtime, train=False)
         start = None if resumes else prepared
-        self.step = build_step(config, self.augmenter, runtime, prepared=start)
+        self.step = build_step(config, self.augmenter, runtime, prepared=start, weights=weights)
         check_batch(self.step.model, config, prepared)
         self._begin(config)
 
     def _begin(self, config: Config) -> None:
         self.config = config
         steps_per_epoch = len(self.loader)
-        self.total_steps = config.run.steps or config.run.epochs * steps_per_epoch
+        self.total_steps = config.run.total_steps(steps_per_epoch)
         self.epochs = config.run.epochs_begun(steps_per_epoch)
         self.schedule = build_schedule(config.schedule, peak=config.optimizer.lr, total_steps=self.total_steps)
         self.done_steps = 0
@@ -87,7 +89,6 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         # By the size of the images, until `prepare` all the same one.
         self._run_steps: dict[int, Callable[[AnyBatch], None]] = dict.fromkeys(self.augmenter.sizes, self.step)
-        self.target_reached = False
 
     def __enter__(self) -> Trainer:
         return self
@@ -99,14 +100,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether the last epoch, with its evaluation, is behind us."""
-        complete = len(self.history) >= self.epochs and self.done_steps >= self.total_steps
-        return complete or self.target_reached or self.out_of_patience
-
-    @property
-    def out_of_patience(self) -> bool:
-        """Whether the accuracy has not risen for as many evaluations as the configuration waits."""
-        patience = self.config.run.patience
-        return patience is not None and stale(self.history) >= patience
+        return is_over(self.config.run, self.history, self.done_steps, len(self.loader))
 
     def check_memory(self) -> None:
         """ConfigError where a step is to run eagerly on the CPU and can't fit into the memory that is free."""
@@ -162,7 +156,7 @@ class Trainer:
         self.loader.close()
         self.loader = build_split_loader(config, self.prepared, self.runtime, train=True)
         self.augmenter.seed = seed
-        fresh = build_step(config, self.augmenter, plain, prepared=self.prepared)
+        fresh = build_step(config, self.augmenter, plain, prepared=self.prepared, weights=self._weights)
         self.step.load_state_dict(fresh.state_dict())
         self._begin(config)
 
@@ -200,7 +194,7 @@ class Trainer:
                 self.history.append(record)
                 for listener in listeners:
                     listener.on_epoch_end(record)
-                if self.out_of_patience:
+                if out_of_patience(self.config.run, self.history):
                     note(listeners, f"no better accuracy for {self.config.run.patience} evaluations: the run ends here")
                 if self.config.run.keeps_best and evaluation and stale(self.history) == 0:
                     checkpoints.save_best(self.state_dict())
@@ -318,8 +312,6 @@ class Trainer:
         if not math.isfinite(result.loss):
             images = f"the {result.split} images"
             raise TrainingDiverged(f"the loss of {images} became {result.loss} in epoch {epoch + 1}; {_REMEDY}")
-        target = self.config.run.target_accuracy
-        self.target_reached = target is not None and result.accuracy >= target
         return result
 
     def evaluate(self, stopped: Callable[[], bool] = lambda: False) -> Evaluation:
@@ -388,9 +380,6 @@ class Trainer:
             torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), self.runtime.device)
         self.done_steps, self.train_seconds = state["done_steps"], state["train_seconds"]
         self.history = state["history"]
-        # A target is judged anew: the resumed run may have been given another one.
-        target, last = self.config.run.target_accuracy, accuracy(self.history[-1]) if self.history else None
-        self.target_reached = target is not None and last is not None and last >= target
         # A run of so many steps that ended inside an epoch and is now made longer: that epoch is not over.
         inside = self.done_steps % len(self.loader) and len(self.history) > self.loader.epoch
         if inside and self.done_steps < self.total_steps:

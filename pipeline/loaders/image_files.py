@@ -47,6 +47,12 @@ class ImageFiles:
         """Opened by whoever reads first: a worker process may have its own."""
         return FileIO(self.path)
 
+    def close(self) -> None:
+        """Whoever reads next opens it again."""
+        if "_file" in vars(self):
+            self._file.close()
+            del self._file
+
     def decode(self, indices: NDArray[np.int64], into: NDArray[np.uint8]) -> None:
         """Write the pixels of images, one after the other, into uint8 [total]. indices: [n].
 

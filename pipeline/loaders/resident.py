@@ -83,6 +83,7 @@ class ResidentLoader(Loader):
                     advance(done)
             finally:
                 pool.shutdown(cancel_futures=True)
+                files.close()
         if self.device.type == "cuda":
             # The threads' copies were queued on a stream of their own.
             torch.cuda.synchronize(self.device)

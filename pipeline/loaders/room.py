@@ -79,8 +79,8 @@ class _PageLocked:
     def __init__(self, host: Tensor, device: torch.device) -> None:
         size = host.numel()
         with torch.cuda.device(device):
-            # 1, portable: for every device. Mapped it is by itself, with unified addressing.
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(host.data_ptr(), size, 1))
+            # 0, the default: with unified addressing mapped, and for every device.
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(host.data_ptr(), size, 0))
         # Not at exit: then the system does it.
         weakref.finalize(self, _unlock, host, device).atexit = False
         #: https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html

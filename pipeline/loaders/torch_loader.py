@@ -290,5 +290,7 @@ class TorchLoader(Loader):
         if workers:
             late.start()
         self._loader = None
+        if self._files is not None:
+            self._files.close()
         late.cancel()
         _kill(workers)

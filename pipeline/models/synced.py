@@ -1,6 +1,7 @@
 """BatchNorm by the statistics of the whole batch, of which each rank has a part.
 
-On a GPU that is torch.nn.SyncBatchNorm, which has no code for a CPU; there it is the layer of this module.
+torch.nn.SyncBatchNorm does not serve: it has no code for a CPU, and outside of a capture it drops empty parts by a mask
+whose count the host waits for; torch.compile may keep that way for the captured step, which it would break.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ def synchronised(model: M) -> M:
     parameters and names; as it is where this process is no rank."""
     if not current().joined:
         return model
-    if next(model.parameters()).is_cuda:
-        return cast(M, nn.SyncBatchNorm.convert_sync_batchnorm(model))
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d):
@@ -30,8 +29,6 @@ def synchronised(model: M) -> M:
 
 
 class _SharedNorm(nn.BatchNorm2d):
-    """On any device, from PyTorch's own operations."""
-
     def __init__(self, plain: nn.BatchNorm2d) -> None:
         super().__init__(plain.num_features, eps=plain.eps, momentum=plain.momentum, affine=False)
         self.weight, self.bias = plain.weight, plain.bias

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +34,10 @@ from fast_train.pipeline.device import is_slow_cpu
 from fast_train.pipeline.engine.build import evaluated_shape, proxy_model
 from fast_train.pipeline.engine.evaluate import check_tta
 from fast_train.pipeline.engine.runtime import fix_threads, resolve_device
-from fast_train.pipeline.engine.weights import read_weights
 from fast_train.pipeline.errors import ConfigError
+from fast_train.pipeline.ranks import current
 from fast_train.pipeline.run.record import Resume, Saved, as_trained, check_classes, check_shape
+from fast_train.pipeline.run.weights import Weights, read_weights
 
 # `fast` takes 400 steps on CIFAR-10. On 1,500 of its images 24 steps learn little and 400 of 128 images much more
 # (docs/recipes.md); the bound between is a choice.
@@ -47,11 +48,12 @@ _CROP, _CROP_STEP = 224, 32
 
 @dataclass(frozen=True)
 class Plan:
-    """notes: what was changed to fit the data, a line each."""
+    """notes: what was changed to fit the data, a line each. weights: those that a new run begins with."""
 
     config: Config
     prepared: PreparedSet
     notes: tuple[str, ...] = ()
+    weights: Weights | None = None
 
 
 def plan_training(given: Given, *, recipe: str | None, resume: Resume = None, verify: bool = False) -> Plan:
@@ -60,31 +62,32 @@ def plan_training(given: Given, *, recipe: str | None, resume: Resume = None, ve
 
     Raises ConfigError or PreparedSetError for what can't be run.
     """
+    weights = None
     if isinstance(resume, Saved):
         _check_data_is_there(resume, given)
         config = override(resume.config, without_overruled(given))
     else:
-        given = _of_weights(given, recipe, resume)
+        given, weights = _with_weights(given, recipe, resume)
         config = resolve(recipe or default_recipe(given, _given_set(given)), given)
     config = dataclasses.replace(config, run=fix_threads(config.run))
-    return _with_data(config, given, verify=verify)
+    return dataclasses.replace(_with_data(config, given, verify=verify), weights=weights)
 
 
-def _of_weights(given: Given, recipe: str | None, resume: Resume) -> Given:
-    """``given`` with the network of the weights that a training begins with, as far as their file says it and neither
-    ``given`` nor a recipe that was asked for does."""
+def _with_weights(given: Given, recipe: str | None, resume: Resume) -> tuple[Given, Weights | None]:
+    """The weights that a training begins with, read by the first rank for all; and ``given`` with their network, as far
+    as their file says it and neither ``given`` nor a recipe that was asked for does."""
     asked = merge(read_recipe(recipe) if recipe else {}, given)
-    path = weights_of(asked)
-    if path is None:
-        return given
-    path = os.path.abspath(path)
-    network: Mapping[str, str | None] = {}
+    given_path = weights_of(asked)
+    if given_path is None:
+        return given, None
+    path = Path(os.path.abspath(given_path))
     # A run that goes on has no need of the file.
-    if resume != "auto" or os.path.exists(path):
-        network = read_weights(Path(path)).network
+    spared = resume == "auto"
+    weights = current().of_first(lambda: None if spared and not path.exists() else read_weights(path))
+    network = weights.network if weights is not None else {}
     if asked["model"].get("arch", network.get("arch")) != network.get("arch"):
         network = {}
-    return merge(given, {"model": {**network, **asked["model"], "weights": path}})
+    return merge(given, {"model": {**network, **asked["model"], "weights": str(path)}}), weights
 
 
 def plan_evaluation(given: Given, saved: Saved, *, verify: bool = False) -> Plan:
@@ -163,6 +166,8 @@ def _notes(config: Config, fitted: Config, manifest: Manifest) -> Iterator[str]:
     if fitted.crop.sizes and not config.crop.sizes and manifest.ragged:
         side = manifest.ragged.side
         yield f"crops of {fitted.crop.size} pixels, by the images' shorter sides of {side}; --image-size chooses others"
+    if config.data.loader == "resident" and config.data.workers is not None and not manifest.ragged:
+        yield "note: loader resident copies images of one shape once; --workers does nothing there"
     if manifest.ragged and max(fitted.crop.sizes) > manifest.ragged.side:
         yield (
             f"note: crops of {max(fitted.crop.sizes)} pixels are larger than the images, whose shorter sides are "

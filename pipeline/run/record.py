@@ -20,7 +20,8 @@ from fast_train.common.text import is_plain, one_line, show, show_path
 from fast_train.data_prep.images import Reading
 from fast_train.data_prep.keep import Keeping
 from fast_train.data_prep.manifest import PreparedSet
-from fast_train.pipeline.config.settings import SECTIONS, Config, ModelConfig, differences
+from fast_train.pipeline.config.recipe import Given
+from fast_train.pipeline.config.settings import SECTIONS, Config, ModelConfig, RunConfig, differences
 from fast_train.pipeline.engine.checkpoint import CheckpointError, DamagedCheckpoint, load_run_state
 from fast_train.pipeline.engine.history import JUDGES
 from fast_train.pipeline.engine.identity import difference, identity
@@ -121,7 +122,8 @@ def load(given: Path) -> Saved:
         newest = _newest_whole(given)
         if newest is None:
             raise CheckpointError(
-                f"{_reason(error)}, and {show_path(given)} holds no whole one; move it away to begin anew"
+                f"{_reason(error)}, and {show_path(given)} holds no whole one; give another run, or move it "
+                "away to begin anew"
             ) from error
         note = f"note: {_reason(error)}; {show_path(newest.path)}, the newest whole one, takes its place"
         return dataclasses.replace(newest, notes=(note, *newest.notes))
@@ -231,16 +233,30 @@ def what_to_resume(given: Path | str | None) -> Resume:
     return "auto" if given == "auto" else None if given is None else load(Path(given))
 
 
-def check_resumable(saved: Saved, config: Config, prepared: PreparedSet) -> None:
-    """ConfigError unless the checkpoint fits the configuration and the images that continue it."""
+def check_resumable(saved: Saved, config: Config, prepared: PreparedSet, given: Given) -> None:
+    """ConfigError unless the checkpoint fits the configuration, with the settings that are ``given``, and the images
+    that continue it."""
     check_classes(saved, prepared)
     _check_images(saved, prepared, LOADERS[config.data.loader].format)
-    for section, name, before, now in differences(saved.config, config):
+    # Those that are given first: others may follow from them, as augment.* from crop.size.
+    changed = sorted(differences(saved.config, config), key=lambda change: change[1] not in given.get(change[0], {}))
+    for section, name, before, now in changed:
         if section not in ("data", "run") or (section, name) in _KEPT:
             raise ConfigError(
                 f"{show(saved.path)} was trained with {section}.{name} = {before}, this command says {now}; leave that "
                 "setting out to go on, or start a new run"
             )
+    _check_length(saved, config.run, prepared.size("train") // config.data.batch_size)
+
+
+def _check_length(saved: Saved, run: RunConfig, steps_per_epoch: int) -> None:
+    """ConfigError where the run is shorter than it was trained already."""
+    done, end = saved.state["done_steps"], run.total_steps(steps_per_epoch)
+    if done > end:
+        length = f"run.epochs {run.epochs} ends" if run.steps is None else f"run.steps {run.steps} ends"
+        raise ConfigError(
+            f"{show(saved.path)} is at step {done:,}, and {length} at {end:,}; leave that setting out, or give more"
+        )
 
 
 def _check_images(saved: Saved, prepared: PreparedSet, format: str) -> None:

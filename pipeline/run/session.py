@@ -18,18 +18,18 @@ from fast_train.pipeline.config.settings import Config, differences
 from fast_train.pipeline.engine.build import build_augmenter, build_network, build_split_loader
 from fast_train.pipeline.engine.evaluate import Evaluation
 from fast_train.pipeline.engine.evaluate import evaluate as evaluate_split
-from fast_train.pipeline.engine.history import accuracies
+from fast_train.pipeline.engine.history import accuracies, is_over, target_reached
 from fast_train.pipeline.engine.identity import identity
 from fast_train.pipeline.engine.listener import Listener, Start, warn
 from fast_train.pipeline.engine.runtime import fix_threads, running
 from fast_train.pipeline.engine.trainer import Trainer
-from fast_train.pipeline.engine.weights import read_weights
 from fast_train.pipeline.paths import BEST, checkpoints
 from fast_train.pipeline.ranks import current
 from fast_train.pipeline.run.folder import claim_folder, default_folder
 from fast_train.pipeline.run.log import RunLog
-from fast_train.pipeline.run.plan import as_it_began
+from fast_train.pipeline.run.plan import Plan, as_it_began
 from fast_train.pipeline.run.record import Resume, Saved, as_trained, check_resumable, fitting, load, write_config
+from fast_train.pipeline.run.weights import Weights, no_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Outcome:
     where they are kept and the two splits differ; None where a signal ended the training, or nothing was left to do.
     history: a record an epoch, as metrics.jsonl holds them. interrupted: the signal's number. steps: those that
     were trained now. train_seconds: of training alone, in all and before this call. seconds: of this call, with
-    compilation, evaluation and saving.
+    compilation, evaluation and saving. notes: those of its `Start`.
     """
 
     folder: Path
@@ -55,6 +55,7 @@ class Outcome:
     train_seconds: float
     train_seconds_before: float
     seconds: float
+    notes: Sequence[str]
 
     @property
     def accuracy(self) -> float | None:
@@ -65,8 +66,7 @@ class Outcome:
 
 
 def train(
-    config: Config,
-    prepared: PreparedSet,
+    plan: Plan,
     *,
     folder: Path | None = None,
     resume: Resume = None,
@@ -76,10 +76,10 @@ def train(
 ) -> Outcome:
     """Train, and leave a run folder with configuration, metrics and checkpoint.
 
-    config: fitted to ``prepared`` (`pipeline.run.plan`). folder: None for ``runs/<set>-<architecture>-<recipe>``, with
-    a number where that is taken. resume: a checkpoint to go on from, whose settings ``config`` has, or ``auto`` for the
-    last run of the same folder if there is one; that keeps the data and the length that it began with, but for what
-    ``given`` says. stop_after: save and return after this epoch (1-based).
+    plan: of `plan_training`. folder: None for ``runs/<set>-<architecture>-<recipe>``, with a number where that is
+    taken. resume: a checkpoint to go on from, whose settings the plan has, or ``auto`` for the last run of the same
+    folder if there is one; that keeps the data and the length that it began with, but for what ``given`` says.
+    stop_after: save and return after this epoch (1-based).
 
     Of several ranks (`pipeline.ranks.joined`) the first one holds and writes the folder, and tells the listeners.
 
@@ -87,33 +87,36 @@ def train(
     number, and OSError where something can't be read or written. A signal ends it after a whole step, saved.
     """
     ranks = current()
-    ranks.check_same([identity(prepared), override(config, {"data": {"path": ""}}).to_dict()], "settings or images")
+    prepared = plan.prepared
+    settings = override(plan.config, {"data": {"path": ""}}).to_dict()
+    ranks.check_same([identity(prepared), settings], "settings or images")
     with ExitStack() as held:
-        begin = partial(_begin, config, prepared, folder, resume, given or {}, held)
+        begin = partial(_begin, plan, folder, resume, given or {}, held)
         folder, saved, config, notes = ranks.of_first(begin)
         if saved is not None:
             prepared = as_trained(prepared, saved)
-        with Session(config, prepared) as session:
+        with Session(config, prepared, plan.weights) as session:
             return session.train(folder, saved=saved, notes=notes, stop_after=stop_after, listeners=listeners)
 
 
 def _begin(
-    config: Config, prepared: PreparedSet, folder: Path | None, resume: Resume, given: Given, held: ExitStack
+    plan: Plan, folder: Path | None, resume: Resume, given: Given, held: ExitStack
 ) -> tuple[Path, Saved | None, Config, tuple[str, ...]]:
     """The folder, held; what it goes on from, which fits; the settings; and what there is to say, a line each."""
+    config, prepared, notes = plan.config, plan.prepared, plan.notes
     folder = claim_folder(default_folder(config, prepared), resume, folder, held)
     saved = resume if isinstance(resume, Saved) else None
-    notes: tuple[str, ...] = ()
     if resume == "auto" and checkpoints(folder):
         saved = load(folder)
-        plan = as_it_began(config, saved, prepared, given)
-        config, notes = plan.config, plan.notes
+        as_begun = as_it_began(config, saved, prepared, given)
+        config, notes = as_begun.config, (*notes, *as_begun.notes)
     if saved is None and config.model.weights is not None:
-        weights = read_weights(Path(config.model.weights), config.model.weights_sha256)
-        notes = (weights.note(config.model, prepared.manifest.classes),)
-        config = override(config, {"model": {"weights_sha256": weights.sha256}})
+        if plan.weights is None:
+            raise no_weights(Path(config.model.weights))
+        notes = (*notes, *plan.weights.notes, plan.weights.note(config.model, prepared.manifest.classes))
+        config = override(config, {"model": {"weights_sha256": plan.weights.sha256}})
     if saved is not None:
-        check_resumable(saved, config, prepared)
+        check_resumable(saved, config, prepared, given)
         notes = (*saved.notes, *notes, *_ranks_note(saved))
         for section, name, was, now in differences(saved.config, config):
             # Data that lie elsewhere change nothing.
@@ -133,11 +136,14 @@ def _ranks_note(saved: Saved) -> Iterator[str]:
 
 
 class Session:
-    """A network that is built, compiled and captured once, for trainings one after the other; a context manager."""
+    """A network that is built, compiled and captured once, for trainings one after the other; a context manager.
 
-    def __init__(self, config: Config, prepared: PreparedSet) -> None:
+    weights: those that ``config`` names, which new trainings begin with.
+    """
+
+    def __init__(self, config: Config, prepared: PreparedSet, weights: Weights | None = None) -> None:
         self._config = dataclasses.replace(config, run=fix_threads(config.run))
-        self._prepared = prepared
+        self._prepared, self._weights = prepared, weights
         self._held = ExitStack()
         self._runtime = self._held.enter_context(running(self._config.run))
         self._trainer: Trainer | None = None
@@ -174,11 +180,11 @@ class Session:
             )
             for listener in listeners:
                 listener.on_start(start)
+            if saved is not None and self._is_over(saved):
+                return _nothing_to_do(start, saved, time.perf_counter() - started)
             trainer = self._ready_trainer(config, saved, listeners)
             before, steps_before = trainer.train_seconds, trainer.done_steps
-            evaluation, interrupted = None, None
-            if not trainer.finished:
-                evaluation, interrupted = self._fit(trainer, folder, listeners, stop_after)
+            evaluation, interrupted = self._fit(trainer, folder, listeners, stop_after)
         return Outcome(
             folder=folder,
             config=config,
@@ -187,12 +193,19 @@ class Session:
             history=trainer.history,
             interrupted=interrupted,
             finished=trainer.finished,
-            target_reached=trainer.target_reached,
+            target_reached=target_reached(config.run, trainer.history),
             steps=trainer.done_steps - steps_before,
             train_seconds=trainer.train_seconds,
             train_seconds_before=before,
             seconds=time.perf_counter() - started,
+            notes=start.notes,
         )
+
+    def _is_over(self, saved: Saved) -> bool:
+        """Whether no step is left, before anything is loaded for one."""
+        run, state = self._config.run, saved.state
+        steps_per_epoch = self._prepared.size("train") // self._config.data.batch_size
+        return is_over(run, state["history"], state["done_steps"], steps_per_epoch)
 
     def _fit(
         self, trainer: Trainer, folder: Path, listeners: Sequence[Listener], stop_after: int | None
@@ -220,13 +233,37 @@ class Session:
         if self._trainer is not None:
             self._trainer.restart(config.run.seed)
             return self._trainer
-        trainer = Trainer(config, self._prepared, self._runtime, resumes=saved is not None, listeners=listeners)
+        tensors = None
+        if saved is None and self._weights is not None:
+            tensors = self._weights.fitted(config.model, self._prepared.manifest.classes)
+        trainer = Trainer(
+            config, self._prepared, self._runtime, resumes=saved is not None, weights=tensors, listeners=listeners
+        )
         self._trainer = self._held.enter_context(trainer)
         trainer.check_memory()
         if saved is not None:
             with fitting(saved.path):
                 trainer.load_state_dict(saved.state)
         return trainer
+
+
+def _nothing_to_do(start: Start, saved: Saved, seconds: float) -> Outcome:
+    history, trained = saved.state["history"], saved.state["train_seconds"]
+    return Outcome(
+        folder=start.folder,
+        config=start.config,
+        prepared=start.prepared,
+        evaluation=None,
+        history=history,
+        interrupted=None,
+        finished=True,
+        target_reached=target_reached(start.config.run, history),
+        steps=0,
+        train_seconds=trained,
+        train_seconds_before=trained,
+        seconds=seconds,
+        notes=start.notes,
+    )
 
 
 def tests_best(folder: Path, config: Config, prepared: PreparedSet) -> bool:

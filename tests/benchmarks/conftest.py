@@ -12,8 +12,9 @@ from fast_train.benchmarks.instrument import roofline
 from fast_train.benchmarks.instrument.records import CopyDetails, ProductDetails
 from fast_train.benchmarks.instrument.result import Row
 from fast_train.benchmarks.peers.notes_dataloader import NotesDataLoader
-from fast_train.benchmarks.throughput import cli, suites
+from fast_train.benchmarks.throughput import cli, commands, suites
 from fast_train.benchmarks.throughput.compare import read_result
+from fast_train.common.console import Display
 from fast_train.data_prep import cli as prep_cli
 
 
@@ -89,6 +90,17 @@ def instant(monkeypatch):
         bench.add(Row(suite=roofline.SUITE, name=name, unit="FLOP/s", repeats=(1e9, 1e9), details=product))
 
     monkeypatch.setattr(roofline, "run", run)
+
+
+@pytest.fixture
+def open_bench(prepared_path, tmp_path):
+    """Opens what suites are given, by flags of bench-throughput."""
+
+    def build(scratch=tmp_path, **flags):
+        flags = cli.Flags(data=str(prepared_path), device="cpu", **flags)
+        return commands.open_bench(flags, ["bench-throughput"], Display(), scratch)
+
+    return build
 
 
 @pytest.fixture

@@ -6,12 +6,10 @@ import math
 import pytest
 import torch
 
-from fast_train.benchmarks.throughput import cli, commands
-from fast_train.benchmarks.throughput.cli import Flags
+from fast_train.benchmarks.throughput import cli
 from fast_train.benchmarks.throughput.compare import read_result
 from fast_train.benchmarks.throughput.records import AccuracyDetails
 from fast_train.benchmarks.throughput.suites import accuracy
-from fast_train.common.console import Display
 from fast_train.pipeline.engine.trainer import Trainer
 
 # 3 steps of 32 out of 64 images; nothing is evaluated before the end.
@@ -26,14 +24,13 @@ def recipe(tmp_path):
 
 
 @pytest.fixture
-def bench_with(prepared_path, recipe, tmp_path):
+def bench_with(open_bench, recipe, tmp_path):
     """What the suite is given, by the recipe, with changed settings."""
 
     def build(*, epochs=1, **flags):
         scratch = tmp_path / f"scratch-{len(list(tmp_path.iterdir()))}"
         scratch.mkdir()
-        flags = Flags(data=str(prepared_path), device="cpu", recipe=str(recipe), **flags)
-        bench = commands.open_bench(flags, ["bench-throughput"], Display(), scratch)
+        bench = open_bench(scratch, recipe=str(recipe), **flags)
         # None for the recipe's, which no flag says on a CPU.
         bench.settings = dataclasses.replace(bench.settings, epochs=epochs)
         return bench

@@ -20,7 +20,7 @@ from fast_train.benchmarks.throughput import cli
 from fast_train.benchmarks.throughput.compare import read_result
 from fast_train.benchmarks.throughput.records import DecodeDetails, EndToEndDetails, LoaderDetails
 from fast_train.benchmarks.throughput.suites import decode
-from fast_train.benchmarks.throughput.suites.end_to_end import AUGMENTATION, DECODING, LOADER, STEP, Parts, judge
+from fast_train.benchmarks.throughput.suites.end_to_end import AUGMENTATION, DECODING, LOADER, STEP, judge
 from fast_train.data_prep import cli as prep_cli
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import Config
@@ -170,7 +170,7 @@ def test_what_bounds_the_rate_is_the_larger_part_of_the_slower_one(loader, step,
         entry="torch", step="the step", batch_size=8, workers=1, step_alone_row="", loader_alone_row=""
     )
     row = Row(suite="end-to-end", name="r", unit="images/s", repeats=(90, 90), details=details)
-    parts = Parts(decoding=decoding, augmentation=augmentation)
-    judged = judge(row, _row(step), _row(loader), parts, share_cores=False)
+    parts = {"decoding": decoding, "augmentation": augmentation}
+    judged = judge(row, _row(step), _row(loader), **parts, share_cores=False)
     assert judged.bound == bound
     assert re.search(said, judged.sentence)

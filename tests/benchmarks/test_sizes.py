@@ -1,20 +1,17 @@
 """What a CPU is asked to do."""
 
+import dataclasses
+import os
+
 import pytest
 
+from fast_train.benchmarks.instrument import bench as bench_module
 from fast_train.benchmarks.instrument import roofline
 from fast_train.benchmarks.instrument.cost import batch_warnings, fit_batch, training_flops
-from fast_train.benchmarks.throughput import cli, commands
-from fast_train.benchmarks.throughput.cli import Flags
+from fast_train.benchmarks.throughput import cli
 from fast_train.benchmarks.throughput.compare import read_result
 from fast_train.benchmarks.throughput.suites import accuracy, augmentation, ladder
-from fast_train.common.console import Display
 from fast_train.pipeline.config.settings import Config, DataConfig, ModelConfig
-
-
-def _bench(prepared_path, tmp_path, **flags):
-    flags = Flags(data=str(prepared_path), device="cpu", **flags)
-    return commands.open_bench(flags, ["bench-throughput"], Display(), tmp_path)
 
 
 def test_operations_of_resnet18():
@@ -28,14 +25,26 @@ def test_only_a_large_network_gets_a_smaller_batch(arch, batch):
     assert fit_batch(config).data.batch_size == batch
 
 
-def test_batches_of_a_large_network_are_smaller(prepared_path, tmp_path):
-    small = _bench(prepared_path, tmp_path, arch="resnet8")
+def test_batches_of_a_large_network_are_smaller(open_bench):
+    small = open_bench(arch="resnet8")
     assert batch_warnings(small.recipe, small.config) == []
-    large = _bench(prepared_path, tmp_path, arch="resnet50", recipe="fast")
+    large = open_bench(arch="resnet50", recipe="fast")
     # Images of 16 x 16 pixels: a quarter of the operations of 32 x 32.
     assert (large.recipe.data.batch_size, large.config.data.batch_size) == (64, 16)
     (warning,) = batch_warnings(large.recipe, large.config)
     assert warning.startswith("steps of recipe fast take 16 images instead of 64: a CPU takes long")
+
+
+def test_a_machine_is_not_called_busy_for_our_own_trials(open_bench, monkeypatch):
+    """The number of threads is found by steps on all cores, for which the load rises."""
+    load = [0.0]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load[0], 0.0, 0.0))
+    monkeypatch.setattr(bench_module, "settle_threads", lambda *_, **options: load.__setitem__(0, 99.0))
+    assert open_bench(arch="resnet8").watch.warnings() == []
+    load[0] = 99.0
+    (warning,) = open_bench(arch="resnet8").watch.warnings()
+    assert warning.startswith("the machine was busy before the start: a load of 99.0 on")
 
 
 @pytest.mark.parametrize(("suite", "steps"), [(ladder, True), (augmentation, False)])
@@ -52,11 +61,19 @@ def test_the_report_says_so_where_steps_are_measured(suite, steps, prepared_path
 
 
 @pytest.mark.parametrize(("flags", "trains"), [({}, False), ({"epochs": 1}, True), ({"only": "accuracy"}, True)])
-def test_a_long_training_is_left_out_unless_asked_for(prepared_path, tmp_path, monkeypatch, flags, trains):
-    bench = _bench(prepared_path, tmp_path, arch="resnet8", **flags)
+def test_a_long_training_is_left_out_unless_asked_for(open_bench, monkeypatch, flags, trains):
+    bench = open_bench(arch="resnet8", **flags)
     monkeypatch.setattr(accuracy, "TRAINING_FLOPS", 1.0)
     accuracy.run(bench)
     assert bool(bench.result.suite("accuracy")) == trains
     assert (
         any("--epochs or --target-accuracy asks for it" in skipped.reason for skipped in bench.result.skipped) != trains
     )
+
+
+def test_the_last_rung_is_the_recipe_with_all_that_is_set(open_bench):
+    """Beside what the rungs above it changed: here, by --quick, nothing is compiled."""
+    bench = open_bench(arch="resnet8", quick=True, set=("run.fuse=norm",))
+    last = ladder.rungs(bench)[-1].config
+    assert (last.run.fuse, last.run.compile, last.run.graph) == ("norm", False, False)
+    assert dataclasses.replace(last, run=bench.config.run) == bench.config

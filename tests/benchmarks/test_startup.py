@@ -4,13 +4,16 @@ import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fast_train.benchmarks.throughput import child, cli
-from fast_train.benchmarks.throughput.suites import startup
+from fast_train.benchmarks.throughput.suites import ranks, startup
 from fast_train.benchmarks.throughput.suites.startup import package_environment
 from fast_train.pipeline.config.recipe import resolve
+from fast_train.pipeline.loaders.resident import ResidentLoader
 
 
 @pytest.fixture
@@ -22,10 +25,8 @@ def config(prepared_path, tmp_path):
 
 
 def _python(code):
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=package_environment(), capture_output=True, text=True, check=True
-    )
-    return done.stdout.splitlines()
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=package_environment(), capture_output=True, text=True, check=True)
 
 
 def test_a_process_of_the_suite_ranks_says_how_fast_it_trains(config, capsys):
@@ -33,8 +34,20 @@ def test_a_process_of_the_suite_ranks_says_how_fast_it_trains(config, capsys):
     assert json.loads(capsys.readouterr().out)["rate"] > 0
 
 
-def test_it_trains_a_step_and_says_when(config, capsys):
+def test_all_gpus_are_among_the_numbers_of_ranks(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 6)
+    monkeypatch.setattr(ranks, "measure", lambda bench, counts: asked.extend(counts))
+    ranks.run(SimpleNamespace(device=torch.device("cuda"), settings=SimpleNamespace(ranks=())))
+    assert asked == [1, 2, 4, 6]
+
+
+def test_it_trains_a_step_and_says_when(config, capsys, monkeypatch):
+    feed, read = ResidentLoader.feed, []
+    monkeypatch.setattr(ResidentLoader, "feed", lambda self: (read.append(batch) or batch for batch in feed(self)))
     child.main([str(config)])
+    # What is read beyond the one step would be part of its seconds.
+    assert len(read) == 1
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["done_at"] > 0
     assert said["seconds"].keys() >= {"device", "reading", "network", "first step"}
@@ -66,10 +79,11 @@ def test_a_report_says_where_the_time_went(prepared_path, tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_it_imports_as_fast_train_does(config):
     """Python's collector froze what the imports made, as `fast-train` has it."""
-    step, frozen = _python(
+    done = _python(
         "import gc; from fast_train.benchmarks.throughput import child; "
         f"child.main([{str(config)!r}]); print(gc.get_freeze_count())"
-    )[-2:]
+    )
+    step, frozen = done.stdout.splitlines()[-2:]
     assert json.loads(step)["done_at"] > 0
     assert int(frozen) > 100_000
 
@@ -104,8 +118,5 @@ for room, arguments in {calls!r}:
         status = end.code
     print(status, *sorted({{"torch", "matplotlib"}} & set(sys.modules)), file=sys.stderr)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=package_environment(), capture_output=True, text=True, check=True
-    )
-    said = [line for line in done.stderr.splitlines() if not line.startswith(("bench-", "python -m"))]
+    said = [line for line in _python(code).stderr.splitlines() if not line.startswith(("bench-", "python -m"))]
     assert said == ["2" if "--help" not in call and "--compare" not in call else "0" for _, call in calls]

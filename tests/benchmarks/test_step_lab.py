@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from fast_train.benchmarks.lab import cli as step_lab
-from fast_train.benchmarks.lab import floors, profile, registers, report
+from fast_train.benchmarks.lab import floors, profile, registers
 from fast_train.benchmarks.lab import options as lab_options
 from fast_train.benchmarks.lab import run as lab_run
 from fast_train.benchmarks.lab.cli import Flags
@@ -208,18 +207,6 @@ def test_an_error_of_any_kind_costs_no_other_point_its_figures(prepared_path, tm
     assert "failed: Too many open files" in {skipped["reason"] for skipped in data["skipped"]}
 
 
-def test_a_signal_waits_until_the_report_is_whole(prepared_path, tmp_path, monkeypatch):
-    write = report.write
-
-    def interrupted(*args):
-        signal.raise_signal(signal.SIGINT)
-        return write(*args)
-
-    monkeypatch.setattr(report, "write", interrupted)
-    assert _floors(prepared_path, "--out", str(tmp_path / "lab")) == 130
-    assert json.loads((tmp_path / "lab" / "step-lab.json").read_text())["floors"]
-
-
 def test_a_batch_larger_than_the_split_is_listed(prepared_path, tmp_path, instant):
     status, data = _run(prepared_path, tmp_path, "--only", "step", "--batch-sizes", "4096")
     assert status == 1
@@ -395,15 +382,7 @@ def test_a_kernel_that_does_not_compile_is_one_line(monkeypatch, capsys):
 
 @pytest.mark.gpu
 def test_gpu_kernels_of_a_captured_step_are_found(prepared_path, tmp_path):
-    arguments = [
-        "--data",
-        str(prepared_path),
-        "--arch",
-        "resnet8",
-        "--quick",
-        "--batch-sizes",
-        "32",
-    ]
+    arguments = ["--data", str(prepared_path), "--arch", "resnet8", "--quick", "--batch-sizes", "32"]
     assert step_lab.main([*arguments, "--recipe", "fast-sgd", "--out", str(tmp_path), "--only", "kernels,losses"]) == 0
     data = json.loads((tmp_path / "step-lab.json").read_text())
     rows = {row["name"]: row["value"] for row in data["rows"] if row["suite"] == "kernels"}

@@ -1,5 +1,7 @@
 """What a step is counted to compute and to move."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,6 +44,19 @@ def test_a_small_batch_tells_of_a_large_one(build, optimizer):
     counted = count_work(step, _batch(8, split=96), batch_size=96)
     assert counted.flops == pytest.approx(counter.get_total_flops() / 96)
     assert counted.bytes == pytest.approx(count_work(step, _batch(96, split=96), batch_size=96).bytes, rel=0.02)
+
+
+def test_what_an_optimizer_overwrites_is_written():
+    """Its operations on lists of tensors, here of 32 numbers, return nothing: two are read, and one of them written."""
+
+    class Step:
+        unchanged = staticmethod(nullcontext)
+        sums, terms = ([torch.zeros(8), torch.zeros(24)] for _ in range(2))
+
+        def __call__(self, batch):
+            torch._foreach_add_(self.sums, self.terms)
+
+    assert count_work(Step(), _batch(8, split=8), batch_size=4).bytes == 3 * 32 * 4 / 4
 
 
 def test_counting_leaves_the_step_as_it_was(build):

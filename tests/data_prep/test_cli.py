@@ -86,6 +86,19 @@ def test_a_place_that_can_not_be_written_is_one_line(prep, make_folder, tmp_path
     assert len(result.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("dataset, status", [("synthetic", 0), ("mnist", 2)])
+def test_a_command_that_is_done_ends_without_the_end_of_python(tmp_path, dataset, status):
+    result = _python(
+        "from fast_train.data_prep import cli\n"
+        "class Kept:\n    def __del__(self):\n        print('the end of Python')\n"
+        "kept = Kept()\ncli.main()",
+        *("--dataset", dataset, "--out", tmp_path / "set"),
+    )
+    assert result.returncode == status
+    assert ("is ready" in result.stdout) == (status == 0)
+    assert "the end of Python" not in result.stdout
+
+
 def test_flags_that_do_not_exist_exit_with_2(capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["--nonsense"])

@@ -324,6 +324,14 @@ def test_a_failed_replacement_keeps_the_old_set(prep, arguments, images):
     assert [path.name for path in arguments[-1].parent.iterdir()] == ["set"]
 
 
+def test_a_refused_set_leaves_no_folder_that_was_not_there(prep, images, tmp_path):
+    (images / "train" / "a" / "more.png").write_text("no image")
+    (tmp_path / "there").mkdir()
+    result = prep("--dataset", f"folder:{images}", "--out", tmp_path / "there" / "new" / "newer" / "set")
+    assert result.status == 2
+    assert list((tmp_path / "there").iterdir()) == []
+
+
 def test_the_set_may_not_lie_among_the_images(prep, images):
     result = prep("--dataset", f"folder:{images}", "--out", images / "set")
     assert result.status == 2
@@ -337,7 +345,7 @@ def test_a_full_disk_is_told_first(prep, arguments, monkeypatch):
     assert result.status == 2
     assert "the set needs 16.8 MB of disk" in result.err
     assert "has 1.0 kB free" in result.err
-    assert not any(arguments[-1].parent.iterdir())
+    assert not arguments[-1].parent.exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -350,7 +358,7 @@ def test_a_disk_that_fills_up_is_one_line(prep, arguments, monkeypatch, number):
     assert result.status == 2
     assert f"{arguments[-1].parent} can't take more: {os.strerror(number)}; make room" in result.err
     assert len(result.err.splitlines()) == 1
-    assert not any(arguments[-1].parent.iterdir())
+    assert not arguments[-1].parent.exists()
 
 
 def test_a_disk_of_its_own_is_no_place(prep, arguments, monkeypatch):
@@ -484,7 +492,7 @@ def test_an_interrupted_run_leaves_nothing(stopped, arguments, signum, status):
     assert returned == status
     assert len(err.splitlines()) == 1
     assert "no half-made set was left behind" in err
-    assert not any(arguments[-1].parent.iterdir())
+    assert not arguments[-1].parent.exists()
 
 
 def test_a_killed_run_leaves_nothing_that_looks_whole(stopped, arguments, prep):

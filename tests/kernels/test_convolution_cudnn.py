@@ -5,11 +5,16 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
+import torch
+import triton
 from cudnn_plans import H100, stand_in_driver
 
-from fast_train.kernels.convolution_cudnn import Graph
+from fast_train.kernels import convolution_cudnn
+from fast_train.kernels.convolution_cudnn import Graph, Plan
 
 _FRONTEND = importlib.util.find_spec("cudnn") is not None
 # In a process of its own: the driver's stand-in would take the place of a driver.
@@ -67,3 +72,62 @@ def test_graphs_are_native_kernels_of_an_h100(graphs, tmp_path):
         print(*graph, name, plans, room)
         assert "native_sm90" in name
         assert ("convBwdData" if graph.gradient else "convFwd") in name
+
+
+class _Plans:
+    """A graph's plans: the milliseconds that each takes, or where it fails."""
+
+    def __init__(self, *plans):
+        self.plans, self.run = plans, []
+
+    def get_execution_plan_count(self):
+        return len(self.plans)
+
+    def build_plan_at_index(self, index):
+        if self.plans[index] == "built":
+            raise LookupError("no kernel")
+
+    def get_workspace_size_plan_at_index(self, index):
+        return 100 * index
+
+    def execute_plan_at_index(self, bound, room, index, handle):
+        if self.plans[index] == "run":
+            raise LookupError("not on this device")
+        assert len(room) >= 100 * index
+        self.run.append(index)
+        bound["sum"] += 1
+
+    def bench(self, run, **_):
+        run()
+        return self.plans[self.run[-1]]
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Makes a plan of a graph that has such plans."""
+
+    def make(plans):
+        monkeypatch.setattr(Graph, "describe", lambda graph, **_: (plans, ["x", "sum", "other sum"]))
+        monkeypatch.setattr(triton.testing, "do_bench", plans.bench)
+        return Plan(Graph((2, 64, 4, 4), 64, 3, 1), torch.device("cpu"))
+
+    frontend = SimpleNamespace(create_handle=object, set_stream=lambda **_: None)
+    monkeypatch.setattr(convolution_cudnn, "frontend", lambda: frontend)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
+    return make
+
+
+def test_the_fastest_plan_that_runs_is_taken(planned):
+    """Of the first five; the sums are those of one run."""
+    plans, sums = _Plans("built", 3.0, 1.0, "run", 2.0, 0.5), torch.zeros(2, 1)
+    plan = planned(plans)
+    for _ in range(2):
+        plan.run(torch.zeros(1), sums)
+    assert plans.run == [1, 2, 4, 2, 2]
+    assert sums[0] == 2
+
+
+def test_a_graph_without_a_plan_that_runs_is_an_error(planned):
+    with pytest.raises(RuntimeError, match=r"cuDNN has no plan that runs for Graph\(shape=\(2, 64, 4, 4\)"):
+        planned(_Plans("built", "run")).run(torch.zeros(1), torch.zeros(2, 1))

@@ -113,7 +113,7 @@ def test_files_are_predicted_as_those_of_a_set_of_one_shape(tmp_path, sizes, opt
     ({"epochs": "three"}, "it must be a whole number"), ({"batch_size": "3"}, "'3'; it must be a whole number"),
     ({"device": 3}, "unknown device '3'; give cpu"),
     ({"stop_after": "1"}, "stop_after is '1'"), ({"recipe": 3}, "recipe is 3; give it a name"),
-    ({"optimizer": 3}, "must be a table"),
+    ({"optimizer": 3}, "must be a table"), ({"run": 3}, "run is 3; it must be a table"),
     ({"stop_after": 0}, "stop_after is 0, which is no epoch"), ({"num_classes": 5}, "what the data say"),
     ({"out": ""}, "out is ''; give it a name or a path"),
     ({"epochs": 2, "steps": 5}, "both say how long"), ({"path": "elsewhere"}, "leave out path"),
@@ -131,6 +131,11 @@ def test_scalars_of_numpy_and_devices_of_torch_are_settings(prepared_path, tmp_p
     config = fast_train.load_model(run.folder, device="cpu").config
     assert (config.run.epochs, config.run.seed) == (1, 3)
     assert (config.optimizer.lr, config.optimizer.nesterov) == (0.5, False)
+
+
+def test_an_outcome_holds_what_the_command_prints_of_its_plan(prepared_path, tmp_path):
+    run = fast_train.train(prepared_path, out=tmp_path / "run", steps=1, **{**SMALL, "batch_size": 4096})
+    assert run.notes[0].startswith("batch size 4096 -> 120: ")
 
 
 def test_an_augmenter_takes_the_name_of_a_device(prepared):
@@ -156,6 +161,12 @@ def test_pieces_refuse_names_that_they_do_not_know(prepared):
         fast_train.make_loader(prepared, batch_size="8")
     with pytest.raises(ValueError, match="num_classes is '3'; it must be a whole number"):
         fast_train.build_model("resnet8", num_classes="3")
+
+
+def test_formats_are_names(image_folder, tmp_path):
+    for formats in (3, [3]):
+        with pytest.raises(ValueError, match=r"formats is .*; give a list of names"):
+            fast_train.prepare(image_folder, out=tmp_path / "set", formats=formats)
 
 
 def test_a_thread_trains_an_opened_set(prepared, tmp_path):

@@ -294,8 +294,20 @@ def test_crops_by_dali_train_to_nearly_the_same(train, tmp_path, capsys):
     assert "makes crops of one size; add --image-size 24, or" in capsys.readouterr().err
 
 
+_BY_LOADERS = [
+    pytest.param(
+        ["--no-compile", "--loader", name], id=name, marks=pytest.mark.skipif(lacks is not None, reason=str(lacks))
+    )
+    for name in ("torch", "ffcv", "dali")
+    for lacks in [LOADERS[name].missing()]
+]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", [[], ["--no-compile"], ["--no-graph"]], ids=["all", "graph", "compiled"])
+@pytest.mark.parametrize("options", [
+    pytest.param([], id="all"), pytest.param(["--no-compile"], id="graph"), pytest.param(["--no-graph"], id="compiled"),
+    *_BY_LOADERS,
+])  # fmt: skip
 def test_gpu_sizes_are_captured_and_a_run_goes_on_to_the_same_bits(ragged_path, tmp_path, monkeypatch, options):
     monkeypatch.chdir(tmp_path)
     Path("small.toml").write_text(RECIPE)

@@ -87,6 +87,8 @@ class _Graph:
 
 
 class _Stream:
+    captured = None
+
     def __init__(self, device=None):
         pass
 
@@ -113,6 +115,8 @@ class _Event:
 @contextmanager
 def _graph(graph, *, pool, stream, capture_error_mode):
     assert pool is None or pool == _Graph.first.pool(), "all graphs of a step share memory"
+    assert pool is None or stream is _Stream.captured, "what one stream freed, the allocator gives to that stream alone"
+    _Stream.captured = stream
     assert not gc.isenabled(), "what the collector frees can break a capture"
     with graph.recorder:
         yield
@@ -129,6 +133,7 @@ def recorded(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", _Event)
     monkeypatch.setattr(_Event, "made", 0)
     monkeypatch.setattr(_Event, "log", [])
+    monkeypatch.setattr(_Stream, "captured", None)
     monkeypatch.setattr(_Graph, "first", None)
     monkeypatch.setattr(_Graph, "last", None)
     # In operations of PyTorch, as the kernel of a GPU reads tensors and no Python numbers.

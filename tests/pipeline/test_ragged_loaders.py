@@ -1,8 +1,10 @@
 """The contract of loaders, held to a set whose images keep their own shapes."""
 
+import gc
 import io
 import multiprocessing
 import os
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,6 +38,18 @@ def _build(name, prepared, split="train", **options):
     # FFCV compiles its code anew for each loader, for several threads twice as long.
     workers = 1 if name == "ffcv" else 2
     return build_loader(name, prepared, split, **{"batch_size": BATCH, "seed": 3, "workers": workers, **options})
+
+
+@pytest.mark.parametrize("name", ["resident", "torch"])
+def test_its_files_are_closed_with_it(ragged, name):
+    gc.collect()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ResourceWarning)
+        with _build(name, ragged, workers=1 if name == "resident" else 0) as loader:
+            next(iter(loader))
+        del loader
+        gc.collect()
+    assert [str(line.message) for line in told if line.category is ResourceWarning] == []
 
 
 def _pixels(batch):

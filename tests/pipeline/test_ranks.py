@@ -171,6 +171,17 @@ def test_one_rank_trains_as_a_process_without_torchrun(prepared_path, tmp_path, 
     assert [epoch["train_loss"] for epoch in rank["history"]] == [epoch["train_loss"] for epoch in alone["history"]]
 
 
+@pytest.mark.gpu
+def test_gpu_one_rank_shares_statistics_in_a_compiled_and_captured_step(prepared_path, tmp_path):
+    """Compiled in parts, with a message for each norm; of one rank the shared statistics are its own."""
+    command = ["-m", "fast_train.pipeline.cli", "--data", prepared_path, "--device", "cuda", "--recipe", "fast-sgd"]
+    command += ["--arch", "resnet8", "--batch-size", "24", "--set", "run.steps=8", "--amp", "off", "--brief", "--out"]
+    torchrun(1, *command, tmp_path / "rank", "--sync-batchnorm")
+    subprocess.run([sys.executable, *command, tmp_path / "alone"], env=environment(), capture_output=True, check=True)
+    rank, alone = ([epoch["train_loss"] for epoch in state(tmp_path, run)["history"]] for run in ("rank", "alone"))
+    assert rank == pytest.approx(alone, rel=2e-2)
+
+
 # -- the data of each rank -------------------------------------------------------------------------------------------
 
 

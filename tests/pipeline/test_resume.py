@@ -27,6 +27,7 @@ from fast_train.pipeline.engine.step import TrainStep
 from fast_train.pipeline.engine.trainer import Trainer
 from fast_train.pipeline.loaders.base import _Pass
 from fast_train.pipeline.loaders.resident import ResidentLoader
+from fast_train.pipeline.run import session
 from fast_train.pipeline.run.folder import FolderInUse, claimed
 from fast_train.pipeline.run.log import RunLog, read_history
 
@@ -109,6 +110,26 @@ def test_auto_keeps_the_length_that_the_run_began_with(train, tmp_path, capsys):
     assert len(load_checkpoint(tmp_path / "run" / "last.pt")["history"]) == 5
     assert train("--out", "run", "--resume", "auto", "--epochs", "6") == 0
     assert "note: run.epochs was 5 so far, is 6 from here on" in capsys.readouterr().out
+
+
+def test_a_run_is_not_made_shorter_than_it_is(once, capsys):
+    assert cli.main(["--resume", str(once), *CPU, "--set", "run.steps=4"]) == 2
+    printed = capsys.readouterr()
+    assert "is at step 5, and run.steps 4 ends at 4; leave that setting out, or give more" in printed.err
+    assert "note" not in printed.out
+
+
+def test_a_refusal_names_what_was_given_and_not_what_follows_from_it(once, capsys):
+    assert cli.main(["--resume", str(once), *CPU, "--image-size", "8"]) == 2
+    assert "was trained with crop.size = None, this command says 8" in capsys.readouterr().err
+
+
+def test_nothing_is_loaded_for_a_run_that_is_over(train, capsys, monkeypatch):
+    assert train("--out", "run", "--epochs", "1") == 0
+    monkeypatch.setattr(session, "Trainer", None)
+    for target, status in ((), 0), (("--target-accuracy", "1"), 1):
+        assert train("--out", "run", "--epochs", "1", "--resume", "auto", *target) == status
+        assert "run is complete: 1 epoch; nothing to do" in capsys.readouterr().out
 
 
 def test_auto_goes_on_with_the_last_of_numbered_runs(train, tmp_path):

@@ -370,11 +370,11 @@ def test_the_same_images_in_another_format_are_the_same(train, image_folder):
     shutil.copy(train.folder / "run" / "last.pt", train.folder / "a.pt")
     saved = load(Path("a.pt"))
     config = override(saved.config, {"data": {"loader": "dali"}})
-    check_resumable(saved, config, PreparedSet.open("same"))
+    check_resumable(saved, config, PreparedSet.open("same"), {})
     with pytest.raises(
         ConfigError, match=r"a\.pt was trained on other images than other holds: they differ in the mean"
     ):
-        check_resumable(saved, config, PreparedSet.open("other"))
+        check_resumable(saved, config, PreparedSet.open("other"), {})
 
 
 def test_resume_auto_without_a_run_starts_one(train):
@@ -438,9 +438,11 @@ def test_show_batch_writes_a_picture_and_does_not_train(train):
     assert [p.name for p in (train.folder / "look").iterdir()] == ["batch.png"]
 
 
-def test_a_small_split_lowers_the_batch_size(train, capsys):
-    assert train("--out", "run", "--batch-size", "4096", "--epochs", "1") == 0
-    assert "batch size 4096 -> 120" in capsys.readouterr().out
+def test_what_does_not_fit_the_data_is_said(train, capsys):
+    assert train("--out", "run", "--batch-size", "4096", "--epochs", "1", "--workers", "2") == 0
+    printed = capsys.readouterr().out
+    assert "batch size 4096 -> 120" in printed
+    assert "--workers does nothing there" in printed
 
 
 def test_a_step_that_does_not_fit_into_memory_is_refused_before_the_run(train, capsys, monkeypatch):

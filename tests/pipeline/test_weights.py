@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 import fast_train
 from fast_train.data_prep import cli as prep_cli
 from fast_train.pipeline import cli
-from fast_train.pipeline.engine.listener import Listener
+from fast_train.pipeline.run import session
+from fast_train.pipeline.run.plan import plan_training
 
 SMALL = {"device": "cpu", "amp": "off", "batch_size": 24, "epochs": 1}
 # Rates so small that what was loaded is what is saved.
@@ -36,14 +37,6 @@ def other_set(image_folder, tmp_path_factory):
     return root / "set"
 
 
-class Notes(Listener):
-    def __init__(self):
-        self.lines = []
-
-    def on_start(self, start):
-        self.lines = list(start.notes)
-
-
 def _state(folder):
     return torch.load(folder / "last.pt", weights_only=True)
 
@@ -57,25 +50,23 @@ def _parameters(model):
 
 
 def test_the_averaged_weights_of_a_run_are_taken_with_its_network(run, prepared_path, tmp_path):
-    notes = Notes()
-    tuned = fast_train.train(prepared_path, weights=run, out=tmp_path / "run", listeners=[notes], **{**SMALL, **STILL})
+    tuned = fast_train.train(prepared_path, weights=run, out=tmp_path / "run", **{**SMALL, **STILL})
     assert (tuned.config.model.arch, tuned.config.model.activation) == ("resnet8", "elu")
     assert tuned.config.recipe == "fine-tune"
     taken = _state(run)["step"]["average"]
     for name, value in _parameters(_model(tuned.folder)).items():
         assert torch.equal(value, taken[name]), name
-    line = next(line for line in notes.lines if line.startswith("weights"))
+    line = next(line for line in tuned.notes if line.startswith("weights"))
     assert line.startswith(f"weights: {len(taken)} tensors of ")
     assert line.endswith("run, resnet8 with cifar stem")
 
 
 def test_the_classifier_starts_anew_for_other_classes(run, other_set, tmp_path):
-    notes = Notes()
-    tuned = fast_train.train(other_set, weights=run, out=tmp_path / "run", listeners=[notes], **{**SMALL, **STILL})
+    tuned = fast_train.train(other_set, weights=run, out=tmp_path / "run", **{**SMALL, **STILL})
     taken, model = _state(run)["step"]["average"], _model(tuned.folder)
     assert model["fc.weight"].shape[0] == 2
     assert torch.equal(model["conv1.weight"], taken["conv1.weight"])
-    assert any(line.endswith("fc starts anew: 2 classes instead of 3") for line in notes.lines)
+    assert any(line.endswith("fc starts anew: 2 classes instead of 3") for line in tuned.notes)
 
 
 def test_a_speednet_keeps_the_first_layer_of_its_weights(prepared_path, other_set, tmp_path):
@@ -156,33 +147,36 @@ def test_weights_of_another_network_are_refused(torchvision_file, prepared_path,
 @pytest.mark.parametrize("renamed", [False, True])
 def test_an_exported_file_knows_its_classes(run, prepared_path, image_folder, tmp_path, renamed):
     made = fast_train.export(run, to="weights", out=tmp_path / "file.safetensors")
-    data, notes = prepared_path, Notes()
+    data = prepared_path
     if renamed:
         for split in ("train", "test"):
             shutil.copytree(image_folder / split, tmp_path / "images" / split)
             (tmp_path / "images" / split / "circle").rename(tmp_path / "images" / split / "disc")
         data = fast_train.prepare(tmp_path / "images", out=tmp_path / "set")
-    settings = {**SMALL, **STILL, "arch": "resnet8", "activation": "elu", "listeners": [notes]}
+    settings = {**SMALL, **STILL, "arch": "resnet8", "activation": "elu"}
     tuned = fast_train.train(data, weights=made.path, out=tmp_path / "run", **settings)
     model, taken = _model(tuned.folder), _state(run)["step"]["average"]
     assert torch.equal(model["conv1.weight"], taken["conv1.weight"])
     assert torch.equal(model["fc.weight"], taken["fc.weight"]) is not renamed
-    assert notes.lines[0].endswith("fc starts anew: other classes, or in another order") is renamed
+    assert tuned.notes[0].endswith("fc starts anew: other classes, or in another order") is renamed
 
 
 def test_a_file_without_a_classifier_serves(torchvision_file, prepared_path, tmp_path):
     known = torch.load(torchvision_file, weights_only=True)
     backbone = {name: value for name, value in known.items() if not name.startswith("fc.")}
     save_file(backbone, tmp_path / "file.safetensors")
-    notes = Notes()
-    settings = {**SMALL, **STILL, "stem": "imagenet", "listeners": [notes]}
-    fast_train.train(prepared_path, weights=tmp_path / "file.safetensors", out=tmp_path / "run", **settings)
-    assert notes.lines[0].endswith("fc starts anew: there is none")
+    settings = {**SMALL, **STILL, "stem": "imagenet"}
+    tuned = fast_train.train(prepared_path, weights=tmp_path / "file.safetensors", out=tmp_path / "run", **settings)
+    assert tuned.notes[0].endswith("fc starts anew: there is none")
 
 
 @pytest.mark.parametrize(
     ("state", "message"),
-    [({"model": {}, "epoch": 3}, "holds more than tensors by name"), (None, "can't be read as weights")],
+    [
+        ({"model": {}, "epoch": 3}, "holds more than tensors by name"),
+        (torch.nn.Flatten(), r"or holds more than tensors by name; .* file of a network's state_dict\(\)"),
+        (None, "is damaged, or holds more"),
+    ],
 )
 def test_a_file_without_weights_is_refused(prepared_path, tmp_path, state, message):
     path = tmp_path / "file.pth"
@@ -199,6 +193,25 @@ def test_a_damaged_checkpoint_is_refused(run, prepared_path, tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match="damaged"):
         fast_train.train(prepared_path, weights=path, out=tmp_path / "run", **SMALL)
+
+
+def test_the_newest_whole_checkpoint_of_a_run_is_taken_and_said(run, prepared_path, tmp_path):
+    damaged = shutil.copytree(run, tmp_path / "damaged")
+    shutil.copy(run / "last.pt", damaged / "best.pt")
+    (damaged / "last.pt").write_bytes(b"words")
+    tuned = fast_train.train(prepared_path, weights=damaged, out=tmp_path / "run", **SMALL, **STILL)
+    assert any(line.endswith("best.pt, the newest whole one, takes its place") for line in tuned.notes)
+    digest = hashlib.sha256((run / "last.pt").read_bytes()).hexdigest()
+    assert tuned.config.model.weights_sha256 == digest
+
+
+def test_what_the_plan_has_read_is_not_read_again(run, prepared_path, tmp_path):
+    path = shutil.copy(run / "last.pt", tmp_path / "gone.pt")
+    given = {"data": {"path": str(prepared_path)}, "model": {"weights": str(path)}, "run": {"epochs": 1}}
+    plan = plan_training(given, recipe=None)
+    path.unlink()
+    tuned = session.train(plan, folder=tmp_path / "run")
+    assert any(line.startswith("weights: ") for line in tuned.notes)
 
 
 @pytest.fixture(scope="module")

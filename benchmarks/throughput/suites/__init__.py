@@ -9,19 +9,7 @@ from typing import TYPE_CHECKING
 
 from fast_train.benchmarks.instrument.flags import Settings, names_in, repeat_seconds
 from fast_train.benchmarks.instrument.records import CopyDetails, Details, ProductDetails
-from fast_train.benchmarks.throughput.records import (
-    OWN_FILES,
-    AccuracyDetails,
-    AugmentationDetails,
-    DecodeDetails,
-    EndToEndDetails,
-    LoaderDetails,
-    PreparationDetails,
-    RanksDetails,
-    RungDetails,
-    StartDetails,
-    StepDetails,
-)
+from fast_train.benchmarks.throughput import records
 from fast_train.common.cores import usable_cores
 from fast_train.pipeline.config.settings import Config
 
@@ -52,17 +40,19 @@ class Suite:
 
 SUITES: dict[str, Suite] = {
     "roofline": Suite(module="instrument.roofline", details=(CopyDetails, ProductDetails)),
-    "augmentation": Suite(module="augmentation", details=(AugmentationDetails,), needs="roofline"),
-    "decode": Suite(module="decode", details=(DecodeDetails,)),
-    "loaders": Suite(module="loaders", details=(LoaderDetails,)),
-    "ladder": Suite(module="ladder", details=(RungDetails,), needs="roofline", steps=True),
-    "end-to-end": Suite(module="end_to_end", details=(EndToEndDetails, StepDetails), steps=True),
+    "augmentation": Suite(module="augmentation", details=(records.AugmentationDetails,), needs="roofline"),
+    "decode": Suite(module="decode", details=(records.DecodeDetails,)),
+    "loaders": Suite(module="loaders", details=(records.LoaderDetails,)),
+    "ladder": Suite(module="ladder", details=(records.RungDetails,), needs="roofline", steps=True),
+    "end-to-end": Suite(module="end_to_end", details=(records.EndToEndDetails, records.StepDetails), steps=True),
     "accuracy": Suite(
-        module="accuracy", details=(AccuracyDetails,), flags=("target_accuracy", "runs", "epochs"), quick=False
+        module="accuracy", details=(records.AccuracyDetails,), flags=("target_accuracy", "runs", "epochs"), quick=False
     ),
-    "startup": Suite(module="startup", details=(StartDetails,), quick=False, steps=True),
-    "ranks": Suite(module="ranks", details=(RanksDetails,), flags=("ranks",), quick=False, steps=True),
-    "preparation": Suite(module="preparation", details=(PreparationDetails,), flags=("prep_dataset",), quick=False),
+    "startup": Suite(module="startup", details=(records.StartDetails,), quick=False, steps=True),
+    "ranks": Suite(module="ranks", details=(records.RanksDetails,), flags=("ranks",), quick=False, steps=True),
+    "preparation": Suite(
+        module="preparation", details=(records.PreparationDetails,), flags=("prep_dataset",), quick=False
+    ),
 }
 
 
@@ -107,6 +97,6 @@ def settings_of(flags: Flags, config: Config, cuda: bool) -> ThroughputSettings:
         runs=(5 if cuda else 2) if flags.runs is None else flags.runs,
         epochs=(None if cuda else 2) if flags.epochs is None else flags.epochs,
         accuracy_asked=asked or "accuracy" in names_in(flags.only or ""),
-        prep_dataset=flags.prep_dataset or (OWN_FILES if crops else _SYNTHETIC),
+        prep_dataset=flags.prep_dataset or (records.OWN_FILES if crops else _SYNTHETIC),
         ranks=flags.rank_counts(),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from fast_train.pipeline.engine.history import accuracy
 from fast_train.pipeline.engine.listener import Listener, Ready
 from fast_train.pipeline.errors import TrainingDiverged
 from fast_train.pipeline.run.session import Session
+from fast_train.pipeline.run.weights import read_weights
 
 SUITE = "accuracy"
 #: The row of the accuracies after the last epoch.
@@ -105,11 +107,12 @@ def _trainings(bench: Bench[ThroughputSettings]) -> tuple[list[Training], list[D
     if bench.settings.epochs is not None:
         run = dataclasses.replace(run, epochs=bench.settings.epochs, steps=None)
     config = dataclasses.replace(bench.recipe, run=run)
+    weights = None if config.model.weights is None else read_weights(Path(config.model.weights))
     runs, diverged = list[Training](), list[Diverged]()
     seeds = range(bench.settings.runs)
     with (
         bench.display.progress("time to accuracy", len(seeds)) as advance,
-        Session(config, bench.prepared) as session,
+        Session(config, bench.prepared, weights) as session,
     ):
         for seed in seeds:
             try:

@@ -60,7 +60,7 @@ _One = Callable[[int], object]
 
 
 def row_name(decoder: str, threads: int) -> str:
-    return f"{decoder}, {threads} thread{'s' if threads != 1 else ''}"
+    return f"{decoder}, {threads} thread{'s'[: threads != 1]}"
 
 
 def run(bench: Bench[ThroughputSettings]) -> None:

@@ -90,19 +90,15 @@ def _group(bench: Bench[ThroughputSettings], step_name: str, config: Config, run
             loader = bench.result.find(loaders.SUITE, row.details.loader_alone_row)
             entry, step = about[row.name]
             augmentation = by_name.get(step.augmentation_row or "")
-            parts = Parts(
+            details = judge(
+                row,
+                alone,
+                loader,
                 decoding=_decoding(bench, entry, row.details.workers),
                 augmentation=None if augmentation is None else augmentation.value,
+                share_cores=bench.device.type == "cpu",
             )
-            bench.amend(row, judge(row, alone, loader, parts, share_cores=bench.device.type == "cpu"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """Images/s of what a loader does and of what a step does, each alone; None where that was not measured."""
-
-    decoding: float | None = None
-    augmentation: float | None = None
+            bench.amend(row, details)
 
 
 def _decoding(bench: Bench[ThroughputSettings], entry: Entry, workers: int) -> float | None:
@@ -204,30 +200,32 @@ def judge(
     row: Row[EndToEndDetails],
     step: Row[Details],
     loader: Row[Details] | None,
-    parts: Parts = Parts(),
     *,
+    decoding: float | None = None,
+    augmentation: float | None = None,
     share_cores: bool,
 ) -> EndToEndDetails:
     """The row's details with the share of the time that the step waits, and in words which of the two bounds the rate.
-    step, loader: each alone. parts: of the two. share_cores: whether both compute on the CPU."""
+    step, loader: each alone. decoding, augmentation: images/s of these parts of the loader and of the step, each alone;
+    None where that was not measured. share_cores: whether both compute on the CPU."""
     waits = max(0.0, 1 - row.value / step.value)
     slow = slower(loader, row, step)
-    decoding = _share(loader, parts.decoding) if slow == LOADER else None
-    augmentation = _share(step, parts.augmentation) if slow == STEP else None
+    decode_share = _share(loader, decoding) if slow == LOADER else None
+    augmentation_share = _share(step, augmentation) if slow == STEP else None
     bound = slow
-    if decoding is not None:
-        bound = DECODING if decoding >= 0.5 else AUGMENTATION
-    elif augmentation is not None and augmentation > 0.5:
+    if decode_share is not None:
+        bound = DECODING if decode_share >= 0.5 else AUGMENTATION
+    elif augmentation_share is not None and augmentation_share > 0.5:
         bound = AUGMENTATION
     known = f"alone it gives {loader.value:,.0f} images/s" if loader is not None else "it was not measured alone"
     text = (
         f"{row.details.entry} with {row.details.step}: {_VERDICTS[bound]}. The loader: {known}; the step alone takes "
         f"{step.value:,.0f}; together {row.value:,.0f}, so the step waits {waits:.0%} of the time."
     )
-    if decoding is not None:
-        text += f" Decoding alone takes {decoding:.0%} of the loader's time."
-    if augmentation is not None:
-        text += f" The augmentation takes {augmentation:.0%} of the step's time."
+    if decode_share is not None:
+        text += f" Decoding alone takes {decode_share:.0%} of the loader's time."
+    if augmentation_share is not None:
+        text += f" The augmentation takes {augmentation_share:.0%} of the step's time."
     if share_cores and slow == STEP and _below(row, step):
         text += " It waits although the loader is faster alone: they share the cores."
     return replace(
@@ -237,8 +235,8 @@ def judge(
         wait_share=waits,
         bound=bound,
         sentence=text,
-        decode_share=decoding,
-        augmentation_share=augmentation,
+        decode_share=decode_share,
+        augmentation_share=augmentation_share,
     )
 
 

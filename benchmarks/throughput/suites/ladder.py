@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured, tf32
-from fast_train.benchmarks.instrument.cost import count_work
+from fast_train.benchmarks.instrument.cost import count_work, in_batches
 from fast_train.benchmarks.instrument.flags import Settings
 from fast_train.benchmarks.instrument.roofline import NO_TF32, kind_of, peak_flops
 from fast_train.benchmarks.instrument.timing import FAILURES
@@ -70,7 +70,7 @@ def rungs(bench: Bench[Settings]) -> list[Rung]:
         last = ladder[-1]
         config = dataclasses.replace(last.config, run=dataclasses.replace(last.config.run, **run))
         if batch is not None:
-            config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch))
+            config = in_batches(config, batch)
         ladder.append(Rung(change=change, config=config, tf32=last.tf32 if tf32 is None else tf32))
 
     climb("TF32", None if has_tf32(bench.device) else NO_TF32, tf32=True)
@@ -83,8 +83,10 @@ def rungs(bench: Bench[Settings]) -> list[Rung]:
         climb(f"batch {recipe.data.batch_size:,}", None, batch=recipe.data.batch_size)
     climb("torch.compile", _no_compile(bench, quick), compile=True)
     climb("captured graph", None if cuda else "CUDA graphs need a CUDA device", graph=True)
-    last = ladder[-1].config
-    config = dataclasses.replace(recipe, run=dataclasses.replace(last.run, seed=recipe.run.seed))
+    # With what the rungs above it changed; their run has neither the recipe's fusion nor its mode of compiling.
+    last = ladder[-1].config.run
+    run = dataclasses.replace(recipe.run, compile=last.compile, graph=last.graph)
+    config = dataclasses.replace(recipe, run=run)
     ladder.append(Rung(change=f"recipe {recipe.recipe}", config=config, tf32=ladder[-1].tf32))
     return ladder
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
+from fast_train.benchmarks.instrument.cost import in_batches
 from fast_train.benchmarks.instrument.feeds import Entry, Feed, FeedOptions, LoaderFeed, library_entries
 from fast_train.benchmarks.peers import BASELINES, peer_entries
 from fast_train.benchmarks.throughput.records import LoaderDetails
@@ -45,7 +45,7 @@ def run(bench: Bench[ThroughputSettings]) -> None:
 def row_name(entry: Entry, kind: str, batch_size: int, workers: int) -> str:
     """The name of a row. workers: of those that leave their number open."""
     count = workers_of(entry, workers)
-    suffix = f", {count} worker{'s' if count != 1 else ''}" if count else ""
+    suffix = f", {count} worker{'s'[: count != 1]}" if count else ""
     return f"{entry.name}, {kind}, batch {batch_size:,}{suffix}"
 
 
@@ -82,8 +82,7 @@ def _group(
     only_with_workers: bool = False,
 ) -> None:
     """One round-robin over all loaders at one setting."""
-    data = dataclasses.replace(bench.config.data, batch_size=batch_size)
-    config = dataclasses.replace(bench.config, data=data)
+    config = in_batches(bench.config, batch_size)
     cases = []
     with ExitStack() as stack:
         for entry in entries(bench):

@@ -29,19 +29,17 @@ def run(bench: Bench[ThroughputSettings]) -> None:
     for row in rows:
         name = row.details.format
         prepared = PreparedSet.open(bench.scratch / f"set-{name}")
-        size = sum(entry.bytes for entry in prepared.manifest.files)
+        size = float(sum(entry.bytes for entry in prepared.manifest.files))
         details = replace(row.details, images=sum(prepared.size(split) for split in prepared.splits))
         bench.amend(row, details)
-        bytes_row = f"{name}, bytes"
         bench.add(
-            Row(suite=SUITE, name=bytes_row, unit="bytes", better="lower", repeats=(float(size),), details=details)
+            Row(suite=SUITE, name=f"{name}, bytes", unit="bytes", better="lower", repeats=(size,), details=details)
         )
 
 
 def _case(bench: Bench[ThroughputSettings], name: str, given: str) -> Measured[PreparationDetails]:
     out = bench.scratch / f"set-{name}"
-    arguments = ["fast_train.data_prep.cli", "--dataset", given]
-    arguments += ["--formats", name, "--out", str(out)]
+    arguments = ["fast_train.data_prep.cli", "--dataset", given, "--formats", name, "--out", str(out)]
 
     def prepare() -> float:
         if out.exists():

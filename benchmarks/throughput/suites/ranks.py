@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from fast_train.benchmarks.instrument.bench import Bench, Measured
+from fast_train.benchmarks.instrument.cost import in_batches
 from fast_train.benchmarks.throughput.records import RanksDetails
 from fast_train.benchmarks.throughput.suites import ThroughputSettings
 from fast_train.benchmarks.throughput.suites.startup import run_module
@@ -25,7 +26,7 @@ def run(bench: Bench[ThroughputSettings]) -> None:
         bench.skip(SUITE, "scaling", "there is no NVIDIA GPU, and on a CPU ranks share the cores that one process has")
         return
     devices = torch.cuda.device_count()
-    counts = bench.settings.ranks or tuple(1 << k for k in range(devices.bit_length()))
+    counts = bench.settings.ranks or sorted({*(1 << k for k in range(devices.bit_length())), devices})
     if max(counts) > devices:
         raise ConfigError(f"--ranks {max(counts)} on {devices} GPU{'s'[: devices != 1]}; give {devices} or fewer")
     if devices == 1:
@@ -54,9 +55,8 @@ def measure(bench: Bench[ThroughputSettings], counts: Sequence[int]) -> None:
 
 def _case(bench: Bench[ThroughputSettings], name: str, count: int | None, batch: int) -> Measured[RanksDetails]:
     """count: of ranks that torchrun starts; None for a process without it."""
-    config = dataclasses.replace(bench.config, data=dataclasses.replace(bench.config.data, batch_size=batch))
     path = bench.scratch / f"ranks-{count}-{batch}.json"
-    path.write_text(json.dumps(config.to_dict()), encoding="utf-8")
+    path.write_text(json.dumps(in_batches(bench.config, batch).to_dict()), encoding="utf-8")
     start = ["fast_train.benchmarks.throughput.child", str(path), str(bench.settings.seconds)]
     if count is not None:
         start = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", *start]

@@ -15,27 +15,30 @@ from fast_train.common.files import naming
 from fast_train.common.text import show_path
 from fast_train.data_prep.whole import sha256_of
 from fast_train.pipeline.config.architectures import SPEEDNETS
-from fast_train.pipeline.config.settings import Config, ModelConfig
-from fast_train.pipeline.engine.checkpoint import load_run_state
+from fast_train.pipeline.config.settings import ModelConfig
+from fast_train.pipeline.engine.checkpoint import says_sum
 from fast_train.pipeline.errors import ConfigError
 from fast_train.pipeline.models import build_model
-from fast_train.pipeline.paths import CHECKPOINT
+from fast_train.pipeline.paths import checkpoints
+from fast_train.pipeline.run.record import fitting, load
 
 # torchvision's older files lack the counts of batches, which no arithmetic depends on.
 _COUNT = ".num_batches_tracked"
 _CLASSIFIER = "fc."
-_GIVE = "give a run's folder, a checkpoint, a .pth or a .safetensors file"
+_GIVE = "give a run's folder, a checkpoint, or a .pth or .safetensors file of a network's state_dict()"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A file's tensors by name, and its SHA-256. model, classes: of a file of this project, as far as it says them."""
+    """A file's tensors by name, and its SHA-256. model, classes: of a file of this project, as far as it says them.
+    notes: what there is to say of the file, a line each."""
 
     given: Path
     sha256: str
     tensors: Mapping[str, Tensor]
     model: ModelConfig | None = None
     classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def network(self) -> dict[str, str | None]:
@@ -54,7 +57,12 @@ class Weights:
     def fitted(self, model: ModelConfig, classes: tuple[str, ...]) -> dict[str, Tensor]:
         """Those that a network of ``model`` for ``classes`` begins with: all but the classifier's, and these too where
         the classes, or of an unknown file their number, are the same. ConfigError where one is missing, left over or of
-        another shape."""
+        another shape, and for another file than ``model`` says."""
+        if model.weights_sha256 not in (None, self.sha256):
+            raise ConfigError(
+                f"{show_path(self.given)} is another file: its SHA-256 is {self.sha256}, not {model.weights_sha256}; "
+                "give the right --weights"
+            )
         with torch.device("meta"):
             wanted = {name: tensor.shape for name, tensor in build_model(model).state_dict().items()}
         tensors = self.tensors
@@ -92,7 +100,7 @@ class Weights:
         return f"{path} holds {name} of shape {list(here)}, and {has} has it of {list(wanted)}; {advice}"
 
     def note(self, model: ModelConfig, classes: tuple[str, ...]) -> str:
-        """What a training takes of them; ConfigError as of `fitted`."""
+        """What a training takes of them, in a line; ConfigError as of `fitted`."""
         taken = self.fitted(model, classes)
         line = f"weights: {len(taken)} tensors of {show_path(self.given)}"
         if self.model is not None:
@@ -112,51 +120,56 @@ def _words(model: ModelConfig) -> str:
     return model.arch if model.arch in SPEEDNETS else f"{model.arch} with {model.first_layers} stem"
 
 
-def read_weights(given: Path, sha256: str | None = None) -> Weights:
-    """Read a run's folder, which stands for its last checkpoint, a checkpoint, whose averaged weights are taken where
-    it has such, or a state dict that `torch.save` or safetensors wrote.
+def no_weights(given: Path) -> ConfigError:
+    return ConfigError(f"no weights at {show_path(given)}; {_GIVE}")
 
-    sha256: what the file's is to be. Raises ConfigError or CheckpointError, in one line, for what is not there, can't
-    be read or is another file. Nothing in the file is executed.
+
+def read_weights(given: Path) -> Weights:
+    """Read a run's folder or a checkpoint as `load` does, and take its averaged weights where it has such; or a state
+    dict that `torch.save` or safetensors wrote.
+
+    Raises ConfigError or CheckpointError, in one line, for what is not there or can't be read. Nothing in the file is
+    executed.
     """
-    path = given / CHECKPOINT if given.is_dir() else given
-    if not path.is_file():
-        raise ConfigError(f"no weights at {show_path(path)}; {_GIVE}")
-    with naming(path), open(path, "rb") as file:
+    if not (checkpoints(given) if given.is_dir() else given.is_file()):
+        raise no_weights(given)
+    if given.is_dir() or says_sum(given):
+        return _of_run(given)
+    with naming(given), open(given, "rb") as file:
         digest = sha256_of(file)
-        if sha256 is not None and digest != sha256:
-            raise ConfigError(
-                f"{show_path(path)} is another file: its SHA-256 is {digest}, not {sha256}; give the right --weights"
-            )
+        file.seek(0)
         try:
-            if path.suffix == ".safetensors":
-                return _of_safetensors(given, digest, path)
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            if given.suffix == ".safetensors":
+                return _of_safetensors(given, digest)
+            state = torch.load(file, map_location="cpu", weights_only=True)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # both libraries raise many kinds for a damaged file
-            raise ConfigError(f"{show_path(path)} can't be read as weights; {_GIVE}") from error
+            raise ConfigError(f"{show_path(given)} is damaged, or holds more than tensors by name; {_GIVE}") from error
     if isinstance(state, dict) and "format_version" in state:
-        return _of_run(given, digest, path)
+        # Of an earlier version.
+        return _of_run(given)
+    return Weights(given, digest, _tensors(state, given))
+
+
+def _tensors(state: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not state or not all(isinstance(t, Tensor) for t in state.values()):
-        raise ConfigError(f"{show_path(path)} holds more than tensors by name; give a file of a network's state_dict()")
-    return Weights(given, digest, {str(name): tensor for name, tensor in state.items()})
+        raise ConfigError(f"{show_path(path)} holds more than tensors by name; {_GIVE}")
+    return {str(name): tensor for name, tensor in state.items()}
 
 
-def _of_safetensors(given: Path, digest: str, path: Path) -> Weights:
+def _of_safetensors(path: Path, digest: str) -> Weights:
     with safe_open(path, "pt") as file:
         # Those of `fast-export` say which classes they are for.
         classes = json.loads((file.metadata() or {}).get("classes", "null"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return Weights(given, digest, tensors, classes=None if classes is None else tuple(classes))
+    return Weights(path, digest, tensors, classes=None if classes is None else tuple(classes))
 
 
-def _of_run(given: Path, digest: str, path: Path) -> Weights:
-    state = load_run_state(path)
-    step = state["step"]
-    try:
-        tensors = dict(step["average"] or step["model"])
-        model = Config.from_dict(state["config"]).model
-    except (LookupError, TypeError) as error:
-        raise ConfigError(f"{show_path(path)} holds no weights; give a checkpoint that fast-train wrote") from error
-    return Weights(given, digest, tensors, model, tuple(state["classes"]))
+def _of_run(given: Path) -> Weights:
+    saved = load(given)
+    with naming(saved.path), open(saved.path, "rb") as file:
+        digest = sha256_of(file)
+    with fitting(saved.path):
+        tensors = _tensors(saved.weights, saved.path)
+    return Weights(given, digest, tensors, saved.config.model, tuple(saved.state["classes"]), saved.notes)
