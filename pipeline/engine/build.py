@@ -233,7 +233,8 @@ def ready_steps(
     """The step for images of each size, which the augmenter of the step makes: see `ready_step`."""
     if data_device(runtime.device).type == "cpu":
         # Here, and not in the first step: Numba compiles a crop when one is first made.
-        augmenter(example)
+        with phase("compilation"):
+            augmenter(example)
     ready: dict[int, Callable[[AnyBatch], None]] = {}
     beside: CapturedStep | None = None
     # The largest first: the others find room in the memory that it took.

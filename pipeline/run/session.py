@@ -23,7 +23,7 @@ from fast_train.pipeline.engine.identity import identity
 from fast_train.pipeline.engine.listener import Listener, Start, warn
 from fast_train.pipeline.engine.runtime import fix_threads, running
 from fast_train.pipeline.engine.trainer import Trainer
-from fast_train.pipeline.paths import BEST, checkpoints
+from fast_train.pipeline.paths import BEST, checkpoints, run_folder
 from fast_train.pipeline.ranks import current
 from fast_train.pipeline.run.folder import claim_folder, default_folder
 from fast_train.pipeline.run.log import RunLog
@@ -250,7 +250,8 @@ class Session:
 def _nothing_to_do(start: Start, saved: Saved, seconds: float) -> Outcome:
     history, trained = saved.state["history"], saved.state["train_seconds"]
     return Outcome(
-        folder=start.folder,
+        # A new folder, if one was given, holds nothing.
+        folder=run_folder(saved.path),
         config=start.config,
         prepared=start.prepared,
         evaluation=None,

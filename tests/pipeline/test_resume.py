@@ -130,6 +130,9 @@ def test_nothing_is_loaded_for_a_run_that_is_over(train, capsys, monkeypatch):
     for target, status in ((), 0), (("--target-accuracy", "1"), 1):
         assert train("--out", "run", "--epochs", "1", "--resume", "auto", *target) == status
         assert "run is complete: 1 epoch; nothing to do" in capsys.readouterr().out
+    assert cli.main(["--resume", "run/last.pt", "--out", "new"]) == 0
+    assert "run is complete" in capsys.readouterr().out
+    assert not (train.folder / "new").exists()
 
 
 def test_auto_goes_on_with_the_last_of_numbered_runs(train, tmp_path):

@@ -87,7 +87,7 @@ def rungs(bench: Bench[Settings]) -> list[Rung]:
     last = ladder[-1].config.run
     run = dataclasses.replace(recipe.run, compile=last.compile, graph=last.graph)
     config = dataclasses.replace(recipe, run=run)
-    ladder.append(Rung(change=f"recipe {recipe.recipe}", config=config, tf32=ladder[-1].tf32))
+    ladder.append(Rung(change=f"recipe {recipe.recipe}", config=config, tf32=ladder[-1].tf32 and run.tf32))
     return ladder
 
 
