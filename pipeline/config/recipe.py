@@ -165,9 +165,11 @@ def check_evaluated(given: Given, checkpoint: Path) -> None:
 
 def without_overruled(flags: Mapping[str, Any]) -> Mapping[str, Any]:
     """Flags that also take back what they replace of the settings that they are merged over: a length in epochs one in
-    steps, one size of the crops several, and the other way round."""
-    run, crop = flags.get("run", {}), flags.get("crop", {})
-    replaced: dict[str, Any] = {"run": {"steps": None}} if "epochs" in run else {}
-    if "size" in crop or "progressive" in crop:
+    steps, one size of the crops several, and the other way round, and either the size of evaluated ones."""
+    replaced: dict[str, dict[str, Any]] = {"run": {}, "crop": {}}
+    if "epochs" in flags.get("run", {}):
+        replaced["run"]["steps"] = None
+    if {"size", "progressive"} & {*flags.get("crop", {})}:
         replaced["crop"] = {"size": None, "progressive": ()}
+        replaced["run"]["eval_size"] = None
     return merge(replaced, flags)

@@ -276,7 +276,7 @@ def test_the_default_recipe_fits_the_images(ragged_path, arch, recipe):
 
 def test_one_size_takes_the_place_of_a_recipes_several_and_the_other_way_round():
     config = resolve("photos", {"crop": {"size": 96}})
-    assert config.crop.sizes == (96,)
+    assert (config.crop.sizes, config.run.eval_size) == ((96,), None)
     assert resolve("photos", {"crop": {"progressive": [64, 96]}}).crop.sizes == (64, 96)
     assert override(config, {"crop": {"size": None, "progressive": (32, 64)}}).crop.sizes == (32, 64)
 
