@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 import tarfile
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -268,6 +269,76 @@ class Photograph(Reader):
         return _digest([pixels])
 
 
+class Table(Reader):
+    """A list of image files in CSV."""
+
+    checked = False
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        folder.mkdir(parents=True)
+        rows = ["path,label,split"]
+        for split, count in COUNTS.items():
+            for number in range(count):
+                (folder / f"{split}{number}.png").touch()
+                rows.append(f"{split}{number}.png,{CLASSES[number % len(CLASSES)]},{split}")
+        self.targets = [folder / "images.csv"]
+        self.targets[0].write_text("\n".join(rows))
+
+    def read(self, path: Path) -> str:
+        from fast_train.data_prep.sources.table import list_table
+
+        listing = list_table(path, self.folder, {})
+        assert all((self.folder / file.name).is_file() for file in listing.files), "a file that is not there"
+        return _checked_listing(listing)
+
+
+class Shards(Reader):
+    """Images in a parquet file of Hugging Face's form."""
+
+    checked = False
+    library = "pyarrow"
+
+    def __init__(self, folder: Path) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        super().__init__(folder)
+        folder.mkdir(parents=True)
+        labels = [number % len(CLASSES) for number in range(COUNTS["train"])]
+        images = [{"bytes": bytes([number]) * 40, "path": None} for number in range(len(labels))]
+        features = {"label": {"names": list(CLASSES), "_type": "ClassLabel"}}
+        table = pyarrow.table({"image": images, "label": labels})
+        self.targets = [folder / "train-00000-of-00001.parquet"]
+        parquet.write_table(
+            table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}),
+            self.targets[0],
+            row_group_size=7,
+        )
+
+    def numbers(self, path: Path, raw: bytes) -> list[Places]:
+        footer = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+        return [[(len(raw) - 8, 4)], [(at, 1) for at in range(footer, len(raw) - 8)]]
+
+    def read(self, path: Path) -> str:
+        from fast_train.common.console import Display
+        from fast_train.data_prep.sources import SourceOptions, build_source
+
+        source: Any = build_source(f"parquet:{path}", SourceOptions(), Display())
+        listing = source.listing
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            source.root = Path(scratch)
+            source._unpack(listing)
+            contents = [(source.root / file.name).read_bytes() for file in listing.files]
+        return _checked_listing(listing) + hashlib.sha256(b"".join(contents)).hexdigest()
+
+
+def _checked_listing(listing: Any) -> str:
+    assert {file.class_name for file in listing.files} <= set(listing.classes), "a class of its own"
+    assert all(map(str.isprintable, listing.classes)), "a class that does not print"
+    return repr((listing.files, listing.classes))
+
+
 class Batches(Reader):
     """CIFAR's pickles in a folder, and the archive of them."""
 
@@ -382,6 +453,37 @@ class Checkpoint(RunReader):
         return _digest([[value.numpy() for value in saved.weights.values()]]) + repr(saved.config)
 
 
+class WeightFiles(Reader):
+    """Weights to begin with, of others' files."""
+
+    checked = False
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+        from safetensors.torch import save_file
+
+        from fast_train.pipeline.config.settings import ModelConfig
+        from fast_train.pipeline.models import build_model
+
+        super().__init__(folder)
+        folder.mkdir(parents=True)
+        self._config = ModelConfig(arch="quick-resnet8", num_classes=len(CLASSES))
+        self._network = build_model(self._config)
+        self.targets = [folder / "weights.safetensors", folder / "weights.pth"]
+        save_file(self._network.state_dict(), self.targets[0])
+        torch.save(self._network.state_dict(), self.targets[1])
+
+    def numbers(self, path: Path, raw: bytes) -> list[Places]:
+        return Packed.numbers(self, path, raw) if path.suffix == ".safetensors" else []
+
+    def read(self, path: Path) -> str:
+        from fast_train.pipeline.run.weights import read_weights
+
+        taken = read_weights(path).fitted(self._config, CLASSES)
+        self._network.load_state_dict(taken, strict=False)
+        return _digest([[tensor.numpy() for tensor in taken.values()]])
+
+
 READERS: dict[str, type[Reader]] = {
     "manifest": ManifestJson,
     "packed": Packed,
@@ -391,11 +493,14 @@ READERS: dict[str, type[Reader]] = {
     "ragged beton": RaggedBeton,
     "ragged tfrecord": RaggedTFRecord,
     "images": Photograph,
+    "csv": Table,
+    "parquet": Shards,
     "cifar": Batches,
     "recipe": Recipe,
     "record": RunRecord,
     "metrics": Metrics,
     "checkpoint": Checkpoint,
+    "weights": WeightFiles,
 }
 
 

@@ -8,7 +8,7 @@ from fast_train.pipeline.config.settings import ModelConfig
 from fast_train.pipeline.engine.augmentation import Augmenter
 from fast_train.pipeline.engine.evaluate import check_tta, evaluate, evaluation_batch
 from fast_train.pipeline.errors import ConfigError
-from fast_train.pipeline.loaders import LOADERS, build_loader
+from fast_train.pipeline.loaders import build_loader
 from fast_train.pipeline.models import build_model
 
 
@@ -33,7 +33,6 @@ def _plainly(model, prepared):
         return model.eval()(images).softmax(1), torch.tensor(packed.labels)
 
 
-@pytest.mark.parametrize("name", sorted(LOADERS))
 @pytest.mark.parametrize("batch_size", [1, 5, 33, 100])
 def test_equals_one_big_batch(prepared, name, batch_size):
     model = build_model(ModelConfig(arch="resnet8", num_classes=3))
