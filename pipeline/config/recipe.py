@@ -166,10 +166,7 @@ def check_evaluated(given: Given, checkpoint: Path) -> None:
 def without_overruled(flags: Mapping[str, Any]) -> Mapping[str, Any]:
     """Flags that also take back what they replace of the settings that they are merged over: a length in epochs one in
     steps, one size of the crops several, and the other way round, and either the size of evaluated ones."""
-    replaced: dict[str, dict[str, Any]] = {"run": {}, "crop": {}}
-    if "epochs" in flags.get("run", {}):
-        replaced["run"]["steps"] = None
+    replaced: dict[str, Any] = {"run": {"steps": None}} if "epochs" in flags.get("run", {}) else {}
     if {"size", "progressive"} & {*flags.get("crop", {})}:
-        replaced["crop"] = {"size": None, "progressive": ()}
-        replaced["run"]["eval_size"] = None
+        replaced = merge(replaced, {"crop": {"size": None, "progressive": ()}, "run": {"eval_size": None}})
     return merge(replaced, flags)
