@@ -37,6 +37,8 @@ _LOADS = "fast_train.pipeline.loaders.resident:ResidentLoader.__init__"
 _WRITES_SPLIT = "fast_train.data_prep.prepare:_write_split"
 _REPORTS = "fast_train.benchmarks.throughput.report:write_report"
 _RESUMED = "--resume auto"
+# Of a run that would go on for hours.
+_STOPPED = "--resume auto --epochs 100000 --stop-after 1"
 _OVERWRITES = "overwrite={data}/train.safetensors"
 _ELSEWHERE = "--out {disk}/again"
 _WORKER = "--loader torch --workers 1"
@@ -161,7 +163,7 @@ DISKS = (
     Case(
         name="two runs in one folder",
         command="fast-train", faults=(_two_runs,), flags="--epochs 100000", status=(143,), says="saved",
-        kept=("out/last.pt",), again="--epochs 1 --resume auto",
+        kept=("out/last.pt",), again=_STOPPED,
     ),
 )  # fmt: skip
 
@@ -228,12 +230,12 @@ SIGNALS = (
     Case(
         name="Ctrl-C while it trains",
         command="fast-train", faults=(sent(signal.SIGINT, "epoch 1"),), flags=f"--epochs 100000 {_WORKER}",
-        status=(130,), says="saved", kept=("out/last.pt",), again="--epochs 1 --resume auto",
+        status=(130,), says="saved", kept=("out/last.pt",), again=_STOPPED,
     ),
     Case(
         name="the terminal is closed",
         command="fast-train", faults=(closed_terminal("epoch 1"),), flags="--epochs 100000",
-        status=(129,), kept=("out/last.pt",), again="--epochs 1 --resume auto",
+        status=(129,), kept=("out/last.pt",), again=_STOPPED,
     ),
 )  # fmt: skip
 
