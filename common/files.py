@@ -164,6 +164,13 @@ def cache_folder() -> Path:
     return folder
 
 
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders, the innermost first, up to the first that something was written into."""
+    with suppress(OSError):
+        for path in folders:
+            path.rmdir()
+
+
 def user_path(text: str) -> Path:
     """The path that a user means: ``~`` or ``~name`` at its front is a home, unless something of that very name lies
     here, or nobody of that name has a home. ValueError: ``~`` is meant, and there is no home."""

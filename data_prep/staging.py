@@ -8,11 +8,11 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fast_train.common.files import is_running, locked, sync_folder
+from fast_train.common.files import is_running, locked, remove_empty, sync_folder
 from fast_train.common.text import format_bytes, show
 from fast_train.data_prep.errors import PreparedSetError
 
@@ -78,9 +78,7 @@ def staging(place: Path) -> Iterator[Stage]:
                 stage.put_back()
                 shutil.rmtree(stage.folder, ignore_errors=True)
     finally:
-        with suppress(OSError):
-            for folder in missing:
-                folder.rmdir()
+        remove_empty(missing)
 
 
 def _make_folder(stage: Stage) -> None:

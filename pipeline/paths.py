@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import re
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
+from fast_train.common.files import remove_empty
 from fast_train.common.text import is_plain, one_line, show
 from fast_train.pipeline.errors import ConfigError, check_name
 
@@ -119,10 +119,3 @@ def make_folder(folder: Path) -> list[Path]:
             f"the folder {show(folder)} can't be made ({error.strerror or one_line(error)}); name another place"
         ) from error
     return made
-
-
-def remove_empty(folders: list[Path]) -> None:
-    """Remove folders, the innermost first, up to the first that something was written into."""
-    with suppress(OSError):
-        for path in folders:
-            path.rmdir()

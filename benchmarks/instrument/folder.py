@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fast_train.pipeline.paths import remove_empty
+from fast_train.common.files import remove_empty
 
 # What a finished report has.
 _REPORTS = {"report.json", "step-lab.json"}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from fast_train.common.files import is_running, locked
+from fast_train.common.files import is_running, locked, remove_empty
 from fast_train.common.text import show
 from fast_train.data_prep.manifest import PreparedSet
 from fast_train.pipeline.config.settings import Config
@@ -21,7 +21,6 @@ from fast_train.pipeline.paths import (
     check_new,
     holds_run,
     make_folder,
-    remove_empty,
     run_folder,
 )
 from fast_train.pipeline.run.record import Resume, Saved
